@@ -1,0 +1,198 @@
+"""What a run leaves behind, and the only way to write and read it (standard library alone, so tables need no torch).
+
+A run's folder holds
+
+    config.yaml        the resolved configuration, one page
+    manifest.json      who, what, where, when: `MANIFEST`
+    steps.jsonl        one line per logging interval: `STEP`
+    eval.json          metrics of the samples and the likelihood: `EVALUATION`
+    samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions)
+    drawn.sdf          the first few samples with their inferred bonds, for the figures
+    state.safetensors  checkpoint; log.txt  the log
+
+Every file is written to a temporary name, synced and renamed, so that a reader sees the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+class RecordError(ValueError):
+    """A record that is not what its schema says; the message names file, key, what came and what was expected."""
+
+
+# A schema maps a key to the types its value may have; a nested mapping is a nested object. Keys ending in '?' may be
+# absent. `dict` stands for a free object, for what differs between plug-ins.
+Number = (int, float)
+MANIFEST: dict[str, Any] = {
+    "schema": int,
+    "run": str,  # the folder's name
+    "study": str,
+    "status": str,  # running | done | failed | skipped
+    "reason": (str, type(None)),  # of a failure or a skip, one line
+    "method": dict,  # name and options
+    "backbone": dict,  # name, size and options
+    "seed": int,
+    "guarantee": str,  # exact | in_law | at_optimum | none
+    "n_steps": int,  # planned optimiser steps; 0 where nothing is trained
+    "weights_from": (str, type(None)),  # run whose weights are used, for methods that train nothing
+    "data": {
+        "name": str,
+        "label": str,  # as tables state it: 'QM9, at most 14 atoms, without fluorine'
+        "source": str,
+        "fingerprint": str,
+        "n_train": int,
+        "n_valid": int,
+        "n_test": int,
+        "mean_atoms": Number,
+        "elements": list,
+        "notes": list,
+    },
+    "code": {"version": str, "commit": (str, type(None)), "dirty": (bool, type(None))},
+    "environment": {
+        "device": str,
+        "dtype": str,
+        "n_threads": int,
+        "compile": str,  # 'eager', 'inductor', or 'eager (reason why it fell back)'
+        "versions": dict,  # package -> version
+        "platform": str,
+    },
+    "parameters": {"backbone": int, "method": int, "total": int},
+    "cost": {  # filled as the run goes
+        "step_seconds?": Number,  # median over steps, without warm-up, input and evaluation
+        "train_seconds?": Number,  # sum over steps
+        "sample_seconds_per_molecule?": Number,
+        "sample_network_calls?": int,  # per molecule
+        "train_network_calls?": int,
+        "peak_memory_mb?": Number,
+        "n_parallel?": int,  # runs that shared the machine
+    },
+    "created": str,
+    "updated": str,
+}
+STEP: dict[str, Any] = {
+    "step": int,  # optimiser steps done
+    "seconds": Number,  # spent in training steps so far
+    "loss?": Number,  # mean training loss since the last line
+    "grad_norm?": Number,  # mean over the same steps, before clipping
+    "clipped?": Number,  # fraction of those steps
+    "lr?": Number,
+    "valid_loss?": Number,  # same loss, EMA weights, fixed times and noise, validation split
+}
+METRICS: dict[str, Any] = {
+    "n_molecules": int,
+    "atom_stability": Number,
+    "molecule_stability": Number,
+    "validity": Number,
+    "uniqueness": (int, float, type(None)),  # of the valid ones; null when none is valid
+    "novelty": (int, float, type(None)),  # of the unique ones; null without training molecules
+}
+EVALUATION: dict[str, Any] = {
+    "schema": int,
+    "run": str,
+    "step": int,  # optimiser steps of the weights evaluated
+    "weights": str,  # 'ema'
+    "n_sampling_steps": int,
+    "sampling_seed": int,
+    "metrics": METRICS,
+    "intervals": dict,  # metric -> [low, high], 95 %, molecules resampled
+    "nll": {"split": str, "mean": Number, "sem": Number, "n_molecules": int, "n_passes": int, "terms": dict},
+    "data_row": {**METRICS, "split": str},
+    "versions": dict,
+}
+
+
+def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
+    """Raise RecordError unless `record` has the keys and types of `schema`, and no others."""
+    if not isinstance(record, dict):
+        raise RecordError(f"{where}: expected an object, got {type(record).__name__}")
+    version = record.get("schema", SCHEMA_VERSION)
+    if "schema" in schema and version != SCHEMA_VERSION:
+        raise RecordError(f"{where}: written with record schema {version}, this equibench reads schema {SCHEMA_VERSION}; use the version that wrote it")
+    known = {key.rstrip("?") for key in schema}
+    for key in sorted(set(record) - known):
+        raise RecordError(f"{where}: unknown key {key!r}; expected {', '.join(sorted(known))}")
+    for key, expected in schema.items():
+        name = key.rstrip("?")
+        if name not in record:
+            if key.endswith("?"):
+                continue
+            raise RecordError(f"{where}: key {name!r} is missing")
+        value = record[name]
+        if isinstance(expected, Mapping):
+            check(value, expected, f"{where}: {name}")
+        elif not isinstance(value, expected) or (isinstance(value, bool) and expected in (int, Number)):
+            raise RecordError(f"{where}: {name!r} is {value!r}, expected {_names(expected)}")
+
+
+def _names(types: Any) -> str:
+    return " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a crash at any moment leaves the old content or the new one.
+
+    Raises OSError with one line that names the file (no space, read-only folder); the old file is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror}: could not write {path}; nothing already written was changed") from error
+        raise
+
+
+def write_json(path: Path, record: Mapping[str, Any], schema: Mapping[str, Any] | None = None) -> None:
+    """Check against the schema, if one is given, and write; NaN is refused because it is not JSON."""
+    if schema is not None:
+        check(record, schema, str(path))
+    write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read one record; RecordError when it is no JSON or breaks its schema."""
+    try:
+        record = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path}: not readable as JSON ({error}); delete it to have it made again") from error
+    if schema is not None:
+        check(record, schema, str(path))
+    return record
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Lines of steps.jsonl; a last line cut short by a crash is left out, any other fault raises RecordError."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    steps = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            step = json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise RecordError(f"{path}:{number}: not readable as JSON ({error})") from error
+        check(step, STEP, f"{path}:{number}")
+        steps.append(step)
+    return steps
+
+
+def run_folders(study: Path) -> Iterator[Path]:
+    """Folders of a study that hold a manifest, in name order."""
+    if study.is_dir():
+        yield from (path.parent for path in sorted(study.glob("*/manifest.json")))

@@ -1,0 +1,91 @@
+"""Molecules as files hold them: nuclear charges and positions in numpy arrays, no torch.
+
+`Structures` is what data sets are read into, what sampling writes and what the metrics score. Positions are in
+angstrom. Atoms of all molecules lie one after the other; `ptr[i]:ptr[i+1]` are the atoms of molecule i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Structures:
+    """A list of M molecules with A atoms in all.
+
+    Attributes:
+        numbers: nuclear charges [A], int64; 0 never occurs.
+        positions: [A, 3] in angstrom, float32 or float64.
+        ptr: [M + 1], int64, ptr[0] = 0 and ptr[M] = A.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    ptr: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.positions.shape != (len(self.numbers), 3):
+            raise ValueError(
+                f"positions have shape {self.positions.shape}, expected ({len(self.numbers)}, 3): one row for each nuclear charge"
+            )
+        if self.ptr[0] != 0 or self.ptr[-1] != len(self.numbers):
+            raise ValueError(f"ptr runs from {self.ptr[0]} to {self.ptr[-1]}, expected 0 to {len(self.numbers)}")
+
+    @classmethod
+    def from_list(cls, molecules: Sequence[tuple[np.ndarray, np.ndarray]]) -> Structures:
+        """Concatenate (numbers [n], positions [n, 3]) pairs."""
+        sizes = [len(numbers) for numbers, _ in molecules]
+        return cls(
+            numbers=np.concatenate([np.asarray(numbers, dtype=np.int64) for numbers, _ in molecules] or [np.zeros(0, np.int64)]),
+            positions=np.concatenate([np.asarray(x) for _, x in molecules] or [np.zeros((0, 3))]),
+            ptr=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
+        )
+
+    @classmethod
+    def from_padded(cls, num_atoms: np.ndarray, charges: np.ndarray, positions: np.ndarray) -> Structures:
+        """From EDM's layout: num_atoms [M], charges [M, n_max] with 0 as padding, positions [M, n_max, 3]."""
+        real = np.arange(charges.shape[1])[None, :] < num_atoms[:, None]
+        return cls(
+            numbers=charges[real].astype(np.int64),
+            positions=positions[real],
+            ptr=np.concatenate([[0], np.cumsum(num_atoms, dtype=np.int64)]).astype(np.int64),
+        )
+
+    @property
+    def n_atoms(self) -> np.ndarray:
+        """Atoms of each molecule [M]."""
+        return np.diff(self.ptr)
+
+    def __len__(self) -> int:
+        return len(self.ptr) - 1
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        start, stop = self.ptr[index], self.ptr[index + 1]
+        return self.numbers[start:stop], self.positions[start:stop]
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        return (self[i] for i in range(len(self)))
+
+    def select(self, index: np.ndarray) -> Structures:
+        """The molecules at `index` (integers, in that order) or where `index` is True (booleans [M])."""
+        index = np.asarray(index)
+        if index.dtype == bool:
+            index = np.flatnonzero(index)
+        sizes = self.n_atoms[index]
+        ptr = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
+        atoms = np.repeat(self.ptr[:-1][index] - ptr[:-1], sizes) + np.arange(ptr[-1])
+        return Structures(self.numbers[atoms], self.positions[atoms], ptr)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Structures]) -> Structures:
+        """Several lists as one."""
+        offsets = np.cumsum([0, *(part.ptr[-1] for part in parts)])
+        ptr = [part.ptr[:-1] + offset for part, offset in zip(parts, offsets, strict=False)]
+        return cls(
+            numbers=np.concatenate([part.numbers for part in parts]),
+            positions=np.concatenate([part.positions for part in parts]),
+            ptr=np.concatenate([*ptr, offsets[-1:]]).astype(np.int64),
+        )
