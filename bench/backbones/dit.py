@@ -1,0 +1,200 @@
+"""DiT: diffusion transformer over atoms with a Gaussian pair embedding, the network of SymDiff.
+
+Peebles & Xie, Scalable diffusion models with transformers (arXiv:2212.09748); as used by Zhang et al., SymDiff
+(arXiv:2410.06262). Equivariant under permutations, not under rotations: coordinates enter as they are.
+
+    token_i = [ Linear([x_i, h_i]),  W mean_j G(d_ij) + b ]
+    G_k(d) = exp(-((d - mu_k) / s_k)^2 / 2) / (sqrt(2 pi) s_k),  s_k = |raw_k| + 0.01
+    block: adaLN-Zero around self-attention and around a SwiGLU MLP
+Tokens are real atoms only, and attention runs within molecules, one dense block per molecule size. The released code
+sums bias-carrying embeddings over padded columns, so that its outputs depend on padding; here there are none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bench.backbones.pairs import differences, mean_over_partners
+from bench.molecules import Layout, Molecules
+from bench.registry import backbones
+
+
+@dataclass
+class DiTConfig:
+    """Options of the DiT; a named size sets the first four."""
+
+    width: int = 384
+    depth: int = 12
+    n_heads: int = 6
+    embedding_width: int = 184  # of [x, h]; also the number of Gaussians. The pair part has width - this channels
+    mlp_ratio: int = 4
+    time_scale: float = 1.0  # published networks see t in [0, 1], so the fastest time feature turns by 1 rad
+
+
+class GaussianPairEmbedding(nn.Module):
+    """p_i = W mean_j G(d_ij) + b over all atoms j of the molecule, i included."""
+
+    def __init__(self, n_gaussians: int, width: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.empty(n_gaussians).uniform_(0, 3))
+        self.raw_scale = nn.Parameter(torch.empty(n_gaussians).uniform_(0, 3))
+        self.linear = xavier_linear(n_gaussians, width)
+
+    def forward(self, x: Float[Tensor, "A 3"], layout: Layout) -> Float[Tensor, "A E"]:
+        """Rotation-invariant embedding of each atom; `layout` sorted by size."""
+        # 1e-30 keeps the gradient of the root finite on the diagonal, where it is multiplied by zero
+        distance = (differences(x, layout).square().sum(1, keepdim=True) + 1e-30).sqrt()
+        scale = self.raw_scale.abs() + 0.01
+        # one multiply-add and one exponential on the large [P, K] array; 3.14159 is the published constant
+        scaled = torch.addcmul(-self.mean / (scale * math.sqrt(2)), distance, 1 / (scale * math.sqrt(2)))
+        gaussians = torch.exp(-scaled.square())
+        return self.linear(mean_over_partners(gaussians, layout) / (math.sqrt(2 * 3.14159) * scale))
+
+
+def xavier_linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
+    """Linear layer with Xavier-uniform weights and zero bias."""
+    linear = nn.Linear(n_in, n_out, bias=bias)
+    nn.init.xavier_uniform_(linear.weight)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+def zero_linear(n_in: int, n_out: int) -> nn.Linear:
+    """Linear layer that starts as zero (adaLN-Zero, output)."""
+    linear = nn.Linear(n_in, n_out)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+class TimeEmbedding(nn.Module):
+    """256 features cos|sin of t 10000^(-k/128), then an MLP."""
+
+    def __init__(self, width: int, time_scale: float) -> None:
+        super().__init__()
+        self.time_scale = time_scale
+        self.inner = nn.Linear(256, width)
+        self.outer = nn.Linear(width, width)
+        for linear in (self.inner, self.outer):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B H"]:
+        frequency = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128).to(t.dtype)
+        angle = (t * self.time_scale)[:, None] * frequency
+        return self.outer(F.silu(self.inner(torch.cat([angle.cos(), angle.sin()], dim=1))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention within molecules."""
+
+    def __init__(self, width: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv = xavier_linear(width, 3 * width)
+        self.out = xavier_linear(width, width)
+
+    def forward(self, tokens: Float[Tensor, "A H"], layout: Layout) -> Float[Tensor, "A H"]:
+        mixed = []
+        for part, (n, b, _) in zip(self.qkv(tokens).split([b * n for n, b, _ in layout.buckets]), layout.buckets, strict=True):
+            # [b, n, 3, heads, width per head] -> three of [b, heads, n, width per head]
+            q, k, v = part.view(b, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b * n, -1))
+        return self.out(torch.cat(mixed))
+
+
+class SwiGLU(nn.Module):
+    """Linear to r H, halves (u, v), SiLU(u) v, Linear back; v starts near 1 as in timm's initialisation."""
+
+    def __init__(self, width: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.inner = xavier_linear(width, mlp_ratio * width)
+        self.outer = xavier_linear(mlp_ratio * width // 2, width)
+        half = mlp_ratio * width // 2
+        nn.init.normal_(self.inner.weight[half:], std=1e-6)
+        nn.init.ones_(self.inner.bias[half:])
+
+    def forward(self, tokens: Float[Tensor, "A H"]) -> Float[Tensor, "A H"]:
+        u, v = self.inner(tokens).chunk(2, dim=1)
+        return self.outer(F.silu(u) * v)
+
+
+class Block(nn.Module):
+    """adaLN-Zero transformer block."""
+
+    def __init__(self, width: int, n_heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.attention = Attention(width, n_heads)
+        self.mlp = SwiGLU(width, mlp_ratio)
+        self.modulation = zero_linear(width, 6 * width)
+
+    def forward(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
+        """c: SiLU of the time embedding."""
+        modulation = self.modulation(c).index_select(0, layout.molecule)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=1)
+        tokens = torch.addcmul(tokens, gate_a, self.attention(modulate(tokens, shift_a, scale_a), layout))
+        return torch.addcmul(tokens, gate_m, self.mlp(modulate(tokens, shift_m, scale_m)))
+
+
+def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """(1 + scale) LayerNorm(tokens) + shift, the norm without parameters."""
+    return torch.addcmul(shift, 1 + scale, F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6))
+
+
+class Trunk(nn.Module):
+    """The transformer between token construction and head: time embedding and blocks."""
+
+    def __init__(self, width: int, depth: int, n_heads: int, mlp_ratio: int, time_scale: float) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(width, time_scale)
+        self.blocks = nn.ModuleList(Block(width, n_heads, mlp_ratio) for _ in range(depth))
+
+    def forward(self, tokens: Float[Tensor, "A H"], t: Float[Tensor, "B"], layout: Layout) -> tuple[Tensor, Tensor]:
+        """Tokens after the last block [A, H] and SiLU of the time embedding [B, H]; all in `layout`'s order."""
+        c = F.silu(self.time(t))
+        for block in self.blocks:
+            tokens = block(tokens, c, layout)
+        return tokens, c
+
+
+@backbones.register("dit", DiTConfig)
+class DiT(nn.Module):
+    """Diffusion transformer with Gaussian pair embedding (the network of SymDiff); not rotation-equivariant."""
+
+    equivariant: ClassVar[bool] = False
+    references: ClassVar[tuple[str, ...]] = ("Peebles & Xie, Scalable diffusion models with transformers, arXiv:2212.09748",)
+    sizes: ClassVar[dict[str, dict[str, int]]] = {
+        "tiny": {"width": 32, "depth": 2, "n_heads": 2, "embedding_width": 16},
+        "small": {"width": 96, "depth": 6, "n_heads": 4, "embedding_width": 48},
+        "medium": {"width": 192, "depth": 8, "n_heads": 6, "embedding_width": 92},
+        "published": {"width": 384, "depth": 12, "n_heads": 6, "embedding_width": 184},
+        "published_large": {"width": 768, "depth": 12, "n_heads": 12, "embedding_width": 382},
+    }
+
+    def __init__(self, cfg: DiTConfig, n_features: int) -> None:
+        super().__init__()
+        if cfg.width % cfg.n_heads:
+            raise ValueError(f"width {cfg.width} is not divisible by n_heads {cfg.n_heads}; choose a multiple")
+        self.pair_embedding = GaussianPairEmbedding(cfg.embedding_width, cfg.width - cfg.embedding_width)
+        self.atom_embedding = xavier_linear(3 + n_features, cfg.embedding_width)
+        self.trunk = Trunk(cfg.width, cfg.depth, cfg.n_heads, cfg.mlp_ratio, cfg.time_scale)
+        self.modulation = zero_linear(cfg.width, 2 * cfg.width)
+        self.head = zero_linear(cfg.width, 3 + n_features)
+
+    def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
+        """Raw output: x part [A, 3] and features [A, F]; zero at initialisation."""
+        layout = z.layout.by_size
+        x, h = z.layout.to_sorted(z.x), z.layout.to_sorted(z.h)
+        tokens = torch.cat([self.atom_embedding(torch.cat([x, h], dim=1)), self.pair_embedding(x, layout)], dim=1)
+        tokens, c = self.trunk(tokens, z.layout.molecules_to_sorted(t), layout)
+        shift, scale = self.modulation(c).index_select(0, layout.molecule).chunk(2, dim=1)
+        out = z.layout.from_sorted(self.head(modulate(tokens, shift, scale)))
+        return z.replace(x=out[:, :3], h=out[:, 3:])

@@ -1,0 +1,113 @@
+"""EGNN: E(n)-equivariant message passing on all pairs of atoms, the network of EDM.
+
+Satorras et al., E(n) equivariant graph neural networks (arXiv:2102.09844); as used by Hoogeboom et al.
+(arXiv:2203.17003), appendix C. Exactly equivariant under O(3) and permutations, at any weights.
+
+A block, for d_ij^2 the current and d0_ij^2 the initial squared distance:
+    m_ij = SiLU(W2 SiLU(W1 [h_i, h_j, d_ij^2, d0_ij^2])),  a_ij = sigmoid(w m_ij + b)
+    h_i <- h_i + W4 SiLU(W3 [h_i, sum_{j != i} a_ij m_ij])
+    x_i <- x_i + sum_j (x_i - x_j) / (d_ij + 1) 15 tanh(V3 SiLU(V2 SiLU(V1 [h_i, h_j, d_ij^2, d0_ij^2])))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bench.backbones.pairs import differences, off_diagonal, pair_input, weighted_sum
+from bench.molecules import Layout, Molecules
+from bench.registry import backbones
+
+
+@dataclass
+class EGNNConfig:
+    """Options of the EGNN; a named size sets width and depth."""
+
+    width: int = 256
+    depth: int = 9
+    coordinate_range: float = 15.0  # of one block's update, before the weight (x_i - x_j) / (d + 1)
+
+
+class Block(nn.Module):
+    """One EGNN block; parameters named by what they do."""
+
+    def __init__(self, width: int, coordinate_range: float) -> None:
+        super().__init__()
+        self.coordinate_range = coordinate_range
+        self.message_in = nn.Linear(2 * width + 2, width)
+        self.message_out = nn.Linear(width, width)
+        self.attention = nn.Linear(width, 1)
+        self.node_in = nn.Linear(2 * width, width)
+        self.node_out = nn.Linear(width, width)
+        self.coordinate_in = nn.Linear(2 * width + 2, width)
+        self.coordinate_mid = nn.Linear(width, width)
+        self.coordinate_out = nn.Linear(width, 1, bias=False)
+        nn.init.xavier_uniform_(self.coordinate_out.weight, gain=0.001)
+
+    def forward(
+        self,
+        h: Float[Tensor, "A H"],
+        x: Float[Tensor, "A 3"],
+        d0: Float[Tensor, "P 1"],
+        mask: Float[Tensor, "P"],
+        layout: Layout,
+    ) -> tuple[Tensor, Tensor]:
+        difference = differences(x, layout)
+        d2 = difference.square().sum(1, keepdim=True)
+        distances = torch.cat([d2, d0], dim=1)
+
+        message = F.silu(self.message_out(F.silu(_first_layer(self.message_in, h, distances, layout))))
+        attention = torch.sigmoid(self.attention(message))[:, 0] * mask
+        gathered = weighted_sum(attention, message, layout)
+        h = h + self.node_out(F.silu(self.node_in(torch.cat([h, gathered], dim=1))))
+
+        inner = F.silu(self.coordinate_mid(F.silu(_first_layer(self.coordinate_in, h, distances, layout))))
+        strength = self.coordinate_range * torch.tanh(self.coordinate_out(inner))[:, 0]
+        x = x + weighted_sum(strength / ((d2[:, 0] + 1e-8).sqrt() + 1), difference, layout)
+        return h, x
+
+
+def _first_layer(linear: nn.Linear, h: Tensor, distances: Tensor, layout: Layout) -> Tensor:
+    """W [h_i, h_j, d_ij^2, d0_ij^2] + b on all pairs; the products with h are made once per atom."""
+    H = h.shape[1]
+    W = linear.weight
+    return pair_input(F.linear(h, W[:, :H], linear.bias), F.linear(h, W[:, H : 2 * H]), distances, W[:, 2 * H :].t(), layout)
+
+
+@backbones.register("egnn", EGNNConfig)
+class EGNN(nn.Module):
+    """E(n)-equivariant message passing on all pairs (the network of EDM)."""
+
+    equivariant: ClassVar[bool] = True
+    references: ClassVar[tuple[str, ...]] = ("Satorras et al., E(n) equivariant graph neural networks, arXiv:2102.09844",)
+    sizes: ClassVar[dict[str, dict[str, int]]] = {
+        "tiny": {"width": 16, "depth": 2},
+        "small": {"width": 64, "depth": 4},
+        "medium": {"width": 128, "depth": 6},
+        "published": {"width": 256, "depth": 9},
+        "published_geom": {"width": 256, "depth": 4},
+    }
+
+    def __init__(self, cfg: EGNNConfig, n_features: int) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(n_features + 1, cfg.width)
+        self.blocks = nn.ModuleList(Block(cfg.width, cfg.coordinate_range) for _ in range(cfg.depth))
+        # the published network reads out the time channel too and drops it: its row is kept so that weights load
+        self.readout = nn.Linear(cfg.width, n_features + 1)
+
+    def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
+        """Raw output: displacement x_L - x_0 [A, 3] and features [A, F]."""
+        layout = z.layout.by_size
+        x = x_in = z.layout.to_sorted(z.x)
+        h = self.embedding(z.layout.to_sorted(torch.cat([z.h, z.per_atom(t)[:, None]], dim=1)))
+        d0 = differences(x, layout).square().sum(1, keepdim=True)
+        mask = off_diagonal(layout, x)
+        for block in self.blocks:
+            h, x = block(h, x, d0, mask, layout)
+        features = self.readout(h)[:, :-1]
+        return z.replace(x=z.layout.from_sorted(x - x_in), h=z.layout.from_sorted(features))

@@ -1,0 +1,123 @@
+"""Dense algebra over the ordered pairs (i, j) of atoms of one molecule, without index lists and without padding.
+
+Molecules are sorted by size, so those of one size n form a block [b, n, n] of pairs; the P pairs of a batch are these
+blocks one after the other. An atom's partners include itself (a block then needs no gather); what must not count is
+masked by the caller. Gathers and scatters become broadcasts, sums and small matrix products, each of which has its
+backward pass written here because autograd would keep and add up a slice per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.molecules import Layout
+
+
+def _blocks(layout: Layout) -> Iterator[tuple[slice, slice, int, int]]:
+    """(atoms, pairs, b, n) of each block of a layout sorted by size."""
+    pair = 0
+    for n, b, atom in layout.buckets:
+        yield slice(atom, atom + b * n), slice(pair, pair + b * n * n), b, n
+        pair += b * n * n
+
+
+class _PairInput(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, D: Tensor, W: Tensor, layout: Layout) -> Tensor:
+        out = a.new_empty(layout.n_pairs, a.shape[1])
+        for atoms, pairs, m, n in _blocks(layout):
+            torch.add(a[atoms].view(m, n, 1, -1), b[atoms].view(m, 1, n, -1), out=out[pairs].view(m, n, n, -1))
+        out.addmm_(D, W)
+        ctx.save_for_backward(D, W)
+        ctx.layout = layout
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        D, W = ctx.saved_tensors
+        grad = grad.contiguous()
+        A, K = int(ctx.layout.sizes.sum()), grad.shape[1]
+        grad_a, grad_b = grad.new_empty(A, K), grad.new_empty(A, K)
+        for atoms, pairs, m, n in _blocks(ctx.layout):
+            block = grad[pairs].view(m, n, n, K)
+            torch.sum(block, dim=2, out=grad_a[atoms].view(m, n, K))
+            torch.sum(block, dim=1, out=grad_b[atoms].view(m, n, K))
+        grad_D = grad @ W.t() if ctx.needs_input_grad[2] else None
+        return grad_a, grad_b, grad_D, D.t() @ grad, None
+
+
+def pair_input(
+    a: Float[Tensor, "A K"], b: Float[Tensor, "A K"], D: Float[Tensor, "P C"], W: Float[Tensor, "C K"], layout: Layout
+) -> Float[Tensor, "P K"]:
+    """a_i + b_j + D_ij W: a linear layer on [h_i, h_j, D_ij] whose node part is computed once per atom."""
+    return _PairInput.apply(a, b, D, W, layout)  # type: ignore[no-any-return]
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, v: Tensor, layout: Layout) -> Tensor:
+        out = v.new_empty(int(layout.sizes.sum()), v.shape[1])
+        for atoms, pairs, m, n in _blocks(layout):
+            torch.bmm(w[pairs].view(m * n, 1, n), v[pairs].view(m * n, n, -1), out=out[atoms].view(m * n, 1, -1))
+        ctx.save_for_backward(w, v)
+        ctx.layout = layout
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        w, v = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_w, grad_v = torch.empty_like(w), torch.empty_like(v)
+        for atoms, pairs, m, n in _blocks(ctx.layout):
+            g = grad[atoms].view(m * n, 1, -1)
+            torch.bmm(v[pairs].view(m * n, n, -1), g.mT, out=grad_w[pairs].view(m * n, n, 1))
+            torch.mul(w[pairs].view(m * n, n, 1), g, out=grad_v[pairs].view(m * n, n, -1))
+        return grad_w, grad_v, None
+
+
+def weighted_sum(w: Float[Tensor, "P"], v: Float[Tensor, "P K"], layout: Layout) -> Float[Tensor, "A K"]:
+    """sum_j w_ij v_ij."""
+    return _WeightedSum.apply(w.contiguous(), v.contiguous(), layout)  # type: ignore[no-any-return]
+
+
+class _Difference(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layout: Layout) -> Tensor:
+        out = x.new_empty(layout.n_pairs, x.shape[1])
+        for atoms, pairs, m, n in _blocks(layout):
+            block = x[atoms].view(m, n, -1)
+            torch.sub(block[:, :, None], block[:, None], out=out[pairs].view(m, n, n, -1))
+        ctx.layout = layout
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        grad = grad.contiguous()
+        out = grad.new_empty(int(ctx.layout.sizes.sum()), grad.shape[1])
+        for atoms, pairs, m, n in _blocks(ctx.layout):
+            block = grad[pairs].view(m, n, n, -1)
+            torch.sub(block.sum(2), block.sum(1), out=out[atoms].view(m, n, -1))
+        return out, None
+
+
+def differences(x: Float[Tensor, "A K"], layout: Layout) -> Float[Tensor, "P K"]:
+    """x_i - x_j, exactly zero for i = j (torch.cdist is not: its matrix formula errs by 1e-3 beyond 25 points)."""
+    return _Difference.apply(x, layout)  # type: ignore[no-any-return]
+
+
+def mean_over_partners(v: Float[Tensor, "P K"], layout: Layout) -> Float[Tensor, "A K"]:
+    """(1/N) sum_j v_ij."""
+    return torch.cat([v[pairs].view(m * n, n, -1).mean(1) for _, pairs, m, n in _blocks(layout)])
+
+
+def off_diagonal(layout: Layout, like: Tensor) -> Float[Tensor, "P"]:
+    """1 for i != j and 0 for i = j."""
+    return torch.cat([(1 - torch.eye(n, dtype=like.dtype, device=like.device)).expand(m, n, n).reshape(-1) for _, _, m, n in _blocks(layout)])

@@ -1,0 +1,38 @@
+"""The embedded data set: small molecules of H, C, N, O and F with GFN2-xTB geometries, shipped with the package.
+
+Made by `bench/data/make_mini.py`. It stands in for QM9 where neither a copy nor a network is at hand, and is labelled
+as itself wherever it is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.data.dataset import SPLITS, DataError, DataSet, read_padded
+from bench.registry import datasets
+
+PATH = Path(__file__).with_name("mini.npz")
+ELEMENTS = (1, 6, 7, 8, 9)
+
+
+@dataclass
+class MiniConfig:
+    """Options: keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules."""
+
+    max_atoms: int | None = None
+    n_train: int | None = None
+
+
+@datasets.register("mini", MiniConfig)
+def load(cfg: MiniConfig) -> DataSet:
+    """Embedded set: molecules of H, C, N, O, F with at most 14 atoms, GFN2-xTB geometries.
+
+    Raises DataError when the file in the package is not what it was.
+    """
+    structures, arrays = read_padded(PATH, extra=("split",))
+    if "split" not in arrays:
+        raise DataError(f"{PATH}: array 'split' is missing; install the package again")
+    splits = {name: structures.select(arrays["split"] == code) for code, name in enumerate(SPLITS)}
+    data = DataSet("mini", "mini (embedded, GFN2-xTB)", "embedded in the package", ELEMENTS, **splits)
+    return data.limited(cfg.max_atoms, cfg.n_train)

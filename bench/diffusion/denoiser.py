@@ -1,0 +1,35 @@
+"""Denoiser: a backbone with the parametrisation around it, D(z_t, level) -> estimate of the noise eps.
+
+The only published parametrisation for these models is eps (arXiv:2203.17003), and it is the one whose training error
+is safe in float32 at sigma = 0.003. The estimate of x0 is affine in it, x0_hat = (z_t - sigma eps_hat) / alpha.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from bench.diffusion.schedule import NoiseLevel
+from bench.molecules import Molecules
+
+
+class Denoiser(nn.Module):
+    """eps_hat = [P backbone_x(z_t, t), backbone_h(z_t, t)] with P the projection onto zero centre of mass.
+
+    Attributes:
+        n_calls: network calls so far, a cost that reports state.
+    """
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.n_calls = 0
+
+    def forward(self, z_t: Molecules, level: NoiseLevel) -> Molecules:
+        self.n_calls += 1
+        return self.backbone(z_t, level.t).centred()
+
+
+def denoised(z_t: Molecules, eps_hat: Molecules, level: NoiseLevel) -> Molecules:
+    """x0_hat = (z_t - sigma eps_hat) / alpha, the estimate of clean data that goes with a noise estimate."""
+    alpha, sigma = z_t.per_atom(level.alpha)[:, None], z_t.per_atom(level.sigma)[:, None]
+    return z_t.combine(eps_hat, lambda z, e: (z - sigma * e) / alpha)

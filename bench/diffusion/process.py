@@ -1,0 +1,239 @@
+"""Variational diffusion of molecules on the centre-of-mass-free space: noising, training error, likelihood bound.
+
+State: x [A, 3] with zero centre of mass in each molecule, and features h [A, F]: one channel per element (one-hot) and,
+with `include_charges`, one channel with the nuclear charge. In a diffusion step everything is divided by the scales
+[1, 4, 10] (positions, one-hot, charge); outside of this package positions are in angstrom.
+
+Source: Hoogeboom et al. (arXiv:2203.17003), equations 5-12 and appendices A, B; Kingma et al., Variational diffusion
+models (arXiv:2107.00630). Unit of all likelihoods: nats per molecule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bench.diffusion.schedule import NoiseLevel, NoiseSchedule
+from bench.molecules import Layout, Molecules
+from bench.structures import Structures
+
+Predict = Callable[[Molecules, NoiseLevel], Molecules]
+
+
+@dataclass
+class DiffusionConfig:
+    """Options of the shared core; the defaults are those of all published QM9 runs, but for the loss denominator."""
+
+    n_levels: int = 1000  # T
+    precision: float = 1e-5  # s of the schedule
+    include_charges: bool = True
+    scale_position: float = 1.0
+    scale_onehot: float = 4.0
+    scale_charge: float = 10.0
+    # divide the training error by (3 + F) times the padded atom count of the batch and leave the feature term at
+    # t = 0 undivided, as the published code does: the weight of an atom then depends on its batch
+    edm_compat: bool = False
+
+
+def weighted_error(eps_hat: Molecules, eps: Molecules, level: NoiseLevel) -> Float[Tensor, "B"]:
+    """0.5 |eps_hat - eps|^2 over positions and features: weight 1 in noise space ('l2' of arXiv:2203.17003)."""
+    del level
+    return 0.5 * eps_hat.combine(eps, torch.sub).squared_norm()
+
+
+class Diffusion(nn.Module):
+    """The shared core: everything that must be the same for every method.
+
+    Args:
+        cfg: options.
+        elements: nuclear charges that occur, ascending; their order is that of the one-hot channels.
+        mean_atoms: mean atom count of the training set, of which the loss denominator is made.
+    """
+
+    def __init__(self, cfg: DiffusionConfig, elements: Sequence[int], mean_atoms: float) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.elements = tuple(elements)
+        self.mean_atoms = mean_atoms
+        self.schedule = NoiseSchedule(cfg.n_levels, cfg.precision)
+        if 8 * math.sqrt(torch.sigmoid(self.schedule.gamma[0]).item()) > 1 / max(cfg.scale_onehot, cfg.scale_charge):
+            raise ValueError(
+                f"features scaled by {cfg.scale_onehot} and {cfg.scale_charge} drown in the decoder's noise; "
+                "scales must stay below 1 / (8 sigma_0)"
+            )
+
+    @property
+    def n_elements(self) -> int:
+        return len(self.elements)
+
+    @property
+    def n_features(self) -> int:
+        """F: one-hot channels and the charge channel."""
+        return self.n_elements + int(self.cfg.include_charges)
+
+    # ------------------------------------------------------------------ data <-> state
+
+    def encode(self, structures: Structures, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Molecules:
+        """Scaled, centred state of real molecules.
+
+        Raises:
+            ValueError: an element that the model does not know.
+        """
+        index = np.searchsorted(self.elements, structures.numbers)
+        known = np.asarray(self.elements)[np.minimum(index, self.n_elements - 1)] == structures.numbers
+        if not known.all():
+            raise ValueError(
+                f"nuclear charges {sorted(set(structures.numbers[~known].tolist()))} are not among the model's elements {self.elements}"
+            )
+        h = np.zeros((len(index), self.n_features))
+        h[np.arange(len(index)), index] = 1 / self.cfg.scale_onehot
+        if self.cfg.include_charges:
+            h[:, -1] = structures.numbers / self.cfg.scale_charge
+        x = torch.from_numpy(np.ascontiguousarray(structures.positions)).to(device, dtype) / self.cfg.scale_position
+        return Molecules(x, torch.from_numpy(h).to(device, dtype), Layout(structures.n_atoms, device)).centred()
+
+    def decode(self, state: Molecules) -> Structures:
+        """Molecules of a final state: elements by the largest one-hot channel, positions in angstrom.
+
+        All `n_elements` channels take part, with or without a charge channel (the published code drops the last
+        element when there is none). The charge channel is a feature only; it does not decide the element.
+        """
+        index = state.h[:, : self.n_elements].argmax(1).cpu().numpy()
+        return Structures(
+            numbers=np.asarray(self.elements, dtype=np.int64)[index],
+            positions=(state.x * self.cfg.scale_position).cpu().numpy(),
+            ptr=state.ptr.cpu().numpy(),
+        )
+
+    # ------------------------------------------------------------------ noising and the training error
+
+    def noise(self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Molecules:
+        """eps = [P n_x, n_h] with n standard normal: unit variance on U and on features."""
+        n = torch.randn(int(layout.sizes.sum()), 3 + self.n_features, generator=rng, device=rng.device, dtype=dtype)
+        return Molecules(n[:, :3], n[:, 3:], layout).centred()
+
+    def noising(self, x0: Molecules, eps: Molecules, level: NoiseLevel) -> Molecules:
+        """z_t = alpha x0 + sigma eps."""
+        alpha, sigma = x0.per_atom(level.alpha)[:, None], x0.per_atom(level.sigma)[:, None]
+        return x0.combine(eps, lambda clean, noise: alpha * clean + sigma * noise)
+
+    def noise_target(self, target: Molecules, x0: Molecules, eps: Molecules, level: NoiseLevel) -> Molecules:
+        """The noise that goes with a target T for x0 at fixed z_t: eps + (alpha / sigma) (x0 - T).
+
+        Exact for T = x0 and free of the cancellation of (z_t - alpha T) / sigma at small sigma.
+        """
+        if target is x0:
+            return eps
+        ratio = x0.per_atom(level.alpha / level.sigma)[:, None]
+        shift = x0.combine(target, lambda clean, wanted: ratio * (clean - wanted))
+        return eps.combine(shift, torch.add)
+
+    def training_loss(
+        self,
+        error: Float[Tensor, "B"],
+        eps_hat: Molecules,
+        eps: Molecules,
+        x0: Molecules,
+        z_t: Molecules,
+        level: NoiseLevel,
+    ) -> Float[Tensor, "B"]:
+        """Loss of each molecule: the method's error for t > 0, the decoder's term for t = 0, over one constant.
+
+        Args:
+            error: the method's own error [B], used where t > 0.
+            eps: the noise regressed on.
+        Returns:
+            [B], dimensionless. The constant is (3 + F) times the data set's mean atom count: each atom weighs as in
+            the bound, and nothing else in a batch changes a molecule's loss.
+        """
+        reconstruction = 0.5 * x0.sum_over_atoms((eps_hat.x - eps.x).square().sum(1))
+        features = -self.feature_log_likelihood(x0, z_t, level)
+        width = 3 + self.n_features
+        if self.cfg.edm_compat:
+            denominator = width * int(x0.layout.sizes.max())
+            at_zero = reconstruction / denominator + features
+        else:
+            denominator = width * self.mean_atoms
+            at_zero = (reconstruction + features) / denominator
+        return torch.where(level.t == 0, at_zero, error / denominator)
+
+    # ------------------------------------------------------------------ likelihood
+
+    def feature_log_likelihood(self, x0: Molecules, z_0: Molecules, level: NoiseLevel) -> Float[Tensor, "B"]:
+        """log p(h | z_0) of the decoder: Gaussian mass in the unit bin around each integer (arXiv:2203.17003, eq. 12).
+
+        It depends on z_0 alone, not on the network.
+        """
+        sigma = x0.per_atom(level.sigma)[:, None]
+        onehot, scale = x0.h[:, : self.n_elements], self.cfg.scale_onehot
+        log_mass = _log_bin_mass(z_0.h[:, : self.n_elements] * scale - 1.0, sigma * scale)
+        per_atom = (log_mass * onehot * scale).sum(1) - torch.logsumexp(log_mass, dim=1)
+        if self.cfg.include_charges:
+            scale = self.cfg.scale_charge
+            per_atom = per_atom + _log_bin_mass((x0.h[:, -1:] - z_0.h[:, -1:]) * scale, sigma * scale)[:, 0]
+        return x0.sum_over_atoms(per_atom)
+
+    def log_constants(self, layout: Layout) -> Float[Tensor, "B"]:
+        """C0 = 3(N-1) (gamma_0 + log 2 pi) / 2, minus the log of the decoder's normalisation on U, and the change of
+        volume 3(N-1) log(scale) from scaled units to angstrom."""
+        dims = 3.0 * (layout.n_atoms.double() - 1)
+        return dims * (0.5 * self.schedule.gamma[0] + 0.5 * math.log(2 * math.pi) + math.log(self.cfg.scale_position))
+
+    def prior_kl(self, x0: Molecules) -> Float[Tensor, "B"]:
+        """KL(q(z_T | x0) || N(0, I)), 3(N-1) dimensions for positions and N F for features."""
+        alpha2, sigma2 = torch.sigmoid(-self.schedule.gamma[-1]), torch.sigmoid(self.schedule.gamma[-1])
+        n = x0.n_atoms.double()
+        dims = 3 * (n - 1) + self.n_features * n
+        return 0.5 * (dims * (sigma2 - 1 - torch.log(sigma2)) + alpha2 * x0.squared_norm().double())
+
+    def bound(self, x0: Molecules, predict: Predict, time_rng: torch.Generator, noise_rng: torch.Generator) -> dict[str, Tensor]:
+        """One draw of the variational bound of -log p(x, h | N), unbiased over t and noise.
+
+        NLL = KL_T + T E_{t ~ U{1..T}} [ (e^{gamma_t - gamma_s} - 1) |eps - eps_hat|^2 / 2 ] + L0 + C0, s = t - 1
+        (arXiv:2203.17003, eqs. 7-12). For a stochastic `predict` it is the single-draw upper bound.
+
+        Args:
+            x0: clean scaled molecules.
+            predict: (z_t, level) -> eps_hat, with evaluation weights.
+        Returns:
+            terms 'diffusion', 'reconstruction', 'features', 'prior', 'constants', each [B], nats; their sum is the
+            bound, to which -log p(N) is to be added.
+        """
+        B, T = len(x0), self.schedule.n_levels
+        i = torch.randint(1, T + 1, (B,), generator=time_rng, device=time_rng.device)
+        eps_t = self.noise(x0.layout, noise_rng, x0.x.dtype)
+        eps_0 = self.noise(x0.layout, noise_rng, x0.x.dtype)
+        return self.bound_terms(x0, predict, i, eps_t, eps_0)
+
+    def bound_terms(self, x0: Molecules, predict: Predict, i: Tensor, eps_t: Molecules, eps_0: Molecules) -> dict[str, Tensor]:
+        """The terms of `bound` for given times i [B] in 1..T and noise."""
+        dtype = x0.x.dtype
+        level = self.schedule.at(i, dtype)
+        eps_hat = predict(self.noising(x0, eps_t, level), level)
+        weight = torch.expm1(self.schedule.gamma[i] - self.schedule.gamma[i - 1])
+        error = eps_hat.combine(eps_t, torch.sub).squared_norm().double()
+
+        level_0 = self.schedule.at(torch.zeros_like(i), dtype)
+        z_0 = self.noising(x0, eps_0, level_0)
+        eps_hat_0 = predict(z_0, level_0)
+        reconstruction = 0.5 * x0.sum_over_atoms((eps_hat_0.x - eps_0.x).square().sum(1)).double()
+        return {
+            "diffusion": self.schedule.n_levels * 0.5 * weight * error,
+            "reconstruction": reconstruction,
+            "features": -self.feature_log_likelihood(x0, z_0, level_0).double(),
+            "prior": self.prior_kl(x0),
+            "constants": self.log_constants(x0.layout),
+        }
+
+
+def _log_bin_mass(centre: Tensor, sigma: Tensor) -> Tensor:
+    """log of the N(0, sigma^2) mass of [centre - 1/2, centre + 1/2], floored at log 1e-10 as in the published code."""
+    upper = torch.special.ndtr((centre + 0.5) / sigma)
+    lower = torch.special.ndtr((centre - 0.5) / sigma)
+    return torch.log(upper - lower + 1e-10)

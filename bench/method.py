@@ -1,0 +1,95 @@
+"""The one class that an equivariance strategy subclasses, and the guarantees it can declare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bench.diffusion.process import Predict, weighted_error
+from bench.diffusion.schedule import NoiseLevel
+from bench.groups import Group
+from bench.molecules import Molecules
+
+
+class Guarantee(StrEnum):
+    """What symmetry a trained model is promised to have."""
+
+    EXACT = "exact"  # D(Qz) = Q D(z) for every Q, at any weights
+    IN_LAW = "in_law"  # D(Qz) and Q D(z) have the same distribution, at any weights
+    AT_OPTIMUM = "at_optimum"  # only for the minimiser of the training loss
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method is built for.
+
+    Attributes:
+        group: symmetry group of the data.
+        backbone: the network that the method works with (for widths and shared embeddings; `predict` is handed the
+            denoiser).
+        n_features: F.
+    """
+
+    group: Group
+    backbone: nn.Module
+    n_features: int
+
+
+@dataclass
+class NoOptions:
+    """For methods without options."""
+
+
+class Method(nn.Module):
+    """An equivariance strategy. A hook left alone means: do as plain diffusion does.
+
+    B molecules of A atoms in all, F features. `x0`, `z_t`, targets and predictions are `Molecules`: x [A, 3] with zero
+    centre of mass in each molecule, h [A, F]; there are no padded atoms. `level` holds t, alpha, sigma, log_snr, each
+    [B]; `rng` is a torch.Generator that no other concern draws from; `denoiser(z_t, level)` estimates the noise eps.
+
+    Class attributes:
+        guarantee: tested for every backbone that the method accepts.
+        needs_equivariant_backbone: refuse backbones that are not exactly equivariant.
+        weights_of: name of the method whose trained weights this one uses; it then trains nothing.
+        references: papers, as printed by `equibench list`.
+    """
+
+    guarantee: ClassVar[Guarantee] = Guarantee.NONE
+    needs_equivariant_backbone: ClassVar[bool] = False
+    weights_of: ClassVar[str | None] = None
+    references: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, cfg: object, setting: Setting) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.group = setting.group
+
+    def augment(self, x0: Molecules, rng: torch.Generator) -> Molecules:
+        """Clean data, before noising."""
+        del rng
+        return x0
+
+    def target(self, x0: Molecules, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+        """What is regressed on, stated as an estimate of x0; the core turns it into noise at fixed z_t."""
+        del z_t, level, rng
+        return x0
+
+    def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+        """Estimate of eps, in training and at every sampling step."""
+        del rng
+        return denoiser(z_t, level)
+
+    def loss(self, eps_hat: Molecules, eps: Molecules, level: NoiseLevel) -> Float[Tensor, "B"]:
+        """Error of each molecule at t > 0, in noise space; t = 0 is the core's."""
+        return weighted_error(eps_hat, eps, level)
+
+
+def symmetrised(denoiser: Predict, z_t: Molecules, level: NoiseLevel, R: Float[Tensor, "B 3 3"]) -> Molecules:
+    """R D(R^-1 z_t): the denoiser asked in another frame, its answer turned back. R orthogonal."""
+    return denoiser(z_t.rotate(R.mT), level).rotate(R)

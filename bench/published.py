@@ -1,0 +1,82 @@
+"""Published weights under their published names, as arrays of this code base's modules.
+
+EDM (ehoogeboom/e3_diffusion_for_molecules) and SymDiff (leozhangML/SymDiff). Layers that the published networks hold
+but never train are left out here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+_EGNN = {
+    "gcl_0.edge_mlp.0": "message_in",
+    "gcl_0.edge_mlp.2": "message_out",
+    "gcl_0.att_mlp.0": "attention",
+    "gcl_0.node_mlp.0": "node_in",
+    "gcl_0.node_mlp.2": "node_out",
+    "gcl_equiv.coord_mlp.0": "coordinate_in",
+    "gcl_equiv.coord_mlp.2": "coordinate_mid",
+    "gcl_equiv.coord_mlp.4": "coordinate_out",
+}
+_TRUNK = {
+    "t_embedder.mlp.0": "time.inner",
+    "t_embedder.mlp.2": "time.outer",
+    "attn.qkv": "attention.qkv",
+    "attn.proj": "attention.out",
+    "mlp.fc1": "mlp.inner",
+    "mlp.fc2": "mlp.outer",
+    "adaLN_modulation.1": "modulation",
+}
+_DIT = {
+    "gaussian_embedder.means.weight": "pair_embedding.mean",
+    "gaussian_embedder.stds.weight": "pair_embedding.raw_scale",
+    "pos_embedder": "pair_embedding.linear",
+    "xh_embedder": "atom_embedding",
+    "final_layer.linear": "head",
+    "final_layer.adaLN_modulation.1": "modulation",
+}
+
+
+def egnn_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of `bench.backbones.egnn.EGNN` from the state dict of EDM's `EGNN_dynamics_QM9`.
+
+    Raises:
+        KeyError: a name that the published network does not have.
+    """
+    state = {}
+    for name, value in published.items():
+        name = name.removeprefix("egnn.")
+        if name.startswith("embedding"):
+            state[name.replace("embedding_out", "readout")] = value
+            continue
+        match = re.fullmatch(r"e_block_(\d+)\.(.+)\.(weight|bias)", name)
+        if match is None or match[2] not in _EGNN:
+            raise KeyError(f"{name!r} is no parameter of the published EGNN")
+        state[f"blocks.{match[1]}.{_EGNN[match[2]]}.{match[3]}"] = value
+    return state
+
+
+def dit_state(published: Mapping[str, Tensor], trunk: str = "model") -> dict[str, Tensor]:
+    """State of `bench.backbones.dit.DiT` from the state dict of SymDiff's `DiTGaussian_dynamics`, or, with
+    trunk='k', of the kernel network inside `DiT_DitGaussian_dynamics` (other parameters are passed over)."""
+    state = {}
+    for name, value in published.items():
+        name = name.removeprefix(f"{trunk}.")
+        stem, _, kind = name.rpartition(".")
+        if name in _DIT:
+            state[_DIT[name]] = value.reshape(-1)
+        elif stem in _DIT:
+            state[f"{_DIT[stem]}.{kind}"] = value
+        elif not name.startswith("gamma_"):
+            state["trunk." + _trunk_name(name)] = value
+    return state
+
+
+def _trunk_name(name: str) -> str:
+    for published, ours in _TRUNK.items():
+        if published in name:
+            return name.replace(published, ours)
+    raise KeyError(f"{name!r} is no parameter of the published transformer")

@@ -1,0 +1,15 @@
+"""Symmetry from the architecture: an exactly equivariant backbone and nothing else."""
+
+from __future__ import annotations
+
+from bench.method import Guarantee, Method, NoOptions
+from bench.registry import methods
+
+
+@methods.register("edm", NoOptions)
+class EDM(Method):
+    """Intrinsically equivariant diffusion: the denoiser commutes with every rotation and reflection."""
+
+    guarantee = Guarantee.EXACT
+    needs_equivariant_backbone = True
+    references = ("Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003",)

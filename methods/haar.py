@@ -1,0 +1,25 @@
+"""Symmetry from the data: every molecule is turned by a Haar-random group element before it is noised."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.method import Guarantee, Method, NoOptions
+from bench.molecules import Molecules
+from bench.registry import methods
+
+
+@methods.register("haar", NoOptions)
+class Haar(Method):
+    """Haar augmentation: one uniform rotation (and reflection, for O(3)) per molecule and step.
+
+    The law of (z_t, x0) is invariant, so the minimiser of the loss is equivariant; a trained network is so only
+    approximately. 'DiT-Aug' of the SymDiff paper, whose code draws from the Haar measure since 2024-09-23; the three
+    uniform Euler angles of EDM's `random_rotation` are not Haar.
+    """
+
+    guarantee = Guarantee.AT_OPTIMUM
+    references = ("Zhang et al., SymDiff, arXiv:2410.06262 (DiT-Aug)",)
+
+    def augment(self, x0: Molecules, rng: torch.Generator) -> Molecules:
+        return x0.rotate(self.group.haar(len(x0), rng, x0.x.dtype))

@@ -1,0 +1,28 @@
+"""SymDiff-H: stochastic symmetrisation with a Haar rotation, on weights that augmentation has trained."""
+
+from __future__ import annotations
+
+import torch
+
+from bench.diffusion.process import Predict
+from bench.diffusion.schedule import NoiseLevel
+from bench.method import Guarantee, Method, NoOptions, symmetrised
+from bench.molecules import Molecules
+from bench.registry import methods
+
+
+@methods.register("symdiff_haar", NoOptions)
+class SymDiffHaar(Method):
+    """SymDiff-H: a fresh Haar element at each sampling step, on the weights of a `haar` run; trains nothing.
+
+    Its training loss equals that of `haar` example by example: |eps - R k(R^-1 z_t)| = |R^-1 eps - k(R^-1 z_t)|, and
+    R^-1 z_t is the noised R^-1 x0. So the weights are those of a `haar` run with the same configuration and seed, and
+    R D(R^-1 z) with Haar R makes every reverse step equivariant in law, at any weights.
+    """
+
+    guarantee = Guarantee.IN_LAW
+    weights_of = "haar"
+    references = ("Zhang et al., SymDiff, arXiv:2410.06262 (SymDiff-H)",)
+
+    def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+        return symmetrised(denoiser, z_t, level, self.group.haar(len(z_t), rng, z_t.x.dtype))
