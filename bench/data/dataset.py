@@ -8,6 +8,8 @@ package whose `load(cfg) -> DataSet` carries `@datasets.register(name, Config)`;
 from __future__ import annotations
 
 import hashlib
+import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -131,24 +133,20 @@ class DataSet:
         return replace(self, label=label, **splits)
 
 
-def read_padded(path: Path, extra: tuple[str, ...] = ()) -> tuple[Structures, dict[str, np.ndarray]]:
-    """Read EDM's layout (see `bench.files`) and the integer arrays [M] named in `extra`, where the file has them.
+def read_with(path: Path, key: str) -> tuple[Structures, np.ndarray | None]:
+    """Molecules of an npz file and its integer array `key` [M], None where the file has no such array.
 
-    Raises FileError (from `bench.files`) or DataError with one line that names the file.
+    Raises FileError from `bench.files`, or DataError; each is one line that names the file.
     """
     structures = files.read(path)
-    arrays = {}
-    with np.load(path, allow_pickle=False) as archive:
-        for key in extra:
-            if key in archive:
-                arrays[key] = archive[key]
-                if arrays[key].shape != (len(structures),) or arrays[key].dtype.kind not in "iu":
-                    raise DataError(
-                        f"{path}: array {key!r} is {arrays[key].dtype} {arrays[key].shape}, "
-                        f"expected one integer for each of the {len(structures)} molecules"
-                    )
-    if not np.isfinite(structures.positions).all():
-        atom = int(np.flatnonzero(~np.isfinite(structures.positions).all(axis=1))[0])
-        molecule = int(np.searchsorted(structures.ptr, atom, side="right")) - 1
-        raise DataError(f"{path}: molecule {molecule} (counted from 0) has a position that is not finite; fetch the file again")
-    return structures, arrays
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            array = archive.get(key)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: array {key!r} is damaged ({error}); fetch the file again") from error
+    if array is not None and (array.shape != (len(structures),) or array.dtype.kind not in "iu"):
+        raise DataError(
+            f"{path}: array {key!r} is {array.dtype} of shape {array.shape}, "
+            f"expected one integer for each of the {len(structures)} molecules"
+        )
+    return structures, array

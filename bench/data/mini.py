@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.data.dataset import SPLITS, DataError, DataSet, read_padded
+from bench.data.dataset import DataError, DataSet, read_with
 from bench.registry import datasets
 
 PATH = Path(__file__).with_name("mini.npz")
@@ -30,9 +30,9 @@ def load(cfg: MiniConfig) -> DataSet:
 
     Raises DataError when the file in the package is not what it was.
     """
-    structures, arrays = read_padded(PATH, extra=("split",))
-    if "split" not in arrays:
+    structures, split = read_with(PATH, "split")
+    if split is None:
         raise DataError(f"{PATH}: array 'split' is missing; install the package again")
-    splits = {name: structures.select(arrays["split"] == code) for code, name in enumerate(SPLITS)}
-    data = DataSet("mini", "mini (embedded, GFN2-xTB)", "embedded in the package", ELEMENTS, **splits)
+    train, valid, test = (structures.select(split == code) for code in range(3))
+    data = DataSet("mini", "mini (embedded, GFN2-xTB)", "embedded in the package", ELEMENTS, train, valid, test)
     return data.limited(cfg.max_atoms, cfg.n_train)

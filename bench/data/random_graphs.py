@@ -16,15 +16,16 @@ from rdkit import Chem, RDLogger
 MAX_ATOMS, MAX_HEAVY = 14, 9
 VALENCE = {"C": 4, "N": 3, "O": 2, "F": 1}
 # Design choices, not measurements. Elements are drawn with more N, O and F than wanted, for the filters refuse those.
-ELEMENT_WEIGHTS = {"C": 0.47, "N": 0.33, "O": 0.17, "F": 0.03}
+ELEMENT_WEIGHTS = {"C": 0.47, "N": 0.34, "O": 0.17, "F": 0.02}
 SIZE_WEIGHTS = {6: 0.001, 7: 0.002, 8: 0.006, 9: 0.015, 10: 0.036, 11: 0.08, 12: 0.16, 13: 0.27, 14: 0.43}
-RING_SHARE = 0.6  # of the unsaturations, those tried as ring closure first
+RING_SHARE = 0.55  # of the unsaturations, those tried as ring closure first
 RING_SIZES = {3: 0.3, 4: 0.5, 5: 1.0, 6: 1.0, 7: 0.2}  # relative rate at which a closure of this size is taken
+HETERO_BOND_RATE = 0.12  # of a bond between two of N, O, F against one that has a carbon
 MAX_FAILURES = 400  # growths in a row without a new graph, after which a size counts as exhausted
 
 # A graph that matches is refused under this name. Hydrogens are implicit in the patterns.
 FORBIDDEN = {
-    "peroxide": ["[#8]-[#8]"],
+    "peroxide": ["[#8]~[#8]"],
     "fluorine on N, O or F": ["[#7,#8,#9]-[#9]"],
     "chain of N and O": ["[#7,#8;!a]~[#7,#8]~[#7,#8]", "[#7,#8]~[#7,#8;!a]~[#7,#8]", "[#7,#8]~[#7,#8]~[#7,#8]~[#7,#8]"],
     "nitroso, azo, or N-O and N-N of sp3 N": [
@@ -32,18 +33,29 @@ FORBIDDEN = {
         "[NX3;!a;!$(N-[#6]=,:[#6,#7,#8])]-[OX2,NX3;!a;!$(N-[#6]=,:[#6,#7,#8])]",
     ],
     "cumulated double bonds": ["*=[#6]=*"],
-    "hydroxyl or NH beside a heteroatom on sp3 C": ["[CX4]([OX2H])[#7,#8,#9]", "[CX4]([NX3;!H0])[#7,#8,#9]", "[CX4](F)[#7]"],
-    "enol, enamine or imidic acid": [
+    "hydroxyl or NH beside a heteroatom on sp3 C": [
+        "[CX4]([OX2H])[#7,#8,#9]",
+        "[CX4]([NX3;!H0])[#7,#8,#9]",
+        "[CX4](F)[#7]",
+    ],
+    "enol, enamine, imidic acid or methylene imine": [
+        "[CX3H2]=[NX2]",
         "[C;!a]=[C;!a][OX2H]",
         "[C;!a]=[C;!a][NX3;!H0;!$(N-C=[O,N])]",
         "[N;!a]=[C;!a][OX2H]",
-        "[N;!a]=[C;!a]F",
+        "[C,N;!a]=[C;!a](F)[#7,#8]",
     ],
     "heteroatom on an alkyne": ["C#C-[#7,#8,#9]", "N#C-[#8,#9]", "N#C-[#7]~[#7,#8]"],
     "carbonic acid": ["[#7,#8,#9]-C(=[O,N])-[OX2H]", "[#7,#8,#9]-C(=O)F", "O=C-C(=O)-C=O"],
     "unsaturated three-membered ring": ["[r3]=,#,:*"],
     "two heteroatoms in a three-membered ring": ["[#7,#8]1~[#7,#8]~*1"],
-    "crowded four-membered ring": ["[#7,#8]1~[#7,#8]~*~*1", "*1=,:*~*=,:*1", "*=,:*1~*~*=,:*1", "*=*1~*(=*)~*~*1", "*=*1~*~*(=*)~*1"],
+    "crowded four-membered ring": [
+        "[#7,#8]1~[#7,#8]~*~*1",
+        "*1=,:*~*=,:*1",
+        "*=,:*1~*~*=,:*1",
+        "*=*1~*(=*)~*~*1",
+        "*=*1~*~*(=*)~*1",
+    ],
     "triple bond in a ring": ["[R]#[R]"],
 }
 PATTERNS = [(name, Chem.MolFromSmarts(smarts)) for name, several in FORBIDDEN.items() for smarts in several]
@@ -67,8 +79,8 @@ def refusal(mol: Chem.Mol) -> str | None:
             if len(shared) >= 2 and len(one) + len(other) <= 7:  # bicyclobutane, bicyclo[1.1.1]pentane, housane
                 return "two small rings fused"
             if len(shared) >= 3:
-                ends = [atom for atom in shared if len(_neighbours(mol, atom) & shared) == 1 or len(shared) == len(one)]
-                if any(bond.GetBondTypeAsDouble() > 1 for atom in ends for bond in mol.GetAtomWithIdx(atom).GetBonds()):
+                bridgeheads = [atom for atom in shared if len(_neighbours(mol, atom) & shared) == 1]
+                if any(_is_sp2(mol, atom) for atom in bridgeheads):
                     return "double bond at a bridgehead"
             elif len(shared) == 2 and len(one) + len(other) <= 8 and any(_is_sp2(mol, atom) for atom in shared):
                 return "double bond at the edge of two small rings"
@@ -86,13 +98,15 @@ def _is_sp2(mol: Chem.Mol, atom: int) -> bool:
 
 def grow(rng: np.random.Generator, n_atoms: int) -> Chem.Mol | None:
     """Draw one sanitised molecule of exactly `n_atoms` atoms, hydrogens counted; None when the draw leads nowhere."""
-    n_heavy = int(np.clip(round(rng.normal(0.62, 0.06) * n_atoms), 2, min(MAX_HEAVY, n_atoms - 1)))
+    n_heavy = int(np.clip(round(rng.normal(0.66, 0.06) * n_atoms), 2, min(MAX_HEAVY, n_atoms - 1)))
     symbols = rng.choice(list(ELEMENT_WEIGHTS), n_heavy, p=list(ELEMENT_WEIGHTS.values()))
     free = np.array([VALENCE[symbol] for symbol in symbols])
     doubled, odd = divmod(free.sum() - 2 * (n_heavy - 1) - (n_atoms - n_heavy), 2)
     if odd or doubled < 0:
         return None
     order = np.zeros((n_heavy, n_heavy), dtype=int)
+    hetero = symbols != "C"
+    affinity = np.where(hetero[:, None] & hetero, HETERO_BOND_RATE, 1.0)
 
     def bind(i: int, j: int) -> None:
         order[i, j] = order[j, i] = order[i, j] + 1
@@ -102,12 +116,12 @@ def grow(rng: np.random.Generator, n_atoms: int) -> Chem.Mol | None:
         places = np.flatnonzero(free[:new])
         if not len(places):
             return None
-        # more open places, more likely: keeps long branches of CH3 rare, as multivalent atoms carry the growth
-        bind(rng.choice(places, p=free[places] / free[places].sum()), new)
+        rate = free[places] * affinity[places, new]
+        bind(rng.choice(places, p=rate / rate.sum()), new)
     for _ in range(doubled):
         ring = rng.random() < RING_SHARE
-        pairs = _closures(order, free, rng) if ring else _raisable(order, free)
-        pairs = pairs or (_raisable(order, free) if ring else _closures(order, free, rng))
+        pairs = _closures(order, free, affinity, rng) if ring else _raisable(order, free)
+        pairs = pairs or (_raisable(order, free) if ring else _closures(order, free, affinity, rng))
         if not pairs:
             return None
         bind(*pairs[rng.integers(len(pairs))])
@@ -118,11 +132,14 @@ def _raisable(order: np.ndarray, free: np.ndarray) -> list[tuple[int, int]]:
     return [(i, j) for i, j in np.argwhere(np.triu(order)) if free[i] and free[j]]
 
 
-def _closures(order: np.ndarray, free: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _closures(
+    order: np.ndarray, free: np.ndarray, affinity: np.ndarray, rng: np.random.Generator
+) -> list[tuple[int, int]]:
     """Pairs of open atoms whose bond would close a ring of 3 to 7 atoms, each kept at the rate of its ring's size."""
     distance = Chem.GetDistanceMatrix(_skeleton(order)).astype(int)
-    pairs = [(i, j) for i in np.flatnonzero(free) for j in np.flatnonzero(free) if i < j]
-    return [(i, j) for i, j in pairs if rng.random() < RING_SIZES.get(distance[i, j] + 1, 0) * (distance[i, j] > 1)]
+    open_atoms = np.flatnonzero(free).tolist()
+    pairs = [(i, j) for i in open_atoms for j in open_atoms if i < j]
+    return [(i, j) for i, j in pairs if rng.random() < affinity[i, j] * RING_SIZES.get(distance[i, j] + 1, 0)]
 
 
 def _skeleton(order: np.ndarray) -> Chem.Mol:

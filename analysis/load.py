@@ -1,0 +1,215 @@
+"""Read a study folder into two pandas frames; nothing here computes a metric or needs torch.
+
+Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
+manifest.json, eval.json, curves.csv with the same columns). A record that cannot be read becomes one line in
+`Study.problems` and a run of status 'unreadable'; the rest of the study is still shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.records import EVALUATION, MANIFEST, STEP, RecordError, read_json, read_steps, run_folders
+
+STEP_KEYS = [key.rstrip("?") for key in STEP]
+TRAINING_COST = ("cost.step_seconds", "cost.train_seconds")
+# What a manifest may say of method or backbone without telling two variants of one name apart.
+NAMES = ("name", "size")
+SAME = ["method", "backbone", "seed", "data.fingerprint"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The records of one study.
+
+    Attributes:
+        name: the study's name; folder: where it was read.
+        runs: one row per run. Keys of manifest.json and, under 'eval.', of eval.json, nested keys joined by dots;
+            and `method`, `backbone` (labels), `path`, `status`, `reason`, `counted` (done, evaluated and the newest
+            of its method, backbone and seed), `borrowed` (training cost is that of the run in `weights_from`).
+            `status` is done, running, failed, skipped, unreadable, duplicate, or 'not evaluated' for done without
+            eval.json.
+        curves: one row per logging interval: run, method, backbone, seed and the keys of a STEP record.
+        problems: one line per record that could not be read.
+    """
+
+    name: str
+    folder: Path
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    problems: tuple[str, ...]
+
+    @property
+    def groups(self) -> list[tuple[str, str]]:
+        """(method, backbone) pairs in order of first appearance, by the runs' times of creation."""
+        known = self.runs.dropna(subset=["method"])
+        return list(dict.fromkeys(zip(known["method"], known["backbone"], strict=True)))
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(method for method, _ in self.groups))
+
+    @property
+    def counted(self) -> pd.DataFrame:
+        return self.runs[self.runs["counted"]]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(int(seed) for seed in self.runs["seed"].dropna().unique())
+
+    def of(self, method: str, backbone: str) -> pd.DataFrame:
+        """Rows of one (method, backbone)."""
+        return self.runs[(self.runs["method"] == method) & (self.runs["backbone"] == backbone)]
+
+    def missing(self) -> list[tuple[str, str, int]]:
+        """(method, backbone, seed) without a run, where another (method, backbone) of the study has that seed."""
+        return [
+            (method, backbone, seed)
+            for method, backbone in self.groups
+            for seed in self.seeds
+            if not (self.of(method, backbone)["seed"] == seed).any()
+        ]
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Runs counted, and runs that the study is known to ask for (skipped cells and duplicates left out)."""
+        wanted = ~self.runs["status"].isin(["skipped", "duplicate"])
+        # A run whose manifest is unreadable is one of the missing ones: nobody can say which.
+        unknown = int(self.runs["method"].isna().sum())
+        return int(self.runs["counted"].sum()), int(wanted.sum()) + max(0, len(self.missing()) - unknown)
+
+    def parts(self) -> list[Study]:
+        """One study per data set (fingerprint): numbers of two data sets never share a table. Most counted runs first."""
+        prints = self.runs["data.fingerprint"].replace("", None)
+        if prints.nunique() < 2:
+            return [self]
+        pieces = []
+        for fingerprint in prints.dropna().unique():
+            runs = self.runs[(prints == fingerprint) | prints.isna()]
+            curves = self.curves[self.curves["run"].isin(runs["run"])]
+            pieces.append(replace(self, runs=_labelled(runs), curves=curves))
+        return sorted(pieces, key=lambda piece: -len(piece.counted))
+
+
+def load(folder: Path) -> Study:
+    """Read every run of a study folder, live or published.
+
+    Raises:
+        FileNotFoundError: the folder holds no run at all.
+    """
+    folder = Path(folder)
+    rows, curves, problems = [], [], []
+    for path in run_folders(folder):
+        row, faults = _read_run(path)
+        curve, fault = _read_curve(path) if row["status"] != "unreadable" else (pd.DataFrame(), None)
+        problems += [*faults, *([fault] if fault else [])]
+        rows.append(row)
+        if len(curve):
+            curves.append(curve.assign(run=row["run"]))
+    if not rows:
+        raise FileNotFoundError(f"no runs in {folder}; expected sub-folders with a manifest.json (equibench run writes them)")
+    runs = pd.DataFrame(rows)
+    for column in ("study", "method.name", "backbone.name", "seed", "guarantee", "created", "weights_from", "reason", "data.fingerprint"):
+        if column not in runs:
+            runs[column] = None
+    runs = _labelled(runs.sort_values(["created", "run"], kind="stable", na_position="last").reset_index(drop=True))
+    frame = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["run", *STEP_KEYS])
+    frame = frame.reindex(columns=["run", *STEP_KEYS]).merge(runs[["run", "method", "backbone", "seed"]], on="run", how="left")
+    names = runs["study"].dropna()
+    return Study(names.iloc[0] if len(names) else folder.name, folder, runs, frame, tuple(problems))
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one level, keys joined by dots; lists stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _read_run(path: Path) -> tuple[dict[str, Any], list[str]]:
+    try:
+        row = flatten(read_json(path / "manifest.json", MANIFEST))
+    except (RecordError, OSError) as error:
+        return {"run": path.name, "path": path, "status": "unreadable", "reason": str(error)}, [str(error)]
+    row |= {"path": path, "run": path.name}
+    if not (path / "eval.json").exists():
+        if row["status"] == "done":
+            row |= {"status": "not evaluated", "reason": "done, but eval.json is missing; run the study again to have it made"}
+        return row, []
+    try:
+        evaluation = read_json(path / "eval.json", EVALUATION)
+    except (RecordError, OSError) as error:
+        return row | {"status": "unreadable", "reason": str(error)}, [str(error)]
+    # A product of two recorded fractions, quoted by the literature as 'valid and unique'.
+    for metrics in (evaluation["metrics"], evaluation["data_row"]):
+        unique = metrics["uniqueness"]
+        metrics["valid_and_unique"] = None if unique is None else metrics["validity"] * unique
+    return row | flatten(evaluation, "eval."), []
+
+
+def _read_curve(path: Path) -> tuple[pd.DataFrame, str | None]:
+    try:
+        if (path / "steps.jsonl").exists():
+            return pd.DataFrame(read_steps(path / "steps.jsonl")), None
+        file = path / "curves.csv"
+        if not file.exists() or not file.read_text().strip():
+            return pd.DataFrame(), None
+        curve = pd.read_csv(file)
+        unknown, absent = sorted(set(curve) - set(STEP_KEYS)), sorted({"step", "seconds"} - set(curve))
+        if unknown or absent:
+            raise RecordError(f"{file}: unknown columns {unknown}, missing columns {absent}; expected {', '.join(STEP_KEYS)}")
+        text = [column for column in curve if not pd.api.types.is_numeric_dtype(curve[column])]
+        if text:
+            raise RecordError(f"{file}: column {text[0]!r} holds text, expected numbers; publish the study again")
+        return curve, None
+    except (RecordError, OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
+        return pd.DataFrame(), f"{path.name}: curve left out: {error}"
+
+
+def _labelled(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add method and backbone labels, which runs count, and training costs of runs that use another's weights."""
+    runs = runs.copy()
+    runs["method"] = _labels(runs, "method")
+    runs["backbone"] = _labels(runs, "backbone")
+    done = runs[(runs["status"] == "done") & runs.get("eval.step", pd.Series(index=runs.index, dtype=float)).notna()]
+    newest = done.sort_values("created", kind="stable").drop_duplicates(SAME, keep="last").index
+    runs["counted"] = runs.index.isin(newest)
+    older = runs.index.isin(done.index) & ~runs["counted"]
+    runs.loc[older, ["status", "reason"]] = ["duplicate", "a newer run has the same method, backbone, seed and data; only that one is counted"]
+    runs["borrowed"] = runs["weights_from"].notna()
+    parents = runs.drop_duplicates("run").set_index("run")
+    for column in TRAINING_COST:
+        if column in runs:
+            own = runs[column].where(~runs["borrowed"])
+            runs[column] = own.fillna(runs["weights_from"].where(runs["borrowed"]).map(parents[column]))
+    return runs
+
+
+def _labels(runs: pd.DataFrame, kind: str) -> pd.Series:
+    """'name size', with options appended only where runs of one name and size differ in them within the study."""
+    names = [f"{kind}.{key}" for key in NAMES if f"{kind}.{key}" in runs]
+    options = [c for c in runs if isinstance(c, str) and c.startswith(f"{kind}.") and c not in names]
+
+    def label(row: pd.Series, varying: Mapping[tuple, list[str]]) -> str | None:
+        words = [str(row[name]) for name in names if pd.notna(row[name])]
+        if not words:
+            return None
+        told = [f"{option.removeprefix(f'{kind}.')}={row[option]}" for option in varying[tuple(words)]]
+        return " ".join(words) + (f" ({', '.join(told)})" if told else "")
+
+    varying: dict[tuple, list[str]] = {}
+    for words, rows in _by_name(runs, names):
+        varying[words] = [option for option in options if rows[option].map(repr).nunique() > 1]
+    return pd.Series([label(row, varying) for _, row in runs.iterrows()], index=runs.index, dtype=object)
+
+
+def _by_name(runs: pd.DataFrame, names: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
+    keys = runs[names].apply(lambda row: tuple(str(value) for value in row if pd.notna(value)), axis=1)
+    for words in dict.fromkeys(keys):
+        yield words, runs[[key == words for key in keys]]

@@ -1,0 +1,179 @@
+"""Means, spreads, intervals and paired comparisons over training seeds.
+
+Two sources of uncertainty stand side by side and are never mixed:
+
+* between trainings: the sample standard deviation over seeds, s = sqrt(sum_i (v_i - mean)^2 / (n - 1));
+* within a training: the 95 % interval that evaluation found by resampling the sampled molecules of one run. The mean
+  over n runs with half-widths w_i, independent of each other, has half-width sqrt(sum_i w_i^2) / n.
+
+Comparisons are paired, since two methods with one seed see the same batches, times and noise: with differences d_i on
+the n common seeds, mean d +- t_{n-1, 0.975} s_d / sqrt(n) (Student's t). At n = 2 the factor t is 12.7, so intervals
+are wide; that is what two seeds can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtr, stdtrit
+
+from analysis.labels import NLL, Column
+from analysis.load import Study
+
+LEVEL = 0.95
+Group = tuple[str, str]  # method, backbone
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One quantity of one (method, backbone) over its n counted runs.
+
+    Attributes:
+        values: one per seed, in the record's unit; mean, sd: over them, NaN where n is too small (0 and 1).
+        sampling: half-width of the 95 % interval of `mean` from the finite number of sampled molecules, NaN if unknown.
+    """
+
+    values: Mapping[int, float]
+    sampling: float = float("nan")
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(list(self.values.values()))) if self.n else float("nan")
+
+    @property
+    def sd(self) -> float:
+        return float(np.std(list(self.values.values()), ddof=1)) if self.n > 1 else float("nan")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of (method - reference) over n common seeds, its 95 % t-interval and two-sided p-value (NaN when n < 2)."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def summarise(study: Study, group: Group, column: Column) -> Summary:
+    """`column` over the counted runs of a (method, backbone); seeds without a value are left out."""
+    runs = study.of(*group)
+    runs = runs[runs["counted"]]
+    if column.key not in runs:
+        return Summary({})
+    runs = runs[runs[column.key].notna()].sort_values("seed")
+    values = {int(seed): float(value) for seed, value in zip(runs["seed"], runs[column.key], strict=True)}
+    return Summary(values, combined_half_width(_half_widths(runs, column)))
+
+
+def combined_half_width(half_widths: Sequence[float]) -> float:
+    """Half-width for the mean of independent runs, sqrt(sum w_i^2) / n; NaN when any is unknown or none is given."""
+    w = np.asarray(half_widths, dtype=float)
+    return float(np.sqrt(np.sum(w**2)) / len(w)) if len(w) else float("nan")
+
+
+def _half_widths(runs: pd.DataFrame, column: Column) -> list[float]:
+    if column is NLL:
+        return [1.96 * sem for sem in runs["eval.nll.sem"]]
+    key = column.key.replace("eval.metrics.", "eval.intervals.")
+    if key == column.key or key not in runs:
+        return []
+    return [(i[1] - i[0]) / 2 if isinstance(i, list) and len(i) == 2 else float("nan") for i in runs[key]]
+
+
+def t_interval(differences: Sequence[float], level: float = LEVEL) -> Difference:
+    """Student's t-interval and two-sided p-value for the mean of paired differences.
+
+    With one pair the interval is unknown (NaN). Differences that are all equal give an interval of width zero and
+    p = 0, or p = 1 when they are all zero.
+    """
+    d = np.asarray(differences, dtype=float)
+    n, nan = len(d), float("nan")
+    if n < 2:
+        return Difference(n, float(d[0]) if n else nan, nan, nan, nan)
+    mean, error = float(d.mean()), float(d.std(ddof=1) / np.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    if error == 0:
+        p = 1.0 if mean == 0 else 0.0
+    else:
+        p = 2 * float(stdtr(n - 1, -abs(mean) / error))
+    return Difference(n, mean, mean - half, mean + half, p)
+
+
+def paired(a: Summary, b: Summary) -> Difference:
+    """a - b on the seeds that both have."""
+    return t_interval([a.values[seed] - b.values[seed] for seed in sorted(a.values.keys() & b.values.keys())])
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p-values (Holm 1979, Scand. J. Statist. 6, 65); NaN stays NaN and is not counted."""
+    p = np.asarray(p_values, dtype=float)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    adjusted = np.full(len(p), np.nan)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))) if len(order) else []
+    return adjusted.tolist()
+
+
+def separated_from_best(summaries: Mapping[Group, Summary], higher_is_better: bool, alpha: float = 0.05) -> dict[Group, bool | None]:
+    """Which rows are significantly worse than the row of best mean, by paired t-tests with Holm's correction.
+
+    The best is chosen on the same data, which favours rejection slightly: read the grouping as a guard against calling
+    a tie a win, no more. With no common pair of seeds a comparison cannot be made.
+
+    Returns:
+        For each row with a value: False for the best, True when significantly worse, False when not, None when fewer
+        than two seeds are common, so that nothing can be said.
+    """
+    sign = 1 if higher_is_better else -1
+    rows = [group for group, summary in summaries.items() if summary.n]
+    if not rows:
+        return {}
+    best = max(rows, key=lambda group: sign * summaries[group].mean)
+    others = [group for group in rows if group != best]
+    differences = [paired(summaries[group], summaries[best]) for group in others]
+    adjusted = holm([difference.p for difference in differences])
+    verdicts: dict[Group, bool | None] = {best: False}
+    for group, difference, p in zip(others, differences, adjusted, strict=True):
+        verdicts[group] = None if np.isnan(p) else p < alpha and sign * difference.mean < 0
+    return verdicts
+
+
+def best_group(summaries: Mapping[Group, Summary], higher_is_better: bool) -> set[Group]:
+    """Rows to set in bold: the best and those not significantly worse, when at least one row is significantly worse.
+
+    Empty when the seeds separate nothing: a best mean alone is no finding.
+    """
+    verdicts = separated_from_best(summaries, higher_is_better)
+    return {group for group, worse in verdicts.items() if worse is False} if any(verdicts.values()) else set()
+
+
+def reference_group(study: Study, reference: str | None = None) -> Group | None:
+    """The row that others are compared with: method `reference`, else the first evaluated one without a guarantee, else
+    the first evaluated one.
+
+    Raises:
+        ValueError: `reference` is no method of the study.
+    """
+    counted = study.counted
+    evaluated = [group for group in study.groups if ((counted["method"] == group[0]) & (counted["backbone"] == group[1])).any()]
+    if reference is not None:
+        if reference not in study.methods:
+            raise ValueError(f"no method {reference!r} in study {study.name!r} to compare with; choose from {', '.join(study.methods)}")
+        return next((group for group in evaluated if group[0] == reference), None)
+    bare = [group for group in evaluated if (study.of(*group)["guarantee"] == "none").all()]
+    return next(iter(bare or evaluated), None)
+
+
+def reference_for(group: Group, reference: Group, groups: Sequence[Group]) -> Group:
+    """The reference method on the row's own backbone where that exists, else the study's reference row."""
+    same_backbone = (reference[0], group[1])
+    return same_backbone if same_backbone in groups else reference

@@ -1,0 +1,231 @@
+"""The main table: the data row, then quality, likelihood and cost of every method on every backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.labels import COST, GUARANTEES, METRICS, MISSING, NLL, QUALITY, TRAIN_TIME, Column
+from analysis.load import TRAINING_COST, Study
+from analysis.stats import Group, Summary, best_group, summarise
+from analysis.tables.render import Cell, Table, latex, markdown, text
+from bench.records import write_atomically
+
+N_TEXT = 3  # method, backbone, guarantee
+BORROWED, OLDER, DIRTY, BOUND = "*", "†", "‡", "≤"
+
+
+def build(study: Study, out: Path) -> list[Path]:
+    """Write main.md, main.csv and main.tex for a study of one data set; raises OSError when `out` cannot be written."""
+    table = main_table(study)
+    paths = {
+        "md": markdown(table),
+        "csv": main_frame(study).to_csv(index=False, lineterminator="\n"),
+        "tex": latex(list(_panels(table)), "tab:main"),
+    }
+    for suffix, content in paths.items():
+        write_atomically(out / f"main.{suffix}", content.encode())
+    return [out / f"main.{suffix}" for suffix in paths]
+
+
+def main_table(study: Study) -> Table:
+    """The table as cells: data row on top, one row per (method, backbone) in order of first appearance."""
+    summaries = {column: {group: summarise(study, group, column) for group in study.groups} for column in (*QUALITY, *COST)}
+    best = {
+        column: best_group(summaries[column], column.higher_is_better)
+        for column in QUALITY
+        if column.higher_is_better is not None
+    }
+    rows = [_data_row(study, split) for split in data_splits(study)]
+    n_data = len(rows)
+    for group in study.groups:
+        marks = _marks(study, group)
+        bound = (study.of(*group)["guarantee"] == "in_law").any()
+        cells = [_guarantee(study, group), Cell(_seeds(study, group))]
+        for column, by_group in summaries.items():
+            borrowed = column.key in TRAINING_COST and study.of(*group)["borrowed"].any()
+            prefix = f"{BOUND} " if column is NLL and bound else ""
+            cells.append(_cell(column, by_group[group], group in best.get(column, ()), prefix, BORROWED if borrowed else ""))
+        rows.append([Cell(group[0] + marks), Cell(group[1]), *cells, Cell(status(study, group))])
+    header = ["Method", "Backbone", "Guarantee", "Seeds", *(column.title for column in (*QUALITY, *COST)), "Status"]
+    return Table(header, rows, caption(study), N_TEXT, last_is_text=True, rule_after=n_data, notes=(provenance(study), *notes(study)))
+
+
+def main_frame(study: Study) -> pd.DataFrame:
+    """The same as numbers in the records' units: mean, standard deviation over seeds, sampling half-width, seeds."""
+    rows: list[dict[str, object]] = []
+    for split in data_splits(study):
+        values = _data_values(study, split)
+        rows.append({"method": "data", "backbone": "", "guarantee": "", "seeds": "", "status": split} | values)
+    for group in study.groups:
+        runs = study.of(*group)
+        row: dict[str, object] = {"method": group[0], "backbone": group[1], "guarantee": runs["guarantee"].iloc[0]}
+        row |= {"seeds": " ".join(str(int(s)) for s in sorted(runs[runs["counted"]]["seed"])), "status": status(study, group)}
+        for column in (*QUALITY, *COST):
+            summary = summarise(study, group, column)
+            row |= {column.name: summary.mean, f"{column.name}_sd": summary.sd}
+            if column in QUALITY:
+                row[f"{column.name}_sampling95"] = summary.sampling
+        row["nll_is_bound_of_bound"] = bool((runs["guarantee"] == "in_law").any())
+        row["training_cost_of"] = " ".join(runs["weights_from"].dropna())
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def print_table(study: Study, width: int = 120) -> str:
+    """The main table for a terminal, quality above cost, at most `width` columns."""
+    done, wanted = study.progress
+    table = main_table(study)
+    short = ["method", "backbone", "guarantee", "seeds", *(column.short for column in (*QUALITY, *COST)), "status"]
+    # The interval from sampling stands in the written table alone: two blocks must fit a terminal.
+    rows = [[Cell(cell.text, cell.small.split(" (")[0].replace("± ", "±")) for cell in row] for row in table.rows]
+    plain = Table(short, rows, "", table.n_text, table.last_is_text, table.rule_after)
+    n_quality = N_TEXT + 1 + len(QUALITY)
+    product = short.index(METRICS[-1].short)
+    quality = plain.columns([i for i in range(n_quality) if i != product])
+    cost = plain.columns([0, 1, *range(n_quality, len(short))])
+    heading = f"{study.name}: {done} of {wanted} runs done. {data_label(study)}. Mean ± standard deviation over seeds."
+    return "\n".join([heading, "", text(quality, width), "", text(cost, width), *(f"{note}" for note in notes(study, short=True))])
+
+
+def status(study: Study, group: Group) -> str:
+    """'complete', or what keeps the row from being so: '1 failed, 1 missing'."""
+    runs = study.of(*group)
+    others = runs[~runs["counted"] & (runs["status"] != "duplicate")]["status"]
+    counts = dict(others.value_counts(sort=False))
+    missing = sum(entry[:2] == group for entry in study.missing())
+    if missing and not (others == "skipped").all():
+        counts["missing"] = missing
+    elif missing and others.empty:
+        counts["missing"] = missing
+    return ", ".join(f"{n} {word}" for word, n in counts.items()) or "complete"
+
+
+def data_label(study: Study) -> str:
+    return _listing(study, "data.label") or "no data set recorded"
+
+
+def data_splits(study: Study) -> list[str]:
+    """Splits whose own score stands on top; one, unless runs differ."""
+    counted = study.counted
+    return [] if "eval.data_row.split" not in counted else list(dict.fromkeys(counted["eval.data_row.split"].dropna()))
+
+
+def _data_values(study: Study, split: str) -> dict[str, float]:
+    runs = study.counted
+    runs = runs[runs["eval.data_row.split"] == split]
+    keys = {column.name: column.key.replace("eval.metrics.", "eval.data_row.") for column in METRICS}
+    return {name: float(runs[key].iloc[-1]) for name, key in keys.items() if key in runs and pd.notna(runs[key].iloc[-1])}
+
+
+def _data_row(study: Study, split: str) -> list[Cell]:
+    values = _data_values(study, split)
+    cells = [Cell(column.show(values.get(column.name))) for column in METRICS]
+    others = [Cell(MISSING)] * (len(QUALITY) - len(METRICS) + len(COST))
+    return [Cell(f"Data ({split} split)"), Cell(MISSING), Cell(MISSING), Cell(MISSING), *cells, *others, Cell("reference")]
+
+
+def _cell(column: Column, summary: Summary, bold: bool, prefix: str, mark: str) -> Cell:
+    if not summary.n:
+        return Cell(MISSING)
+    spread = f"± {column.show(summary.sd)}" if summary.n > 1 and column.key != "parameters.total" else ""
+    sampling = f"({column.show(summary.sampling)})" if summary.sampling == summary.sampling else ""
+    return Cell(f"{prefix}{column.show(summary.mean)}{mark}", f"{spread} {sampling}".strip(), bold)
+
+
+def _seeds(study: Study, group: Group) -> str:
+    return str(int(study.of(*group)["counted"].sum()))
+
+
+def _guarantee(study: Study, group: Group) -> Cell:
+    value = study.of(*group)["guarantee"].iloc[0]
+    return Cell(GUARANTEES.get(value, str(value)))
+
+
+def latest_commit(study: Study) -> str | None:
+    """Commit of the counted run that was updated last: what 'older code' is measured against."""
+    counted = study.counted
+    return None if counted.empty else counted.sort_values("updated", kind="stable")["code.commit"].iloc[-1]
+
+
+def _marks(study: Study, group: Group) -> str:
+    runs = study.of(*group)
+    runs = runs[runs["counted"]]
+    if runs.empty:
+        return ""
+    older = (runs["code.commit"].fillna("") != (latest_commit(study) or "")).any()
+    return (OLDER if older else "") + (DIRTY if (runs["code.dirty"] == True).any() else "")  # noqa: E712 (may hold None)
+
+
+def _listing(study: Study, column: str, runs: pd.DataFrame | None = None) -> str:
+    """Values of a column over the counted runs (over all runs while none is counted), in order, each once."""
+    runs = (study.counted if len(study.counted) else study.runs) if runs is None else runs
+    values = runs[column].dropna() if column in runs else ()
+    return _join(f"{int(v):,}".replace(",", " ") if isinstance(v, float) and v.is_integer() else str(v) for v in values)
+
+
+def _join(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(word for word in words if word))
+
+
+def caption(study: Study) -> str:
+    """What was measured on what; every word of it from the records."""
+    done, wanted = study.progress
+    partial = "" if done == wanted else f"PARTIAL: {done} of {wanted} runs done. "
+    seeds = ", ".join(str(seed) for seed in sorted({int(s) for s in study.counted["seed"]})) or "none yet"
+    parts = [
+        f"{partial}{data_label(study)} (fingerprint {_listing(study, 'data.fingerprint')[:12]}; "
+        f"{_listing(study, 'data.n_train')} training, {_listing(study, 'data.n_test')} test molecules).",
+        f"{_listing(study, 'eval.metrics.n_molecules') or MISSING} samples per run in "
+        f"{_listing(study, 'eval.n_sampling_steps') or MISSING} sampling steps; seeds {seeds}; "
+        f"{_steps(study)} optimiser steps, {_listing(study, 'eval.weights') or MISSING} weights.",
+        "Mean over seeds ± sample standard deviation over seeds (half-width of the 95 % interval of that mean from the "
+        "finite number of sampled molecules).",
+        "Bold: best mean, and means not significantly worse than it (paired t-test over common seeds, Holm-corrected, 5 %); "
+        "a column in which the seeds separate nothing has no bold.",
+        "NLL: variational bound on the test split, lower is better.",
+    ]
+    return " ".join(parts)
+
+
+def _steps(study: Study) -> str:
+    runs = study.counted if len(study.counted) else study.runs
+    return _listing(study, "n_steps", runs[runs["n_steps"] > 0]) if "n_steps" in runs else MISSING
+
+
+def provenance(study: Study) -> str:
+    """Commit, device, dtype, compile mode and versions of the counted runs, in one line."""
+    commits = _join(str(commit)[:10] for commit in (study.counted if len(study.counted) else study.runs).get("code.commit", pd.Series(dtype=object)).dropna())
+    environment = [f"{word} {_listing(study, f'environment.{key}')}" for key, word in (("device", "device"), ("dtype", ""), ("n_threads", "threads"), ("compile", ""))]
+    versions = [c for c in study.runs if c.startswith("environment.versions.")]
+    packages = [f"{c.removeprefix('environment.versions.')} {_listing(study, c)}" for c in sorted(versions)]
+    parallel = _listing(study, "cost.n_parallel")
+    shared = [f"{parallel} run(s) at a time on the machine"] if parallel else []
+    words = [f"commit {commits or 'unknown'}", *(word.strip() for word in environment), *shared, *packages]
+    return f"Measured with equibench {_listing(study, 'code.version')}, {', '.join(words)}."
+
+
+def notes(study: Study, short: bool = False) -> list[str]:
+    """What the marks of the table mean; only the marks that occur."""
+    counted, out = study.counted, []
+    if (counted["guarantee"] == "in_law").any():
+        long = ": the prediction draws a rotation, and averaging the bound over it bounds the NLL from above once more; comparisons of such a value with one without the mark favour the latter"
+        out.append(f"{BOUND} upper bound of the variational bound{'' if short else long}.")
+    if counted["borrowed"].any():
+        out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
+    commit = latest_commit(study)
+    if (counted.get("code.commit", pd.Series(dtype=object)).fillna("") != (commit or "")).any():
+        out.append(f"{OLDER} holds a run made with another commit than the newest one ({str(commit)[:10]}).")
+    if (counted.get("code.dirty", pd.Series(dtype=object)) == True).any():  # noqa: E712 (may hold None)
+        out.append(f"{DIRTY} made with uncommitted changes in the code.")
+    if not short and len(counted):
+        out.append(f"{TRAIN_TIME.label} time counts optimiser steps alone, without evaluation.")
+    return out
+
+
+def _panels(table: Table) -> Iterable[Table]:
+    n_quality = N_TEXT + 1 + len(QUALITY)
+    yield table.columns(range(n_quality))
+    yield table.columns([0, 1, *range(n_quality, len(table.header))])

@@ -1,0 +1,103 @@
+"""Differences to a reference method on common seeds, each with its interval."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.labels import MISSING, QUALITY
+from analysis.load import Study
+from analysis.stats import Difference, Group, Summary, paired, reference_for, reference_group, summarise
+from analysis.tables.render import Cell, Table, latex, markdown
+from bench.records import write_atomically
+
+
+def build(study: Study, out: Path, reference: str | None = None) -> list[Path]:
+    """Write paired.md, paired.csv and paired.tex; nothing when fewer than two rows are evaluated.
+
+    Raises:
+        ValueError: `reference` is no method of the study. OSError: `out` cannot be written.
+    """
+    table = paired_table(study, reference)
+    if table is None:
+        return []
+    paths = {
+        "md": markdown(table),
+        "csv": paired_frame(study, reference).to_csv(index=False, lineterminator="\n"),
+        "tex": latex([table], "tab:paired"),
+    }
+    for suffix, content in paths.items():
+        write_atomically(out / f"paired.{suffix}", content.encode())
+    return [out / f"paired.{suffix}" for suffix in paths]
+
+
+def comparisons(study: Study, reference: str | None = None) -> list[tuple[Group, Group, dict[str, Difference]]]:
+    """(row, its reference, column name -> difference) for every evaluated row that is not its own reference."""
+    first = reference_group(study, reference)
+    if first is None:
+        return []
+    summaries = {group: {c.name: summarise(study, group, c) for c in QUALITY} for group in study.groups}
+    evaluated = [group for group in study.groups if summaries[group][QUALITY[0].name].n]
+    found = []
+    for group in evaluated:
+        other = reference_for(group, first, evaluated)
+        if other != group:
+            found.append((group, other, {c.name: paired(summaries[group][c.name], summaries[other][c.name]) for c in QUALITY}))
+    return found
+
+
+def paired_table(study: Study, reference: str | None = None) -> Table | None:
+    """The differences as cells, None when there is nothing to compare."""
+    found = comparisons(study, reference)
+    if not found:
+        return None
+    rows = []
+    for group, other, differences in found:
+        cells = []
+        for column in QUALITY:
+            d = differences[column.name]
+            interval = f"[{column.show(d.low, signed=True)}, {column.show(d.high, signed=True)}]" if d.n > 1 else ""
+            cells.append(Cell(column.show(d.mean, signed=True), interval, bold=d.n > 1 and (d.low > 0 or d.high < 0)))
+        n = max(d.n for d in differences.values())
+        rows.append([Cell(group[0]), Cell(group[1]), Cell(" / ".join(other)), Cell(str(n) if n else MISSING), *cells])
+    header = ["Method", "Backbone", "Minus", "Pairs", *(f"{c.label} ({_points(c.unit)})" for c in QUALITY)]
+    caption = (
+        "Paired differences on common seeds: mean [95 % interval, Student's t over seeds]. Bold: the interval leaves out zero "
+        "(one comparison at a time, not corrected for their number)."
+    )
+    return Table(header, rows, caption, n_text=3, notes=[_warning(found)])
+
+
+def _points(unit: str) -> str:
+    return "points" if unit == "%" else unit
+
+
+def _warning(found: list[tuple[Group, Group, dict[str, Difference]]]) -> str:
+    n = max(d.n for _, _, differences in found for d in differences.values())
+    if n < 2:
+        return "With one common seed there is no interval: a difference between trainings cannot be told from chance."
+    factors = {2: 12.71, 3: 4.30, 4: 3.18}
+    if n in factors:
+        return (
+            f"With {n} common seeds Student's t factor is {factors[n]} (1.96 for many): the intervals are wide because so few "
+            "trainings say little about the next one. An interval that holds zero does not show that two methods are equal."
+        )
+    return "An interval that holds zero does not show that two methods are equal."
+
+
+def paired_frame(study: Study, reference: str | None = None) -> pd.DataFrame:
+    """The differences as numbers, one line per row and quantity, in the records' units; single values per seed beside."""
+    rows = []
+    for group, other, differences in comparisons(study, reference):
+        for column in QUALITY:
+            d = differences[column.name]
+            a, b = (summarise(study, g, column) for g in (group, other))
+            row = {"method": group[0], "backbone": group[1], "reference": " / ".join(other), "quantity": column.name}
+            row |= {"n_pairs": d.n, "difference": d.mean, "low95": d.low, "high95": d.high, "p": d.p}
+            rows.append(row | {"differences_by_seed": _by_seed(a, b)})
+    return pd.DataFrame(rows)
+
+
+def _by_seed(a: Summary, b: Summary) -> str:
+    return " ".join(f"{seed}:{a.values[seed] - b.values[seed]:.6g}" for seed in sorted(a.values.keys() & b.values.keys()))

@@ -1,0 +1,139 @@
+"""One table as Markdown, LaTeX, HTML or terminal text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a cell; `small` follows in a lesser weight (spread, interval); `bold` marks the best group."""
+
+    text: str
+    small: str = ""
+    bold: bool = False
+
+    @property
+    def plain(self) -> str:
+        return f"{self.text} {self.small}".strip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Header, rows of cells and a caption.
+
+    Attributes:
+        n_text: leading columns that hold words and are set flush left; the others are set flush right.
+        last_is_text: the last column holds words too.
+        rule_after: number of leading rows set apart by a rule (the data row).
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    caption: str
+    n_text: int = 1
+    last_is_text: bool = False
+    rule_after: int = 0
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def is_text(self, column: int) -> bool:
+        return column < self.n_text or (self.last_is_text and column == len(self.header) - 1)
+
+    def columns(self, keep: Sequence[int]) -> Table:
+        """The same table with some of its columns."""
+        return Table(
+            [self.header[i] for i in keep],
+            [[row[i] for i in keep] for row in self.rows],
+            self.caption,
+            sum(i < self.n_text for i in keep),
+            self.last_is_text and len(self.header) - 1 in keep,
+            self.rule_after,
+            self.notes,
+        )
+
+
+def markdown(table: Table) -> str:
+    """GitHub's pipe table, the caption above, notes below."""
+
+    def line(words: Sequence[str]) -> str:
+        return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"
+
+    def word(cell: Cell) -> str:
+        return f"**{cell.text}** {cell.small}".strip() if cell.bold else cell.plain
+
+    rules = ["---" if table.is_text(i) else "---:" for i in range(len(table.header))]
+    body = [line(table.header), line(rules), *(line([word(cell) for cell in row]) for row in table.rows)]
+    return "\n\n".join([table.caption, "\n".join(body), *table.notes]) + "\n"
+
+
+def html(table: Table) -> str:
+    """A figure with caption above; wide tables scroll sideways within it."""
+
+    def row(cells: Sequence[Cell], tag: str, css: str = "") -> str:
+        out = []
+        for i, cell in enumerate(cells):
+            kind = ' class="t"' if table.is_text(i) else ""
+            text = f"<b>{escape(cell.text)}</b>" if cell.bold else escape(cell.text)
+            small = f" <small>{escape(cell.small)}</small>" if cell.small else ""
+            out.append(f"<{tag}{kind}>{text}{small}</{tag}>")
+        return f"<tr{css}>{''.join(out)}</tr>"
+
+    head = row([Cell(word) for word in table.header], "th")
+    body = "\n".join(row(cells, "td", ' class="data"' if i < table.rule_after else "") for i, cells in enumerate(table.rows))
+    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in table.notes)
+    return (
+        f"<figure><figcaption>{escape(table.caption)}</figcaption>\n<div class='wide'><table><thead>{head}</thead>\n"
+        f"<tbody>{body}</tbody></table></div>{notes}</figure>"
+    )
+
+
+_TEX = {"\\": r"\textbackslash{}", "–": "--", "−": "$-$", "±": r"$\pm$", "≤": r"$\le$", "†": r"$^\dagger$"}
+_TEX |= {"‡": r"$^\ddagger$", "³": "$^3$", "×": r"$\times$", "·": r"$\cdot$", "Å": r"\AA{}", "α": r"$\alpha$"}
+_TEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+def tex(text: str) -> str:
+    """Plain text as LaTeX."""
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def latex(panels: Sequence[Table], label: str) -> str:
+    """One floating table of stacked panels (booktabs); caption and notes are those of the first panel."""
+
+    def row(cells: Sequence[Cell]) -> str:
+        words = [(f"\\textbf{{{tex(c.text)}}} {tex(c.small)}" if c.bold else tex(c.plain)).strip() for c in cells]
+        return " & ".join(words) + r" \\"
+
+    blocks = []
+    for panel in panels:
+        spec = "".join("l" if panel.is_text(i) else "r" for i in range(len(panel.header)))
+        lines = [row(cells) for cells in panel.rows]
+        if panel.rule_after:
+            lines.insert(panel.rule_after, r"\midrule")
+        header = row([Cell(word) for word in panel.header])
+        body = [f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule", header, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+        blocks.append("\n".join(body))
+    first = panels[0]
+    caption = tex(" ".join([first.caption, *first.notes]))
+    stacked = "\n\n\\medskip\n".join(blocks)
+    head = f"% needs \\usepackage{{booktabs}}\n\\begin{{table*}}[t]\n\\centering\\footnotesize\n\\caption{{{caption}}}\n\\label{{{label}}}"
+    return f"{head}\n{stacked}\n\\end{{table*}}\n"
+
+
+def text(table: Table, width: int = 120) -> str:
+    """Aligned plain text of at most `width` columns; where needed the widest text column is cut, with an ellipsis."""
+    cells = [list(table.header), *([cell.plain for cell in row] for row in table.rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.header))]
+    texts = [i for i in range(len(widths)) if table.is_text(i)]
+    while sum(widths) + 2 * (len(widths) - 1) > width and texts and max(widths[i] for i in texts) > 6:
+        widths[max(texts, key=lambda i: widths[i])] -= 1
+
+    def line(row: Sequence[str]) -> str:
+        cut = [word if len(word) <= w else word[: w - 1] + "…" for word, w in zip(row, widths, strict=True)]
+        return "  ".join(word.ljust(w) if table.is_text(i) else word.rjust(w) for i, (word, w) in enumerate(zip(cut, widths, strict=True)))
+
+    rule = "-" * min(width, sum(widths) + 2 * (len(widths) - 1))
+    lines = [line(row).rstrip() for row in cells]
+    return "\n".join([lines[0], rule, *lines[1 : 1 + table.rule_after], *([rule] if table.rule_after else []), *lines[1 + table.rule_after :]])

@@ -1,0 +1,341 @@
+"""Configuration: one YAML page per study, typed dataclasses beside what they configure, unknown keys refused by name.
+
+A study page has a `base` (any part of a run's configuration), a `grid` (lists whose product are the runs; a list of
+grids is their union) and `launch` (how to execute, which never changes a result). OmegaConf reads and merges pages and
+`key=value` arguments; the typed objects are built here, so a run on a machine without OmegaConf needs only its own
+resolved page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import itertools
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.diffusion.process import DiffusionConfig
+from bench.groups import GroupName
+from bench.registry import Registry, backbones, datasets, methods, nearest
+
+STUDIES = Path(__file__).parent / "configs" / "studies"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, what came and what was expected."""
+
+
+class Clip(enum.StrEnum):
+    """Gradient clipping of the published runs: EDM's queue of norms, or SymDiff's constant global norm."""
+
+    QUEUE = "queue"
+    NORM = "norm"
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation; defaults are those of the published SymDiff QM9 runs unless a comment says otherwise."""
+
+    n_steps: int = 100_000
+    batch_size: int = 256
+    lr: float = 2e-4
+    warmup_steps: int = 0  # linear from zero
+    # linear to zero over the last part of the run. A checkpoint is kept where it starts, so that a longer run of the
+    # same configuration continues from there and equals one that was planned longer from the beginning
+    cooldown_fraction: float = 0.0
+    # equal seconds instead of equal steps: stop after this many seconds of training steps; n_steps still bounds
+    max_seconds: float | None = None
+    weight_decay: float = 1e-12
+    ema_decay: float = 0.9999
+    clip: Clip = Clip.NORM
+    clip_norm: float = 2.0
+    log_every: int = 100
+    valid_every: int = 1000
+    n_valid: int = 512  # molecules of the validation split whose loss is followed
+    checkpoint_seconds: float = 120.0
+    compile: bool = False  # torch.compile of the networks' inner functions; falls back to eager with one line
+    n_threads: int = 1
+    device: str = "cpu"
+
+
+@dataclass
+class SampleConfig:
+    """Sampling for the evaluation."""
+
+    n_molecules: int = 10_000
+    n_steps: int = 1000
+    batch_size: int = 250
+    seed: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """Likelihood on the test split; metrics have no options."""
+
+    n_nll_molecules: int | None = None  # None: all of the test split
+    n_nll_passes: int = 5
+
+
+@dataclass
+class LaunchConfig:
+    """How runs are executed through submitit; never part of a result."""
+
+    cluster: str = "local"  # local | debug (in this process) | slurm
+    n_parallel: int = 2  # runs at a time on a local machine
+    timeout_min: int = 1440
+    cpus_per_task: int = 1
+    gpus_per_node: int = 0
+    slurm_partition: str | None = None
+    slurm_array_parallelism: int = 16
+
+
+@dataclass
+class RunConfig:
+    """One run. `method`, `backbone` and `data` are the name of a plug-in and its options, checked against its config."""
+
+    study: str
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+    data: dict[str, Any]
+    seed: int = 0
+    group: GroupName = GroupName.O3
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        self.method = _complete(methods, self.method, "method")
+        self.backbone = _complete(backbones, self.backbone, "backbone")
+        self.data = _complete(datasets, self.data, "data")
+
+    def page(self) -> dict[str, Any]:
+        """Plain nested dictionary of every setting, as written to config.yaml."""
+        return _plain(self)
+
+    def identity(self, fingerprint: str) -> str:
+        """Hash of all that decides the trained weights, the data's content included.
+
+        Not part of it: how far training goes (so that it can be extended), what is logged, how the result is sampled
+        and evaluated, and where the data lies.
+        """
+        page = self.page()
+        for key in ("study", "sample", "evaluate"):
+            del page[key]
+        for key in ("n_steps", "log_every", "valid_every", "n_valid", "checkpoint_seconds"):
+            del page["train"][key]
+        page["data"] = fingerprint
+        return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()[:10]
+
+    def run_name(self, fingerprint: str) -> str:
+        """Folder name: method-backbone-seed-hash."""
+        return f"{self.method['name']}-{self.backbone['name']}-s{self.seed}-{self.identity(fingerprint)}"
+
+
+@dataclass
+class StudyConfig:
+    """A resolved study: its runs in order and how to launch them."""
+
+    name: str
+    runs: list[RunConfig]
+    launch: LaunchConfig
+    page: dict[str, Any]
+
+
+# ---------------------------------------------------------------------- typed objects from plain data
+
+
+def build(cls: Any, values: Any, where: str = "") -> Any:
+    """An instance of dataclass `cls` from nested plain values; unknown keys and wrong types raise ConfigError."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or cls.__name__} is {values!r}, expected a mapping of options")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    prefix = f"{where}." if where else ""
+    for key in values:
+        if key not in known:
+            hint = nearest(str(key), known) if known else "it has no options"
+            raise ConfigError(f"unknown key '{prefix}{key}'; {hint}")
+    for f in dataclasses.fields(cls):
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"'{prefix}{f.name}' is missing; it has no default")
+    return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(kind):
+            return None
+        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+        return _convert(kind, value, where)
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        try:
+            return kind(value)
+        except ValueError:
+            raise ConfigError(f"'{where}' is {value!r}, expected one of {', '.join(str(k.value) for k in kind)}") from None
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"'{where}' is {value!r}, expected a list")
+        inner = typing.get_args(kind)[0]
+        return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if isinstance(value, str):  # a plug-in without options may be given by its name
+            return {"name": value}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"'{where}' is {value!r}, expected a name or a mapping with 'name'")
+        return dict(value)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-4 as a string
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"'{where}' is {value!r}, expected {kind.__name__}")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _complete(registry: Registry, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A plug-in's name and all of its options with their values, so that a run's page leaves nothing implicit."""
+    if "name" not in options:
+        raise ConfigError(f"'{where}.name' is missing; choose from {', '.join(registry)}")
+    options = dict(options)
+    name = options.pop("name")
+    size = options.pop("size", None)
+    try:
+        entry = registry[name]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    head = {"name": name}
+    if size is not None:
+        sizes = getattr(entry.build, "sizes", {})
+        if size not in sizes:
+            raise ConfigError(f"'{where}.size' is {size!r}; {nearest(size, sizes) if sizes else f'{name} has no named sizes'}")
+        options = {**sizes[size], **options}
+        head["size"] = size
+    return {**head, **_plain(build(entry.config, options, where))}
+
+
+def options_of(registry: Registry, page: Mapping[str, Any]) -> Any:
+    """The typed options of a plug-in from a run's page."""
+    return build(registry[page["name"]].config, {k: v for k, v in page.items() if k not in ("name", "size")}, page["name"])
+
+
+# ---------------------------------------------------------------------- pages
+
+
+def study_names() -> list[str]:
+    """Studies that come with the package."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
+    """Read a study by name or by path and apply `key=value` arguments (`launch.` keys or keys of `base`).
+
+    Raises:
+        ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(name) if name.endswith((".yaml", ".yml")) else STUDIES / f"{name}.yaml"
+    if not path.is_file():
+        hint = "" if path.parent != STUDIES else f"; {nearest(name, study_names())}"
+        raise ConfigError(f"no study at {name!r}{hint}")
+    try:
+        page = OmegaConf.load(path)
+        for item in overrides or []:
+            if "=" not in item:
+                raise ConfigError(f"argument {item!r} is not of the form key=value")
+            key = item if item.startswith(("launch.", "grid.")) else f"base.{item}"
+            page = OmegaConf.merge(page, OmegaConf.from_dotlist([key]))
+        plain = OmegaConf.to_container(page, resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{path}: expected a mapping with study, base, grid and launch")
+    return resolve_study({str(k): v for k, v in plain.items()}, str(path))
+
+
+def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
+    """The runs of a study page, in grid order."""
+    for key in page:
+        if key not in ("study", "base", "grid", "launch"):
+            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, ('study', 'base', 'grid', 'launch'))}")
+    if not isinstance(page.get("study"), str):
+        raise ConfigError(f"{where}: 'study' is missing; give the study a name")
+    grids = page.get("grid") or {}
+    grids = grids if isinstance(grids, list) else [grids]
+    runs = []
+    for grid in grids:
+        for key, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"{where}: grid key {key!r} is {values!r}, expected a list of values")
+        for combination in itertools.product(*grid.values()):
+            run: dict[str, Any] = json.loads(json.dumps(page.get("base") or {}))
+            for key, value in zip(grid, combination, strict=True):
+                _set(run, key, value)
+            runs.append(build(RunConfig, {"study": page["study"], **run}))
+    launch = build(LaunchConfig, page.get("launch") or {}, "launch")
+    if launch.cluster not in ("local", "debug", "slurm"):
+        raise ConfigError(f"'launch.cluster' is {launch.cluster!r}, expected local, debug or slurm")
+    return StudyConfig(page["study"], runs, launch, page)
+
+
+def _set(page: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        page = page.setdefault(parent, {})
+    page[last] = value
+
+
+def read_run(folder: Path) -> RunConfig:
+    """The configuration of a run's folder."""
+    import yaml
+
+    path = folder / "config.yaml"
+    try:
+        return build(RunConfig, yaml.safe_load(path.read_text()))
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} is no run folder: it has no config.yaml") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not readable as YAML ({error})") from error
+
+
+def weights_run(cfg: RunConfig) -> RunConfig | None:
+    """The run whose weights this one samples with, for methods that train nothing."""
+    parent = methods[cfg.method["name"]].build.weights_of
+    return None if parent is None else dataclasses.replace(cfg, method={"name": parent})
+
+
+def reason_to_skip(cfg: RunConfig) -> str | None:
+    """Why a combination of method and backbone makes no sense, or None."""
+    method, backbone = methods[cfg.method["name"]].build, backbones[cfg.backbone["name"]].build
+    if method.needs_equivariant_backbone and not backbone.equivariant:
+        fitting = [name for name in backbones if backbones[name].build.equivariant]
+        return (
+            f"method {cfg.method['name']!r} needs an equivariant backbone, got {cfg.backbone['name']!r}; "
+            f"choose {' or '.join(fitting)}, or a method without that need"
+        )
+    return None

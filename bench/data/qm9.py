@@ -1,0 +1,201 @@
+"""QM9 in EDM's split: 130 831 molecules of H, C, N, O and F in B3LYP geometry, positions in angstrom.
+
+Three sources, in this order: a folder (`dir`, else the environment variable QM9_DIR) with EDM's npz files or with
+figshare's archive; a download from figshare; and, where no network is, the embedded set `mini`, which then stands in
+the data set's name and label. Molecules come in the order of their gdb index, so all sources give one fingerprint.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import zipfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bench.data import gdb9, mini
+from bench.data.dataset import SPLITS, DataError, DataSet, grouped, read_with
+from bench.data.download import CannotStartError, fetch
+from bench.records import write_atomically
+from bench.registry import datasets
+from bench.structures import Structures
+
+log = logging.getLogger(__name__)
+
+ELEMENTS = (1, 6, 7, 8, 9)
+ELEMENT_NAMES = {1: "hydrogen", 6: "carbon", 7: "nitrogen", 8: "oxygen", 9: "fluorine"}
+N_TOTAL = sum(n for n, _, _ in gdb9.SPLIT_FACTS.values())
+
+
+@dataclass
+class QM9Config:
+    """Options: folder with the data; keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules."""
+
+    dir: str | None = None
+    max_atoms: int | None = None
+    n_train: int | None = None
+
+
+def cache_folder() -> Path:
+    """Where downloads and parsed archives lie: EQUIBENCH_CACHE, else ~/.cache/equibench."""
+    return Path(os.environ.get("EQUIBENCH_CACHE") or Path.home() / ".cache" / "equibench")
+
+
+@datasets.register("qm9", QM9Config)
+def load(cfg: QM9Config) -> DataSet:
+    """QM9, EDM's split: up to 29 atoms of H, C, N, O, F; folder, download or, offline, the set 'mini'.
+
+    Raises:
+        DataError: the folder holds neither form of QM9, or one that is damaged or split differently; the download
+            broke off or brought another file.
+    """
+    folder = cfg.dir or os.environ.get("QM9_DIR")
+    try:
+        data = from_folder(Path(folder).expanduser()) if folder else from_download()
+    except CannotStartError as error:
+        line = f"QM9 could not be had, so the embedded set 'mini' is used: {error}; set QM9_DIR to a folder with QM9"
+        log.warning(line)
+        data = mini.load(mini.MiniConfig(cfg.max_atoms, cfg.n_train))
+        return replace(data, notes=[line, *data.notes])
+    return data.limited(cfg.max_atoms, cfg.n_train)
+
+
+def from_folder(folder: Path) -> DataSet:
+    """Read a folder with {train,valid,test}.npz, or with the archive dsgdb9nsd.xyz.tar.bz2."""
+    if not folder.is_dir():
+        raise DataError(f"QM9 folder {folder} does not exist; correct QM9_DIR or data.dir, or unset it to download QM9")
+    missing = [f"{split}.npz" for split in SPLITS if not (folder / f"{split}.npz").is_file()]
+    if not missing:
+        return _from_npz(folder)
+    archive = folder / gdb9.ARCHIVE.name
+    if archive.is_file() and len(missing) == len(SPLITS):
+        listed = folder / gdb9.EXCLUDED.name
+        excluded = gdb9.read_excluded(listed if listed.is_file() else fetch(gdb9.EXCLUDED, cache_folder()))
+        return _from_archive(archive, excluded, f"folder with {archive.name}")
+    raise DataError(
+        f"QM9 folder {folder} lacks {', '.join(missing)}; expected train.npz, valid.npz and test.npz in EDM's layout, "
+        f"or {gdb9.ARCHIVE.name} from {gdb9.ARCHIVE.urls[0]}"
+    )
+
+
+def from_download() -> DataSet:
+    """Fetch archive and list of exclusions from figshare into the cache, or find them there."""
+    # The small file first: it tells whether there is a network.
+    excluded = gdb9.read_excluded(fetch(gdb9.EXCLUDED, cache_folder()))
+    return _from_archive(fetch(gdb9.ARCHIVE, cache_folder()), excluded, "downloaded from figshare")
+
+
+def _from_archive(path: Path, excluded: np.ndarray, source: str) -> DataSet:
+    fault = gdb9.ARCHIVE.fault(path)
+    if fault:
+        raise DataError(f"{path} has {fault}; fetch it again from {gdb9.ARCHIVE.urls[0]}")
+    ids = gdb9.official_split(excluded)
+    molecules = _parsed_once(path)
+    train, valid, test = (molecules.select(np.sort(ids[split])) for split in SPLITS)
+    gdb9.check_train_counts(train)
+    return DataSet("qm9", "QM9", source, ELEMENTS, train, valid, test)
+
+
+def _parsed_once(path: Path) -> Structures:
+    """The archive's molecules by id; reading it takes a good part of a minute, so the result goes to the cache."""
+    cached = cache_folder() / f"qm9-{gdb9.ARCHIVE.sha256[:16]}.npz"
+    if cached.is_file():
+        try:
+            with np.load(cached, allow_pickle=False) as arrays:
+                numbers, ptr = arrays["numbers"].astype(np.int64), arrays["ptr"].astype(np.int64)
+                return Structures(numbers, arrays["positions"], ptr)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            log.warning("%s is damaged and is made again", cached)
+    molecules = gdb9.read_archive(path)
+    content = io.BytesIO()
+    np.savez(
+        content,
+        numbers=molecules.numbers.astype(np.uint8),
+        positions=molecules.positions,
+        ptr=molecules.ptr.astype(np.int32),
+    )
+    try:
+        write_atomically(cached, content.getvalue())
+    except OSError as error:
+        log.warning("the archive will be read again next time: %s", error)
+    return molecules
+
+
+def _from_npz(folder: Path) -> DataSet:
+    """EDM's own files or a part of them; says what is missing and checks every row's split as far as possible."""
+    splits, ids = {}, {}
+    for split in SPLITS:
+        structures, index = read_with(folder / f"{split}.npz", "index")
+        if len(structures) > gdb9.SPLIT_FACTS[split][0]:
+            raise DataError(
+                f"{folder / split}.npz has {grouped(len(structures))} molecules, EDM's {split} split has "
+                f"{grouped(gdb9.SPLIT_FACTS[split][0])}; use the folder data set for a split of your own"
+            )
+        if index is not None:
+            structures = structures.select(np.argsort(index, kind="stable"))
+            ids[split] = np.sort(index).astype(np.int64)
+        splits[split] = structures
+    listed = folder / gdb9.EXCLUDED.name
+    notes = _check_split(folder, ids, gdb9.read_excluded(listed) if listed.is_file() else None)
+    lacking = {split: gdb9.SPLIT_FACTS[split][0] - len(structures) for split, structures in splits.items()}
+    label = "QM9"
+    if any(lacking.values()):
+        label, note = _missing(lacking, Structures.concatenate(list(splits.values())))
+        notes = [note, *notes]
+    else:
+        gdb9.check_train_counts(splits["train"])
+    return DataSet("qm9", label, "folder with EDM's npz files", ELEMENTS, notes=notes, **splits)
+
+
+def _missing(lacking: dict[str, int], present: Structures) -> tuple[str, str]:
+    """Label and note for a folder that lacks so many molecules of each split."""
+    absent = [z for z in ELEMENTS if z not in present.numbers]
+    names = [ELEMENT_NAMES[z] for z in absent]
+    counts = ", ".join(f"{grouped(n)} of {split}" for split, n in lacking.items())
+    note = f"{grouped(sum(lacking.values()))} of {grouped(N_TOTAL)} molecules are missing ({counts})"
+    note += f"; none of those present contains {' or '.join(names)}" if names else ""
+    # Each molecule that is missing for its element holds an atom of it, and how many such atoms there are is published.
+    if absent and lacking["train"] <= sum(gdb9.TRAIN_ATOMS[z] for z in absent):
+        return f"QM9 without {' and '.join(names)}", note
+    return f"QM9, {grouped(len(present))} of its {grouped(N_TOTAL)} molecules", note
+
+
+def _check_split(folder: Path, ids: dict[str, np.ndarray], excluded: np.ndarray | None) -> list[str]:
+    """Check that each row belongs to the split whose file it is in; notes on what could not be checked.
+
+    `ids` are the sorted `index` arrays. EDM's own script counts them from 1, as gdb9 does, other copies from 0:
+    whichever puts every row into its split is taken.
+    """
+    if set(ids) != set(SPLITS):
+        return ["the npz files carry no 'index' for every split, so the split is taken on trust"]
+    for split, index in ids.items():
+        if len(np.unique(index)) != len(index):
+            raise DataError(f"{folder / split}.npz: a molecule comes twice in its 'index'; fetch the file again")
+    if any(all(gdb9.is_official(index - first, split) for split, index in ids.items()) for first in (0, 1)):
+        return []
+    if excluded is None:
+        for split, index in ids.items():
+            if len(index) == gdb9.SPLIT_FACTS[split][0] and not any(
+                gdb9.is_official(index - first, split) for first in (0, 1)
+            ):
+                raise DataError(
+                    f"{folder / split}.npz has as many molecules as EDM's {split} split, but not the same ones; "
+                    "fetch the file again, or use the folder data set for another split"
+                )
+        return [f"the split is taken on trust: molecules are missing, and {gdb9.EXCLUDED.name} is not in the folder"]
+    official = gdb9.official_split(excluded)
+    strays = [
+        {split: index[~np.isin(index - first, official[split])] for split, index in ids.items()} for first in (0, 1)
+    ]
+    fewest = min(strays, key=lambda stray: sum(map(len, stray.values())))
+    for split, stray in fewest.items():
+        if len(stray):
+            raise DataError(
+                f"{folder / split}.npz: {grouped(len(stray))} of {grouped(len(ids[split]))} molecules are not in EDM's "
+                f"{split} split, the first has index {stray[0]}; fetch the file again, or use the folder data set "
+                "for another split"
+            )
+    return []

@@ -1,0 +1,156 @@
+"""Evaluation of a trained run: metrics of its samples, likelihood of the test split, and the data's own score."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench import files, records
+from bench.config import RunConfig
+from bench.data.dataset import DataSet
+from bench.data.sizes import SizeDistribution, size_histogram
+from bench.diffusion.schedule import NoiseLevel
+from bench.model import Model
+from bench.molecules import Molecules
+from bench.sample import in_order, plan_chunks, sample_chunk
+from bench.streams import Streams
+from bench.structures import Structures
+
+log = logging.getLogger("equibench.evaluate")
+
+N_DRAWN = 8  # samples kept for figures: the first ones, whatever they look like
+NLL_BATCH = 128
+
+
+class SamplingError(RuntimeError):
+    """A sample has a position that is not finite."""
+
+
+def sample_run(
+    cfg: RunConfig, model: Model, sizes: SizeDistribution, folder: Path, on_step: Callable[[], None] = lambda: None
+) -> tuple[Structures, dict[str, Any]]:
+    """The run's samples, chunk by chunk; finished chunks are kept, so a killed run goes on where it was.
+
+    Returns:
+        molecules in the order in which their sizes were drawn, and what they cost (keys of the manifest's 'cost').
+    Raises:
+        SamplingError: some molecule has diverged; the message says how many.
+    """
+    settings = cfg.sample
+    chunks = plan_chunks(sizes, settings.n_molecules, settings.batch_size, settings.seed)
+    parts, seconds = [], 0.0
+    for chunk in chunks:
+        path = folder / "chunks" / f"{chunk.number:05d}.npz"
+        clock = path.with_suffix(".json")
+        if not (path.exists() and clock.exists()):
+            started = time.perf_counter()
+            part = sample_chunk(model, chunk, settings.n_steps, settings.seed, cfg.train.device, on_step)
+            spent = time.perf_counter() - started
+            broken = int((~np.isfinite(part.positions)).any(1).sum())
+            if broken:
+                raise SamplingError(f"{broken} atoms of {len(part.numbers)} have positions that are not finite; the run has diverged")
+            files.write(path, part)
+            records.write_json(clock, {"seconds": spent})
+        parts.append(files.read(path))
+        seconds += records.read_json(clock)["seconds"]
+    cost = {
+        "sample_seconds_per_molecule": seconds / settings.n_molecules,
+        "sample_network_calls": settings.n_steps + 1,
+    }
+    return in_order(chunks, parts), cost
+
+
+@torch.no_grad()
+def likelihood(cfg: RunConfig, model: Model, data: DataSet) -> dict[str, Any]:
+    """Variational bound of -log p(x, h, N) on the test split, nats per molecule (`Diffusion.bound` and p(N)).
+
+    Molecules are the first ones of the split; a pass draws one time per molecule. The standard error is over
+    molecules, each averaged over its passes.
+    """
+    n = min(cfg.evaluate.n_nll_molecules or len(data.test), len(data.test))
+    test = data.test.select(np.arange(n))
+    sizes = SizeDistribution(size_histogram(data.train))
+    device = torch.device(cfg.train.device)
+    streams = Streams(cfg.sample.seed, device)
+    order = np.argsort(test.n_atoms, kind="stable")
+    terms: dict[str, list[np.ndarray]] = {}
+    for i in range(cfg.evaluate.n_nll_passes):
+        for j in range(0, n, NLL_BATCH):
+            rng = streams.at(1_000_000 * (i + 1) + j)
+            x0 = model.diffusion.encode(test.select(order[j : j + NLL_BATCH]), device)
+
+            def predict(z_t: Molecules, level: NoiseLevel, rng=rng) -> Molecules:  # noqa: ANN001
+                return model.predict(z_t, level, rng.method)
+
+            for name, values in model.diffusion.bound(x0, predict, rng.time, rng.noise).items():
+                terms.setdefault(name, []).append(values.cpu().numpy())
+    per_pass = {name: np.concatenate(values).reshape(cfg.evaluate.n_nll_passes, n) for name, values in terms.items()}
+    per_pass["size"] = -np.broadcast_to(sizes.log_prob(test.n_atoms[order]), (cfg.evaluate.n_nll_passes, n))
+    per_molecule = np.sum([values.mean(0) for values in per_pass.values()], axis=0)
+    return {
+        "split": "test",
+        "mean": float(per_molecule.mean()),
+        "sem": float(per_molecule.std(ddof=1) / n**0.5) if n > 1 else 0.0,
+        "n_molecules": n,
+        "n_passes": cfg.evaluate.n_nll_passes,
+        "terms": {name: float(values.mean()) for name, values in per_pass.items()},
+    }
+
+
+def reference(data: DataSet, cache: Path) -> dict[str, Any]:
+    """SMILES of the training split and the data's own score on the test split; computed once per data set."""
+    from bench.metrics.scores import score
+    from bench.metrics.validity import smiles_of
+
+    path = cache / f"reference-{data.fingerprint}.json"
+    if path.exists():
+        return records.read_json(path)
+    log.info("scoring the data set itself (once)")
+    train_smiles = sorted({s for s in smiles_of(data.train) if s is not None})
+    made = {"train_smiles": train_smiles, "data_row": {**score(data.test, train_smiles).summary(), "split": "test"}}
+    records.write_json(path, made)
+    return made
+
+
+def evaluate(cfg: RunConfig, model: Model, step: int, samples: Structures, data: DataSet, folder: Path) -> dict[str, Any]:
+    """Score the samples, bound the likelihood, and write eval.json and the drawn samples."""
+    from bench.metrics.scores import score
+
+    known = reference(data, folder.parent / ".cache")
+    scores = score(samples, known["train_smiles"])
+    first = np.arange(min(N_DRAWN, len(samples)))
+    files.write(folder / "drawn.sdf", samples.select(first), bonds=[scores.bonds[i] for i in first])
+    record = {
+        "schema": records.SCHEMA_VERSION,
+        "run": folder.name,
+        "step": step,
+        "weights": "ema",
+        "n_sampling_steps": cfg.sample.n_steps,
+        "sampling_seed": cfg.sample.seed,
+        "metrics": scores.summary(),
+        "intervals": scores.intervals(seed=0),
+        "nll": likelihood(cfg, model, data),
+        "data_row": known["data_row"],
+        "versions": versions(),
+    }
+    records.write_json(folder / "eval.json", record, records.EVALUATION)
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that can move a number."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "numpy", "rdkit", "e3nn", "torch-geometric", "safetensors"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,121 @@
+"""Validity, uniqueness and novelty through RDKit, as EDM's published code computes them.
+
+A molecule is rebuilt from its looked-up bonds, without charges; it is valid when RDKit sanitises it. Its SMILES is that
+of the largest fragment, hydrogens written out, so a molecule in several pieces can be valid. Training molecules are
+written whole, pieces and all, which is what the published code compares with. Novelty on QM9 is weak evidence: QM9
+enumerates a space, so high novelty can mean leaving the distribution.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import rdkit
+from rdkit import Chem, rdBase
+
+from bench.files import BOND_TYPES
+from bench.metrics.stability import Bonds, BondTable, infer_bonds
+from bench.records import write_atomically
+from bench.structures import Structures
+
+MOLECULES_PER_TASK = 500
+FEWEST_FOR_A_POOL = 2000  # below this the pool costs more than it saves
+
+
+def rebuild(numbers: Iterable[int], bonds: Iterable[tuple[int, int, int]]) -> Chem.RWMol:
+    """RDKit molecule of nuclear charges and (first atom, second atom, order) rows; not sanitised, no charges."""
+    mol = Chem.RWMol()
+    for number in numbers:
+        mol.AddAtom(Chem.Atom(number))
+    for first, second, order in bonds:
+        mol.AddBond(first, second, BOND_TYPES[order])
+    return mol
+
+
+def to_smiles(mol: Chem.Mol, whole: bool) -> str | None:
+    """SMILES of the largest fragment, or of the whole; None where RDKit refuses the molecule, which it sanitises."""
+    try:
+        Chem.SanitizeMol(mol)
+    except ValueError:  # valence, kekulisation; anything else is a fault of ours and is to be seen
+        return None
+    if not whole and len(Chem.GetMolFrags(mol)) > 1:
+        mol = max(Chem.GetMolFrags(mol, asMols=True), key=lambda fragment: fragment.GetNumAtoms())
+    return Chem.MolToSmiles(mol)
+
+
+def smiles_from_bonds(
+    structures: Structures, bonds: Bonds, *, whole: bool = False, n_workers: int | None = None
+) -> list[str | None]:
+    """SMILES of each molecule, None where it is not valid.
+
+    Args:
+        whole: write all fragments (training molecules) instead of the largest one (generated molecules).
+        n_workers: processes; by default all cores this process may use, and one for small sets.
+    """
+    starts = range(0, len(structures), MOLECULES_PER_TASK)
+    tasks = (_task(structures, bonds, start, whole) for start in starts)
+    n_workers = _n_workers(len(structures)) if n_workers is None else n_workers
+    if n_workers <= 1:
+        return list(chain.from_iterable(map(_smiles_of_task, tasks)))
+    # fork where it is safe: it starts at once and needs no importable __main__
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
+        return list(chain.from_iterable(pool.map(_smiles_of_task, tasks)))
+
+
+def smiles_of(
+    structures: Structures, n_workers: int | None = None, cache: Path | None = None, table: BondTable | None = None
+) -> list[str | None]:
+    """SMILES of training molecules, written whole, None where not valid; what novelty compares with.
+
+    Args:
+        cache: folder that keeps the result in a file named by the hash of molecules, bond table and RDKit version.
+    """
+    table = BondTable.load() if table is None else table
+    if cache is None:
+        return smiles_from_bonds(structures, infer_bonds(structures, table), whole=True, n_workers=n_workers)
+    parts = (structures.numbers, structures.positions.astype(np.float32), structures.ptr, table.reach, table.valence)
+    digest = hashlib.sha256(rdkit.__version__.encode())
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).tobytes())
+    path = cache / f"smiles-{digest.hexdigest()[:16]}.txt"
+    if path.exists():
+        lines = path.read_text().split("\n")[:-1]
+        if len(lines) == len(structures):
+            return [line or None for line in lines]
+    smiles = smiles_of(structures, n_workers, table=table)
+    write_atomically(path, "".join(f"{line or ''}\n" for line in smiles).encode())
+    return smiles
+
+
+def _task(structures: Structures, bonds: Bonds, start: int, whole: bool) -> tuple:
+    stop = min(start + MOLECULES_PER_TASK, len(structures))
+    atoms = slice(structures.ptr[start], structures.ptr[stop])
+    rows = slice(bonds.ptr[start], bonds.ptr[stop])
+    n_atoms, n_bonds = np.diff(structures.ptr[start : stop + 1]), np.diff(bonds.ptr[start : stop + 1])
+    return structures.numbers[atoms], n_atoms, bonds.pairs[rows], bonds.order[rows], n_bonds, whole
+
+
+def _smiles_of_task(task: tuple) -> list[str | None]:
+    numbers, n_atoms, pairs, order, n_bonds, whole = task
+    atoms = iter(numbers.tolist())
+    rows = iter(np.column_stack([pairs, order]).tolist())
+    with rdBase.BlockLogs():
+        return [
+            to_smiles(rebuild([next(atoms) for _ in range(n)], [next(rows) for _ in range(e)]), whole)
+            for n, e in zip(n_atoms.tolist(), n_bonds.tolist(), strict=True)
+        ]
+
+
+def _n_workers(n_molecules: int) -> int:
+    if n_molecules < FEWEST_FOR_A_POOL:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

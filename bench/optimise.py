@@ -1,0 +1,93 @@
+"""What surrounds a gradient step: clipping, moving average, learning rate. All state is tensors, all of it saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from bench.config import Clip, TrainConfig
+
+
+class QueueClip:
+    """EDM's clip: allowed norm = 1.5 mean + 2 std (population) of the last 50 norms, each entered at most as allowed.
+
+    Source: published code of arXiv:2203.17003 (`utils.gradient_clipping`). The queue starts as [3000], so the first
+    call allows 4500.
+    """
+
+    LENGTH = 50
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.norms = torch.zeros(self.LENGTH, dtype=torch.float64, device=device)
+        self.norms[0] = 3000.0
+        self.pushed = torch.ones((), dtype=torch.int64, device=device)
+
+    def allowed(self) -> Tensor:
+        n = self.pushed.clamp(max=self.LENGTH)
+        valid = torch.arange(self.LENGTH, device=self.norms.device) < n
+        mean = (self.norms * valid).sum() / n
+        std = (((self.norms - mean).square() * valid).sum() / n).sqrt()
+        return 1.5 * mean + 2 * std
+
+    def push(self, norm: Tensor, allowed: Tensor) -> None:
+        # a ring buffer: the order inside the queue does not enter its statistics
+        self.norms[self.pushed % self.LENGTH] = torch.minimum(norm.double(), allowed)
+        self.pushed += 1
+
+
+def clip_gradients(parameters: list[nn.Parameter], cfg: TrainConfig, queue: QueueClip) -> tuple[Tensor, Tensor]:
+    """Scale gradients down to the allowed global norm.
+
+    Returns:
+        norm before clipping, and whether it was clipped (0. or 1.), scalars on the device.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    allowed = queue.allowed() if cfg.clip is Clip.QUEUE else torch.tensor(cfg.clip_norm, device=norm.device)
+    torch._foreach_mul_(gradients, (allowed / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype))
+    if cfg.clip is Clip.QUEUE:
+        queue.push(norm, allowed)
+    return norm, (norm > allowed).to(norm.dtype)
+
+
+class MovingAverage:
+    """Exponential moving average of weights: shadow <- decay shadow + (1 - decay) weights, after every step."""
+
+    def __init__(self, weights: dict[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.shadow = {name: p.detach().clone() for name, p in weights.items()}
+
+    @torch.no_grad()
+    def update(self, weights: dict[str, nn.Parameter]) -> None:
+        torch._foreach_lerp_(list(self.shadow.values()), list(weights.values()), 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self, weights: dict[str, nn.Parameter]) -> None:
+        """Exchange weights and their average; a second call undoes the first."""
+        for name, p in weights.items():
+            mine = self.shadow[name].clone()
+            self.shadow[name].copy_(p)
+            p.copy_(mine)
+
+
+def progress(step: int, seconds: float, cfg: TrainConfig) -> float:
+    """How far a run is, 0 to 1, by steps or, where it has one, by its budget of seconds (whichever is further)."""
+    by_steps = step / max(cfg.n_steps, 1)
+    return by_steps if cfg.max_seconds is None else max(by_steps, seconds / cfg.max_seconds)
+
+
+def learning_rate(step: int, seconds: float, cfg: TrainConfig) -> float:
+    """Linear warm-up, constant, linear cool-down to zero over the last `cooldown_fraction` of the run."""
+    rate = cfg.lr
+    if step < cfg.warmup_steps:
+        rate *= (step + 1) / cfg.warmup_steps
+    if cfg.cooldown_fraction > 0:
+        rate *= min(1.0, (1 - progress(step, seconds, cfg)) / cfg.cooldown_fraction)
+    return max(rate, 0.0)
+
+
+def make_optimiser(parameters: Iterable[nn.Parameter], cfg: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with amsgrad, as in all published runs."""
+    return torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, amsgrad=True, fused=True)
