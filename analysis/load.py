@@ -1,7 +1,8 @@
 """Read a study folder into two pandas frames; nothing here computes a metric or needs torch.
 
 Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
-manifest.json, eval.json, curves.csv with the same columns). A record that cannot be read becomes one line in
+manifest.json, eval.json, curves.csv with the same columns); config.yaml, where present, tells apart runs that differ in
+a setting other than method, backbone and seed. A record that cannot be read becomes one line in
 `Study.problems` and a run of status 'unreadable'; the rest of the study is still shown.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from bench.records import EVALUATION, MANIFEST, STEP, RecordError, read_json, read_steps, run_folders
 
@@ -29,8 +31,8 @@ class Study:
 
     Attributes:
         name: the study's name; folder: where it was read.
-        runs: one row per run. Keys of manifest.json and, under 'eval.', of eval.json, nested keys joined by dots;
-            and `method`, `backbone` (labels), `path`, `status`, `reason`, `counted` (done, evaluated and the newest
+        runs: one row per run. Keys of manifest.json and, under 'eval.' and 'config.', of eval.json and config.yaml, nested
+            keys joined by dots; and `method`, `backbone` (labels), `path`, `status`, `reason`, `counted` (done, evaluated and the newest
             of its method, backbone and seed), `borrowed` (training cost is that of the run in `weights_from`).
             `status` is done, running, failed, skipped, unreadable, duplicate, or 'not evaluated' for done without
             eval.json.
@@ -73,6 +75,7 @@ class Study:
             for method, backbone in self.groups
             for seed in self.seeds
             if not (self.of(method, backbone)["seed"] == seed).any()
+            and (self.of(method, backbone)["status"] != "skipped").any()
         ]
 
     @property
@@ -112,14 +115,28 @@ def load(folder: Path) -> Study:
         if len(curve):
             curves.append(curve.assign(run=row["run"]))
     if not rows:
-        raise FileNotFoundError(f"no runs in {folder}; expected sub-folders with a manifest.json (equibench run writes them)")
+        raise FileNotFoundError(
+            f"no runs in {folder}; expected sub-folders with a manifest.json (equibench run writes them)"
+        )
     runs = pd.DataFrame(rows)
-    for column in ("study", "method.name", "backbone.name", "seed", "guarantee", "created", "weights_from", "reason", "data.fingerprint"):
+    for column in (
+        "study",
+        "method.name",
+        "backbone.name",
+        "seed",
+        "guarantee",
+        "created",
+        "weights_from",
+        "reason",
+        "data.fingerprint",
+    ):
         if column not in runs:
             runs[column] = None
     runs = _labelled(runs.sort_values(["created", "run"], kind="stable", na_position="last").reset_index(drop=True))
     frame = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["run", *STEP_KEYS])
-    frame = frame.reindex(columns=["run", *STEP_KEYS]).merge(runs[["run", "method", "backbone", "seed"]], on="run", how="left")
+    frame = frame.reindex(columns=["run", *STEP_KEYS]).merge(
+        runs[["run", "method", "backbone", "seed"]], on="run", how="left"
+    )
     names = runs["study"].dropna()
     return Study(names.iloc[0] if len(names) else folder.name, folder, runs, frame, tuple(problems))
 
@@ -138,19 +155,37 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[str]]:
     except (RecordError, OSError) as error:
         return {"run": path.name, "path": path, "status": "unreadable", "reason": str(error)}, [str(error)]
     row |= {"path": path, "run": path.name}
+    settings, faults = _read_config(path)
+    row |= settings
     if not (path / "eval.json").exists():
         if row["status"] == "done":
-            row |= {"status": "not evaluated", "reason": "done, but eval.json is missing; run the study again to have it made"}
-        return row, []
+            row |= {
+                "status": "not evaluated",
+                "reason": "done, but eval.json is missing; run the study again to have it made",
+            }
+        return row, faults
     try:
         evaluation = read_json(path / "eval.json", EVALUATION)
     except (RecordError, OSError) as error:
-        return row | {"status": "unreadable", "reason": str(error)}, [str(error)]
+        return row | {"status": "unreadable", "reason": str(error)}, [*faults, str(error)]
     # A product of two recorded fractions, quoted by the literature as 'valid and unique'.
     for metrics in (evaluation["metrics"], evaluation["data_row"]):
         unique = metrics["uniqueness"]
         metrics["valid_and_unique"] = None if unique is None else metrics["validity"] * unique
-    return row | flatten(evaluation, "eval."), []
+    return row | flatten(evaluation, "eval."), faults
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
+    file = path / "config.yaml"
+    try:
+        page = yaml.safe_load(file.read_text()) if file.exists() else {}
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        return {}, [f"{file}: settings left out, not readable as YAML ({' '.join(str(error).split())})"]
+    if not isinstance(page, dict):
+        return {}, [f"{file}: settings left out, expected a mapping, got {type(page).__name__}"]
+    return flatten(
+        {key: value for key, value in page.items() if key not in ("study", "seed", "method", "backbone")}, "config."
+    ), []
 
 
 def _read_curve(path: Path) -> tuple[pd.DataFrame, str | None]:
@@ -163,7 +198,9 @@ def _read_curve(path: Path) -> tuple[pd.DataFrame, str | None]:
         curve = pd.read_csv(file)
         unknown, absent = sorted(set(curve) - set(STEP_KEYS)), sorted({"step", "seconds"} - set(curve))
         if unknown or absent:
-            raise RecordError(f"{file}: unknown columns {unknown}, missing columns {absent}; expected {', '.join(STEP_KEYS)}")
+            raise RecordError(
+                f"{file}: unknown columns {unknown}, missing columns {absent}; expected {', '.join(STEP_KEYS)}"
+            )
         text = [column for column in curve if not pd.api.types.is_numeric_dtype(curve[column])]
         if text:
             raise RecordError(f"{file}: column {text[0]!r} holds text, expected numbers; publish the study again")
@@ -177,11 +214,15 @@ def _labelled(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.copy()
     runs["method"] = _labels(runs, "method")
     runs["backbone"] = _labels(runs, "backbone")
+    runs["method"] = _told_apart(runs)
     done = runs[(runs["status"] == "done") & runs.get("eval.step", pd.Series(index=runs.index, dtype=float)).notna()]
     newest = done.sort_values("created", kind="stable").drop_duplicates(SAME, keep="last").index
     runs["counted"] = runs.index.isin(newest)
     older = runs.index.isin(done.index) & ~runs["counted"]
-    runs.loc[older, ["status", "reason"]] = ["duplicate", "a newer run has the same method, backbone, seed and data; only that one is counted"]
+    runs.loc[older, ["status", "reason"]] = [
+        "duplicate",
+        "a newer run has the same method, backbone, seed and data; only that one is counted",
+    ]
     runs["borrowed"] = runs["weights_from"].notna()
     parents = runs.drop_duplicates("run").set_index("run")
     for column in TRAINING_COST:
@@ -207,6 +248,22 @@ def _labels(runs: pd.DataFrame, kind: str) -> pd.Series:
     for words, rows in _by_name(runs, names):
         varying[words] = [option for option in options if rows[option].map(repr).nunique() > 1]
     return pd.Series([label(row, varying) for _, row in runs.iterrows()], index=runs.index, dtype=object)
+
+
+def _told_apart(runs: pd.DataFrame) -> pd.Series:
+    """Method labels, with the settings appended in which runs of one method, backbone and seed differ (a sweep)."""
+    labels = runs["method"].copy()
+    settings = [c for c in runs if isinstance(c, str) and c.startswith("config.")]
+    for _, group in runs.dropna(subset=["method"]).groupby(["method", "backbone"], sort=False):
+        same_cell = group.groupby(["seed", "data.fingerprint"], dropna=False)
+        varying = [c for c in settings if (same_cell[c].agg(lambda values: values.map(repr).nunique()) > 1).any()]
+        for index, row in group.iterrows() if varying else ():
+            labels[index] = f"{row['method']} ({', '.join(f'{_last(c)}={row[c]}' for c in varying)})"
+    return labels
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def _by_name(runs: pd.DataFrame, names: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:

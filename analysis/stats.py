@@ -119,11 +119,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
     adjusted = np.full(len(p), np.nan)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))) if len(order) else []
+    adjusted[order] = (
+        np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))) if len(order) else []
+    )
     return adjusted.tolist()
 
 
-def separated_from_best(summaries: Mapping[Group, Summary], higher_is_better: bool, alpha: float = 0.05) -> dict[Group, bool | None]:
+def separated_from_best(
+    summaries: Mapping[Group, Summary], higher_is_better: bool, alpha: float = 0.05
+) -> dict[Group, bool | None]:
     """Which rows are significantly worse than the row of best mean, by paired t-tests with Holm's correction.
 
     The best is chosen on the same data, which favours rejection slightly: read the grouping as a guard against calling
@@ -164,10 +168,14 @@ def reference_group(study: Study, reference: str | None = None) -> Group | None:
         ValueError: `reference` is no method of the study.
     """
     counted = study.counted
-    evaluated = [group for group in study.groups if ((counted["method"] == group[0]) & (counted["backbone"] == group[1])).any()]
+    evaluated = [
+        group for group in study.groups if ((counted["method"] == group[0]) & (counted["backbone"] == group[1])).any()
+    ]
     if reference is not None:
         if reference not in study.methods:
-            raise ValueError(f"no method {reference!r} in study {study.name!r} to compare with; choose from {', '.join(study.methods)}")
+            raise ValueError(
+                f"no method {reference!r} in study {study.name!r} to compare with; choose from {', '.join(study.methods)}"
+            )
         return next((group for group in evaluated if group[0] == reference), None)
     bare = [group for group in evaluated if (study.of(*group)["guarantee"] == "none").all()]
     return next(iter(bare or evaluated), None)

@@ -18,7 +18,7 @@ import io
 import re
 import zipfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TypeVar
@@ -73,7 +73,7 @@ def read(path: Path | str) -> Structures:
     return structures
 
 
-def write(path: Path | str, structures: Structures, bonds: Sequence[np.ndarray] | None = None) -> None:
+def write(path: Path | str, structures: Structures, bonds: Iterable[np.ndarray] | None = None) -> None:
     """Write molecules in the format that the suffix names, atomically.
 
     Args:
@@ -89,9 +89,10 @@ def write(path: Path | str, structures: Structures, bonds: Sequence[np.ndarray] 
         raise FileError(f"{path}: not written: {fault}")
     if bonds is not None and path.suffix.lower() != ".sdf":
         raise FileError(f"{path}: {path.suffix} files hold no bonds; write .sdf, or leave the bonds out")
-    if bonds is not None and len(bonds) != len(structures):
-        raise FileError(f"{path}: got bonds of {len(bonds)} molecules for {len(structures)} molecules")
-    write_atomically(path, writer(structures, bonds))
+    listed = None if bonds is None else list(bonds)
+    if listed is not None and len(listed) != len(structures):
+        raise FileError(f"{path}: got bonds of {len(listed)} molecules for {len(structures)} molecules")
+    write_atomically(path, writer(structures, listed))
 
 
 def _of_suffix(path: Path, known: dict[str, T]) -> T:

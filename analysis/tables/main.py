@@ -32,7 +32,9 @@ def build(study: Study, out: Path) -> list[Path]:
 
 def main_table(study: Study) -> Table:
     """The table as cells: data row on top, one row per (method, backbone) in order of first appearance."""
-    summaries = {column: {group: summarise(study, group, column) for group in study.groups} for column in (*QUALITY, *COST)}
+    summaries = {
+        column: {group: summarise(study, group, column) for group in study.groups} for column in (*QUALITY, *COST)
+    }
     best = {
         column: best_group(summaries[column], column.higher_is_better)
         for column in QUALITY
@@ -43,14 +45,24 @@ def main_table(study: Study) -> Table:
     for group in study.groups:
         marks = _marks(study, group)
         bound = (study.of(*group)["guarantee"] == "in_law").any()
-        cells = [_guarantee(study, group), Cell(_seeds(study, group))]
+        cells = [Cell(guarantee(study, group)), Cell(_seeds(study, group))]
         for column, by_group in summaries.items():
             borrowed = column.key in TRAINING_COST and study.of(*group)["borrowed"].any()
             prefix = f"{BOUND} " if column is NLL and bound else ""
-            cells.append(_cell(column, by_group[group], group in best.get(column, ()), prefix, BORROWED if borrowed else ""))
+            cells.append(
+                _cell(column, by_group[group], group in best.get(column, ()), prefix, BORROWED if borrowed else "")
+            )
         rows.append([Cell(group[0] + marks), Cell(group[1]), *cells, Cell(status(study, group))])
     header = ["Method", "Backbone", "Guarantee", "Seeds", *(column.title for column in (*QUALITY, *COST)), "Status"]
-    return Table(header, rows, caption(study), N_TEXT, last_is_text=True, rule_after=n_data, notes=(provenance(study), *notes(study)))
+    return Table(
+        header,
+        rows,
+        caption(study),
+        N_TEXT,
+        last_is_text=True,
+        rule_after=n_data,
+        notes=(provenance(study), *notes(study)),
+    )
 
 
 def main_frame(study: Study) -> pd.DataFrame:
@@ -62,7 +74,10 @@ def main_frame(study: Study) -> pd.DataFrame:
     for group in study.groups:
         runs = study.of(*group)
         row: dict[str, object] = {"method": group[0], "backbone": group[1], "guarantee": runs["guarantee"].iloc[0]}
-        row |= {"seeds": " ".join(str(int(s)) for s in sorted(runs[runs["counted"]]["seed"])), "status": status(study, group)}
+        row |= {
+            "seeds": " ".join(str(int(s)) for s in sorted(runs[runs["counted"]]["seed"])),
+            "status": status(study, group),
+        }
         for column in (*QUALITY, *COST):
             summary = summarise(study, group, column)
             row |= {column.name: summary.mean, f"{column.name}_sd": summary.sd}
@@ -87,7 +102,9 @@ def print_table(study: Study, width: int = 120) -> str:
     quality = plain.columns([i for i in range(n_quality) if i != product])
     cost = plain.columns([0, 1, *range(n_quality, len(short))])
     heading = f"{study.name}: {done} of {wanted} runs done. {data_label(study)}. Mean ± standard deviation over seeds."
-    return "\n".join([heading, "", text(quality, width), "", text(cost, width), *(f"{note}" for note in notes(study, short=True))])
+    return "\n".join(
+        [heading, "", text(quality, width), "", text(cost, width), *(f"{note}" for note in notes(study, short=True))]
+    )
 
 
 def status(study: Study, group: Group) -> str:
@@ -96,9 +113,7 @@ def status(study: Study, group: Group) -> str:
     others = runs[~runs["counted"] & (runs["status"] != "duplicate")]["status"]
     counts = dict(others.value_counts(sort=False))
     missing = sum(entry[:2] == group for entry in study.missing())
-    if missing and not (others == "skipped").all():
-        counts["missing"] = missing
-    elif missing and others.empty:
+    if missing:
         counts["missing"] = missing
     return ", ".join(f"{n} {word}" for word, n in counts.items()) or "complete"
 
@@ -117,14 +132,24 @@ def _data_values(study: Study, split: str) -> dict[str, float]:
     runs = study.counted
     runs = runs[runs["eval.data_row.split"] == split]
     keys = {column.name: column.key.replace("eval.metrics.", "eval.data_row.") for column in METRICS}
-    return {name: float(runs[key].iloc[-1]) for name, key in keys.items() if key in runs and pd.notna(runs[key].iloc[-1])}
+    return {
+        name: float(runs[key].iloc[-1]) for name, key in keys.items() if key in runs and pd.notna(runs[key].iloc[-1])
+    }
 
 
 def _data_row(study: Study, split: str) -> list[Cell]:
     values = _data_values(study, split)
     cells = [Cell(column.show(values.get(column.name))) for column in METRICS]
     others = [Cell(MISSING)] * (len(QUALITY) - len(METRICS) + len(COST))
-    return [Cell(f"Data ({split} split)"), Cell(MISSING), Cell(MISSING), Cell(MISSING), *cells, *others, Cell("reference")]
+    return [
+        Cell(f"Data ({split} split)"),
+        Cell(MISSING),
+        Cell(MISSING),
+        Cell(MISSING),
+        *cells,
+        *others,
+        Cell("reference"),
+    ]
 
 
 def _cell(column: Column, summary: Summary, bold: bool, prefix: str, mark: str) -> Cell:
@@ -139,9 +164,9 @@ def _seeds(study: Study, group: Group) -> str:
     return str(int(study.of(*group)["counted"].sum()))
 
 
-def _guarantee(study: Study, group: Group) -> Cell:
+def guarantee(study: Study, group: Group) -> str:
     value = study.of(*group)["guarantee"].iloc[0]
-    return Cell(GUARANTEES.get(value, str(value)))
+    return GUARANTEES.get(value, str(value))
 
 
 def latest_commit(study: Study) -> str | None:
@@ -197,8 +222,16 @@ def _steps(study: Study) -> str:
 
 def provenance(study: Study) -> str:
     """Commit, device, dtype, compile mode and versions of the counted runs, in one line."""
-    commits = _join(str(commit)[:10] for commit in (study.counted if len(study.counted) else study.runs).get("code.commit", pd.Series(dtype=object)).dropna())
-    environment = [f"{word} {_listing(study, f'environment.{key}')}" for key, word in (("device", "device"), ("dtype", ""), ("n_threads", "threads"), ("compile", ""))]
+    commits = _join(
+        str(commit)[:10]
+        for commit in (study.counted if len(study.counted) else study.runs)
+        .get("code.commit", pd.Series(dtype=object))
+        .dropna()
+    )
+    environment = [
+        f"{word} {_listing(study, f'environment.{key}')}"
+        for key, word in (("device", "device"), ("dtype", ""), ("n_threads", "threads"), ("compile", ""))
+    ]
     versions = [c for c in study.runs if c.startswith("environment.versions.")]
     packages = [f"{c.removeprefix('environment.versions.')} {_listing(study, c)}" for c in sorted(versions)]
     parallel = _listing(study, "cost.n_parallel")

@@ -43,7 +43,9 @@ def comparisons(study: Study, reference: str | None = None) -> list[tuple[Group,
     for group in evaluated:
         other = reference_for(group, first, evaluated)
         if other != group:
-            found.append((group, other, {c.name: paired(summaries[group][c.name], summaries[other][c.name]) for c in QUALITY}))
+            found.append(
+                (group, other, {c.name: paired(summaries[group][c.name], summaries[other][c.name]) for c in QUALITY})
+            )
     return found
 
 
@@ -100,4 +102,6 @@ def paired_frame(study: Study, reference: str | None = None) -> pd.DataFrame:
 
 
 def _by_seed(a: Summary, b: Summary) -> str:
-    return " ".join(f"{seed}:{a.values[seed] - b.values[seed]:.6g}" for seed in sorted(a.values.keys() & b.values.keys()))
+    return " ".join(
+        f"{seed}:{a.values[seed] - b.values[seed]:.6g}" for seed in sorted(a.values.keys() & b.values.keys())
+    )

@@ -81,7 +81,9 @@ def html(table: Table) -> str:
         return f"<tr{css}>{''.join(out)}</tr>"
 
     head = row([Cell(word) for word in table.header], "th")
-    body = "\n".join(row(cells, "td", ' class="data"' if i < table.rule_after else "") for i, cells in enumerate(table.rows))
+    body = "\n".join(
+        row(cells, "td", ' class="data"' if i < table.rule_after else "") for i, cells in enumerate(table.rows)
+    )
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in table.notes)
     return (
         f"<figure><figcaption>{escape(table.caption)}</figcaption>\n<div class='wide'><table><thead>{head}</thead>\n"
@@ -91,7 +93,10 @@ def html(table: Table) -> str:
 
 _TEX = {"\\": r"\textbackslash{}", "–": "--", "−": "$-$", "±": r"$\pm$", "≤": r"$\le$", "†": r"$^\dagger$"}
 _TEX |= {"‡": r"$^\ddagger$", "³": "$^3$", "×": r"$\times$", "·": r"$\cdot$", "Å": r"\AA{}", "α": r"$\alpha$"}
-_TEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_TEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
 
 
 def tex(text: str) -> str:
@@ -113,7 +118,15 @@ def latex(panels: Sequence[Table], label: str) -> str:
         if panel.rule_after:
             lines.insert(panel.rule_after, r"\midrule")
         header = row([Cell(word) for word in panel.header])
-        body = [f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule", header, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
+        body = [
+            f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+            *lines,
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
         blocks.append("\n".join(body))
     first = panels[0]
     caption = tex(" ".join([first.caption, *first.notes]))
@@ -132,8 +145,19 @@ def text(table: Table, width: int = 120) -> str:
 
     def line(row: Sequence[str]) -> str:
         cut = [word if len(word) <= w else word[: w - 1] + "…" for word, w in zip(row, widths, strict=True)]
-        return "  ".join(word.ljust(w) if table.is_text(i) else word.rjust(w) for i, (word, w) in enumerate(zip(cut, widths, strict=True)))
+        return "  ".join(
+            word.ljust(w) if table.is_text(i) else word.rjust(w)
+            for i, (word, w) in enumerate(zip(cut, widths, strict=True))
+        )
 
     rule = "-" * min(width, sum(widths) + 2 * (len(widths) - 1))
     lines = [line(row).rstrip() for row in cells]
-    return "\n".join([lines[0], rule, *lines[1 : 1 + table.rule_after], *([rule] if table.rule_after else []), *lines[1 + table.rule_after :]])
+    return "\n".join(
+        [
+            lines[0],
+            rule,
+            *lines[1 : 1 + table.rule_after],
+            *([rule] if table.rule_after else []),
+            *lines[1 + table.rule_after :],
+        ]
+    )

@@ -100,7 +100,7 @@ def _from_archive(path: Path, excluded: np.ndarray, source: str) -> DataSet:
 
 
 def _parsed_once(path: Path) -> Structures:
-    """The archive's molecules by id; reading it takes a good part of a minute, so the result goes to the cache."""
+    """The archive's molecules by id; unpacking and parsing it is slow, so the result goes to the cache."""
     cached = cache_folder() / f"qm9-{gdb9.ARCHIVE.sha256[:16]}.npz"
     if cached.is_file():
         try:

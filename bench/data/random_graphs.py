@@ -117,7 +117,7 @@ def grow(rng: np.random.Generator, n_atoms: int) -> Chem.Mol | None:
         if not len(places):
             return None
         rate = free[places] * affinity[places, new]
-        bind(rng.choice(places, p=rate / rate.sum()), new)
+        bind(int(rng.choice(places, p=rate / rate.sum())), new)
     for _ in range(doubled):
         ring = rng.random() < RING_SHARE
         pairs = _closures(order, free, affinity, rng) if ring else _raisable(order, free)
@@ -129,7 +129,7 @@ def grow(rng: np.random.Generator, n_atoms: int) -> Chem.Mol | None:
 
 
 def _raisable(order: np.ndarray, free: np.ndarray) -> list[tuple[int, int]]:
-    return [(i, j) for i, j in np.argwhere(np.triu(order)) if free[i] and free[j]]
+    return [(i, j) for i, j in np.argwhere(np.triu(order)).tolist() if free[i] and free[j]]
 
 
 def _closures(
@@ -150,8 +150,8 @@ def _editable(symbols, order: np.ndarray) -> Chem.RWMol:
     mol = Chem.RWMol()
     for symbol in symbols:
         mol.AddAtom(Chem.Atom(str(symbol)))
-    for i, j in np.argwhere(np.triu(order)):
-        mol.AddBond(int(i), int(j), Chem.BondType.values[int(order[i, j])])
+    for i, j in np.argwhere(np.triu(order)).tolist():
+        mol.AddBond(i, j, Chem.BondType.values[int(order[i, j])])
     return mol
 
 

@@ -99,6 +99,9 @@ class Bonds:
         rows = slice(self.ptr[index], self.ptr[index + 1])
         return np.column_stack([self.pairs[rows], self.order[rows]])
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[i] for i in range(len(self)))
+
     def order_sums(self, structures: Structures) -> np.ndarray:
         """Sum of bond orders at each atom [A], int64."""
         start = np.repeat(structures.ptr[:-1], np.diff(self.ptr))

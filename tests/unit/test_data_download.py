@@ -30,7 +30,7 @@ class Server(http.server.ThreadingHTTPServer):
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         wanted = self.headers.get("Range")
         self.server.asked.append(wanted)
         if self.path == "/404":
@@ -160,7 +160,7 @@ def test_a_server_that_never_answers_is_given_up_and_the_next_one_asked(server, 
 
 def test_a_hanging_name_resolver_is_given_up(tmp_path, monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: release.wait() and [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait() and [])
     try:
         with pytest.raises(CannotStartError, match="no answer"):
             fetch(artefact("http://hangs.invalid/file"), tmp_path, IMPATIENT)

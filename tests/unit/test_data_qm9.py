@@ -34,19 +34,20 @@ def small_qm9(monkeypatch):
     monkeypatch.setattr(gdb9, "SPLIT_FACTS", facts)
     monkeypatch.setattr(gdb9, "official_split", lambda excluded: gdb9.split_ids(excluded, n_molecules=43, n_train=30))
     n_fluorine = int((ids["train"] % 2 == 0).sum())
-    monkeypatch.setattr(gdb9, "TRAIN_ATOMS", {1: 60 - n_fluorine, 8: 30, 9: n_fluorine})
-    monkeypatch.setattr(gdb9, "TRAIN_SIZES", {3: 30})
+    monkeypatch.setattr(gdb9, "TRAIN_ATOMS", {1: 30 - n_fluorine, 6: 30, 7: 30, 8: 30, 9: n_fluorine})
+    monkeypatch.setattr(gdb9, "TRAIN_SIZES", {4: 30})
     monkeypatch.setattr(qm9, "N_TOTAL", 40)
     return ids
 
 
 def write(folder: Path, ids: dict[str, np.ndarray], first=0, listed=True, index=True) -> Path:
-    """An EDM folder: molecule i is O, H and H or F; its positions are i times 1e-3 and more."""
+    """An EDM folder: molecule i is C, N, O and H or F; its positions are i times 1e-3 and more."""
     folder.mkdir(exist_ok=True)
     for split, i in ids.items():
-        charges = np.stack([np.full(len(i), 8), np.ones(len(i)), np.where(i % 2, 1, 9), np.zeros(len(i))], axis=1)
-        positions = (i * 1e-3)[:, None, None] + np.arange(12).reshape(4, 3) * (charges > 0)[:, :, None]
-        arrays = {"num_atoms": np.full(len(i), 3), "charges": charges.astype(np.uint8), "positions": positions}
+        charges = np.tile([6, 7, 8, 1, 0], (len(i), 1))
+        charges[:, 3] = np.where(i % 2, 1, 9)
+        positions = (i * 1e-3)[:, None, None] + np.arange(15).reshape(5, 3) * (charges > 0)[:, :, None]
+        arrays = {"num_atoms": np.full(len(i), 4), "charges": charges.astype(np.uint8), "positions": positions}
         np.savez_compressed(folder / f"{split}.npz", **arrays, **({"index": i + first} if index else {}))
     if listed:
         text = "List of 43 molecules\n====\n" + "".join(f"{i + 1} C C C 1.0\n" for i in EXCLUDED)
@@ -71,7 +72,7 @@ def test_rows_in_any_order_counted_from_zero_or_one_give_one_fingerprint(tmp_pat
     sorted_ids = {split: np.sort(i) for split, i in small_qm9.items()}
     from_one = load(write(tmp_path / "b", sorted_ids, first=1))
     assert permuted.fingerprint == from_one.fingerprint
-    assert (np.diff(permuted.train.positions[::3, 0]) > 0).all()
+    assert (np.diff(permuted.train.positions[::4, 0]) > 0).all()
     fewer = {**small_qm9, "test": small_qm9["test"][1:]}  # control
     assert load(write(tmp_path / "c", fewer)).fingerprint != permuted.fingerprint
 
@@ -81,10 +82,9 @@ def test_missing_fluorine_is_counted_and_stated_in_the_label(tmp_path, small_qm9
     data = load(write(tmp_path / "edm", ids), max_atoms=14)
     missing = {split: SIZES[split] - len(i) for split, i in ids.items()}
     counts = ", ".join(f"{n} of {split}" for split, n in missing.items())
-    assert data.label == "QM9 without carbon and nitrogen and fluorine, at most 14 atoms"
+    assert data.label == "QM9 without fluorine, at most 14 atoms"
     assert data.notes == [
-        f"{sum(missing.values())} of 40 molecules are missing ({counts}); "
-        "none of those present contains carbon or nitrogen or fluorine"
+        f"{sum(missing.values())} of 40 molecules are missing ({counts}); none of those present contains fluorine"
     ]
 
 
@@ -162,7 +162,7 @@ def small_archive(tmp_path, monkeypatch):
     content = path.read_bytes()
     published = Artefact(path.name, ("http://figshare.invalid/x",), len(content), hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(gdb9, "ARCHIVE", published)
-    monkeypatch.setattr(gdb9, "check_train_counts", lambda train: None)
+    monkeypatch.setattr(gdb9, "check_train_counts", lambda _: None)
     read = gdb9.read_archive
     monkeypatch.setattr(gdb9, "read_archive", lambda path: read(path, n_molecules=43))
     (path.parent / gdb9.EXCLUDED.name).write_text("List\n" + "".join(f"{i + 1} C\n" for i in EXCLUDED))
@@ -178,7 +178,7 @@ def test_an_archive_is_split_by_the_recipe_and_read_once(small_archive, small_qm
         np.testing.assert_array_equal(
             structures.positions[structures.ptr[:-1], 0], np.float32(np.sort(small_qm9[split]) / 100)
         )
-    monkeypatch.setattr(gdb9, "read_archive", lambda path: pytest.fail("the archive was read again"))
+    monkeypatch.setattr(gdb9, "read_archive", lambda _: pytest.fail("the archive was read again"))
     assert load(small_archive).fingerprint == data.fingerprint
 
 

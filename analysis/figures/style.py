@@ -1,0 +1,85 @@
+"""One look for all figures: a colour per method and a marker per backbone, both by order of first appearance."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.load import Study
+from analysis.stats import Group
+from bench.records import write_atomically
+
+# Okabe & Ito's colours, safe for colour-blind readers (jfly.uni-koeln.de/color), without yellow, which is lost on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
+GREY = "#666666"
+WIDTH = 7.0  # inches: the text width of a two-column page
+
+STYLE: dict[str, Any] = {
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture everywhere
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "pdf.fonttype": 42,
+    "savefig.dpi": 200,
+}
+
+
+def colours(study: Study) -> dict[str, str]:
+    """Method -> colour. More methods than colours start again, told apart by `name` in the legend."""
+    return dict(zip(study.methods, itertools.cycle(COLOURS)))  # noqa: B905 (one is endless)
+
+
+def markers(study: Study) -> dict[str, str]:
+    """Backbone -> marker."""
+    return dict(zip(dict.fromkeys(b for _, b in study.groups), itertools.cycle(MARKERS)))  # noqa: B905
+
+
+def dashes(study: Study) -> dict[str, str]:
+    """Method -> line style; changes when the colours are used up."""
+    return {method: DASHES[i // len(COLOURS) % len(DASHES)] for i, method in enumerate(study.methods)}
+
+
+def name(group: Group) -> str:
+    return " / ".join(group)
+
+
+def save(figure: Figure, out: Path, stem: str) -> list[Path]:
+    """Write PNG and PDF, byte for byte the same for the same records (no date, no version in the metadata)."""
+    paths = []
+    for suffix, metadata in (
+        ("png", {"Software": None}),
+        ("pdf", {"CreationDate": None, "Producer": None, "Creator": None}),
+    ):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, metadata=metadata)
+        write_atomically(out / f"{stem}.{suffix}", buffer.getvalue())
+        paths.append(out / f"{stem}.{suffix}")
+    return paths
+
+
+def panel_letter(axes: Axes, index: int, title: str = "") -> None:
+    axes.set_title(f"{'abcdefghij'[index]}  {title}".rstrip(), loc="left", fontweight="bold" if not title else "normal")

@@ -1,0 +1,156 @@
+"""The `equibench` command. Nothing heavy is imported before a subcommand needs it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from bench import score
+from bench.data import command as data_command
+
+RUNS = Path("runs")
+RESULTS = Path("results")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse and run; errors that a user can mend are one line, others a traceback."""
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        logging.getLogger("equibench").error("interrupted; the same command continues")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, RuntimeError) as error:
+        # our own errors are these classes with a line that says what to do; EQUIBENCH_TRACEBACK=1 shows where
+        if os.environ.get("EQUIBENCH_TRACEBACK"):
+            raise
+        logging.getLogger("equibench").error("equibench: %s", error)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """All subcommands."""
+    top = argparse.ArgumentParser(prog="equibench", description=__doc__ and "Equivariance strategies of 3D molecular diffusion, side by side.")
+    top.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    sub = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:  # noqa: ANN001
+        command = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=run)
+        return command
+
+    add("list", list_all, "methods, backbones, data sets and studies, a line each")
+    data_command.add_arguments(add("data", data_command.run, "fetch, verify and describe a data set"))
+
+    command = add("run", run_study, "execute what is missing of a study, resume what was cut")
+    command.add_argument("study", help="name of a study (see `equibench list`) or path of its YAML page")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.n_steps=2000 launch.cluster=slurm")
+    command.add_argument("--retry-failed", action="store_true", help="also execute runs that have failed before")
+
+    command = add("report", report, "tables and figures of a study, from its records")
+    command.add_argument("study", help="name of a study with records in runs/ or results/, or path of such a folder")
+    command.add_argument("--out", type=Path, help="folder to write (default: report/ in the study's folder)")
+
+    command = add("publish", publish, "copy a study's records, curves and small weights into results/")
+    command.add_argument("study")
+
+    command = add("sample", sample, "sample molecules from a trained run")
+    command.add_argument("run_folder", metavar="RUN", type=Path, help="a run's folder in runs/ or results/")
+    command.add_argument("-n", type=int, default=100, help="number of molecules (default 100)")
+    command.add_argument("-o", "--out", type=Path, required=True, help="file to write: .xyz, .sdf or .npz")
+    command.add_argument("--steps", type=int, help="sampling steps (default: as the run was evaluated)")
+    command.add_argument("--seed", type=int, default=0)
+
+    score.add_arguments(add("score", score.run, "metrics of molecules in files"))
+    return top
+
+
+def list_all(args: argparse.Namespace) -> int:
+    """`equibench list`."""
+    from bench.listing import listing
+
+    print(listing())  # noqa: T201
+    return 0
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """`equibench run`; 1 when a run has failed."""
+    from bench.config import load_study
+    from bench.runners import run_study as execute_study
+
+    study = load_study(args.study, args.overrides)
+    items = execute_study(study, RUNS, args.retry_failed)
+    failed = [item for item in items if item.status not in ("done", "skipped")]
+    for item in failed:
+        logging.getLogger("equibench").error("%s: %s; see %s", item.folder.name, item.status, item.folder / "log.txt")
+    done = sum(item.status == "done" for item in items)
+    skipped = sum(item.status == "skipped" for item in items)
+    logging.getLogger("equibench").info(
+        "%s: %d done, %d skipped, %d not finished; now `equibench report %s`", study.name, done, skipped, len(failed), args.study
+    )
+    return 1 if failed else 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """`equibench report`."""
+    from analysis.load import load
+    from analysis.report import build, print_table
+
+    folder = study_folder(args.study)
+    path = build(folder, args.out)
+    print(print_table(load(folder)))  # noqa: T201
+    print(f"\nreport: {path}")  # noqa: T201
+    return 0
+
+
+def study_folder(name: str) -> Path:
+    """Where a study's records lie: a path, else runs/NAME, else results/NAME."""
+    candidates = [Path(name), RUNS / name, RESULTS / name]
+    for folder in candidates:
+        if folder.is_dir() and any(folder.glob("*/manifest.json")):
+            return folder
+    raise ValueError(f"no records of study {name!r} in {RUNS}/ or {RESULTS}/; execute `equibench run {name}` first")
+
+
+def publish(args: argparse.Namespace) -> int:
+    """`equibench publish`."""
+    from analysis.report import build
+    from bench.publish import publish as copy
+
+    target = copy(args.study, RUNS, RESULTS)
+    print(f"published: {build(target)}")  # noqa: T201
+    return 0
+
+
+def sample(args: argparse.Namespace) -> int:
+    """`equibench sample`."""
+    from tqdm import tqdm
+
+    from bench import files
+    from bench.sample import load_run, plan_chunks
+
+    run = load_run(args.run_folder)
+    steps = args.steps or run.cfg.sample.n_steps
+    n_chunks = len(plan_chunks(run.sizes, args.n, run.cfg.sample.batch_size, args.seed))
+    with tqdm(total=n_chunks * (steps + 1), unit="call", disable=not sys.stderr.isatty()) as bar:
+        molecules = run.sample(args.n, steps, args.seed, on_step=lambda: bar.update() and None)
+    bonds = None
+    if args.out.suffix == ".sdf":
+        from bench.metrics.stability import infer_bonds
+
+        inferred = infer_bonds(molecules)
+        bonds = [inferred[i] for i in range(len(molecules))]
+    files.write(args.out, molecules, bonds=bonds)
+    print(f"{args.n} molecules, {steps} sampling steps, seed {args.seed}: {args.out}")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""`equibench list`: what can be compared, a line each; plug-ins that do not import are shown with their error."""
+
+from __future__ import annotations
+
+import yaml
+
+from bench.config import STUDIES, study_names
+from bench.registry import Registry, backbones, datasets, methods
+
+
+def listing() -> str:
+    """Methods, backbones, data sets and studies."""
+    parts = [
+        _section("methods", methods, lambda build: f"[{build.guarantee}]"),
+        _section("backbones", backbones, lambda build: "[equivariant]" if build.equivariant else "[not equivariant]"),
+        _section("data sets", datasets, lambda _: ""),
+    ]
+    lines = ["studies"]
+    for name in study_names():
+        text = (STUDIES / f"{name}.yaml").read_text()
+        first = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
+        lines.append(f"  {name:24}{yaml.safe_load(text)['study']:16} {first}")
+    return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def _section(title: str, registry: Registry, mark) -> str:  # noqa: ANN001
+    lines = [title]
+    for name in registry:
+        entry = registry[name]
+        sizes = getattr(entry.build, "sizes", {})
+        more = f" Sizes: {', '.join(sizes)}." if sizes else ""
+        lines.append(f"  {name:24}{mark(entry.build):16} {entry.summary}{more}")
+    lines += [f"  {name:24}unavailable: {error}" for name, error in sorted(registry.unavailable.items())]
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+"""`equibench publish`: copy what is worth keeping of a study from `runs/` into the committed `results/`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from pathlib import Path
+
+import yaml
+
+from bench import records
+from bench.checkpoint import save_average
+from bench.records import EVALUATION, MANIFEST, STEP, read_json, read_steps, run_folders, write_atomically
+
+log = logging.getLogger("equibench")
+
+N_CURVE_POINTS = 200
+MAX_WEIGHTS_BYTES = 1_000_000
+COPIED = ("config.yaml", "manifest.json", "data.json", "eval.json", "drawn.sdf")
+
+
+def publish(study: str, runs_root: Path, results_root: Path) -> Path:
+    """Copy records, thinned curves, drawn samples and small averaged weights of every run, and write runs.csv.
+
+    Raises:
+        FileNotFoundError: the study has no runs.
+    """
+    source, target = runs_root / study, results_root / study
+    folders = list(run_folders(source))
+    if not folders:
+        raise FileNotFoundError(f"no runs of study {study!r} in {runs_root}; execute `equibench run {study}` first")
+    write_atomically(target / "study.yaml", (source / "study.yaml").read_bytes())
+    rows = []
+    for folder in folders:
+        manifest = read_json(folder / "manifest.json", MANIFEST)
+        for name in COPIED:
+            if (folder / name).exists():
+                write_atomically(target / folder.name / name, (folder / name).read_bytes())
+        if steps := read_steps(folder / "steps.jsonl"):
+            write_atomically(target / folder.name / "curves.csv", curves(steps).encode())
+        publish_weights(folder, target / folder.name, manifest["parameters"]["total"])
+        rows.append(row(manifest, read_json(folder / "eval.json", EVALUATION) if (folder / "eval.json").exists() else None))
+    write_atomically(target / "runs.csv", table(rows).encode())
+    return target
+
+
+def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
+    """The averaged weights, where they are small enough for a repository."""
+    state = folder / "state.safetensors"
+    if state.exists() and 4 * n_parameters < MAX_WEIGHTS_BYTES:
+        target.mkdir(parents=True, exist_ok=True)
+        save_average(target / "weights.safetensors", state)
+
+
+def curves(steps: list[dict]) -> str:
+    """At most N_CURVE_POINTS training lines, and every line that has a validation loss."""
+    every = max(1, len(steps) // N_CURVE_POINTS)
+    kept = [s for i, s in enumerate(steps) if i % every == 0 or "valid_loss" in s]
+    return table([{key.rstrip("?"): s.get(key.rstrip("?"), "") for key in STEP} for s in kept])
+
+
+def row(manifest: dict, evaluation: dict | None) -> dict:
+    """One line of runs.csv."""
+    line = {
+        "run": manifest["run"],
+        "status": manifest["status"],
+        "reason": manifest["reason"] or "",
+        "method": manifest["method"]["name"],
+        "backbone": manifest["backbone"]["name"],
+        "size": manifest["backbone"].get("size", ""),
+        "seed": manifest["seed"],
+        "guarantee": manifest["guarantee"],
+        "n_steps": manifest["n_steps"],
+        "weights_from": manifest["weights_from"] or "",
+        "data": manifest["data"]["label"],
+        "fingerprint": manifest["data"]["fingerprint"],
+        "commit": manifest["code"]["commit"] or "",
+        "dirty": manifest["code"]["dirty"],
+        "device": manifest["environment"]["device"],
+        "parameters": manifest["parameters"]["total"],
+        **{key.rstrip("?"): manifest["cost"].get(key.rstrip("?"), "") for key in MANIFEST["cost"]},
+    }
+    metrics = (evaluation or {}).get("metrics", {})
+    line |= {key: metrics.get(key, "") for key in records.METRICS}
+    return line | {"nll": evaluation["nll"]["mean"] if evaluation else ""}
+
+
+def table(rows: list[dict]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def study_page(folder: Path) -> dict:
+    """The page of a published or executed study."""
+    return yaml.safe_load((folder / "study.yaml").read_text())
