@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import platform
 import resource
@@ -21,6 +20,7 @@ import yaml
 
 from bench import records
 from bench.checkpoint import load_average
+from bench.compilation import compile_networks
 from bench.config import RunConfig, TrainConfig, options_of, weights_run
 from bench.data.dataset import DataSet
 from bench.data.sizes import SizeDistribution
@@ -93,7 +93,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
     about = {"elements": list(data.elements), "mean_atoms": data.mean_atoms, "sizes": {str(n): c for n, c in data.size_histogram.items()}}
     records.write_json(folder / "data.json", about)
     manifest = describe(cfg, folder.name, data, n_parallel)
-    manifest["environment"]["compile"] = compile_networks(model, cfg.train)
+    manifest["environment"]["compile"] = compile_networks(model, data) if cfg.train.compile else "eager"
     manifest["parameters"] = model.count_parameters()
 
     def save(status: str, reason: str | None = None) -> None:
@@ -223,9 +223,3 @@ def code_version() -> dict[str, Any]:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def compile_networks(model: Model, settings: TrainConfig) -> str:
-    """Compile the networks if the run asks for it; says what is used, for the manifest."""
-    del model
-    return "eager" if not settings.compile else json.dumps("todo")

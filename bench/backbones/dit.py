@@ -114,6 +114,8 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """Linear to r H, halves (u, v), SiLU(u) v, Linear back; v starts near 1 as in timm's initialisation."""
 
+    compilable: ClassVar[tuple[str, ...]] = ("forward",)
+
     def __init__(self, width: int, mlp_ratio: int) -> None:
         super().__init__()
         self.inner = xavier_linear(width, mlp_ratio * width)

@@ -36,6 +36,8 @@ class EGNNConfig:
 class Block(nn.Module):
     """One EGNN block; parameters named by what they do."""
 
+    compilable: ClassVar[tuple[str, ...]] = ("message", "strength")
+
     def __init__(self, width: int, coordinate_range: float) -> None:
         super().__init__()
         self.coordinate_range = coordinate_range
@@ -61,15 +63,23 @@ class Block(nn.Module):
         d2 = difference.square().sum(1, keepdim=True)
         distances = torch.cat([d2, d0], dim=1)
 
-        message = F.silu(self.message_out(F.silu(_first_layer(self.message_in, h, distances, layout))))
-        attention = torch.sigmoid(self.attention(message))[:, 0] * mask
+        message, attention = self.message(_first_layer(self.message_in, h, distances, layout), mask)
         gathered = weighted_sum(attention, message, layout)
         h = h + self.node_out(F.silu(self.node_in(torch.cat([h, gathered], dim=1))))
 
-        inner = F.silu(self.coordinate_mid(F.silu(_first_layer(self.coordinate_in, h, distances, layout))))
-        strength = self.coordinate_range * torch.tanh(self.coordinate_out(inner))[:, 0]
+        strength = self.strength(_first_layer(self.coordinate_in, h, distances, layout))
         x = x + weighted_sum(strength / ((d2[:, 0] + 1e-8).sqrt() + 1), difference, layout)
         return h, x
+
+    def message(self, first: Float[Tensor, "P H"], mask: Float[Tensor, "P"]) -> tuple[Tensor, Tensor]:
+        """m_ij [P, H] and a_ij [P] from the first layer's output."""
+        message = F.silu(self.message_out(F.silu(first)))
+        return message, torch.sigmoid(self.attention(message))[:, 0] * mask
+
+    def strength(self, first: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
+        """15 tanh(V3 SiLU(V2 SiLU(.))) from the first layer's output."""
+        inner = F.silu(self.coordinate_mid(F.silu(first)))
+        return self.coordinate_range * torch.tanh(self.coordinate_out(inner))[:, 0]
 
 
 def _first_layer(linear: nn.Linear, h: Tensor, distances: Tensor, layout: Layout) -> Tensor:
