@@ -42,12 +42,12 @@ class Column:
     def title(self) -> str:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
-    def show(self, value: float | None, signed: bool = False) -> str:
-        """A value of the records in the column's unit; a dash where there is none."""
+    def show(self, value: float | None, signed: bool = False, like: float | None = None) -> str:
+        """A value of the records in the column's unit, with as many decimals as `like`; a dash where there is none."""
         if value is None or value != value:
             return MISSING
         scaled = value * self.scale
-        digits = significant(scaled) if self.digits is None else self.digits
+        digits = significant((value if like is None else like) * self.scale) if self.digits is None else self.digits
         return f"{scaled:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 

@@ -18,10 +18,16 @@ import yaml
 
 from bench.records import EVALUATION, MANIFEST, STEP, RecordError, read_json, read_steps, run_folders
 
+# A pandas DataFrame. Typed loosely: pandas' own annotations give unions for every selection, too wide to check.
+Frame = Any
 STEP_KEYS = [key.rstrip("?") for key in STEP]
 TRAINING_COST = ("cost.step_seconds", "cost.train_seconds")
 # What a manifest may say of method or backbone without telling two variants of one name apart.
 NAMES = ("name", "size")
+ALWAYS = (
+    *("study", "method.name", "backbone.name", "seed", "guarantee", "n_steps", "weights_from", "reason"),
+    *("data.name", "data.label", "data.fingerprint", "code.commit", "code.dirty", "created", "updated"),
+)
 SAME = ["method", "backbone", "seed", "data.fingerprint"]
 
 
@@ -31,19 +37,19 @@ class Study:
 
     Attributes:
         name: the study's name; folder: where it was read.
-        runs: one row per run. Keys of manifest.json and, under 'eval.' and 'config.', of eval.json and config.yaml, nested
-            keys joined by dots; and `method`, `backbone` (labels), `path`, `status`, `reason`, `counted` (done, evaluated and the newest
-            of its method, backbone and seed), `borrowed` (training cost is that of the run in `weights_from`).
-            `status` is done, running, failed, skipped, unreadable, duplicate, or 'not evaluated' for done without
-            eval.json.
+        runs: one row per run, oldest first. Columns: keys of manifest.json and, under 'eval.' and 'config.', those of
+            eval.json and config.yaml, nested keys joined by dots; `method` and `backbone` (labels); `path`; `counted`
+            (done, evaluated, and the newest of its method, backbone, seed and data); `borrowed` (trains nothing: its
+            training cost is that of the run in `weights_from`). `status` is done, running, failed, skipped, duplicate,
+            unreadable, or 'not evaluated' for done without eval.json.
         curves: one row per logging interval: run, method, backbone, seed and the keys of a STEP record.
         problems: one line per record that could not be read.
     """
 
     name: str
     folder: Path
-    runs: pd.DataFrame
-    curves: pd.DataFrame
+    runs: Frame
+    curves: Frame
     problems: tuple[str, ...]
 
     @property
@@ -57,14 +63,14 @@ class Study:
         return list(dict.fromkeys(method for method, _ in self.groups))
 
     @property
-    def counted(self) -> pd.DataFrame:
+    def counted(self) -> Frame:
         return self.runs[self.runs["counted"]]
 
     @property
     def seeds(self) -> list[int]:
         return sorted(int(seed) for seed in self.runs["seed"].dropna().unique())
 
-    def of(self, method: str, backbone: str) -> pd.DataFrame:
+    def of(self, method: str, backbone: str) -> Frame:
         """Rows of one (method, backbone)."""
         return self.runs[(self.runs["method"] == method) & (self.runs["backbone"] == backbone)]
 
@@ -87,7 +93,7 @@ class Study:
         return int(self.runs["counted"].sum()), int(wanted.sum()) + max(0, len(self.missing()) - unknown)
 
     def parts(self) -> list[Study]:
-        """One study per data set (fingerprint): numbers of two data sets never share a table. Most counted runs first."""
+        """One study per data set (fingerprint), for numbers of two never share a table; most counted runs first."""
         prints = self.runs["data.fingerprint"].replace("", None)
         if prints.nunique() < 2:
             return [self]
@@ -119,19 +125,8 @@ def load(folder: Path) -> Study:
             f"no runs in {folder}; expected sub-folders with a manifest.json (equibench run writes them)"
         )
     runs = pd.DataFrame(rows)
-    for column in (
-        "study",
-        "method.name",
-        "backbone.name",
-        "seed",
-        "guarantee",
-        "created",
-        "weights_from",
-        "reason",
-        "data.fingerprint",
-    ):
-        if column not in runs:
-            runs[column] = None
+    # Absent only when no manifest can be read at all.
+    runs = runs.reindex(columns=[*runs, *(column for column in ALWAYS if column not in runs)])
     runs = _labelled(runs.sort_values(["created", "run"], kind="stable", na_position="last").reset_index(drop=True))
     frame = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["run", *STEP_KEYS])
     frame = frame.reindex(columns=["run", *STEP_KEYS]).merge(
@@ -188,7 +183,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     ), []
 
 
-def _read_curve(path: Path) -> tuple[pd.DataFrame, str | None]:
+def _read_curve(path: Path) -> tuple[Frame, str | None]:
     try:
         if (path / "steps.jsonl").exists():
             return pd.DataFrame(read_steps(path / "steps.jsonl")), None
@@ -209,7 +204,7 @@ def _read_curve(path: Path) -> tuple[pd.DataFrame, str | None]:
         return pd.DataFrame(), f"{path.name}: curve left out: {error}"
 
 
-def _labelled(runs: pd.DataFrame) -> pd.DataFrame:
+def _labelled(runs: Frame) -> Frame:
     """Add method and backbone labels, which runs count, and training costs of runs that use another's weights."""
     runs = runs.copy()
     runs["method"] = _labels(runs, "method")
@@ -232,12 +227,12 @@ def _labelled(runs: pd.DataFrame) -> pd.DataFrame:
     return runs
 
 
-def _labels(runs: pd.DataFrame, kind: str) -> pd.Series:
+def _labels(runs: Frame, kind: str) -> Any:
     """'name size', with options appended only where runs of one name and size differ in them within the study."""
     names = [f"{kind}.{key}" for key in NAMES if f"{kind}.{key}" in runs]
     options = [c for c in runs if isinstance(c, str) and c.startswith(f"{kind}.") and c not in names]
 
-    def label(row: pd.Series, varying: Mapping[tuple, list[str]]) -> str | None:
+    def label(row: Any, varying: Mapping[tuple, list[str]]) -> str | None:
         words = [str(row[name]) for name in names if pd.notna(row[name])]
         if not words:
             return None
@@ -250,7 +245,7 @@ def _labels(runs: pd.DataFrame, kind: str) -> pd.Series:
     return pd.Series([label(row, varying) for _, row in runs.iterrows()], index=runs.index, dtype=object)
 
 
-def _told_apart(runs: pd.DataFrame) -> pd.Series:
+def _told_apart(runs: Frame) -> Any:
     """Method labels, with the settings appended in which runs of one method, backbone and seed differ (a sweep)."""
     labels = runs["method"].copy()
     settings = [c for c in runs if isinstance(c, str) and c.startswith("config.")]
@@ -266,7 +261,7 @@ def _last(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _by_name(runs: pd.DataFrame, names: list[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
+def _by_name(runs: Frame, names: list[str]) -> Iterator[tuple[tuple, Frame]]:
     keys = runs[names].apply(lambda row: tuple(str(value) for value in row if pd.notna(value)), axis=1)
     for words in dict.fromkeys(keys):
         yield words, runs[[key == words for key in keys]]

@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from analysis.labels import NLL, Column
-from analysis.load import Study
+from analysis.load import Frame, Study
 
 LEVEL = 0.95
 Group = tuple[str, str]  # method, backbone
@@ -80,7 +79,7 @@ def combined_half_width(half_widths: Sequence[float]) -> float:
     return float(np.sqrt(np.sum(w**2)) / len(w)) if len(w) else float("nan")
 
 
-def _half_widths(runs: pd.DataFrame, column: Column) -> list[float]:
+def _half_widths(runs: Frame, column: Column) -> list[float]:
     if column is NLL:
         return [1.96 * sem for sem in runs["eval.nll.sem"]]
     key = column.key.replace("eval.metrics.", "eval.intervals.")
@@ -101,10 +100,7 @@ def t_interval(differences: Sequence[float], level: float = LEVEL) -> Difference
         return Difference(n, float(d[0]) if n else nan, nan, nan, nan)
     mean, error = float(d.mean()), float(d.std(ddof=1) / np.sqrt(n))
     half = float(stdtrit(n - 1, (1 + level) / 2)) * error
-    if error == 0:
-        p = 1.0 if mean == 0 else 0.0
-    else:
-        p = 2 * float(stdtr(n - 1, -abs(mean) / error))
+    p = float(mean == 0) if error == 0 else 2 * float(stdtr(n - 1, -abs(mean) / error))
     return Difference(n, mean, mean - half, mean + half, p)
 
 
@@ -174,7 +170,8 @@ def reference_group(study: Study, reference: str | None = None) -> Group | None:
     if reference is not None:
         if reference not in study.methods:
             raise ValueError(
-                f"no method {reference!r} in study {study.name!r} to compare with; choose from {', '.join(study.methods)}"
+                f"no method {reference!r} in study {study.name!r} to compare with; "
+                f"choose from {', '.join(study.methods)}"
             )
         return next((group for group in evaluated if group[0] == reference), None)
     bare = [group for group in evaluated if (study.of(*group)["guarantee"] == "none").all()]

@@ -51,6 +51,7 @@ class TrainConfig:
     cooldown_fraction: float = 0.0
     # equal seconds instead of equal steps: stop after this many seconds of training steps; n_steps still bounds
     max_seconds: float | None = None
+    amsgrad: bool = True  # never forgets the large gradients of the first steps: a much smaller step for short runs
     weight_decay: float = 1e-12
     ema_decay: float = 0.9999
     clip: Clip = Clip.NORM

@@ -18,13 +18,12 @@ import io
 import re
 import zipfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from rdkit import Chem, rdBase
 
 from bench.records import write_atomically
 from bench.structures import Structures
@@ -32,7 +31,6 @@ from bench.structures import Structures
 T = TypeVar("T")
 MAX_NUMBER = 86  # radon
 EXTENDED = "Properties=species:S:1:pos:R:3"
-BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
 
 
 class FileError(ValueError):
@@ -42,7 +40,9 @@ class FileError(ValueError):
 @functools.cache
 def symbols() -> dict[int, str]:
     """Nuclear charge -> element symbol, H to Rn."""
-    table = Chem.GetPeriodicTable()
+    from rdkit.Chem import GetPeriodicTable  # here, because training imports this module where there is no RDKit
+
+    table = GetPeriodicTable()
     return {number: table.GetElementSymbol(number) for number in range(1, MAX_NUMBER + 1)}
 
 
@@ -136,7 +136,7 @@ def _read_xyz(path: Path) -> Structures:
             if re.match(r"gdb\s+\d+\s", comment):  # QM9 as published: frequencies, SMILES and InChI follow the atoms
                 for _ in range(3):
                     next(lines, None)
-    return _structures(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
+    return to_structures(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
 
 
 def _count(line: str, where: str) -> int:
@@ -196,52 +196,19 @@ def _write_xyz(structures: Structures, _: object) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-# sdf
+# sdf: `bench.sdf`, imported when one is read or written
 
 
 def _read_sdf(path: Path) -> Structures:
-    numbers, positions, sizes = array("q"), array("d"), array("q")
-    for k, mol in enumerate(_mols(path), start=1):
-        if mol is None:
-            raise FileError(f"{path}: molecule {k} is cut short or no V2000 or V3000 block")
-        if not mol.GetNumAtoms() or not mol.GetNumConformers():
-            raise FileError(f"{path}: molecule {k} has no atoms with coordinates, expected at least one")
-        for atom in mol.GetAtoms():
-            if not 1 <= atom.GetAtomicNum() <= MAX_NUMBER:
-                raise FileError(f"{path}: molecule {k}: unknown element {atom.GetSymbol()!r}, expected H to Rn")
-            numbers.append(atom.GetAtomicNum())
-        x = mol.GetConformer().GetPositions()
-        if not np.isfinite(x).all():
-            raise FileError(f"{path}: molecule {k} has a coordinate that is not finite")
-        positions.frombytes(x.tobytes())
-        sizes.append(mol.GetNumAtoms())
-    return _structures(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
+    from bench.sdf import read_sdf
 
-
-def _mols(path: Path) -> Iterator[Chem.Mol | None]:
-    if not path.read_bytes()[:1]:
-        return
-    with path.open("rb") as file, rdBase.BlockLogs():
-        yield from Chem.ForwardSDMolSupplier(file, sanitize=False, removeHs=False)
+    return read_sdf(path)
 
 
 def _write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> bytes:
-    blocks = []
-    for k, (numbers, positions) in enumerate(structures):
-        mol = Chem.RWMol()
-        for number in numbers.tolist():
-            atom = Chem.Atom(number)
-            atom.SetNoImplicit(True)  # a reader is to add no hydrogen
-            mol.AddAtom(atom)
-        for first, second, order in [] if bonds is None else bonds[k].tolist():
-            mol.AddBond(first, second, BOND_TYPES[order])
-        conformer = Chem.Conformer(len(numbers))
-        conformer.SetPositions(np.ascontiguousarray(positions, dtype=np.float64))
-        mol.AddConformer(conformer)
-        mol.SetProp("_Name", str(k))
-        wide = bool(np.abs(positions).max() >= 9999)  # V2000 has ten characters for a coordinate
-        blocks.append(Chem.MolToMolBlock(mol, includeStereo=False, kekulize=False, forceV3000=wide) + "$$$$\n")
-    return "".join(blocks).encode()
+    from bench.sdf import write_sdf
+
+    return write_sdf(structures, bonds)
 
 
 # npz
@@ -275,7 +242,7 @@ def _read_npz(path: Path) -> Structures:
     elif num_atoms.sum() != len(charges):
         raise FileError(f"{path}: num_atoms sums to {num_atoms.sum()}, but there are {len(charges)} charges")
     else:
-        structures = _structures(charges, positions, num_atoms)
+        structures = to_structures(charges, positions, num_atoms)
     if fault := _fault(structures):
         raise FileError(f"{path}: {fault}")
     return structures
@@ -348,7 +315,8 @@ def _write_npz(structures: Structures, _: object) -> bytes:
     return buffer.getvalue()
 
 
-def _structures(numbers, positions: np.ndarray, sizes) -> Structures:
+def to_structures(numbers, positions: np.ndarray, sizes) -> Structures:
+    """Molecules from nuclear charges [A], positions [A, 3] and sizes [M]."""
     ptr = np.concatenate([[0], np.cumsum(np.asarray(sizes, dtype=np.int64))]).astype(np.int64)
     return Structures(np.asarray(numbers, dtype=np.int64), positions, ptr)
 

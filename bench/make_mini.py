@@ -5,8 +5,9 @@
 
 Random graphs (bench.data.random_graphs) get an ETKDG conformer and are relaxed with GFN2-xTB; a molecule is kept when
 EDM's distance rule finds in the relaxed geometry exactly the bonds of its graph, and every valence filled. Relaxed
-chunks are kept under build/mini, so that a run cut short goes on where it was. Positions are in angstrom, with the
-centre of mass of the nuclei (unit weights) at the origin.
+chunks are kept under build/mini, so that a run cut short goes on where it was. Positions are in angstrom, with their
+mean at the origin and in a Haar-random orientation: ETKDG lays every molecule along x, which a method without symmetry
+could learn.
 """
 
 from __future__ import annotations
@@ -132,6 +133,15 @@ def has_bonds_of_graph(structures: Structures, smiles: list[str]) -> np.ndarray:
     return scores.molecule_stable & (np.array(scores.smiles, dtype=object) == np.array(graphs, dtype=object))
 
 
+def turned(positions: np.ndarray) -> np.ndarray:
+    """Positions [M, 14, 3], each molecule turned by a seeded Haar-random rotation of its own."""
+    from scipy.spatial.transform import Rotation
+
+    quaternions = np.random.default_rng(SEED).normal(size=(len(positions), 4))  # normalised: uniform on the sphere
+    R = Rotation.from_quat(quaternions).as_matrix()
+    return np.einsum("mij,mnj->mni", R, positions).astype(np.float32)
+
+
 def make(work: Path) -> None:
     """Grow, relax, filter and split; writes mini.npz and mini.json beside the package's data sets."""
     refused: Counter[str] = Counter()
@@ -144,6 +154,7 @@ def make(work: Path) -> None:
     stacked = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
     failed = Counter(reason for reason in stacked["reason"].tolist() if reason)
     relaxed = {key: array[stacked["reason"] == ""] for key, array in stacked.items()}
+    relaxed["positions"] = turned(relaxed["positions"])
     structures = Structures.from_padded(*(relaxed[key] for key in ("num_atoms", "charges", "positions")))
     same = has_bonds_of_graph(structures, relaxed["smiles"].tolist())
     kept = np.flatnonzero(same)[:N_MOLECULES]
@@ -183,7 +194,10 @@ def main() -> None:
 
         write_card()
     else:
-        make(arguments.work)
+        try:
+            make(arguments.work)
+        except ModuleNotFoundError as error:
+            raise SystemExit(f"making mini needs the package {error.name!r}; pip install -e '.[mini]'") from error
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Layout:
     Sizes are known on the host, so nothing here ever waits for the device.
     """
 
-    def __init__(self, n_atoms: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(self, n_atoms: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> None:
         """
         Args:
             n_atoms: atoms of each molecule, each at least 1.

@@ -89,5 +89,5 @@ def learning_rate(step: int, seconds: float, cfg: TrainConfig) -> float:
 
 
 def make_optimiser(parameters: Iterable[nn.Parameter], cfg: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with amsgrad, as in all published runs."""
-    return torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, amsgrad=True, fused=True)
+    """AdamW; all published runs use its amsgrad form."""
+    return torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, amsgrad=cfg.amsgrad, fused=True)

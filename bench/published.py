@@ -61,17 +61,33 @@ def egnn_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def dit_state(published: Mapping[str, Tensor], trunk: str = "model") -> dict[str, Tensor]:
     """State of `bench.backbones.dit.DiT` from the state dict of SymDiff's `DiTGaussian_dynamics`, or, with
-    trunk='k', of the kernel network inside `DiT_DitGaussian_dynamics` (other parameters are passed over)."""
+    trunk='k', of the kernel network inside `DiT_DitGaussian_dynamics`."""
+    return transformer_state(published, _DIT, trunk)
+
+
+def transformer_state(
+    published: Mapping[str, Tensor], names: Mapping[str, str | None], trunk: str
+) -> dict[str, Tensor]:
+    """State of a module that holds a `Trunk`, from a published state dict that may hold other networks too.
+
+    Args:
+        names: published layer or parameter -> ours, for what lies outside the blocks; None where the published code
+            holds a layer and never trains it.
+        trunk: published prefix of the blocks; names in `names` are looked up with this prefix removed.
+    Raises:
+        KeyError: a name under the prefix that the published network does not have.
+    """
     state = {}
     for name, value in published.items():
-        name = name.removeprefix(f"{trunk}.")
-        stem, _, kind = name.rpartition(".")
-        if name in _DIT:
-            state[_DIT[name]] = value.reshape(-1)
-        elif stem in _DIT:
-            state[f"{_DIT[stem]}.{kind}"] = value
-        elif not name.startswith("gamma_"):
-            state["trunk." + _trunk_name(name)] = value
+        inner = name.removeprefix(f"{trunk}.")
+        stem, _, kind = inner.rpartition(".")
+        if (whole := names.get(inner)) is not None:
+            state[whole] = value.reshape(-1)
+        elif stem in names:
+            if (layer := names[stem]) is not None:
+                state[f"{layer}.{kind}"] = value
+        elif inner != name:
+            state["trunk." + _trunk_name(inner)] = value
     return state
 
 

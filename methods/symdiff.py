@@ -9,6 +9,7 @@ at any weights. (The released code composes f R0^-1 instead of R0 f, which is no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,8 @@ from bench.registry import methods
 
 @dataclass
 class SymDiffConfig:
-    """Options of the rotation kernel; the defaults are the published QM9 sizes."""
+    """Options of the rotation kernel; the defaults are the published QM9 sizes. A named size sets the first, second,
+    third and fifth."""
 
     kernel_width: int = 128
     kernel_depth: int = 8
@@ -36,6 +38,20 @@ class SymDiffConfig:
     noise_dims: int = 3  # channels of eta per atom
     pair_gaussians: int = 64  # of the kernel's own pair embedding, where the backbone has none to share
     pair_width: int = 64
+
+
+# Layers outside the kernel's blocks, by their names in leozhangML/SymDiff (`DiT_DitGaussian_dynamics`, trunk
+# 'gamma_enc'); None: held and never trained. Read by `bench.published.transformer_state`.
+PUBLISHED_NAMES: dict[str, str | None] = {
+    "gaussian_embedder.means.weight": "pair_embedding.mean",
+    "gaussian_embedder.stds.weight": "pair_embedding.raw_scale",
+    "pos_embedder": "pair_embedding.linear",
+    "x_embedder": "embedding",
+    "gamma_dec.fc1": "hidden",
+    "gamma_dec.fc2": "matrix",
+    "final_layer.linear": None,
+    "final_layer.adaLN_modulation.1": None,
+}
 
 
 class RotationKernel(nn.Module):
@@ -76,6 +92,11 @@ class SymDiff(Method):
     """Stochastic symmetrisation by a learned rotation kernel over a Haar base; equivariant in law at any weights."""
 
     guarantee = Guarantee.IN_LAW
+    sizes: ClassVar[dict[str, dict[str, int]]] = {
+        "tiny": {"kernel_width": 16, "kernel_depth": 1, "kernel_heads": 2, "decoder_width": 16},
+        "published": {"kernel_width": 128, "kernel_depth": 8, "kernel_heads": 4, "decoder_width": 64},
+        "published_large": {"kernel_width": 216, "kernel_depth": 10, "kernel_heads": 8, "decoder_width": 80},
+    }
     references = ("Zhang et al., SymDiff: Equivariant diffusion via stochastic symmetrisation, arXiv:2410.06262",)
 
     def __init__(self, cfg: SymDiffConfig, setting: Setting) -> None:

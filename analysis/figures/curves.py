@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, ScalarFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.figures.style import STYLE, WIDTH, colours, dashes, markers, name, save
+from analysis.figures.style import STYLE, WIDTH, colours, dashes, legend, markers, name, save
 from analysis.labels import TRAIN_LOSS, VALID_LOSS
-from analysis.load import Study
+from analysis.load import Frame, Study
+from analysis.stats import Group
 
 X_AXES = (("step", "Optimiser steps"), ("seconds", "Seconds in training steps"))
 
@@ -28,40 +29,48 @@ def build(study: Study, out: Path) -> list[Path]:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.6 + 2.1 * len(losses)))
         panels = figure.subplots(len(losses), 2, sharey="row", sharex="col", squeeze=False)
-        shown = set()
+        shown: set[Group] = set()
         for row, column in enumerate(losses):
             for axes, (x, label) in zip(panels[row], X_AXES, strict=True):
                 shown |= _panel(axes, study, curves, x, column.key)
                 axes.set_xlabel(label if row == len(losses) - 1 else "")
-                axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5))
-            _log_scale(panels[row, 0], curves, column.key)
+                axes.set_xlim(left=0)
+                axes.xaxis.set_major_locator(MaxNLocator(5))
+            _log_scale(panels[row, 0], curves[column.key].dropna().to_numpy(dtype=float))
             panels[row, 0].set_ylabel(column.title)
-        palette, styles, shapes = colours(study), dashes(study), markers(study)
         handles = [
-            Line2D([], [], color=palette[g[0]], ls=styles[g[0]], marker=shapes[g[1]], ms=3.5, label=name(g))
-            for g in study.groups
-            if g in shown
+            Line2D([], [], **_look(study, group), lw=1.5, label=name(group)) for group in study.groups if group in shown
         ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)))
+        legend(figure, handles)
         return save(figure, out, "curves")
 
 
 def caption(study: Study) -> str:
     """What the figure shows, and whose curve stands for runs that train nothing."""
     text = (
-        "Learning curves. Thin: one seed each; thick: their mean where all seeds of the row have a value. Training loss is the mean "
-        "between two log lines; validation loss is the same loss with the EMA weights at fixed times and noise. Seconds are those of "
-        "optimiser steps alone. Losses of one backbone and data set compare; a lower loss is no promise of better molecules."
+        "Learning curves. Thin: one seed each; thick: their mean over the range that all seeds of the row cover; the "
+        "symbol at "
+        "the end tells the backbone. Training loss is the mean between two log lines; validation loss is the same "
+        "loss with "
+        "the EMA weights at fixed times and noise. Seconds are those of optimiser steps alone. Vertical axes are "
+        "logarithmic and "
+        "may cut off the first lines. Losses of one backbone and data set compare; a lower loss promises no better "
+        "molecules."
     )
     borrowed = study.runs[study.runs["borrowed"]]
     if len(borrowed):
         names = ", ".join(dict.fromkeys(borrowed["method"].dropna()))
-        parents = study.runs[study.runs["run"].isin(borrowed["weights_from"])]["method"].dropna()
-        text += f" {names}: trains nothing, its curve is that of {', '.join(dict.fromkeys(parents)) or 'a run outside this study'}."
+        parents = dict.fromkeys(study.runs[study.runs["run"].isin(borrowed["weights_from"])]["method"].dropna())
+        text += f" {names} trains nothing: its curve is that of {', '.join(parents) or 'a run outside this study'}."
     return text
 
 
-def _panel(axes: Axes, study: Study, curves: pd.DataFrame, x: str, y: str) -> set[tuple[str, str]]:
+def _look(study: Study, group: Group) -> dict[str, Any]:
+    method, backbone = group
+    return {"color": colours(study)[method], "ls": dashes(study)[method], "marker": markers(study)[backbone], "ms": 3.5}
+
+
+def _panel(axes: Axes, study: Study, curves: Frame, x: str, y: str) -> set[Group]:
     """Draw one panel; returns the groups that had something to draw."""
     shown = set()
     for group in study.groups:
@@ -69,31 +78,42 @@ def _panel(axes: Axes, study: Study, curves: pd.DataFrame, x: str, y: str) -> se
         if rows.empty:
             continue
         shown.add(group)
-        colour, dash = colours(study)[group[0]], dashes(study)[group[0]]
-        marker = {"marker": markers(study)[group[1]], "ms": 3, "markevery": (0.05, 0.15)}
-        seeds = [seed[[x, y]].sort_values(x) for _, seed in rows.groupby("run", sort=True)]
+        look = _look(study, group)
+        seeds = [seed[[x, y]].sort_values(x).to_numpy(dtype=float) for _, seed in rows.groupby("run", sort=True)]
         for seed in seeds:
-            axes.plot(seed[x], seed[y], color=colour, ls=dash, lw=0.6, alpha=0.45)
-        grid, mean = mean_curve(seeds, x, y)
-        axes.plot(grid, mean, color=colour, ls=dash, lw=1.5, **marker)
+            axes.plot(seed[:, 0], seed[:, 1], color=look["color"], ls=look["ls"], lw=0.6, alpha=0.5)
+        grid, mean = mean_curve(seeds)
+        axes.plot(grid, mean, **look, lw=1.4, markevery=[-1] if len(grid) else [])
     return shown
 
 
-def mean_curve(seeds: list[pd.DataFrame], x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over seeds on the first seed's x values within the range that all seeds share (linear interpolation)."""
-    low, high = max(s[x].iloc[0] for s in seeds), min(s[x].iloc[-1] for s in seeds)
-    grid = seeds[0][x].to_numpy(dtype=float)
-    grid = grid[(grid >= low) & (grid <= high)]
-    return grid, np.mean([np.interp(grid, s[x].astype(float), s[y].astype(float)) for s in seeds], axis=0)
+def mean_curve(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of curves [n, 2] over seeds, on the first one's x within the range that all cover (linear interpolation)."""
+    low, high = max(seed[0, 0] for seed in seeds), min(seed[-1, 0] for seed in seeds)
+    grid = np.unique(np.clip(seeds[0][:, 0], low, high)) if low <= high else np.zeros(0)
+    return grid, np.mean([np.interp(grid, seed[:, 0], seed[:, 1]) for seed in seeds], axis=0)
 
 
-def _log_scale(axes: Axes, curves: pd.DataFrame, key: str) -> None:
+def _log_scale(axes: Axes, values: np.ndarray) -> None:
     """Logarithmic y from just below the smallest value; the first lines of a run may leave the top."""
-    values = curves[curves[key] > 0][key]
-    if values.empty or (curves[key] <= 0).any():
+    values = values[np.isfinite(values)]
+    if not len(values) or values.min() <= 0:
         return
+    low, high = values.min() * 0.94, min(values.max() * 1.06, np.quantile(values, 0.97) * 1.5)
+    decades = np.log10(high / low)
+    subs = (
+        (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+        if decades < 0.6
+        else (1, 1.5, 2, 3, 5, 7)
+        if decades < 1.2
+        else (1, 2, 5)
+        if decades < 2
+        else (1,)
+    )
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    ticks = np.outer(powers, subs).ravel()
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
-    axes.set_ylim(values.min() * 0.93, min(values.max() * 1.05, values.quantile(0.98) * 1.6))
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from rdkit import Chem, RDLogger
 from rdkit.Chem import AllChem
 from rdkit.Chem.Draw import rdMolDraw2D
@@ -18,7 +19,7 @@ from analysis.load import Study
 from analysis.stats import Group
 
 N_SHOWN = 6
-PIXELS = 340
+PIXELS = (340, 270)  # width, height
 
 
 def build(study: Study, out: Path, n_shown: int = N_SHOWN) -> list[Path]:
@@ -27,11 +28,12 @@ def build(study: Study, out: Path, n_shown: int = N_SHOWN) -> list[Path]:
     if not rows:
         return []
     with mpl.rc_context({**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
-        figure = Figure(figsize=(WIDTH, 1.02 * len(rows)))
+        figure = Figure(
+            figsize=(WIDTH, 0.82 * len(rows)), layout=ConstrainedLayoutEngine(w_pad=0, h_pad=0.01, wspace=0, hspace=0)
+        )
         panels = figure.subplots(
             len(rows), n_shown + 1, squeeze=False, gridspec_kw={"width_ratios": [0.9] + [1] * n_shown}
         )
-        figure.get_layout_engine().set(w_pad=0, h_pad=0.01, wspace=0, hspace=0)  # pyright: ignore[reportOptionalMemberAccess]
         for row, (group, file) in enumerate(rows):
             for axes in panels[row]:
                 axes.set(xticks=[], yticks=[])
@@ -51,9 +53,13 @@ def build(study: Study, out: Path, n_shown: int = N_SHOWN) -> list[Path]:
 def caption(n_shown: int = N_SHOWN) -> str:
     """What the figure shows."""
     return (
-        f"The first up to {n_shown} samples of each row's first seed, in the order drawn: not chosen, and too few to judge a method by. "
-        "Bonds as inferred from distances and kept in drawn.sdf; flat drawings by RDKit. Hydrogens are folded into their atom where each "
-        "has exactly one bond and RDKit accepts the molecule, else all atoms are drawn. Red: atoms whose valence RDKit refuses."
+        f"The first {n_shown} samples (or fewer, where fewer were kept) of each row's first seed, in the order drawn: "
+        "not "
+        "chosen, and too few to judge a method by. Bonds as inferred from distances and kept in drawn.sdf; flat "
+        "drawings by "
+        "RDKit. Hydrogens are folded into their atom where RDKit accepts the molecule and each has exactly one bond, "
+        "to a "
+        "heavier atom; else all atoms are drawn. Red: atoms whose valence RDKit refuses. Dots: unpaired electrons."
     )
 
 
@@ -72,18 +78,20 @@ def read_drawn(file: Path, n: int) -> list[Chem.Mol | None]:
         return [supplier[i] for i in range(min(n, len(supplier)))]
 
 
-def picture(molecule: Chem.Mol, pixels: int = PIXELS) -> np.ndarray:
-    """An RGBA picture [pixels, pixels, 4] of any molecule, sensible or not."""
+def picture(molecule: Chem.Mol, pixels: tuple[int, int] = PIXELS) -> np.ndarray:
+    """An RGB picture [height, width, 3] of any molecule, sensible or not."""
     with _quiet():
         flat, refused = prepare(molecule)
-        drawer = rdMolDraw2D.MolDraw2DCairo(pixels, pixels)
+        drawer = rdMolDraw2D.MolDraw2DCairo(*pixels)
         options = drawer.drawOptions()
         options.prepareMolsBeforeDrawing = False
-        options.fixedBondLength = 34
-        options.padding = 0.06
-        options.bondLineWidth = 2
-        options.minFontSize = options.maxFontSize = 20
+        options.fixedBondLength = 62
+        options.padding = 0.05
+        options.bondLineWidth = 3
+        options.scaleBondWidth = False
+        options.minFontSize = options.maxFontSize = 30
         options.setHighlightColour((1.0, 0.72, 0.70))
+        options.highlightRadius = 0.36
         drawer.DrawMolecule(flat, highlightAtoms=refused, highlightBonds=[])
         drawer.FinishDrawing()
         return imread(io.BytesIO(drawer.GetDrawingText()), format="png")
@@ -103,11 +111,16 @@ def prepare(molecule: Chem.Mol) -> tuple[Chem.Mol, list[int]]:
     refused = sorted({p.GetAtomIdx() for p in problems if p.GetType() == "AtomValenceException"})
     if not problems:
         Chem.SanitizeMol(flat)
-        if _ordinary_hydrogens(flat):
-            flat = Chem.RemoveHs(flat, sanitize=False)
-        Chem.Kekulize(flat, clearAromaticFlags=True)
     else:
         Chem.FastFindRings(flat)
+    if not problems and _ordinary_hydrogens(flat):
+        flat = Chem.RemoveHs(flat, sanitize=False)
+    else:
+        # RDKit draws a carbon as a bare corner, which reads as if it had hydrogens that are not there.
+        for atom in flat.GetAtoms():
+            atom.SetProp("_displayLabel", atom.GetSymbol())
+    if not problems:
+        Chem.Kekulize(flat, clearAromaticFlags=True)
     AllChem.Compute2DCoords(flat)  # pyright: ignore[reportAttributeAccessIssue]
     return flat, refused
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 
 mpl.use("Agg")
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from analysis.load import Study
 from analysis.stats import Group
 from bench.records import write_atomically
 
-# Okabe & Ito's colours, safe for colour-blind readers (jfly.uni-koeln.de/color), without yellow, which is lost on white.
+# Okabe & Ito's colours, safe for colour-blind readers (jfly.uni-koeln.de/color), without yellow: it is lost on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 GREY = "#666666"
 WIDTH = 7.0  # inches: the text width of a two-column page
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same picture everywhere
     "font.size": 8,
@@ -50,12 +51,12 @@ STYLE: dict[str, Any] = {
 
 def colours(study: Study) -> dict[str, str]:
     """Method -> colour. More methods than colours start again, told apart by `name` in the legend."""
-    return dict(zip(study.methods, itertools.cycle(COLOURS)))  # noqa: B905 (one is endless)
+    return dict(zip(study.methods, itertools.cycle(COLOURS)))
 
 
 def markers(study: Study) -> dict[str, str]:
     """Backbone -> marker."""
-    return dict(zip(dict.fromkeys(b for _, b in study.groups), itertools.cycle(MARKERS)))  # noqa: B905
+    return dict(zip(dict.fromkeys(b for _, b in study.groups), itertools.cycle(MARKERS)))
 
 
 def dashes(study: Study) -> dict[str, str]:
@@ -65,6 +66,13 @@ def dashes(study: Study) -> dict[str, str]:
 
 def name(group: Group) -> str:
     return " / ".join(group)
+
+
+def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """One legend above all panels, in one line where it fits."""
+    letters = sum(len(str(handle.get_label())) + 6 for handle in handles)
+    lines = -(-letters // 105)
+    figure.legend(handles=handles, loc="outside upper center", ncols=-(-len(handles) // lines))
 
 
 def save(figure: Figure, out: Path, stem: str) -> list[Path]:
@@ -79,7 +87,3 @@ def save(figure: Figure, out: Path, stem: str) -> list[Path]:
         write_atomically(out / f"{stem}.{suffix}", buffer.getvalue())
         paths.append(out / f"{stem}.{suffix}")
     return paths
-
-
-def panel_letter(axes: Axes, index: int, title: str = "") -> None:
-    axes.set_title(f"{'abcdefghij'[index]}  {title}".rstrip(), loc="left", fontweight="bold" if not title else "normal")

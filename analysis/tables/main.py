@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.labels import COST, GUARANTEES, METRICS, MISSING, NLL, QUALITY, TRAIN_TIME, Column
-from analysis.load import TRAINING_COST, Study
+from analysis.load import TRAINING_COST, Frame, Study
 from analysis.stats import Group, Summary, best_group, summarise
 from analysis.tables.render import Cell, Table, latex, markdown, text
 from bench.records import write_atomically
 
 N_TEXT = 3  # method, backbone, guarantee
-BORROWED, OLDER, DIRTY, BOUND = "*", "†", "‡", "≤"
+BORROWED, OLDER, DIRTY, BOUND = "§", "†", "‡", "≤"
 
 
 def build(study: Study, out: Path) -> list[Path]:
@@ -65,15 +67,15 @@ def main_table(study: Study) -> Table:
     )
 
 
-def main_frame(study: Study) -> pd.DataFrame:
+def main_frame(study: Study) -> Frame:
     """The same as numbers in the records' units: mean, standard deviation over seeds, sampling half-width, seeds."""
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     for split in data_splits(study):
         values = _data_values(study, split)
         rows.append({"method": "data", "backbone": "", "guarantee": "", "seeds": "", "status": split} | values)
     for group in study.groups:
         runs = study.of(*group)
-        row: dict[str, object] = {"method": group[0], "backbone": group[1], "guarantee": runs["guarantee"].iloc[0]}
+        row: dict[str, Any] = {"method": group[0], "backbone": group[1], "guarantee": runs["guarantee"].iloc[0]}
         row |= {
             "seeds": " ".join(str(int(s)) for s in sorted(runs[runs["counted"]]["seed"])),
             "status": status(study, group),
@@ -155,7 +157,9 @@ def _data_row(study: Study, split: str) -> list[Cell]:
 def _cell(column: Column, summary: Summary, bold: bool, prefix: str, mark: str) -> Cell:
     if not summary.n:
         return Cell(MISSING)
-    spread = f"± {column.show(summary.sd)}" if summary.n > 1 and column.key != "parameters.total" else ""
+    spread = (
+        f"± {column.show(summary.sd, like=summary.mean)}" if summary.n > 1 and column.key != "parameters.total" else ""
+    )
     sampling = f"({column.show(summary.sampling)})" if summary.sampling == summary.sampling else ""
     return Cell(f"{prefix}{column.show(summary.mean)}{mark}", f"{spread} {sampling}".strip(), bold)
 
@@ -180,15 +184,16 @@ def _marks(study: Study, group: Group) -> str:
     runs = runs[runs["counted"]]
     if runs.empty:
         return ""
-    older = (runs["code.commit"].fillna("") != (latest_commit(study) or "")).any()
-    return (OLDER if older else "") + (DIRTY if (runs["code.dirty"] == True).any() else "")  # noqa: E712 (may hold None)
+    older = runs["code.commit"].fillna("").ne(latest_commit(study) or "").any()
+    return (OLDER if older else "") + (DIRTY if runs["code.dirty"].eq(True).any() else "")
 
 
-def _listing(study: Study, column: str, runs: pd.DataFrame | None = None) -> str:
+def _listing(study: Study, column: str, runs: Frame | None = None) -> str:
     """Values of a column over the counted runs (over all runs while none is counted), in order, each once."""
-    runs = (study.counted if len(study.counted) else study.runs) if runs is None else runs
-    values = runs[column].dropna() if column in runs else ()
-    return _join(f"{int(v):,}".replace(",", " ") if isinstance(v, float) and v.is_integer() else str(v) for v in values)
+    rows: Any = (study.counted if len(study.counted) else study.runs) if runs is None else runs
+    values = rows[column].dropna() if column in rows else ()
+    counts = (isinstance(v, (int, float, np.number)) and float(v).is_integer() for v in values)
+    return _join(f"{int(v):,}".replace(",", " ") if count else str(v) for v, count in zip(values, counts, strict=True))
 
 
 def _join(words: Iterable[str]) -> str:
@@ -205,12 +210,12 @@ def caption(study: Study) -> str:
         f"{_listing(study, 'data.n_train')} training, {_listing(study, 'data.n_test')} test molecules).",
         f"{_listing(study, 'eval.metrics.n_molecules') or MISSING} samples per run in "
         f"{_listing(study, 'eval.n_sampling_steps') or MISSING} sampling steps; seeds {seeds}; "
-        f"{_steps(study)} optimiser steps, {_listing(study, 'eval.weights') or MISSING} weights.",
+        f"{_steps(study)} optimiser steps, {_listing(study, 'eval.weights').upper() or MISSING} weights.",
         "Mean over seeds ± sample standard deviation over seeds (half-width of the 95 % interval of that mean from the "
         "finite number of sampled molecules).",
-        "Bold: best mean, and means not significantly worse than it (paired t-test over common seeds, Holm-corrected, 5 %); "
-        "a column in which the seeds separate nothing has no bold.",
-        "NLL: variational bound on the test split, lower is better.",
+        "Bold: best mean, and means not significantly worse than it (paired t-test over common seeds, Holm-corrected, "
+        "5 %); a column in which the seeds separate nothing has no bold.",
+        f"NLL: variational bound on the {_listing(study, 'eval.nll.split') or 'test'} split, in nats per molecule.",
     ]
     return " ".join(parts)
 
@@ -222,21 +227,17 @@ def _steps(study: Study) -> str:
 
 def provenance(study: Study) -> str:
     """Commit, device, dtype, compile mode and versions of the counted runs, in one line."""
-    commits = _join(
-        str(commit)[:10]
-        for commit in (study.counted if len(study.counted) else study.runs)
-        .get("code.commit", pd.Series(dtype=object))
-        .dropna()
-    )
-    environment = [
-        f"{word} {_listing(study, f'environment.{key}')}"
-        for key, word in (("device", "device"), ("dtype", ""), ("n_threads", "threads"), ("compile", ""))
+    runs = study.counted if len(study.counted) else study.runs
+    commits = _join(str(commit)[:10] for commit in runs["code.commit"].dropna())
+    settings = (("device", "device"), ("dtype", ""), ("n_threads", "threads"), ("compile", ""))
+    environment = [f"{word} {_listing(study, f'environment.{key}')}".strip() for key, word in settings]
+    versions = sorted(column for column in runs if column.startswith("environment.versions."))
+    packages = [
+        f"{c.removeprefix('environment.versions.')} {_listing(study, c)}" for c in versions if _listing(study, c)
     ]
-    versions = [c for c in study.runs if c.startswith("environment.versions.")]
-    packages = [f"{c.removeprefix('environment.versions.')} {_listing(study, c)}" for c in sorted(versions)]
     parallel = _listing(study, "cost.n_parallel")
     shared = [f"{parallel} run(s) at a time on the machine"] if parallel else []
-    words = [f"commit {commits or 'unknown'}", *(word.strip() for word in environment), *shared, *packages]
+    words = [f"commit {commits or 'unknown'}", *environment, *shared, *packages]
     return f"Measured with equibench {_listing(study, 'code.version')}, {', '.join(words)}."
 
 
@@ -244,15 +245,20 @@ def notes(study: Study, short: bool = False) -> list[str]:
     """What the marks of the table mean; only the marks that occur."""
     counted, out = study.counted, []
     if (counted["guarantee"] == "in_law").any():
-        long = ": the prediction draws a rotation, and averaging the bound over it bounds the NLL from above once more; comparisons of such a value with one without the mark favour the latter"
+        long = (
+            ": the prediction draws a rotation, and the mean over such draws bounds the NLL from above once more, so "
+            "that a "
+            "comparison with a value without this mark favours the latter"
+        )
         out.append(f"{BOUND} upper bound of the variational bound{'' if short else long}.")
     if counted["borrowed"].any():
         out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
-    commit = latest_commit(study)
-    if (counted.get("code.commit", pd.Series(dtype=object)).fillna("") != (commit or "")).any():
-        out.append(f"{OLDER} holds a run made with another commit than the newest one ({str(commit)[:10]}).")
-    if (counted.get("code.dirty", pd.Series(dtype=object)) == True).any():  # noqa: E712 (may hold None)
-        out.append(f"{DIRTY} made with uncommitted changes in the code.")
+    if any(OLDER in _marks(study, group) for group in study.groups):
+        out.append(
+            f"{OLDER} holds a run made with another commit than the newest one ({str(latest_commit(study))[:10]})."
+        )
+    if any(DIRTY in _marks(study, group) for group in study.groups):
+        out.append(f"{DIRTY} holds a run made with uncommitted changes in the code.")
     if not short and len(counted):
         out.append(f"{TRAIN_TIME.label} time counts optimiser steps alone, without evaluation.")
     return out

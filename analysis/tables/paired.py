@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.labels import MISSING, QUALITY
-from analysis.load import Study
+from analysis.load import Frame, Study
 from analysis.stats import Difference, Group, Summary, paired, reference_for, reference_group, summarise
 from analysis.tables.render import Cell, Table, latex, markdown
 from bench.records import write_atomically
@@ -65,8 +65,9 @@ def paired_table(study: Study, reference: str | None = None) -> Table | None:
         rows.append([Cell(group[0]), Cell(group[1]), Cell(" / ".join(other)), Cell(str(n) if n else MISSING), *cells])
     header = ["Method", "Backbone", "Minus", "Pairs", *(f"{c.label} ({_points(c.unit)})" for c in QUALITY)]
     caption = (
-        "Paired differences on common seeds: mean [95 % interval, Student's t over seeds]. Bold: the interval leaves out zero "
-        "(one comparison at a time, not corrected for their number)."
+        "Paired differences on common seeds: mean [95 % interval, Student's t over seeds]. Bold: the interval leaves "
+        "out "
+        "zero (one comparison at a time, not corrected for their number)."
     )
     return Table(header, rows, caption, n_text=3, notes=[_warning(found)])
 
@@ -82,14 +83,16 @@ def _warning(found: list[tuple[Group, Group, dict[str, Difference]]]) -> str:
     factors = {2: 12.71, 3: 4.30, 4: 3.18}
     if n in factors:
         return (
-            f"With {n} common seeds Student's t factor is {factors[n]} (1.96 for many): the intervals are wide because so few "
-            "trainings say little about the next one. An interval that holds zero does not show that two methods are equal."
+            f"With {n} common seeds Student's t factor is {factors[n]} (1.96 for many): the intervals are wide "
+            "because so "
+            "few trainings say little about the next one. An interval that holds zero does not show that methods are "
+            "equal."
         )
     return "An interval that holds zero does not show that two methods are equal."
 
 
-def paired_frame(study: Study, reference: str | None = None) -> pd.DataFrame:
-    """The differences as numbers, one line per row and quantity, in the records' units; single values per seed beside."""
+def paired_frame(study: Study, reference: str | None = None) -> Frame:
+    """The differences as numbers in the records' units, one line per row and quantity; those of each seed beside."""
     rows = []
     for group, other, differences in comparisons(study, reference):
         for column in QUALITY:

@@ -74,8 +74,9 @@ def html(table: Table) -> str:
     def row(cells: Sequence[Cell], tag: str, css: str = "") -> str:
         out = []
         for i, cell in enumerate(cells):
-            kind = ' class="t"' if table.is_text(i) else ""
-            text = f"<b>{escape(cell.text)}</b>" if cell.bold else escape(cell.text)
+            kind = f' class="t{" long" if len(cell.text) > 40 else ""}"' if table.is_text(i) else ""
+            text = escape(cell.text).replace("/", "/<wbr>")
+            text = f"<b>{text}</b>" if cell.bold else text
             small = f" <small>{escape(cell.small)}</small>" if cell.small else ""
             out.append(f"<{tag}{kind}>{text}{small}</{tag}>")
         return f"<tr{css}>{''.join(out)}</tr>"
@@ -92,7 +93,15 @@ def html(table: Table) -> str:
 
 
 _TEX = {"\\": r"\textbackslash{}", "–": "--", "−": "$-$", "±": r"$\pm$", "≤": r"$\le$", "†": r"$^\dagger$"}
-_TEX |= {"‡": r"$^\ddagger$", "³": "$^3$", "×": r"$\times$", "·": r"$\cdot$", "Å": r"\AA{}", "α": r"$\alpha$"}
+_TEX |= {
+    "‡": r"$^\ddagger$",
+    "§": r"$^\S$",
+    "³": "$^3$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "Å": r"\AA{}",
+    "α": r"$\alpha$",
+}
 _TEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -118,21 +127,19 @@ def latex(panels: Sequence[Table], label: str) -> str:
         if panel.rule_after:
             lines.insert(panel.rule_after, r"\midrule")
         header = row([Cell(word) for word in panel.header])
-        body = [
-            f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}",
-            r"\toprule",
-            header,
-            r"\midrule",
-            *lines,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-        blocks.append("\n".join(body))
+        begin = [f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule", header, r"\midrule"]
+        blocks.append("\n".join([*begin, *lines, r"\bottomrule", r"\end{tabular}"]))
     first = panels[0]
     caption = tex(" ".join([first.caption, *first.notes]))
     stacked = "\n\n\\medskip\n".join(blocks)
-    head = f"% needs \\usepackage{{booktabs}}\n\\begin{{table*}}[t]\n\\centering\\footnotesize\n\\caption{{{caption}}}\n\\label{{{label}}}"
-    return f"{head}\n{stacked}\n\\end{{table*}}\n"
+    head = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table*}[t]",
+        "\\centering\\footnotesize",
+        f"\\caption{{{caption}}}",
+        f"\\label{{{label}}}",
+    ]
+    return "\n".join([*head, stacked, "\\end{table*}"]) + "\n"
 
 
 def text(table: Table, width: int = 120) -> str:
@@ -145,19 +152,11 @@ def text(table: Table, width: int = 120) -> str:
 
     def line(row: Sequence[str]) -> str:
         cut = [word if len(word) <= w else word[: w - 1] + "…" for word, w in zip(row, widths, strict=True)]
-        return "  ".join(
-            word.ljust(w) if table.is_text(i) else word.rjust(w)
-            for i, (word, w) in enumerate(zip(cut, widths, strict=True))
-        )
+        left = [table.is_text(i) for i in range(len(widths))]
+        padded = (c.ljust(w) if flush else c.rjust(w) for c, w, flush in zip(cut, widths, left, strict=True))
+        return "  ".join(padded).rstrip()
 
-    rule = "-" * min(width, sum(widths) + 2 * (len(widths) - 1))
-    lines = [line(row).rstrip() for row in cells]
-    return "\n".join(
-        [
-            lines[0],
-            rule,
-            *lines[1 : 1 + table.rule_after],
-            *([rule] if table.rule_after else []),
-            *lines[1 + table.rule_after :],
-        ]
-    )
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    header, *body = [line(row) for row in cells]
+    top = [*body[: table.rule_after], rule] if table.rule_after else []
+    return "\n".join([header, rule, *top, *body[table.rule_after :]])

@@ -140,7 +140,7 @@ def _first_answer(artefact: Artefact, had: int, seconds: float) -> tuple[http.cl
             asked += 1
         share = (deadline - time.monotonic()) / (len(waiting) + 1)
         try:
-            url, answer = answers.get()
+            url, answer = answers.get(timeout=max(share, 0.0))
         except queue.Empty:
             if not waiting:
                 break

@@ -1,6 +1,6 @@
 """The embedded data set: small molecules of H, C, N, O and F with GFN2-xTB geometries, shipped with the package.
 
-Made by `bench/data/make_mini.py`. It stands in for QM9 where neither a copy nor a network is at hand, and is labelled
+Made by `bench/make_mini.py`. It stands in for QM9 where neither a copy nor a network is at hand, and is labelled
 as itself wherever it is used.
 """
 

@@ -8,10 +8,10 @@ unstable or a fleeting tautomer is refused by named filters. Everything is neutr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-from rdkit import Chem, RDLogger
+from rdkit import Chem, rdBase
 
 MAX_ATOMS, MAX_HEAVY = 14, 9
 VALENCE = {"C": 4, "N": 3, "O": 2, "F": 1}
@@ -146,7 +146,7 @@ def _skeleton(order: np.ndarray) -> Chem.Mol:
     return _editable(["C"] * len(order), np.minimum(order, 1)).GetMol()
 
 
-def _editable(symbols, order: np.ndarray) -> Chem.RWMol:
+def _editable(symbols: Iterable[str], order: np.ndarray) -> Chem.RWMol:
     mol = Chem.RWMol()
     for symbol in symbols:
         mol.AddAtom(Chem.Atom(str(symbol)))
@@ -155,9 +155,10 @@ def _editable(symbols, order: np.ndarray) -> Chem.RWMol:
     return mol
 
 
-def _molecule(symbols, order: np.ndarray) -> Chem.Mol | None:
+def _molecule(symbols: Iterable[str], order: np.ndarray) -> Chem.Mol | None:
     mol = _editable(symbols, order).GetMol()
-    return None if Chem.SanitizeMol(mol, catchErrors=True) else mol
+    with rdBase.BlockLogs():
+        return None if Chem.SanitizeMol(mol, catchErrors=True) else mol
 
 
 def random_graphs(seed: int, refused: Counter[str]) -> Iterator[str]:
@@ -183,6 +184,3 @@ def random_graphs(seed: int, refused: Counter[str]) -> Iterator[str]:
                 yield smiles
                 break
             refused[reason or "drawn before"] += 1
-
-
-RDLogger.DisableLog("rdApp.error")  # type: ignore[attr-defined]

@@ -7,10 +7,14 @@ z_s = z_t / alpha_{t|s} - sigma^2_{t|s} / (alpha_{t|s} sigma_t) eps_hat + (sigma
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from bench.diffusion.process import Diffusion, Predict
+from bench.diffusion.schedule import NoiseLevel, NoiseSchedule
 from bench.molecules import Layout, Molecules
 
 
@@ -43,31 +47,52 @@ def sample(
         rng: source of all noise here (a stochastic method draws its own).
         on_step: called after each network call, for progress.
     Returns:
-        final state: x = (z_0 - sigma_0 eps_hat) / alpha_0 + (sigma_0 / alpha_0) eps'_x, h = z_0's (see
-        `Diffusion.decode`), still in scaled units.
+        final state (`decoder_step`), still in scaled units; `Diffusion.decode` makes molecules of it.
     """
     schedule = diffusion.schedule
     indices = torch.tensor(time_grid(schedule.n_levels, n_steps), device=layout.device)
-    alpha_ts, sigma2_ts = schedule.step(indices[1:], indices[:-1])
-    sigma = torch.sigmoid(schedule.gamma[indices]).sqrt()
-    keep = (1 / alpha_ts).tolist()
-    remove = (sigma2_ts / (alpha_ts * sigma[:-1])).tolist()
-    spread = (sigma2_ts.sqrt() * sigma[1:] / sigma[:-1]).tolist()
-
+    steps = reverse_coefficients(schedule, indices[1:], indices[:-1])
     B = len(layout.sizes)
     z = diffusion.noise(layout, rng)
-    for k in range(n_steps):
-        eps_hat = predict(z, schedule.at(indices[k].expand(B)))
-        eps = diffusion.noise(layout, rng)
-        # projecting again keeps rounding from letting the centre of mass drift over a thousand steps
-        z = Molecules(
-            keep[k] * z.x - remove[k] * eps_hat.x + spread[k] * eps.x,
-            keep[k] * z.h - remove[k] * eps_hat.h + spread[k] * eps.h,
-            layout,
-        ).centred()
+    for i, step in zip(indices, steps, strict=False):
+        eps_hat = predict(z, schedule.at(i.expand(B)))
+        z = reverse_step(z, eps_hat, diffusion.noise(layout, rng), step)
         on_step()
     level = schedule.at(indices[-1].expand(B))
-    alpha_0, sigma_0 = level.alpha[0], level.sigma[0]
-    eps_hat, eps = predict(z, level), diffusion.noise(layout, rng)
+    z = decoder_step(z, predict(z, level), diffusion.noise(layout, rng), level)
     on_step()
-    return z.replace(x=(z.x - sigma_0 * eps_hat.x + sigma_0 * eps.x) / alpha_0)
+    return z
+
+
+class ReverseCoefficients(NamedTuple):
+    """z_s = keep z_t - remove eps_hat + spread eps', host numbers so that a step waits for nothing."""
+
+    keep: float
+    remove: float
+    spread: float
+
+
+def reverse_coefficients(
+    schedule: NoiseSchedule, s: Int[Tensor, "S"], t: Int[Tensor, "S"]
+) -> list[ReverseCoefficients]:
+    """Coefficients of the reverse steps from indices t to s < t."""
+    alpha_ts, sigma2_ts = schedule.step(s, t)
+    sigma_s, sigma_t = torch.sigmoid(schedule.gamma[s]).sqrt(), torch.sigmoid(schedule.gamma[t]).sqrt()
+    columns = (1 / alpha_ts, sigma2_ts / (alpha_ts * sigma_t), sigma2_ts.sqrt() * sigma_s / sigma_t)
+    return [ReverseCoefficients(*row) for row in torch.stack(columns, dim=1).tolist()]
+
+
+def reverse_step(z_t: Molecules, eps_hat: Molecules, eps: Molecules, step: ReverseCoefficients) -> Molecules:
+    """z_s, from the noise estimate at z_t and a fresh draw eps."""
+    # projecting again keeps rounding from letting the centre of mass drift over a thousand steps
+    return Molecules(
+        step.keep * z_t.x - step.remove * eps_hat.x + step.spread * eps.x,
+        step.keep * z_t.h - step.remove * eps_hat.h + step.spread * eps.h,
+        z_t.layout,
+    ).centred()
+
+
+def decoder_step(z_0: Molecules, eps_hat: Molecules, eps: Molecules, level: NoiseLevel) -> Molecules:
+    """x = (z_0 - sigma_0 eps_hat) / alpha_0 + (sigma_0 / alpha_0) eps'_x; h stays z_0's. `level` is that of t = 0."""
+    alpha_0, sigma_0 = level.alpha[0], level.sigma[0]
+    return z_0.replace(x=(z_0.x - sigma_0 * eps_hat.x + sigma_0 * eps.x) / alpha_0)

@@ -12,7 +12,7 @@ import hashlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -21,16 +21,16 @@ import numpy as np
 import rdkit
 from rdkit import Chem, rdBase
 
-from bench.files import BOND_TYPES
 from bench.metrics.stability import Bonds, BondTable, infer_bonds
 from bench.records import write_atomically
+from bench.sdf import BOND_TYPES
 from bench.structures import Structures
 
 MOLECULES_PER_TASK = 500
 FEWEST_FOR_A_POOL = 2000  # below this the pool costs more than it saves
 
 
-def rebuild(numbers: Iterable[int], bonds: Iterable[tuple[int, int, int]]) -> Chem.RWMol:
+def rebuild(numbers: Iterable[int], bonds: Iterable[Sequence[int]]) -> Chem.RWMol:
     """RDKit molecule of nuclear charges and (first atom, second atom, order) rows; not sanitised, no charges."""
     mol = Chem.RWMol()
     for number in numbers:

@@ -13,6 +13,7 @@ from bench.data.dataset import DataSet
 from bench.data.random_graphs import FORBIDDEN, MAX_ATOMS, PATTERNS, random_graphs, refusal
 from bench.make_mini import has_bonds_of_graph, split_codes
 from bench.metrics.scores import Scores, score
+from bench.mini_card import CARD, FIGURE, Description
 from bench.records import read_json
 from bench.structures import Structures
 
@@ -71,6 +72,11 @@ def test_provenance_is_of_the_shipped_file(data: DataSet) -> None:
     assert graphs["drawn"] == graphs["handed_out"] + sum(graphs["refused"].values())
 
 
+def test_card_is_of_the_shipped_file() -> None:
+    assert read_json(mini.PATH.with_suffix(".json"))["sha256"] in CARD.read_text()
+    assert FIGURE.read_bytes().startswith(b"\x89PNG")
+
+
 def test_positions_are_finite_and_no_atoms_clash(everything: Structures) -> None:
     assert np.isfinite(everything.positions).all()
     assert closest(everything) > CLASH_ANGSTROM
@@ -84,13 +90,14 @@ def test_clash_check_sees_a_clash(everything: Structures) -> None:
 
 
 def test_atoms_are_stable_under_the_distance_rule(scores: Scores) -> None:
-    assert scores.summary()["atom_stability"] >= 0.98
-    assert scores.summary()["validity"] >= 0.98
+    assert scores.stable_atoms.sum() >= 0.98 * scores.n_atoms.sum()
+    assert scores.valid.mean() >= 0.98
 
 
 def test_stretched_molecules_are_not_stable(everything: Structures) -> None:
     stretched = Structures(everything.numbers, 1.15 * everything.positions, everything.ptr)
-    assert score(stretched, n_workers=1).summary()["atom_stability"] < 0.98
+    found = score(stretched, n_workers=1)
+    assert found.stable_atoms.sum() < 0.98 * found.n_atoms.sum()
 
 
 def test_no_molecule_occurs_twice_within_or_across_splits(scores: Scores) -> None:
@@ -104,6 +111,16 @@ def test_splits_are_80_10_10_and_alike_in_size(data: DataSet, everything: Struct
     for split in data.splits.values():
         error = everything.n_atoms.std() / len(split) ** 0.5
         assert abs(split.n_atoms.mean() - everything.n_atoms.mean()) < 4 * error
+
+
+def test_orientations_are_uniform(everything: Structures) -> None:
+    bias = np.array(Description("mini", everything).frame_bias())
+    assert np.abs(bias - 0.5).max() < 4 / (12 * len(everything)) ** 0.5  # |cos| is uniform on [0, 1]
+
+
+def test_orientation_check_sees_molecules_laid_along_an_axis(everything: Structures) -> None:
+    molecules = [(numbers, (x - x.mean(0)) @ np.linalg.svd(x - x.mean(0))[2].T) for numbers, x in everything]
+    assert Description("aligned", Structures.from_list(molecules)).frame_bias()[0] > 0.9
 
 
 def test_split_codes_are_fixed_and_cover_every_molecule() -> None:

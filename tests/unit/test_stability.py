@@ -13,11 +13,12 @@ from bench.metrics.stability import BondTable, UnknownElementError, infer_bonds
 from bench.structures import Structures
 
 SYMBOL = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}
-SINGLE = dict(
-    HH=74, HC=109, HN=101, HO=96, HF=92, CC=154, CN=147, CO=143, CF=135, NN=145, NO=140, NF=136, OO=148, OF=142, FF=142
-)
-DOUBLE = dict(CC=134, CN=129, CO=120, NN=125, NO=121, OO=121)
-TRIPLE = dict(CC=120, CN=116, CO=113, NN=110)
+# fmt: off
+SINGLE = {"HH": 74, "HC": 109, "HN": 101, "HO": 96, "HF": 92, "CC": 154, "CN": 147, "CO": 143, "CF": 135,
+          "NN": 145, "NO": 140, "NF": 136, "OO": 148, "OF": 142, "FF": 142}
+# fmt: on
+DOUBLE = {"CC": 134, "CN": 129, "CO": 120, "NN": 125, "NO": 121, "OO": 121}
+TRIPLE = {"CC": 120, "CN": 116, "CO": 113, "NN": 110}
 
 
 def order_by_rule(a: int, b: int, x: np.ndarray, y: np.ndarray) -> int:
@@ -39,8 +40,8 @@ def random_molecules(n_molecules: int, seed: int = 0) -> Structures:
     return Structures.from_list([(rng.choice(list(SYMBOL), n), rng.normal(scale=1.0, size=(n, 3))) for n in sizes])
 
 
-def pair(a: int, b: int, distance: float, dtype=np.float64) -> Structures:
-    return Structures.from_list([(np.array([a, b]), np.array([[0, 0, 0], [distance, 0, 0]], dtype))])
+def pair(a: int, b: int, distance: float) -> Structures:
+    return Structures.from_list([(np.array([a, b]), np.array([[0, 0, 0], [distance, 0, 0]]))])
 
 
 def order_of(structures: Structures) -> int:
@@ -67,9 +68,12 @@ def test_every_limit_is_strict(a, b):
     name = SYMBOL[a] + SYMBOL[b]
     limits = [lengths[name] + margin for lengths, margin in ((SINGLE, 10), (DOUBLE, 5), (TRIPLE, 3)) if name in lengths]
     for order, limit in enumerate(limits, start=1):
-        for structures in (pair(a, b, limit / 100), pair(b, a, limit / 100), pair(a, b, limit / 100, np.float32)):
-            assert order_of(structures) == order - 1  # at the limit: not yet
-        assert order_of(pair(a, b, limit / 100 - 1e-4)) == order
+        at = np.float32(limit / 100)
+        if 100 * at != limit:  # no float32 is 106 pm when multiplied by 100; the next one up is beyond
+            at = np.nextafter(at, np.float32(9))
+        for first, second in ((a, b), (b, a)):
+            assert order_of(pair(first, second, float(at))) == order - 1  # at the limit: not yet
+            assert order_of(pair(first, second, float(at) - 1e-6)) == order
 
 
 def test_a_triple_bond_is_looked_for_inside_the_double_test_alone():
@@ -132,9 +136,7 @@ def test_bonds_do_not_depend_on_pose_or_atom_order():
 
 def test_an_element_outside_the_table_is_named():
     molecules = Structures.concatenate([pair(1, 1, 0.74), pair(6, 14, 1.8)])
-    with pytest.raises(
-        UnknownElementError, match=r"molecule 1 .* element Si, but bond table 'edm' covers H, C, N, O, F;"
-    ):
+    with pytest.raises(UnknownElementError, match=r"molecule 1 .* Si, but bond table 'edm' covers H, C, N, O, F;"):
         infer_bonds(molecules)
     with pytest.raises(UnknownElementError, match="element Be"):  # inside the range of the table, but not in it
         infer_bonds(pair(4, 1, 1.3))
@@ -142,7 +144,7 @@ def test_an_element_outside_the_table_is_named():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_positions_that_are_not_finite_are_refused(bad):
-    with pytest.raises(ValueError, match="molecule 1 .* not finite"):
+    with pytest.raises(ValueError, match=r"molecule 1 .* not finite"):
         infer_bonds(Structures.concatenate([pair(1, 1, 0.74), pair(1, 1, bad)]))
 
 

@@ -1,0 +1,64 @@
+# Every target works on a machine that has only Python >= 3.11 and make: what it needs is installed first.
+PYTHON ?= python3
+VENV ?= .venv
+PRESET ?= laptop
+STUDY ?= qm9_$(PRESET)
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' constraints.txt)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint format test test-all perf smoke ablation-qm9 report publish readme clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(INSTALLED) ## Create .venv with the versions of constraints.txt (PYTHON=... for another interpreter)
+
+# torch first and by its exact version: a range asked for by another package would bring the newest CUDA build
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(f"equibench needs Python >= 3.11, $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+lint: $(INSTALLED) ## Check style, format and types (changes nothing)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(INSTALLED) ## Mend style and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(INSTALLED) ## Run the fast tests (minutes, CPU); with QM9_DIR also those on real QM9
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-all: $(INSTALLED) ## Run all tests, the long statistical ones too
+	$(PYTEST) $(ARGS)
+
+perf: $(INSTALLED) ## Time every method's training step and prediction against plain, one group for each hook
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/perf -o addopts= --benchmark-only --benchmark-group-by=group $(ARGS)
+
+smoke: ## Run every strategy for a few steps on the embedded set (two minutes)
+	@$(MAKE) --no-print-directory ablation-qm9 PRESET=smoke
+
+ablation-qm9: $(INSTALLED) ## Run the comparison and print its table (PRESET=smoke|laptop|workstation|paper ARGS='key=value ...')
+	@$(BIN)/equibench run qm9_$(PRESET) $(ARGS); ran=$$?; $(BIN)/equibench report qm9_$(PRESET) && exit $$ran
+
+report: $(INSTALLED) ## Build the report of a study from its records (STUDY=..., by default the preset's)
+	$(BIN)/equibench report $(STUDY)
+
+publish: $(INSTALLED) ## Copy a study's records and report into results/ (STUDY=...)
+	$(BIN)/equibench publish $(STUDY)
+
+readme: $(INSTALLED) ## Copy the published laptop table and figure into README.md
+	$(BIN)/python -m analysis.readme
+
+clean: ## Remove caches; .venv, runs/ and results/ stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find bench methods analysis tests -name __pycache__ -prune -exec rm -rf {} +

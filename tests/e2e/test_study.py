@@ -1,0 +1,225 @@
+"""The command as a user calls it: run, kill, call again, report, publish, sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+TINY = {
+    "study": "tiny",
+    "base": {
+        "data": {"name": "mini", "n_train": 300},
+        "train": {
+            "n_steps": 40,
+            "batch_size": 16,
+            "lr": 1e-3,
+            "ema_decay": 0.9,
+            "cooldown_fraction": 0.5,
+            "log_every": 5,
+            "valid_every": 20,
+            "n_valid": 32,
+            "checkpoint_seconds": 0.0,
+        },
+        "sample": {"n_molecules": 24, "n_steps": 8, "batch_size": 8},
+        "evaluate": {"n_nll_molecules": 16, "n_nll_passes": 1},
+    },
+    "grid": [
+        {"method": ["symdiff_haar", "haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]},
+        {"method": ["edm"], "backbone": [{"name": "egnn", "size": "tiny"}, {"name": "dit", "size": "tiny"}], "seed": [0]},
+    ],
+    "launch": {"cluster": "debug"},
+}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*args: str, cwd: Path, start: bool = False):
+    """Run `equibench ARGS` (or start it, in a process group of its own)."""
+    line = [sys.executable, "-m", "bench.cli", *args]
+    if start:
+        return subprocess.Popen(
+            line, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+    return subprocess.run(line, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def write_study(folder: Path, **changes) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **changes}))
+    return path
+
+
+def contents(runs: Path) -> dict[str, object]:
+    """Everything of a study's runs that must not depend on interruptions: losses, weights, samples, metrics."""
+    found: dict[str, object] = {}
+    for folder in sorted(p.parent for p in runs.glob("*/manifest.json")):
+        if (folder / "steps.jsonl").exists():
+            lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+            found[f"{folder.name}/steps"] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+            state = load_file(folder / "state.safetensors")
+            found |= {f"{folder.name}/{name}": array.tobytes() for name, array in state.items()}
+        if (folder / "samples.npz").exists():
+            with np.load(folder / "samples.npz", allow_pickle=False) as samples:
+                found |= {f"{folder.name}/samples/{name}": samples[name].tobytes() for name in samples.files}
+            evaluation = json.loads((folder / "eval.json").read_text())
+            found[f"{folder.name}/eval"] = {k: evaluation[k] for k in ("metrics", "nll", "intervals", "step")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """The tiny study, run without interruption."""
+    folder = tmp_path_factory.mktemp("straight")
+    done = command("run", str(write_study(folder)), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_study_runs_its_cells_and_skips_with_a_reason(straight):
+    manifests = [json.loads(p.read_text()) for p in (straight / "runs/tiny").glob("*/manifest.json")]
+    statuses = {(m["method"]["name"], m["backbone"]["name"]): m["status"] for m in manifests}
+    assert statuses == {
+        ("haar", "dit"): "done",
+        ("symdiff_haar", "dit"): "done",
+        ("edm", "egnn"): "done",
+        ("edm", "dit"): "skipped",
+    }
+    (skipped,) = [m for m in manifests if m["status"] == "skipped"]
+    assert "needs an equivariant backbone, got 'dit'" in skipped["reason"]
+
+
+def test_a_method_that_trains_nothing_uses_the_weights_it_declares(straight):
+    manifests = {
+        m["method"]["name"]: m
+        for m in (json.loads(p.read_text()) for p in (straight / "runs/tiny").glob("*-dit-*/manifest.json"))
+        if m["status"] == "done"
+    }
+    assert manifests["symdiff_haar"]["weights_from"] == manifests["haar"]["run"]
+    assert manifests["symdiff_haar"]["n_steps"] == 0
+    folder = straight / "runs/tiny" / manifests["symdiff_haar"]["run"]
+    assert not (folder / "state.safetensors").exists()
+
+
+def test_a_second_call_finds_everything_done(straight):
+    before = {p: p.stat().st_mtime_ns for p in (straight / "runs/tiny").glob("*/*") if p.name != "lock"}
+    again = command("run", str(straight / "tiny.yaml"), cwd=straight)
+    assert again.returncode == 0
+    assert "0 to do" in again.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in (straight / "runs/tiny").glob("*/*") if p.name != "lock"}
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_gives_the_same_bits(straight, tmp_path, seed):
+    """SIGKILL of the whole process group, the same command again, until it is done."""
+    rng = random.Random(seed)
+    path, kills = write_study(tmp_path), 0
+    for _ in range(60):
+        process = command("run", str(path), cwd=tmp_path, start=True)
+        # the first seconds are imports: most kills should fall later; the pause grows so that the study ends
+        try:
+            process.wait(timeout=rng.uniform(2.0, 6.0) + 0.3 * kills)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            continue
+        break
+    assert process.returncode == 0
+    assert kills > 0, "the study ended before it was ever killed; the test shows nothing"
+    ours, theirs = contents(tmp_path / "runs/tiny"), contents(straight / "runs/tiny")
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if ours[key] != theirs[key]] == []
+
+
+def test_the_comparison_notices_another_seed(straight, tmp_path):
+    """Negative control of the bitwise comparison: one training seed further, nothing is equal."""
+    path = write_study(tmp_path, grid=[{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [1]}])
+    assert command("run", str(path), cwd=tmp_path).returncode == 0
+    (ours,) = (tmp_path / "runs/tiny").glob("haar-*/samples.npz")
+    (theirs,) = (straight / "runs/tiny").glob("haar-*/samples.npz")
+    assert np.load(ours)["positions"].tobytes() != np.load(theirs)["positions"].tobytes()
+
+
+def test_extending_a_run_equals_planning_it_longer(straight, tmp_path):
+    grid = [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}]
+    for n_steps in (24, 40):
+        path = write_study(tmp_path, grid=grid)
+        done = command("run", str(path), f"train.n_steps={n_steps}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = contents(tmp_path / "runs/tiny"), contents(straight / "runs/tiny")
+    assert [key for key in ours if ours[key] != theirs[key]] == []
+    shorter = command("run", str(path), "train.n_steps=24", cwd=tmp_path)
+    assert shorter.returncode == 1
+    assert "can be extended but not cut" in shorter.stderr
+
+
+def test_one_failing_run_does_not_stop_the_others(tmp_path):
+    grid = [{"method": ["haar", "plain"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0], "train.lr": [1e30, 1e-3]}]
+    path = write_study(tmp_path, grid=grid)
+    done = command("run", str(path), cwd=tmp_path)
+    assert done.returncode == 1
+    manifests = [json.loads(p.read_text()) for p in (tmp_path / "runs/tiny").glob("*/manifest.json")]
+    assert sorted(m["status"] for m in manifests) == ["done", "done", "failed", "failed"]
+    assert all("not finite" in m["reason"] for m in manifests if m["status"] == "failed")
+    report = command("report", "tiny", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    assert "failed" in (tmp_path / "runs/tiny/report/report.md").read_text()
+
+
+def test_report_publish_and_sample_from_the_published_run(straight):
+    assert command("report", "tiny", cwd=straight).returncode == 0
+    assert (straight / "runs/tiny/report/index.html").stat().st_size > 10_000
+    done = command("publish", "tiny", cwd=straight)
+    assert done.returncode == 0, done.stderr
+    (published,) = (straight / "results/tiny").glob("haar-*")
+    assert (published / "weights.safetensors").stat().st_size < 1_000_000
+    for suffix in ("xyz", "sdf", "npz"):
+        out = straight / f"drawn.{suffix}"
+        done = command("sample", str(published), "-n", "5", "--steps", "4", "-o", str(out), cwd=straight)
+        assert done.returncode == 0, done.stderr
+        scored = command("score", str(out), "--json", cwd=straight)
+        assert json.loads(scored.stdout)["n_molecules"] == 5
+
+
+def test_load_run_gives_the_denoiser(straight):
+    import torch
+
+    import bench
+    from bench.molecules import Layout, Molecules
+
+    (folder,) = (straight / "runs/tiny").glob("edm-egnn-*")
+    run = bench.load_run(folder)
+    layout = Layout([5, 7])
+    z = Molecules(torch.randn(12, 3), torch.randn(12, run.diffusion.n_features), layout).centred()
+    eps_hat = run.denoiser(z, run.diffusion.schedule.at(torch.tensor([100, 500])))
+    assert eps_hat.x.shape == (12, 3)
+    assert torch.isfinite(eps_hat.x).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "qm9_smok"], "did you mean 'qm9_smoke'"),
+        (["run", "qm9_smoke", "train.n_step=3"], "did you mean 'n_steps'"),
+        (["run", "qm9_smoke", "train.lr=fast"], "'train.lr' is 'fast', expected float"),
+        (["run", "qm9_smoke", "launch.cluster=cloud"], "expected local, debug or slurm"),
+        (["report", "nothing"], "execute `equibench run nothing` first"),
+        (["sample", "nowhere", "-o", "x.xyz"], "is no run folder"),
+    ],
+)
+def test_mistakes_get_one_line_that_says_what_to_do(tmp_path, arguments, words):
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,233 @@
+"""What the tests of the core share: small synthetic molecules, models with random weights, and errors in one number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.config import RunConfig, build, options_of, reason_to_skip
+from bench.diffusion.denoiser import Denoiser
+from bench.diffusion.process import Diffusion, DiffusionConfig
+from bench.diffusion.schedule import NoiseLevel
+from bench.groups import O3, Group
+from bench.method import Setting
+from bench.model import Model
+from bench.molecules import Layout, Molecules
+from bench.registry import Registry, backbones, methods
+from bench.structures import Structures
+
+ELEMENTS = (1, 6, 7, 8, 9)
+MEAN_ATOMS = 7.5
+SIZES = (5, 9, 3, 9, 12, 4)  # unsorted, one size twice
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+Z_MAX = 5.0  # of a Monte-Carlo mean
+
+
+# ---------------------------------------------------------------------- molecules
+
+
+def structures(sizes: tuple[int, ...] | list[int] = SIZES, seed: int = 0, spacing: float = 0.9) -> Structures:
+    """Random clouds of random elements, no two atoms closer than `spacing` angstrom."""
+    rng = np.random.default_rng(seed)
+    molecules = []
+    for n in sizes:
+        x = rng.normal(size=(1, 3))
+        while len(x) < n:
+            new = rng.normal(scale=0.9 * n ** (1 / 3), size=3)
+            if np.linalg.norm(x - new, axis=1).min() > spacing:
+                x = np.vstack([x, new])
+        molecules.append((rng.choice(ELEMENTS, size=n), x.astype(np.float32)))
+    return Structures.from_list(molecules)
+
+
+def core(**options: Any) -> Diffusion:
+    """The shared diffusion core for `ELEMENTS`."""
+    return Diffusion(DiffusionConfig(**options), ELEMENTS, MEAN_ATOMS)
+
+
+def states(
+    sizes: tuple[int, ...] | list[int] = SIZES, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Molecules, Molecules, NoiseLevel, Molecules]:
+    """Clean state, noise, one level per molecule (t > 0), noised state."""
+    diffusion = core()
+    x0 = diffusion.encode(structures(sizes, seed), dtype=dtype)
+    rng = generator(seed)
+    level = diffusion.schedule.draw(len(x0), rng, lowest=1, dtype=dtype)
+    eps = diffusion.noise(x0.layout, rng, dtype)
+    return x0, eps, level, diffusion.noising(x0, eps, level)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def orthogonal(determinant: int, seed: int = 0) -> Tensor:
+    """One element of O(3) with the wanted determinant [3, 3], float64."""
+    Q = O3().haar(1, generator(seed), torch.float64)[0]
+    return Q * (torch.linalg.det(Q) * determinant)
+
+
+def turned(z: Molecules, Q: Tensor) -> Molecules:
+    """Every molecule turned by one Q."""
+    return z.rotate(Q.to(z.x.dtype).expand(len(z), 3, 3))
+
+
+def subset(z: Molecules, molecules: list[int]) -> Molecules:
+    """Some molecules of a batch, in the order given."""
+    return Molecules(z.x[atoms_of(z.layout, molecules)], z.h[atoms_of(z.layout, molecules)], sublayout(z.layout, molecules))
+
+
+def sublayout(layout: Layout, molecules: list[int]) -> Layout:
+    return Layout(layout.sizes[molecules].tolist())
+
+
+def atoms_of(layout: Layout, molecules: list[int]) -> Tensor:
+    ptr = layout.ptr.tolist()
+    return torch.cat([torch.arange(ptr[i], ptr[i + 1]) for i in molecules])
+
+
+def level_of(level: NoiseLevel, molecules: list[int]) -> NoiseLevel:
+    return NoiseLevel(*(getattr(level, name)[molecules] for name in ("t", "alpha", "sigma", "log_snr")))
+
+
+def permutation(layout: Layout, seed: int = 0) -> Tensor:
+    """A permutation of atoms [A] that stays within molecules."""
+    ptr = layout.ptr.tolist()
+    return torch.cat([a + torch.randperm(b - a, generator=generator(seed + a)) for a, b in zip(ptr, ptr[1:], strict=False)])
+
+
+def permuted(z: Molecules, order: Tensor) -> Molecules:
+    return z.replace(x=z.x[order], h=z.h[order])
+
+
+# ---------------------------------------------------------------------- models
+
+
+def fitting_pairs() -> list[tuple[str, str]]:
+    """Every registered method on every backbone that it accepts."""
+    return [(m, b) for m in methods for b in backbones if reason_to_skip(run_config(m, b)) is None]
+
+
+def plug_in(registry: Registry, name: str) -> dict[str, Any]:
+    """A plug-in at its size 'tiny' where it names one, else with its default options."""
+    size = {"size": "tiny"} if "tiny" in getattr(registry[name].build, "sizes", {}) else {}
+    return {"name": name, **size}
+
+
+def run_config(method: str, backbone: str, **train: Any) -> RunConfig:
+    return build(
+        RunConfig,
+        {
+            "study": "tests",
+            "method": plug_in(methods, method),
+            "backbone": plug_in(backbones, backbone),
+            "data": {"name": "mini"},
+            "train": train,
+        },
+    )
+
+
+def model_of(
+    method: str, backbone: str, group: Group | None = None, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> Model:
+    """A tiny model with random weights, none of them zero: a network that starts with a zero head shows nothing."""
+    cfg = run_config(method, backbone)
+    diffusion = core()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = backbones[backbone].build(options_of(backbones, cfg.backbone), diffusion.n_features)
+        setting = Setting(group or O3(), network, diffusion.n_features)
+        model = Model(diffusion, Denoiser(network), methods[method].build(options_of(methods, cfg.method), setting))
+    randomise(model, seed)
+    return model.to(dtype)
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, seed: int, scale: float = 0.5) -> None:
+    """Add noise to every parameter: scale / sqrt(inputs) on matrices, 0.2 on vectors."""
+    rng = generator(seed)
+    for p in module.parameters():
+        size = scale / p.shape[-1] ** 0.5 if p.ndim > 1 else 0.2
+        p.add_(size * torch.randn(p.shape, generator=rng, dtype=torch.float32).to(p.dtype))
+
+
+# ---------------------------------------------------------------------- draws that follow atoms and molecules
+
+
+@contextmanager
+def recorded_draws() -> Iterator[list[Tensor]]:
+    """Everything drawn through torch.randn, rand and randint, in order."""
+    drawn: list[Tensor] = []
+
+    def recording(make: Any) -> Any:
+        def draw(*args: Any, **kwargs: Any) -> Tensor:
+            drawn.append(make(*args, **kwargs))
+            return drawn[-1]
+
+        return draw
+
+    with _patched(recording):
+        yield drawn
+
+
+@contextmanager
+def replayed_draws(drawn: list[Tensor], layout: Layout, molecules: Tensor | list[int], atoms: Tensor) -> Iterator[None]:
+    """The recorded draws again, for the given molecules and atoms of `layout`: noise follows what it belongs to.
+
+    Raises AssertionError for a draw that has neither a row per molecule nor a row per atom.
+    """
+    left = iter(drawn)
+    B, A = len(layout.sizes), int(layout.sizes.sum())
+
+    def replaying(make: Any) -> Any:
+        def draw(*args: Any, **kwargs: Any) -> Tensor:
+            value = next(left)
+            assert len(value) in (A, B), f"a draw of shape {tuple(value.shape)} belongs to neither {B} molecules nor {A} atoms"
+            return value[atoms] if len(value) == A else value[molecules]
+
+        return draw
+
+    with _patched(replaying):
+        yield
+
+
+@contextmanager
+def _patched(wrap: Any) -> Iterator[None]:
+    with mock.patch.multiple(torch, **{name: wrap(getattr(torch, name)) for name in ("randn", "rand", "randint")}):
+        yield
+
+
+# ---------------------------------------------------------------------- errors in one number
+
+
+def relative_error(a: Molecules | Tensor, b: Molecules | Tensor) -> float:
+    """max |a - b| / max |b|; of molecules, the larger of that of positions and that of features."""
+    if isinstance(a, Molecules) and isinstance(b, Molecules):
+        return max(relative_error(a.x, b.x), relative_error(a.h, b.h))
+    assert isinstance(a, Tensor)
+    assert isinstance(b, Tensor)
+    assert b.abs().max() > 0, "the reference is zero, so nothing would be compared"
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+def z_score(draws: Tensor, expected: Tensor | float = 0.0) -> float:
+    """Largest |standard score| of the means over the first dimension; rounding counts as no deviation."""
+    return two_sample_z(draws, None, expected)
+
+
+def two_sample_z(a: Tensor, b: Tensor | None, expected: Tensor | float = 0.0) -> float:
+    """Largest |standard score| of mean(a) - mean(b) - expected over the entries of a draw."""
+    a = a.double()
+    difference, variance = a.mean(0) - expected, a.var(0) / len(a)
+    scale = a.abs().mean(0)
+    if b is not None:
+        b = b.double()
+        difference, variance = difference - b.mean(0), variance + b.var(0) / len(b)
+        scale = scale + b.abs().mean(0)
+    return (difference.abs() / (variance.sqrt() + 1e-6 * scale + 1e-12)).max().item()

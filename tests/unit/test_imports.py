@@ -1,0 +1,254 @@
+"""The import rule, held by reading syntax trees; each check has a fabricated file that breaks it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.registry import methods
+
+ROOT = Path(__file__).parents[2]
+OURS = ("bench", "methods", "analysis")
+
+# A file imports from lines above its own, from its own line, or, where the line stands under APART, from its own
+# package alone. An entry covers a module, or a package and all in it.
+LINES = (
+    ("bench.structures", "bench.molecules", "bench.groups", "bench.streams", "bench.records", "bench.registry")
+    + ("bench.files", "bench.sdf"),
+    ("bench.diffusion",),
+    ("bench.method", "bench.backbones", "bench.data", "bench.metrics"),
+    ("methods",),
+    ("bench.config", "bench.published"),
+    ("bench.model", "bench.batches", "bench.optimise", "bench.checkpoint"),
+    ("bench.train", "bench.sample", "bench.evaluate", "bench.compilation", "bench.execute"),
+    ("bench.runners", "bench.publish", "bench.listing", "bench.score", "bench.mini_card", "bench.make_mini"),
+    ("bench.cli",),
+)
+APART = (2,)
+FORBIDDEN = {"methods": ("bench.data", "bench.metrics")}  # so that no method can see a test set
+FOR_ANALYSIS = "bench.records"
+LAZY_ANALYSIS = "bench.cli"  # alone may call analysis, and inside functions
+
+TORCH_GEOMETRIC = ("bench.data", "bench.backbones.e3_net")
+NEVER_AT_MODULE_LEVEL = ("rdkit", "submitit", "omegaconf")
+LIGHT = (
+    "bench.train", "bench.sample", "bench.model", "bench.config", "bench.batches", "bench.optimise", "bench.checkpoint",
+    "bench.molecules", "bench.groups", "bench.streams", "bench.structures", "bench.records", "bench.registry",
+    "bench.method", "bench.diffusion", "bench.backbones", "bench.data.sizes", "methods",
+)  # fmt: skip
+# words that are also the name of something other than a method
+OTHER_MEANINGS = {("bench.metrics.stability", "edm")}  # the bond table of that paper
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module; `deferred` inside a function, and not counted at all under TYPE_CHECKING."""
+
+    module: str
+    line: int
+    deferred: bool
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def sources(*packages: str) -> dict[str, str]:
+    """Module name -> text, of every file of our packages."""
+    return {module_name(p): p.read_text() for package in packages for p in sorted((ROOT / package).rglob("*.py"))}
+
+
+def imports(source: str) -> Iterator[Import]:
+    def visit(node: ast.AST, deferred: bool) -> Iterator[Import]:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, deferred) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"line {node.lineno}: a relative import"
+            yield from (Import(resolve(node.module or "", alias.name), node.lineno, deferred) for alias in node.names)
+        deferred = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child, deferred)
+
+    return visit(ast.parse(source), False)
+
+
+def resolve(module: str, name: str) -> str:
+    """`from bench import files` names the module bench.files, `from bench.files import read` does so too."""
+    inner = ROOT.joinpath(*module.split("."), name)
+    return f"{module}.{name}" if inner.is_dir() or inner.with_suffix(".py").is_file() else module
+
+
+def covers(entry: str, module: str) -> bool:
+    return module == entry or module.startswith(f"{entry}.")
+
+
+def place(module: str) -> tuple[int, str] | None:
+    """Line of a module and the entry that covers it."""
+    found = ((i, entry) for i, line in enumerate(LINES) for entry in line if covers(entry, module))
+    return next(found, None)
+
+
+def layer_faults(module: str, source: str) -> list[str]:
+    faults = []
+    for imported in imports(source):
+        if imported.module.split(".")[0] not in OURS or imported.module == "bench":
+            continue
+        at = f"{module}:{imported.line} imports {imported.module}"
+        if covers("analysis", module):
+            if not covers("analysis", imported.module) and imported.module != FOR_ANALYSIS:
+                faults.append(f"{at}; analysis reads records alone")
+        elif covers("analysis", imported.module):
+            if module != LAZY_ANALYSIS or not imported.deferred:
+                faults.append(f"{at}; only {LAZY_ANALYSIS} does, inside functions")
+        elif module == "bench":
+            if not imported.deferred:
+                faults.append(f"{at} at module level")
+        else:
+            mine, theirs = place(module), place(imported.module)
+            if mine is None or theirs is None:
+                faults.append(f"{at}, and one of them stands on no line of LINES")
+            elif theirs[0] > mine[0] or (theirs[0] == mine[0] and mine[0] in APART and theirs[1] != mine[1]):
+                faults.append(f"{at}, from a line that is not above its own")
+            elif any(covers(entry, imported.module) for entry in FORBIDDEN.get(mine[1], ())):
+                faults.append(f"{at}; {mine[1]} never sees that")
+    return faults
+
+
+def package_faults(module: str, source: str) -> list[str]:
+    """torch-geometric outside its places, and what must load only when it is used."""
+    faults = []
+    for imported in imports(source):
+        top = imported.module.split(".")[0]
+        if top == "torch_geometric" and not any(covers(entry, module) for entry in TORCH_GEOMETRIC):
+            faults.append(f"{module}:{imported.line} imports {top}, which belongs to {' and '.join(TORCH_GEOMETRIC)}")
+        if top in NEVER_AT_MODULE_LEVEL and not imported.deferred and any(covers(entry, module) for entry in LIGHT):
+            faults.append(f"{module}:{imported.line} imports {top} at module level")
+        if top == "torch" and covers("analysis", module):
+            faults.append(f"{module}:{imported.line} imports torch, which tables do without")
+    return faults
+
+
+def method_faults(module: str, source: str, names: set[str]) -> list[str]:
+    """String constants of a file of bench/ that are a registered method's name, and imports of its file."""
+    faults = [
+        f"{module}:{imported.line} imports {imported.module}"
+        for imported in imports(source)
+        if covers("methods", imported.module)
+    ]
+    for node in ast.walk(ast.parse(source)):
+        word = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(word, str) and word in names and (module, word) not in OTHER_MEANINGS:
+            faults.append(f"{module}:{node.lineno} names the method {word!r}")
+    return faults
+
+
+def all_faults(check, *packages: str) -> list[str]:
+    return [fault for module, source in sources(*packages).items() for fault in check(module, source)]
+
+
+def test_imports_run_one_way():
+    assert all_faults(layer_faults, *OURS) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("bench.groups", "from bench.diffusion.schedule import NoiseLevel"),
+        ("bench.diffusion.process", "from bench.method import Method"),
+        ("bench.metrics.stability", "from bench.data import qm9"),
+        ("bench.backbones.egnn", "from bench.method import Method"),
+        ("methods.plain", "from bench.data.qm9 import load"),
+        ("methods.plain", "def peek():\n    from bench.metrics.scores import score"),
+        ("methods.plain", "from bench.config import RunConfig"),
+        ("bench.train", "from bench.runners import plan"),
+        ("bench.runners", "def show():\n    from analysis.report import build"),
+        ("bench.cli", "from analysis.report import build"),
+        ("analysis.load", "from bench.config import RunConfig"),
+        ("analysis.load", "from bench import records, files"),
+        ("bench", "from bench.sample import load_run"),
+        ("bench.nowhere", "from bench.records import read_json"),
+    ],
+)
+def test_an_import_against_the_rule_is_found(module: str, source: str):
+    assert len(layer_faults(module, source)) == 1
+
+
+def test_imports_for_types_alone_are_free():
+    assert layer_faults("bench.groups", "if TYPE_CHECKING:\n    from bench.runners import plan") == []
+
+
+def test_packages_stay_where_they_belong():
+    assert all_faults(package_faults, *OURS) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("bench.backbones.dit", "import torch_geometric.nn"),
+        ("methods.plain", "def f():\n    from torch_geometric.data import Data"),
+        ("bench.train", "import submitit"),
+        ("bench.config", "from omegaconf import OmegaConf"),
+        ("bench.data.sizes", "try:\n    from rdkit import Chem\nexcept ImportError:\n    pass"),
+        ("analysis.stats", "def f():\n    import torch"),
+    ],
+)
+def test_a_package_out_of_place_is_found(module: str, source: str):
+    assert len(package_faults(module, source)) == 1
+
+
+def test_a_deferred_import_and_the_backbone_that_may_are_let_through():
+    assert package_faults("bench.config", "def load():\n    from omegaconf import OmegaConf") == []
+    assert package_faults("bench.backbones.e3_net", "import torch_geometric.nn") == []
+
+
+def test_no_file_of_bench_names_a_method():
+    names = set(methods)
+    assert len(names) > 1
+    assert all_faults(lambda module, source: method_faults(module, source, names), "bench") == []
+
+
+@pytest.mark.parametrize(
+    "source", ["if cfg.method == 'one':\n    pass", "from methods import one", "import methods.one"]
+)
+def test_a_file_that_names_a_method_is_found(source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "methods").mkdir()
+    (tmp_path / "methods" / "one.py").touch()
+    monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
+    assert len(method_faults("bench.train", source, {"one", "two"})) == 1
+    assert method_faults("bench.train", "'one of several'", {"one", "two"}) == []
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has loaded after running `code`."""
+    show = "\nimport sys; print('loaded', *{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code + show], capture_output=True, text=True, check=True)
+    return set(done.stderr.splitlines()[-1].split()[1:])
+
+
+def test_training_and_sampling_load_neither_chemistry_nor_launchers():
+    loaded = loaded_by("import bench.sample, bench.train")
+    assert "torch" in loaded
+    assert loaded.isdisjoint({*NEVER_AT_MODULE_LEVEL, "torch_geometric"})
+
+
+def test_the_command_line_starts_without_torch():
+    code = "from bench.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code"
+    assert loaded_by(code).isdisjoint({"torch", "rdkit", "submitit", "omegaconf", "pandas"})
+
+
+def test_tables_build_without_torch():
+    loaded = loaded_by("import analysis.report")
+    assert "pandas" in loaded
+    assert loaded.isdisjoint({"torch", "omegaconf", "submitit"})
+
+
+def test_what_is_loaded_is_seen():
+    assert "rdkit" in loaded_by("import rdkit")
