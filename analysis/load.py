@@ -236,7 +236,7 @@ def _labels(runs: Frame, kind: str) -> Any:
         words = [str(row[name]) for name in names if pd.notna(row[name])]
         if not words:
             return None
-        told = [f"{option.removeprefix(f'{kind}.')}={row[option]}" for option in varying[tuple(words)]]
+        told = [f"{option.removeprefix(f'{kind}.')}={_shown(row[option])}" for option in varying[tuple(words)]]
         return " ".join(words) + (f" ({', '.join(told)})" if told else "")
 
     varying: dict[tuple, list[str]] = {}
@@ -253,8 +253,13 @@ def _told_apart(runs: Frame) -> Any:
         same_cell = group.groupby(["seed", "data.fingerprint"], dropna=False)
         varying = [c for c in settings if (same_cell[c].agg(lambda values: values.map(repr).nunique()) > 1).any()]
         for index, row in group.iterrows() if varying else ():
-            labels[index] = f"{row['method']} ({', '.join(f'{_last(c)}={row[c]}' for c in varying)})"
+            labels[index] = f"{row['method']} ({', '.join(f'{_last(c)}={_shown(row[c])}' for c in varying)})"
     return labels
+
+
+def _shown(value: Any) -> str:
+    """An option's value; whole numbers come back from a column with gaps as floats."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _last(key: str) -> str:

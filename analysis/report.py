@@ -195,7 +195,7 @@ def _provenance(study: Study) -> Table:
     rows = []
     for _, run in study.runs.iterrows():
         words = {title: _word(run.get(key)) for title, key in columns.items()}
-        words["Commit"] = words["Commit"][:10]
+        words["Commit"], words["Created"] = words["Commit"][:10], words["Created"][:16].replace("T", " ")
         words["Uncommitted"] = {"True": "yes", "False": "no"}.get(words["Uncommitted"], MISSING)
         rows.append([Cell(word) for word in words.values()])
     return Table(list(columns), rows, main.provenance(study), n_text=len(columns))

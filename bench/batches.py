@@ -20,7 +20,9 @@ class Batches:
         diffusion: encodes them as scaled states.
     """
 
-    def __init__(self, structures: Structures, diffusion: Diffusion, batch_size: int, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self, structures: Structures, diffusion: Diffusion, batch_size: int, seed: int, device: str = "cpu"
+    ) -> None:
         self.structures, self.diffusion, self.device, self.seed = structures, diffusion, device, seed
         self.batch_size = min(batch_size, len(structures))
         self.per_epoch = len(structures) // self.batch_size

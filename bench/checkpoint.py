@@ -70,7 +70,9 @@ def load_state(
         queue.norms.copy_(tensors["queue/norms"])
         queue.pushed.copy_(tensors["queue/pushed"])
     except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: does not fit this run's model ({error}); move it away to start again") from error
+        raise CheckpointError(
+            f"{path}: does not fit this run's model ({error}); move it away to start again"
+        ) from error
     return int(about["step"]), float(about["seconds"])
 
 

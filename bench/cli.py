@@ -18,7 +18,9 @@ RESULTS = Path("results")
 def main(argv: list[str] | None = None) -> int:
     """Parse and run; errors that a user can mend are one line, others a traceback."""
     args = parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING if args.quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("equibench", "bench", "analysis"):  # libraries keep to warnings
+        logging.getLogger(name).setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -37,11 +39,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """All subcommands."""
-    top = argparse.ArgumentParser(prog="equibench", description=__doc__ and "Equivariance strategies of 3D molecular diffusion, side by side.")
+    top = argparse.ArgumentParser(
+        prog="equibench", description=__doc__ and "Equivariance strategies of 3D molecular diffusion, side by side."
+    )
     top.add_argument("--quiet", action="store_true", help="warnings and errors only")
     sub = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, run, text: str) -> argparse.ArgumentParser:  # noqa: ANN001
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:
         command = sub.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.set_defaults(run=run)
         return command
@@ -51,7 +55,9 @@ def parser() -> argparse.ArgumentParser:
 
     command = add("run", run_study, "execute what is missing of a study, resume what was cut")
     command.add_argument("study", help="name of a study (see `equibench list`) or path of its YAML page")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.n_steps=2000 launch.cluster=slurm")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="e.g. train.n_steps=2000 launch.cluster=slurm"
+    )
     command.add_argument("--retry-failed", action="store_true", help="also execute runs that have failed before")
 
     command = add("report", report, "tables and figures of a study, from its records")
@@ -72,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def list_all(args: argparse.Namespace) -> int:
+def list_all(_: argparse.Namespace) -> int:
     """`equibench list`."""
     from bench.listing import listing
 
@@ -93,7 +99,12 @@ def run_study(args: argparse.Namespace) -> int:
     done = sum(item.status == "done" for item in items)
     skipped = sum(item.status == "skipped" for item in items)
     logging.getLogger("equibench").info(
-        "%s: %d done, %d skipped, %d not finished; now `equibench report %s`", study.name, done, skipped, len(failed), args.study
+        "%s: %d done, %d skipped, %d not finished; now `equibench report %s`",
+        study.name,
+        done,
+        skipped,
+        len(failed),
+        args.study,
     )
     return 1 if failed else 0
 
@@ -140,7 +151,11 @@ def sample(args: argparse.Namespace) -> int:
     steps = args.steps or run.cfg.sample.n_steps
     n_chunks = len(plan_chunks(run.sizes, args.n, run.cfg.sample.batch_size, args.seed))
     with tqdm(total=n_chunks * (steps + 1), unit="call", disable=not sys.stderr.isatty()) as bar:
-        molecules = run.sample(args.n, steps, args.seed, on_step=lambda: bar.update() and None)
+
+        def count() -> None:
+            bar.update()
+
+        molecules = run.sample(args.n, steps, args.seed, on_step=count)
     bonds = None
     if args.out.suffix == ".sdf":
         from bench.metrics.stability import infer_bonds

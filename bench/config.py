@@ -60,6 +60,8 @@ class TrainConfig:
     valid_every: int = 1000
     n_valid: int = 512  # molecules of the validation split whose loss is followed
     checkpoint_seconds: float = 120.0
+    # autocast of training steps; weights, optimiser, sampling and evaluation stay in float32
+    bf16: bool = False
     compile: bool = False  # torch.compile of the networks' inner functions; falls back to eager with one line
     n_threads: int = 1
     device: str = "cpu"
@@ -98,7 +100,7 @@ class LaunchConfig:
 
 @dataclass
 class RunConfig:
-    """One run. `method`, `backbone` and `data` are the name of a plug-in and its options, checked against its config."""
+    """One run; `method`, `backbone`, `data` are a plug-in's name and options, checked against its own dataclass."""
 
     study: str
     method: dict[str, Any]
@@ -182,7 +184,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         try:
             return kind(value)
         except ValueError:
-            raise ConfigError(f"'{where}' is {value!r}, expected one of {', '.join(str(k.value) for k in kind)}") from None
+            raise ConfigError(
+                f"'{where}' is {value!r}, expected one of {', '.join(str(k.value) for k in kind)}"
+            ) from None
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             raise ConfigError(f"'{where}' is {value!r}, expected a list")
@@ -231,7 +235,9 @@ def _complete(registry: Registry, options: Mapping[str, Any], where: str) -> dic
     if size is not None:
         sizes = getattr(entry.build, "sizes", {})
         if size not in sizes:
-            raise ConfigError(f"'{where}.size' is {size!r}; {nearest(size, sizes) if sizes else f'{name} has no named sizes'}")
+            raise ConfigError(
+                f"'{where}.size' is {size!r}; {nearest(size, sizes) if sizes else f'{name} has no named sizes'}"
+            )
         options = {**sizes[size], **options}
         head["size"] = size
     return {**head, **_plain(build(entry.config, options, where))}
@@ -239,7 +245,9 @@ def _complete(registry: Registry, options: Mapping[str, Any], where: str) -> dic
 
 def options_of(registry: Registry, page: Mapping[str, Any]) -> Any:
     """The typed options of a plug-in from a run's page."""
-    return build(registry[page["name"]].config, {k: v for k, v in page.items() if k not in ("name", "size")}, page["name"])
+    return build(
+        registry[page["name"]].config, {k: v for k, v in page.items() if k not in ("name", "size")}, page["name"]
+    )
 
 
 # ---------------------------------------------------------------------- pages

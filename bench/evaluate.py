@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -37,14 +38,18 @@ class SamplingError(RuntimeError):
 def sample_run(
     cfg: RunConfig, model: Model, sizes: SizeDistribution, folder: Path, on_step: Callable[[], None] = lambda: None
 ) -> tuple[Structures, dict[str, Any]]:
-    """The run's samples, chunk by chunk; finished chunks are kept, so a killed run goes on where it was.
+    """The run's samples, drawn chunk by chunk; finished chunks are kept, so a killed run goes on where it was.
+
+    Writes samples.npz and, beside it, what the samples cost; where both lie already, they are read.
 
     Returns:
         molecules in the order in which their sizes were drawn, and what they cost (keys of the manifest's 'cost').
     Raises:
         SamplingError: some molecule has diverged; the message says how many.
     """
-    settings = cfg.sample
+    settings, whole, costs = cfg.sample, folder / "samples.npz", folder / "samples.json"
+    if whole.exists() and costs.exists():
+        return files.read(whole), records.read_json(costs)
     chunks = plan_chunks(sizes, settings.n_molecules, settings.batch_size, settings.seed)
     parts, seconds = [], 0.0
     for chunk in chunks:
@@ -54,9 +59,11 @@ def sample_run(
             started = time.perf_counter()
             part = sample_chunk(model, chunk, settings.n_steps, settings.seed, cfg.train.device, on_step)
             spent = time.perf_counter() - started
-            broken = int((~np.isfinite(part.positions)).any(1).sum())
+            broken = np.count_nonzero(~np.isfinite(part.positions).all(1))
             if broken:
-                raise SamplingError(f"{broken} atoms of {len(part.numbers)} have positions that are not finite; the run has diverged")
+                raise SamplingError(
+                    f"{broken} atoms of {len(part.numbers)} have positions that are not finite; the run has diverged"
+                )
             files.write(path, part)
             records.write_json(clock, {"seconds": spent})
         parts.append(files.read(path))
@@ -65,7 +72,11 @@ def sample_run(
         "sample_seconds_per_molecule": seconds / settings.n_molecules,
         "sample_network_calls": settings.n_steps + 1,
     }
-    return in_order(chunks, parts), cost
+    samples = in_order(chunks, parts)
+    files.write(whole, samples)
+    records.write_json(costs, cost)
+    shutil.rmtree(folder / "chunks", ignore_errors=True)
+    return samples, cost
 
 
 @torch.no_grad()
@@ -87,7 +98,7 @@ def likelihood(cfg: RunConfig, model: Model, data: DataSet) -> dict[str, Any]:
             rng = streams.at(1_000_000 * (i + 1) + j)
             x0 = model.diffusion.encode(test.select(order[j : j + NLL_BATCH]), device)
 
-            def predict(z_t: Molecules, level: NoiseLevel, rng=rng) -> Molecules:  # noqa: ANN001
+            def predict(z_t: Molecules, level: NoiseLevel, rng=rng) -> Molecules:
                 return model.predict(z_t, level, rng.method)
 
             for name, values in model.diffusion.bound(x0, predict, rng.time, rng.noise).items():
@@ -120,14 +131,16 @@ def reference(data: DataSet, cache: Path) -> dict[str, Any]:
     return made
 
 
-def evaluate(cfg: RunConfig, model: Model, step: int, samples: Structures, data: DataSet, folder: Path) -> dict[str, Any]:
+def evaluate(
+    cfg: RunConfig, model: Model, step: int, samples: Structures, data: DataSet, folder: Path
+) -> dict[str, Any]:
     """Score the samples, bound the likelihood, and write eval.json and the drawn samples."""
     from bench.metrics.scores import score
 
     known = reference(data, folder.parent / ".cache")
     scores = score(samples, known["train_smiles"])
     first = np.arange(min(N_DRAWN, len(samples)))
-    files.write(folder / "drawn.sdf", samples.select(first), bonds=[scores.bonds[i] for i in first])
+    files.write(folder / "drawn.sdf", samples.select(first), bonds=[scores.bonds[int(i)] for i in first])
     record = {
         "schema": records.SCHEMA_VERSION,
         "run": folder.name,

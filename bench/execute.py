@@ -12,6 +12,7 @@ import statistics
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import yaml
 from bench import records
 from bench.checkpoint import load_average
 from bench.compilation import compile_networks
-from bench.config import RunConfig, TrainConfig, options_of, weights_run
+from bench.config import ConfigError, RunConfig, TrainConfig, options_of, weights_run
 from bench.data.dataset import DataSet
 from bench.data.sizes import SizeDistribution
 from bench.evaluate import evaluate, sample_run, versions
@@ -86,11 +87,17 @@ def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
 
 
 def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
+    if torch.device(cfg.train.device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"train.device is {cfg.train.device!r}, but torch sees no GPU here; set train.device=cpu")
     data = load_data(cfg)
     model = Model.build(cfg, data.elements, data.mean_atoms)
     forget_other_settings(cfg, folder)
     records.write_atomically(folder / "config.yaml", yaml.safe_dump(cfg.page(), sort_keys=False).encode())
-    about = {"elements": list(data.elements), "mean_atoms": data.mean_atoms, "sizes": {str(n): c for n, c in data.size_histogram.items()}}
+    about = {
+        "elements": list(data.elements),
+        "mean_atoms": data.mean_atoms,
+        "sizes": {str(n): c for n, c in data.size_histogram.items()},
+    }
     records.write_json(folder / "data.json", about)
     manifest = describe(cfg, folder.name, data, n_parallel)
     manifest["environment"]["compile"] = compile_networks(model, data) if cfg.train.compile else "eager"
@@ -104,21 +111,24 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
     try:
         parent = weights_run(cfg)
         if parent is None:
-            train(cfg, model, data.train, data.valid, folder, lambda step: log.info("step %d of %d", step, cfg.train.n_steps))
-            manifest["cost"] |= training_cost(folder, cfg.train)
+            train(
+                cfg,
+                model,
+                data.train,
+                data.valid,
+                folder,
+                lambda step: log.info("step %d of %d", step, cfg.train.n_steps),
+            )
+            manifest["cost"] |= training_cost(folder)
             manifest["cost"]["peak_memory_mb"] = peak_memory_mb(cfg.train)
             save("running")
             step = cfg.train.n_steps
         else:
             manifest["weights_from"] = parent.run_name(data.fingerprint)
             step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
-        sizes = SizeDistribution(data.size_histogram)
-        samples, cost = sample_run(cfg, model, sizes, folder)
+        samples, cost = sample_run(cfg, model, SizeDistribution(data.size_histogram), folder)
         manifest["cost"] |= cost
         manifest["cost"].setdefault("peak_memory_mb", peak_memory_mb(cfg.train))
-        from bench import files
-
-        files.write(folder / "samples.npz", samples)
         evaluate(cfg, model, step, samples, data, folder)
     except BaseException as error:
         line = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -126,7 +136,6 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
             save("failed", line)
         raise
-    shutil.rmtree(folder / "chunks", ignore_errors=True)
     save("done")
     log.info("done")
 
@@ -138,7 +147,8 @@ def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
     before, page = yaml.safe_load((folder / "config.yaml").read_text()), cfg.page()
     if before["sample"] != page["sample"] or before["train"]["n_steps"] != page["train"]["n_steps"]:
         shutil.rmtree(folder / "chunks", ignore_errors=True)
-        (folder / "eval.json").unlink(missing_ok=True)
+        for name in ("samples.npz", "samples.json", "eval.json"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def describe(cfg: RunConfig, name: str, data: DataSet, n_parallel: int) -> dict[str, Any]:
@@ -159,7 +169,7 @@ def describe(cfg: RunConfig, name: str, data: DataSet, n_parallel: int) -> dict[
         "code": code_version(),
         "environment": {
             "device": device_name(cfg.train.device),
-            "dtype": "float32",
+            "dtype": "float32; training under bf16 autocast" if cfg.train.bf16 else "float32",
             "n_threads": cfg.train.n_threads,
             "compile": "eager",
             "versions": versions(),
@@ -172,11 +182,11 @@ def describe(cfg: RunConfig, name: str, data: DataSet, n_parallel: int) -> dict[
     }
 
 
-def training_cost(folder: Path, settings: TrainConfig) -> dict[str, Any]:
+def training_cost(folder: Path) -> dict[str, Any]:
     """Times from the step records: the median over logging intervals leaves warm-up and interruptions out."""
     steps = records.read_steps(folder / "steps.jsonl")
     ends = [{"step": 0, "seconds": 0.0}, *steps]
-    rates = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in zip(ends, ends[1:], strict=False)]
+    rates = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(ends)]
     cost = {"train_seconds": steps[-1]["seconds"], "train_network_calls": steps[-1]["step"]}
     return cost | {"step_seconds": statistics.median(rates[1:] or rates)}
 
@@ -207,7 +217,9 @@ def code_version() -> dict[str, Any]:
 
     def git(*args: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(home), *args], capture_output=True, text=True, timeout=10, check=True)
+            done = subprocess.run(
+                ["git", "-C", str(home), *args], capture_output=True, text=True, timeout=10, check=True
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         return done.stdout.strip()

@@ -18,8 +18,8 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
     """Orthonormalise the columns: the Q of M = Q T with T upper triangular and a positive diagonal.
 
     Closed form for 3x3, so nothing leaves the device and gradients are those of the QR factor. A column whose
-    residual vanishes (M singular to working precision) is normalised with a floor instead of dividing by zero. The
-    second column is orthogonalised twice, which keeps Q^T Q = I to rounding for condition numbers near 1/precision.
+    residual is exactly nothing becomes zero, with zero gradient, instead of NaN. The second column is orthogonalised
+    twice, which keeps Q^T Q = I to rounding for condition numbers near 1/precision.
 
     Returns:
         Q with det Q = sign det M; det Q = +1 where det M = 0.
@@ -27,9 +27,11 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
     floor = torch.finfo(M.dtype).tiny ** 0.5
 
     def unit(v: Tensor) -> Tensor:
-        # scaling first keeps the squares of very small or large columns in range
-        v = v / v.detach().abs().amax(-1, keepdim=True).clamp_min(floor)
-        return v / v.square().sum(-1, keepdim=True).clamp_min(floor).sqrt()
+        # scaling first keeps the squares of very small or large columns in range; the sum is then at least 1, unless
+        # there is no column left to speak of, through which no gradient passes either
+        size = v.detach().abs().amax(-1, keepdim=True)
+        v = torch.where(size > floor, v, 0) / size.clamp_min(floor)
+        return v / v.square().sum(-1, keepdim=True).clamp_min(1).sqrt()
 
     q1 = unit(M[..., 0])
     v2 = M[..., 1] - (q1 * M[..., 1]).sum(-1, keepdim=True) * q1

@@ -23,7 +23,7 @@ def listing() -> str:
     return "\n\n".join([*parts, "\n".join(lines)])
 
 
-def _section(title: str, registry: Registry, mark) -> str:  # noqa: ANN001
+def _section(title: str, registry: Registry, mark) -> str:
     lines = [title]
     for name in registry:
         entry = registry[name]

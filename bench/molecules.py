@@ -42,7 +42,9 @@ class Layout:
         """
         self.sizes = np.asarray(n_atoms, dtype=np.int64)
         if len(self.sizes) == 0 or self.sizes.min() < 1:
-            raise ValueError(f"a batch needs at least one molecule and each molecule an atom, got sizes {self.sizes.tolist()}")
+            raise ValueError(
+                f"a batch needs at least one molecule and each molecule an atom, got sizes {self.sizes.tolist()}"
+            )
         self.device = torch.device(device)
 
     @cached_property
@@ -65,7 +67,7 @@ class Layout:
         if np.array_equal(order, np.arange(len(order))):
             return None, None, None, self
         starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        atoms = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in order])
+        atoms = np.concatenate([np.arange(int(starts[i]), int(starts[i + 1])) for i in order])
         inverse = np.empty_like(atoms)
         inverse[atoms] = np.arange(len(atoms))
         return (

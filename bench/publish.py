@@ -40,7 +40,9 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
         if steps := read_steps(folder / "steps.jsonl"):
             write_atomically(target / folder.name / "curves.csv", curves(steps).encode())
         publish_weights(folder, target / folder.name, manifest["parameters"]["total"])
-        rows.append(row(manifest, read_json(folder / "eval.json", EVALUATION) if (folder / "eval.json").exists() else None))
+        rows.append(
+            row(manifest, read_json(folder / "eval.json", EVALUATION) if (folder / "eval.json").exists() else None)
+        )
     write_atomically(target / "runs.csv", table(rows).encode())
     return target
 

@@ -116,7 +116,10 @@ def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
         raise RecordError(f"{where}: expected an object, got {type(record).__name__}")
     version = record.get("schema", SCHEMA_VERSION)
     if "schema" in schema and version != SCHEMA_VERSION:
-        raise RecordError(f"{where}: written with record schema {version}, this equibench reads schema {SCHEMA_VERSION}; use the version that wrote it")
+        raise RecordError(
+            f"{where}: written with record schema {version}, this equibench reads schema {SCHEMA_VERSION}; "
+            "use the version that wrote it"
+        )
     known = {key.rstrip("?") for key in schema}
     for key in sorted(set(record) - known):
         raise RecordError(f"{where}: unknown key {key!r}; expected {', '.join(sorted(known))}")
@@ -149,12 +152,14 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(error.errno, f"{error.strerror}: could not write {path}; nothing already written was changed") from error
+            raise OSError(
+                error.errno, f"{error.strerror}: could not write {path}; nothing already written was changed"
+            ) from error
         raise
 
 

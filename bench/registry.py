@@ -12,7 +12,9 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class UnknownNameError(ValueError):
@@ -51,13 +53,15 @@ class Registry:
     unavailable: dict[str, str] = field(default_factory=dict)
     _discovered: bool = False
 
-    def register(self, name: str, config: type) -> Callable[[Any], Any]:
+    def register(self, name: str, config: type) -> Callable[[T], T]:
         """Class or function decorator; raises ValueError when two plug-ins claim one name."""
 
         def enter(build: Any) -> Any:
             other = self.entries.get(name)
             if other is not None and other.build.__module__ != build.__module__:
-                raise ValueError(f"{self.kind} {name!r} is registered by {other.build.__module__} and again by {build.__module__}")
+                raise ValueError(
+                    f"{self.kind} {name!r} is registered by {other.build.__module__} and again by {build.__module__}"
+                )
             summary = (build.__doc__ or "").strip().splitlines()[0] if build.__doc__ else ""
             self.entries[name] = Entry(name, build, config, summary)
             build.registered_name = name

@@ -80,7 +80,9 @@ def run_study(study: StudyConfig, runs_root: Path, retry_failed: bool = False) -
     study_folder = runs_root / study.name
     records.write_atomically(study_folder / "study.yaml", yaml.safe_dump(study.page, sort_keys=False).encode())
     # a failed run stays failed until someone asks: its cause is seldom gone by itself
-    waiting = [item for item in items if item.status in (("new", "running", "failed") if retry_failed else ("new", "running"))]
+    waiting = [
+        item for item in items if item.status in (("new", "running", "failed") if retry_failed else ("new", "running"))
+    ]
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
     if not waiting:
         return items
@@ -113,7 +115,9 @@ def run_study(study: StudyConfig, runs_root: Path, retry_failed: bool = False) -
 def ready(waiting: list[Item]) -> Iterator[Item]:
     """Items whose dependency is settled and that no other process holds; a held one is looked at again later."""
     for item in list(waiting):
-        if item.needs is not None and (item.needs in waiting or (item.needs.job is not None and not item.needs.job.done())):
+        if item.needs is not None and (
+            item.needs in waiting or (item.needs.job is not None and not item.needs.job.done())
+        ):
             continue
         try:
             with locked(item.folder):
@@ -193,7 +197,9 @@ class Progress:
         if self.terminal:
             for item in running:
                 at, total, stage = position(item)
-                bar = self.bars.setdefault(item.folder, tqdm(total=total, desc=item.folder.name, leave=False, position=len(self.bars)))
+                bar = self.bars.setdefault(
+                    item.folder, tqdm(total=total, desc=item.folder.name, leave=False, position=len(self.bars))
+                )
                 bar.total, bar.n = total, at
                 bar.set_postfix_str(stage)
         elif time.monotonic() - self.last_line > LINE_SECONDS:
@@ -208,8 +214,10 @@ def position(item: Item) -> tuple[int, int, str]:
     sample = item.cfg.sample
     n_chunks = -(-sample.n_molecules // sample.batch_size)
     sampled = len(list((item.folder / "chunks").glob("*.json")))
+    if (item.folder / "samples.npz").exists():
+        return n_chunks, n_chunks, "scoring, chunk"
     if item.needs is not None or sampled:
-        return (sampled, n_chunks, "sampling, chunk") if sampled < n_chunks else (n_chunks, n_chunks, "scoring, chunk")
+        return sampled, n_chunks, "sampling, chunk"
     steps = records.read_steps(item.folder / "steps.jsonl")
     if not steps:
         return 0, item.cfg.train.n_steps, "starting"

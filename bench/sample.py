@@ -35,7 +35,10 @@ def plan_chunks(sizes: SizeDistribution, n: int, batch_size: int, seed: int) -> 
     """Draw n sizes and group like with like, so that dense blocks are large; the set's order is that of the draw."""
     drawn = sizes.draw(n, np.random.default_rng(seed_of(seed, Stream.SAMPLING, 0)))
     order = np.argsort(drawn, kind="stable")
-    return [Chunk(i // batch_size, order[i : i + batch_size], drawn[order[i : i + batch_size]]) for i in range(0, n, batch_size)]
+    return [
+        Chunk(i // batch_size, order[i : i + batch_size], drawn[order[i : i + batch_size]])
+        for i in range(0, n, batch_size)
+    ]
 
 
 def sample_chunk(
@@ -88,7 +91,9 @@ class Run:
         """n molecules; `n_steps` defaults to the run's own sampling setting."""
         steps = n_steps or self.cfg.sample.n_steps
         chunks = plan_chunks(self.sizes, n, self.cfg.sample.batch_size, seed)
-        return in_order(chunks, [sample_chunk(self.model, chunk, steps, seed, self.cfg.train.device, on_step) for chunk in chunks])
+        return in_order(
+            chunks, [sample_chunk(self.model, chunk, steps, seed, self.cfg.train.device, on_step) for chunk in chunks]
+        )
 
 
 def load_run(folder: str | Path) -> Run:

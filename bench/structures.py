@@ -29,7 +29,8 @@ class Structures:
     def __post_init__(self) -> None:
         if self.positions.shape != (len(self.numbers), 3):
             raise ValueError(
-                f"positions have shape {self.positions.shape}, expected ({len(self.numbers)}, 3): one row for each nuclear charge"
+                f"positions have shape {self.positions.shape}, expected ({len(self.numbers)}, 3): "
+                "one row for each nuclear charge"
             )
         if self.ptr[0] != 0 or self.ptr[-1] != len(self.numbers):
             raise ValueError(f"ptr runs from {self.ptr[0]} to {self.ptr[-1]}, expected 0 to {len(self.numbers)}")
@@ -39,7 +40,9 @@ class Structures:
         """Concatenate (numbers [n], positions [n, 3]) pairs."""
         sizes = [len(numbers) for numbers, _ in molecules]
         return cls(
-            numbers=np.concatenate([np.asarray(numbers, dtype=np.int64) for numbers, _ in molecules] or [np.zeros(0, np.int64)]),
+            numbers=np.concatenate(
+                [np.asarray(numbers, dtype=np.int64) for numbers, _ in molecules] or [np.zeros(0, np.int64)]
+            ),
             positions=np.concatenate([np.asarray(x) for _, x in molecules] or [np.zeros((0, 3))]),
             ptr=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
         )

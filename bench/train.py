@@ -1,4 +1,4 @@
-"""Training: one plain loop. Where noise is drawn, the target made, the network called and the clock read is all here."""
+"""Training: one plain loop, in which noise is drawn, the target made, the network called and the clock read."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def training_loss(model: Model, x0: Molecules, rng: StepStreams) -> Tensor:
     return diffusion.training_loss(error, eps_hat, target, x0, z_t, level)
 
 
-def train(cfg: RunConfig, model: Model, structures: Structures, valid: Structures, folder: Path, on_log: Callable[[int], None]) -> None:
+def train(
+    cfg: RunConfig, model: Model, structures: Structures, valid: Structures, folder: Path, on_log: Callable[[int], None]
+) -> None:
     """Train a run from its last checkpoint, or from the start, to its last step.
 
     Writes steps.jsonl and checkpoints into `folder`; a killed run that is called again gives, on a CPU with the same
@@ -82,7 +84,8 @@ def train(cfg: RunConfig, model: Model, structures: Structures, valid: Structure
     finite = torch.ones((), dtype=torch.bool, device=device)
 
     while progress(step, seconds, settings) < 1:
-        if step == cooldown_start(settings):
+        # at a logging interval, so that a run resumed from here averages its losses over whole intervals
+        if step == cooldown_start(settings) // settings.log_every * settings.log_every:
             save_state(folder / "stable.safetensors", step, seconds, weights, average, optimiser, queue)
         rate = learning_rate(step, seconds, settings)
         for group in optimiser.param_groups:
@@ -90,14 +93,17 @@ def train(cfg: RunConfig, model: Model, structures: Structures, valid: Structure
         x0 = batches(step)
 
         started = clock(device)
-        loss = training_loss(model, x0, streams.at(step)).mean()
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+            loss = training_loss(model, x0, streams.at(step)).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm, clipped = clip_gradients(list(weights.values()), settings, queue)
         optimiser.step()
         average.update(weights)
         finite &= torch.isfinite(loss.detach()) & torch.isfinite(norm)
-        totals += torch.stack([loss.detach().double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()])
+        totals += torch.stack(
+            [loss.detach().double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()]
+        )
         seconds += clock(device) - started
         step += 1
 
@@ -170,7 +176,7 @@ class Validation:
         return torch.cat(losses).double().mean().item()
 
 
-def _resume(folder: Path, settings: TrainConfig, weights, average, optimiser, queue) -> tuple[int, float]:  # noqa: ANN001
+def _resume(folder: Path, settings: TrainConfig, weights, average, optimiser, queue) -> tuple[int, float]:
     """Restore the newest state that lies on the path to this run's end.
 
     A run that was cooled down to an earlier end continues from where its cool-down began, so that extending a run
@@ -178,11 +184,14 @@ def _resume(folder: Path, settings: TrainConfig, weights, average, optimiser, qu
     """
     plan = folder / "plan.json"
     planned = json.loads(plan.read_text())["n_steps"] if plan.exists() else settings.n_steps
-    states = {path: state_step(path) for name in ("state", "stable") if (path := folder / f"{name}.safetensors").exists()}
+    states = {
+        path: state_step(path) for name in ("state", "stable") if (path := folder / f"{name}.safetensors").exists()
+    }
     if planned != settings.n_steps:
         if max(states.values(), default=0) > settings.n_steps:
             raise CheckpointError(
-                f"{folder} was trained to {planned} steps; it can be extended but not cut to {settings.n_steps}: choose more"
+                f"{folder} was trained to {planned} steps; it can be extended but not cut to {settings.n_steps}: "
+                "choose more"
             )
         if settings.cooldown_fraction > 0:
             # beyond the start of the earlier cool-down, states belong to the earlier end

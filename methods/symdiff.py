@@ -67,7 +67,7 @@ class RotationKernel(nn.Module):
         super().__init__()
         self.noise_dims = cfg.noise_dims
         self.pair_embedding = pair_embedding
-        self.embedding = xavier_linear(3 + pair_embedding.linear.out_features + cfg.noise_dims, cfg.kernel_width)
+        self.embedding = xavier_linear(3 + cfg.noise_dims + pair_embedding.linear.out_features, cfg.kernel_width)
         self.trunk = Trunk(cfg.kernel_width, cfg.kernel_depth, cfg.kernel_heads, cfg.kernel_mlp_ratio, time_scale)
         self.hidden = xavier_linear(cfg.kernel_width, cfg.decoder_width)
         self.matrix = xavier_linear(cfg.decoder_width, 9)
@@ -81,7 +81,7 @@ class RotationKernel(nn.Module):
         """
         layout = y.layout.by_size
         x = y.layout.to_sorted(y.x)
-        inputs = torch.cat([x, self.pair_embedding(x, layout), y.layout.to_sorted(eta)], dim=1)
+        inputs = torch.cat([x, y.layout.to_sorted(eta), self.pair_embedding(x, layout)], dim=1)
         tokens, _ = self.trunk(self.embedding(inputs), y.layout.molecules_to_sorted(t), layout)
         pooled = y.mean_over_atoms(y.layout.from_sorted(tokens))
         return gram_schmidt(self.matrix(F.gelu(self.hidden(pooled))).view(-1, 3, 3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ from bench.model import Model
 from bench.molecules import Layout, Molecules
 from bench.registry import Registry, backbones, methods
 from bench.structures import Structures
+from methods.symdiff import SymDiff
 
 ELEMENTS = (1, 6, 7, 8, 9)
 MEAN_ATOMS = 7.5
@@ -80,7 +82,9 @@ def turned(z: Molecules, Q: Tensor) -> Molecules:
 
 def subset(z: Molecules, molecules: list[int]) -> Molecules:
     """Some molecules of a batch, in the order given."""
-    return Molecules(z.x[atoms_of(z.layout, molecules)], z.h[atoms_of(z.layout, molecules)], sublayout(z.layout, molecules))
+    return Molecules(
+        z.x[atoms_of(z.layout, molecules)], z.h[atoms_of(z.layout, molecules)], sublayout(z.layout, molecules)
+    )
 
 
 def sublayout(layout: Layout, molecules: list[int]) -> Layout:
@@ -99,7 +103,7 @@ def level_of(level: NoiseLevel, molecules: list[int]) -> NoiseLevel:
 def permutation(layout: Layout, seed: int = 0) -> Tensor:
     """A permutation of atoms [A] that stays within molecules."""
     ptr = layout.ptr.tolist()
-    return torch.cat([a + torch.randperm(b - a, generator=generator(seed + a)) for a, b in zip(ptr, ptr[1:], strict=False)])
+    return torch.cat([a + torch.randperm(b - a, generator=generator(seed + a)) for a, b in pairwise(ptr)])
 
 
 def permuted(z: Molecules, order: Tensor) -> Molecules:
@@ -157,6 +161,21 @@ def randomise(module: nn.Module, seed: int, scale: float = 0.5) -> None:
         p.add_(size * torch.randn(p.shape, generator=rng, dtype=torch.float32).to(p.dtype))
 
 
+class ReleasedComposition(SymDiff):
+    """Control: f(R0^-1 x) R0^-1 as in the released SymDiff code, which is not equivariant in law (spec 6.1)."""
+
+    def draw(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Tensor:
+        base = self.group.haar(len(z_t), rng, z_t.x.dtype)
+        eta = torch.randn((len(z_t.x), self.kernel.noise_dims), generator=rng, dtype=z_t.x.dtype)
+        return self.kernel(z_t.rotate(base.mT), eta, level.t) @ base.mT
+
+
+def with_released_composition(model: Model) -> Model:
+    """A SymDiff model, its rotation composed as in the released code."""
+    model.method.__class__ = ReleasedComposition
+    return model
+
+
 # ---------------------------------------------------------------------- draws that follow atoms and molecules
 
 
@@ -188,7 +207,9 @@ def replayed_draws(drawn: list[Tensor], layout: Layout, molecules: Tensor | list
     def replaying(make: Any) -> Any:
         def draw(*args: Any, **kwargs: Any) -> Tensor:
             value = next(left)
-            assert len(value) in (A, B), f"a draw of shape {tuple(value.shape)} belongs to neither {B} molecules nor {A} atoms"
+            assert len(value) in (A, B), (
+                f"a draw of shape {tuple(value.shape)} belongs to neither {B} molecules nor {A} atoms"
+            )
             return value[atoms] if len(value) == A else value[molecules]
 
         return draw

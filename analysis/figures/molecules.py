@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from rdkit import Chem, RDLogger
+from rdkit import Chem, rdBase
 from rdkit.Chem import AllChem
 from rdkit.Chem.Draw import rdMolDraw2D
 
@@ -72,15 +72,15 @@ def drawn_file(study: Study, group: Group) -> Path | None:
 
 def read_drawn(file: Path, n: int) -> list[Chem.Mol | None]:
     """The first n molecules of an SDF as written, valences unchecked; None for an entry that is no molecule."""
-    supplier = Chem.SDMolSupplier()
-    with _quiet():
+    supplier = Chem.SDMolSupplier()  # RDKit's warnings are off: odd valences are expected here, and drawn in red
+    with rdBase.BlockLogs():
         supplier.SetData(file.read_text(errors="replace"), sanitize=False, removeHs=False)
         return [supplier[i] for i in range(min(n, len(supplier)))]
 
 
 def picture(molecule: Chem.Mol, pixels: tuple[int, int] = PIXELS) -> np.ndarray:
     """An RGB picture [height, width, 3] of any molecule, sensible or not."""
-    with _quiet():
+    with rdBase.BlockLogs():
         flat, refused = prepare(molecule)
         drawer = rdMolDraw2D.MolDraw2DCairo(*pixels)
         options = drawer.drawOptions()
@@ -128,13 +128,3 @@ def prepare(molecule: Chem.Mol) -> tuple[Chem.Mol, list[int]]:
 def _ordinary_hydrogens(molecule: Chem.Mol) -> bool:
     hydrogens = [atom for atom in molecule.GetAtoms() if atom.GetAtomicNum() == 1]
     return all(atom.GetDegree() == 1 and atom.GetNeighbors()[0].GetAtomicNum() > 1 for atom in hydrogens)
-
-
-class _quiet:  # noqa: N801 (used as a statement)
-    """RDKit's warnings off: odd valences are expected here and are drawn in red."""
-
-    def __enter__(self) -> None:
-        RDLogger.DisableLog("rdApp.*")  # pyright: ignore[reportAttributeAccessIssue]
-
-    def __exit__(self, *_: object) -> None:
-        RDLogger.EnableLog("rdApp.*")  # pyright: ignore[reportAttributeAccessIssue]

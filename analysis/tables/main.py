@@ -16,6 +16,7 @@ from analysis.tables.render import Cell, Table, latex, markdown, text
 from bench.records import write_atomically
 
 N_TEXT = 3  # method, backbone, guarantee
+NBSP = "\N{NO-BREAK SPACE}"
 BORROWED, OLDER, DIRTY, BOUND = "§", "†", "‡", "≤"
 
 
@@ -37,20 +38,17 @@ def main_table(study: Study) -> Table:
     summaries = {
         column: {group: summarise(study, group, column) for group in study.groups} for column in (*QUALITY, *COST)
     }
-    best = {
-        column: best_group(summaries[column], column.higher_is_better)
-        for column in QUALITY
-        if column.higher_is_better is not None
-    }
+    bounds = {is_bound(study, group) for group in study.groups if summaries[NLL][group].n}
+    tested = QUALITY if len(bounds) < 2 else METRICS
+    best = {column: best_group(summaries[column], bool(column.higher_is_better)) for column in tested}
     rows = [_data_row(study, split) for split in data_splits(study)]
     n_data = len(rows)
     for group in study.groups:
         marks = _marks(study, group)
-        bound = (study.of(*group)["guarantee"] == "in_law").any()
         cells = [Cell(guarantee(study, group)), Cell(_seeds(study, group))]
         for column, by_group in summaries.items():
             borrowed = column.key in TRAINING_COST and study.of(*group)["borrowed"].any()
-            prefix = f"{BOUND} " if column is NLL and bound else ""
+            prefix = f"{BOUND} " if column is NLL and is_bound(study, group) else ""
             cells.append(
                 _cell(column, by_group[group], group in best.get(column, ()), prefix, BORROWED if borrowed else "")
             )
@@ -85,7 +83,7 @@ def main_frame(study: Study) -> Frame:
             row |= {column.name: summary.mean, f"{column.name}_sd": summary.sd}
             if column in QUALITY:
                 row[f"{column.name}_sampling95"] = summary.sampling
-        row["nll_is_bound_of_bound"] = bool((runs["guarantee"] == "in_law").any())
+        row["nll_is_bound_of_bound"] = is_bound(study, group)
         row["training_cost_of"] = " ".join(runs["weights_from"].dropna())
         rows.append(row)
     return pd.DataFrame(rows)
@@ -173,6 +171,11 @@ def guarantee(study: Study, group: Group) -> str:
     return GUARANTEES.get(value, str(value))
 
 
+def is_bound(study: Study, group: Group) -> bool:
+    """Whether the row's NLL bounds the variational bound from above: its prediction draws a rotation."""
+    return bool((study.of(*group)["guarantee"] == "in_law").any())
+
+
 def latest_commit(study: Study) -> str | None:
     """Commit of the counted run that was updated last: what 'older code' is measured against."""
     counted = study.counted
@@ -193,7 +196,7 @@ def _listing(study: Study, column: str, runs: Frame | None = None) -> str:
     rows: Any = (study.counted if len(study.counted) else study.runs) if runs is None else runs
     values = rows[column].dropna() if column in rows else ()
     counts = (isinstance(v, (int, float, np.number)) and float(v).is_integer() for v in values)
-    return _join(f"{int(v):,}".replace(",", " ") if count else str(v) for v, count in zip(values, counts, strict=True))
+    return _join(f"{int(v):,}".replace(",", NBSP) if count else str(v) for v, count in zip(values, counts, strict=True))
 
 
 def _join(words: Iterable[str]) -> str:
@@ -213,8 +216,10 @@ def caption(study: Study) -> str:
         f"{_steps(study)} optimiser steps, {_listing(study, 'eval.weights').upper() or MISSING} weights.",
         "Mean over seeds ± sample standard deviation over seeds (half-width of the 95 % interval of that mean from the "
         "finite number of sampled molecules).",
-        "Bold: best mean, and means not significantly worse than it (paired t-test over common seeds, Holm-corrected, "
-        "5 %); a column in which the seeds separate nothing has no bold.",
+        "Bold: best mean, and means not significantly worse than it (t-tests with seeds as blocks and pooled scatter, "
+        "Holm-corrected, 5 %; rows of one seed are left out); a column in which the seeds separate nothing has no "
+        "bold, "
+        "nor has the NLL where rows bound it differently.",
         f"NLL: variational bound on the {_listing(study, 'eval.nll.split') or 'test'} split, in nats per molecule.",
     ]
     return " ".join(parts)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.labels import MISSING, QUALITY
+from analysis.labels import MISSING, NLL, QUALITY
 from analysis.load import Frame, Study
 from analysis.stats import Difference, Group, Summary, paired, reference_for, reference_group, summarise
+from analysis.tables.main import BOUND, is_bound
 from analysis.tables.render import Cell, Table, latex, markdown
 from bench.records import write_atomically
 
@@ -59,8 +60,12 @@ def paired_table(study: Study, reference: str | None = None) -> Table | None:
         cells = []
         for column in QUALITY:
             d = differences[column.name]
+            # An upper bound minus a value that is none bounds the difference from above, and so proves no loss.
+            bound = column is NLL and is_bound(study, group) and not is_bound(study, other)
             interval = f"[{column.show(d.low, signed=True)}, {column.show(d.high, signed=True)}]" if d.n > 1 else ""
-            cells.append(Cell(column.show(d.mean, signed=True), interval, bold=d.n > 1 and (d.low > 0 or d.high < 0)))
+            found_one = d.n > 1 and (d.high < 0 or (d.low > 0 and not bound))
+            prefix = f"{BOUND} " if bound else ""
+            cells.append(Cell(prefix + column.show(d.mean, signed=True), interval, bold=found_one))
         n = max(d.n for d in differences.values())
         rows.append([Cell(group[0]), Cell(group[1]), Cell(" / ".join(other)), Cell(str(n) if n else MISSING), *cells])
     header = ["Method", "Backbone", "Minus", "Pairs", *(f"{c.label} ({_points(c.unit)})" for c in QUALITY)]

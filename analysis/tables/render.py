@@ -104,6 +104,7 @@ _TEX |= {
 }
 _TEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
+    "\N{NO-BREAK SPACE}": "~",
     "^": r"\textasciicircum{}",
 }
 
@@ -114,7 +115,7 @@ def tex(text: str) -> str:
 
 
 def latex(panels: Sequence[Table], label: str) -> str:
-    """One floating table of stacked panels (booktabs); caption and notes are those of the first panel."""
+    """One floating table of stacked panels, each as wide as the text; caption and notes are those of the first."""
 
     def row(cells: Sequence[Cell]) -> str:
         words = [(f"\\textbf{{{tex(c.text)}}} {tex(c.small)}" if c.bold else tex(c.plain)).strip() for c in cells]
@@ -127,13 +128,19 @@ def latex(panels: Sequence[Table], label: str) -> str:
         if panel.rule_after:
             lines.insert(panel.rule_after, r"\midrule")
         header = row([Cell(word) for word in panel.header])
-        begin = [f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule", header, r"\midrule"]
-        blocks.append("\n".join([*begin, *lines, r"\bottomrule", r"\end{tabular}"]))
+        begin = [
+            r"\resizebox{\textwidth}{!}{%",
+            f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+        ]
+        blocks.append("\n".join([*begin, *lines, r"\bottomrule", r"\end{tabular}}"]))
     first = panels[0]
     caption = tex(" ".join([first.caption, *first.notes]))
     stacked = "\n\n\\medskip\n".join(blocks)
     head = [
-        "% needs \\usepackage{booktabs}",
+        "% needs \\usepackage{booktabs,graphicx}",
         "\\begin{table*}[t]",
         "\\centering\\footnotesize",
         f"\\caption{{{caption}}}",

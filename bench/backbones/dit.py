@@ -88,7 +88,9 @@ class TimeEmbedding(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, t: Float[Tensor, "B"]) -> Float[Tensor, "B H"]:
-        frequency = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128).to(t.dtype)
+        frequency = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128).to(
+            t.dtype
+        )
         angle = (t * self.time_scale)[:, None] * frequency
         return self.outer(F.silu(self.inner(torch.cat([angle.cos(), angle.sin()], dim=1))))
 
@@ -104,11 +106,22 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "A H"], layout: Layout) -> Float[Tensor, "A H"]:
         mixed = []
-        for part, (n, b, _) in zip(self.qkv(tokens).split([b * n for n, b, _ in layout.buckets]), layout.buckets, strict=True):
+        for part, (n, b, _) in zip(
+            self.qkv(tokens).split([b * n for n, b, _ in layout.buckets]), layout.buckets, strict=True
+        ):
             # [b, n, 3, heads, width per head] -> three of [b, heads, n, width per head]
             q, k, v = part.view(b, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-            mixed.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b * n, -1))
+            mixed.append(attend(q, k, v).transpose(1, 2).reshape(b * n, -1))
         return self.out(torch.cat(mixed))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of each molecule and head."""
+    if q.device.type == "cpu" and q.dtype is torch.bfloat16:
+        # on a CPU the backward pass of small bf16 attention takes longer than all the rest of a block
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class SwiGLU(nn.Module):
@@ -172,7 +185,9 @@ class DiT(nn.Module):
     """Diffusion transformer with Gaussian pair embedding (the network of SymDiff); not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
-    references: ClassVar[tuple[str, ...]] = ("Peebles & Xie, Scalable diffusion models with transformers, arXiv:2212.09748",)
+    references: ClassVar[tuple[str, ...]] = (
+        "Peebles & Xie, Scalable diffusion models with transformers, arXiv:2212.09748",
+    )
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 32, "depth": 2, "n_heads": 2, "embedding_width": 16},
         "small": {"width": 96, "depth": 6, "n_heads": 4, "embedding_width": 48},

@@ -86,7 +86,9 @@ def _first_layer(linear: nn.Linear, h: Tensor, distances: Tensor, layout: Layout
     """W [h_i, h_j, d_ij^2, d0_ij^2] + b on all pairs; the products with h are made once per atom."""
     H = h.shape[1]
     W = linear.weight
-    return pair_input(F.linear(h, W[:, :H], linear.bias), F.linear(h, W[:, H : 2 * H]), distances, W[:, 2 * H :].t(), layout)
+    return pair_input(
+        F.linear(h, W[:, :H], linear.bias), F.linear(h, W[:, H : 2 * H]), distances, W[:, 2 * H :].t(), layout
+    )
 
 
 @backbones.register("egnn", EGNNConfig)
@@ -94,7 +96,9 @@ class EGNN(nn.Module):
     """E(n)-equivariant message passing on all pairs (the network of EDM)."""
 
     equivariant: ClassVar[bool] = True
-    references: ClassVar[tuple[str, ...]] = ("Satorras et al., E(n) equivariant graph neural networks, arXiv:2102.09844",)
+    references: ClassVar[tuple[str, ...]] = (
+        "Satorras et al., E(n) equivariant graph neural networks, arXiv:2102.09844",
+    )
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 16, "depth": 2},
         "small": {"width": 64, "depth": 4},

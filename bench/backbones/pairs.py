@@ -55,8 +55,11 @@ class _PairInput(torch.autograd.Function):
 def pair_input(
     a: Float[Tensor, "A K"], b: Float[Tensor, "A K"], D: Float[Tensor, "P C"], W: Float[Tensor, "C K"], layout: Layout
 ) -> Float[Tensor, "P K"]:
-    """a_i + b_j + D_ij W: a linear layer on [h_i, h_j, D_ij] whose node part is computed once per atom."""
-    return _PairInput.apply(a, b, D, W, layout)  # type: ignore[no-any-return]
+    """a_i + b_j + D_ij W: a linear layer on [h_i, h_j, D_ij] whose node part is computed once per atom.
+
+    In D's precision also under autocast, because distances do not survive bf16.
+    """
+    return _PairInput.apply(a.to(D.dtype), b.to(D.dtype), D, W.to(D.dtype), layout)  # type: ignore[no-any-return]
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -83,8 +86,9 @@ class _WeightedSum(torch.autograd.Function):
 
 
 def weighted_sum(w: Float[Tensor, "P"], v: Float[Tensor, "P K"], layout: Layout) -> Float[Tensor, "A K"]:
-    """sum_j w_ij v_ij."""
-    return _WeightedSum.apply(w.contiguous(), v.contiguous(), layout)  # type: ignore[no-any-return]
+    """sum_j w_ij v_ij, from bf16 summed in float32 (positions are, and small bf16 products are slow on CPUs)."""
+    dtype = torch.promote_types(torch.promote_types(w.dtype, v.dtype), torch.float32)
+    return _WeightedSum.apply(w.to(dtype).contiguous(), v.to(dtype).contiguous(), layout)  # type: ignore[no-any-return]
 
 
 class _Difference(torch.autograd.Function):
@@ -120,4 +124,9 @@ def mean_over_partners(v: Float[Tensor, "P K"], layout: Layout) -> Float[Tensor,
 
 def off_diagonal(layout: Layout, like: Tensor) -> Float[Tensor, "P"]:
     """1 for i != j and 0 for i = j."""
-    return torch.cat([(1 - torch.eye(n, dtype=like.dtype, device=like.device)).expand(m, n, n).reshape(-1) for _, _, m, n in _blocks(layout)])
+    return torch.cat(
+        [
+            (1 - torch.eye(n, dtype=like.dtype, device=like.device)).expand(m, n, n).reshape(-1)
+            for _, _, m, n in _blocks(layout)
+        ]
+    )

@@ -26,7 +26,8 @@ class Denoiser(nn.Module):
 
     def forward(self, z_t: Molecules, level: NoiseLevel) -> Molecules:
         self.n_calls += 1
-        return self.backbone(z_t, level.t).centred()
+        # under autocast a network answers in bf16; what is done with its answer is not
+        return self.backbone(z_t, level.t).to(dtype=z_t.x.dtype).centred()
 
 
 def denoised(z_t: Molecules, eps_hat: Molecules, level: NoiseLevel) -> Molecules:

@@ -79,7 +79,9 @@ class Diffusion(nn.Module):
 
     # ------------------------------------------------------------------ data <-> state
 
-    def encode(self, structures: Structures, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Molecules:
+    def encode(
+        self, structures: Structures, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Molecules:
         """Scaled, centred state of real molecules.
 
         Raises:
@@ -89,7 +91,8 @@ class Diffusion(nn.Module):
         known = np.asarray(self.elements)[np.minimum(index, self.n_elements - 1)] == structures.numbers
         if not known.all():
             raise ValueError(
-                f"nuclear charges {sorted(set(structures.numbers[~known].tolist()))} are not among the model's elements {self.elements}"
+                f"nuclear charges {sorted(set(structures.numbers[~known].tolist()))} are not among "
+                f"the model's elements {self.elements}"
             )
         h = np.zeros((len(index), self.n_features))
         h[np.arange(len(index)), index] = 1 / self.cfg.scale_onehot
@@ -192,7 +195,9 @@ class Diffusion(nn.Module):
         dims = 3 * (n - 1) + self.n_features * n
         return 0.5 * (dims * (sigma2 - 1 - torch.log(sigma2)) + alpha2 * x0.squared_norm().double())
 
-    def bound(self, x0: Molecules, predict: Predict, time_rng: torch.Generator, noise_rng: torch.Generator) -> dict[str, Tensor]:
+    def bound(
+        self, x0: Molecules, predict: Predict, time_rng: torch.Generator, noise_rng: torch.Generator
+    ) -> dict[str, Tensor]:
         """One draw of the variational bound of -log p(x, h | N), unbiased over t and noise.
 
         NLL = KL_T + T E_{t ~ U{1..T}} [ (e^{gamma_t - gamma_s} - 1) |eps - eps_hat|^2 / 2 ] + L0 + C0, s = t - 1
@@ -211,7 +216,9 @@ class Diffusion(nn.Module):
         eps_0 = self.noise(x0.layout, noise_rng, x0.x.dtype)
         return self.bound_terms(x0, predict, i, eps_t, eps_0)
 
-    def bound_terms(self, x0: Molecules, predict: Predict, i: Tensor, eps_t: Molecules, eps_0: Molecules) -> dict[str, Tensor]:
+    def bound_terms(
+        self, x0: Molecules, predict: Predict, i: Tensor, eps_t: Molecules, eps_0: Molecules
+    ) -> dict[str, Tensor]:
         """The terms of `bound` for given times i [B] in 1..T and noise."""
         dtype = x0.x.dtype
         level = self.schedule.at(i, dtype)

@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,11 @@ TINY = {
     },
     "grid": [
         {"method": ["symdiff_haar", "haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]},
-        {"method": ["edm"], "backbone": [{"name": "egnn", "size": "tiny"}, {"name": "dit", "size": "tiny"}], "seed": [0]},
+        {
+            "method": ["edm"],
+            "backbone": [{"name": "egnn", "size": "tiny"}, {"name": "dit", "size": "tiny"}],
+            "seed": [0],
+        },
     ],
     "launch": {"cluster": "debug"},
 }
@@ -128,7 +131,7 @@ def test_killed_at_random_moments_gives_the_same_bits(straight, tmp_path, seed):
         process = command("run", str(path), cwd=tmp_path, start=True)
         # the first seconds are imports: most kills should fall later; the pause grows so that the study ends
         try:
-            process.wait(timeout=rng.uniform(2.0, 6.0) + 0.3 * kills)
+            process.wait(timeout=rng.uniform(1.5, 3.0) + 0.15 * kills)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -144,7 +147,9 @@ def test_killed_at_random_moments_gives_the_same_bits(straight, tmp_path, seed):
 
 def test_the_comparison_notices_another_seed(straight, tmp_path):
     """Negative control of the bitwise comparison: one training seed further, nothing is equal."""
-    path = write_study(tmp_path, grid=[{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [1]}])
+    path = write_study(
+        tmp_path, grid=[{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [1]}]
+    )
     assert command("run", str(path), cwd=tmp_path).returncode == 0
     (ours,) = (tmp_path / "runs/tiny").glob("haar-*/samples.npz")
     (theirs,) = (straight / "runs/tiny").glob("haar-*/samples.npz")
@@ -165,7 +170,14 @@ def test_extending_a_run_equals_planning_it_longer(straight, tmp_path):
 
 
 def test_one_failing_run_does_not_stop_the_others(tmp_path):
-    grid = [{"method": ["haar", "plain"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0], "train.lr": [1e30, 1e-3]}]
+    grid = [
+        {
+            "method": ["haar", "plain"],
+            "backbone": [{"name": "dit", "size": "tiny"}],
+            "seed": [0],
+            "train.lr": [1e30, 1e-3],
+        }
+    ]
     path = write_study(tmp_path, grid=grid)
     done = command("run", str(path), cwd=tmp_path)
     assert done.returncode == 1

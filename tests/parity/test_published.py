@@ -138,7 +138,9 @@ def test_one_changed_weight_breaks_parity():
 def rotation_kernel(stored: Stored) -> RotationKernel:
     c = stored.config
     k = dit(stored, "k")
-    cfg = SymDiffConfig(c["enc_hidden_size"], c["enc_depth"], c["enc_num_heads"], int(c["enc_mlp_ratio"]), c["dec_hidden_features"])
+    cfg = SymDiffConfig(
+        c["enc_hidden_size"], c["enc_depth"], c["enc_num_heads"], int(c["enc_mlp_ratio"]), c["dec_hidden_features"]
+    )
     kernel = RotationKernel(cfg, k.pair_embedding)
     kernel.load_state_dict(transformer_state(stored.weights, PUBLISHED_NAMES, "gamma_enc"))
     return kernel

@@ -24,14 +24,13 @@ from support import (
     run_config,
     states,
     structures,
-    sublayout,
     subset,
     turned,
+    with_released_composition,
     z_score,
 )
 from torch import Tensor, nn
 
-from bench.diffusion.schedule import NoiseLevel
 from bench.groups import O3, Translated
 from bench.method import Guarantee, Method
 from bench.model import Model
@@ -39,7 +38,6 @@ from bench.molecules import Layout, Molecules
 from bench.registry import backbones, methods
 from bench.streams import Streams
 from bench.train import training_loss
-from methods.symdiff import SymDiff
 
 PAIRS = fitting_pairs()
 
@@ -83,21 +81,7 @@ def test_other_backbones_do_not_turn_with_their_input(backbone):
 # ---------------------------------------------------------------------- in law
 
 
-class AsReleased(SymDiff):
-    """The composition of the released SymDiff code, f(R0^-1 x) R0^-1, which is not equivariant in law."""
-
-    def draw(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Tensor:
-        base = self.group.haar(len(z_t), rng, z_t.x.dtype)
-        eta = torch.randn((len(z_t.x), self.kernel.noise_dims), generator=rng, dtype=z_t.x.dtype)
-        return self.kernel(z_t.rotate(base.mT), eta, level.t) @ base.mT
-
-
-def as_released(model: Model) -> Model:
-    model.method.__class__ = AsReleased
-    return model
-
-
-def translated_error(make, dtype: torch.dtype, determinant: int) -> float:  # noqa: ANN001
+def translated_error(make, dtype: torch.dtype, determinant: int) -> float:
     """|D(Q z; draws Q R) - Q D(z; draws R)|, where `make(group)` builds the model: 'in law' as an identity."""
     _, _, level, z_t = states(dtype=dtype)
     Q = orthogonal(determinant)
@@ -119,7 +103,7 @@ def test_translated_draws_expose_methods_without_the_guarantee(control):
     """T15: the check refuses plain DiT, and SymDiff composed as in the released code."""
     makes = {
         "plain": lambda group: model_of("plain", "dit", group),
-        "as released": lambda group: as_released(model_of("symdiff", "dit", group)),
+        "as released": lambda group: with_released_composition(model_of("symdiff", "dit", group)),
     }
     assert translated_error(makes[control], torch.float64, 1) > 0.1
 
@@ -349,7 +333,7 @@ def test_coincident_atoms_give_finite_gradients():
 
 
 def test_battery_finds_every_registered_plug_in():
-    """Nothing is left out by discovery: each method meets a backbone, each backbone a method, no file is unavailable."""
+    """Nothing is left out: each method meets a backbone, each backbone a method, no file is unavailable."""
     assert {m for m, _ in PAIRS} == set(methods)
     assert {b for _, b in PAIRS} == set(backbones)
     assert methods.unavailable == {}

@@ -1,0 +1,64 @@
+"""The README's section on the laptop study, copied from the published report, so that no number is typed by hand.
+
+`python -m analysis.readme` fills what stands between the two marks; with `--check` it changes nothing and ends with 1
+when the README shows something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench.records import write_atomically
+
+README = Path("README.md")
+REPORT = Path("results/qm9_laptop/report")
+BEGIN, END = "<!-- laptop:begin -->", "<!-- laptop:end -->"
+FIGURES = {"pareto.png": "Quality against cost"}
+NONE_YET = "No published results yet; `make ablation-qm9 publish readme` makes them."
+
+
+def section(report: Path) -> str:
+    """The main table as published, the figure, and where the rest stands; a line when nothing is published."""
+    table = report / "main.md"
+    if not table.is_file():
+        return NONE_YET
+    figures = [
+        f"![{title}]({report.as_posix()}/{name})" for name, title in FIGURES.items() if (report / name).is_file()
+    ]
+    link = f"All tables, figures and the provenance of every run: [{report.as_posix()}]({report.as_posix()}/report.md)."
+    return "\n\n".join([table.read_text().strip(), *figures, link])
+
+
+def filled(readme: str, content: str) -> str:
+    """The README's text with `content` between the marks.
+
+    Raises:
+        ValueError: the marks are not there, each once and in order.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in after:
+        raise ValueError(f"{README} needs {BEGIN} and, after it, {END}, each once")
+    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Fill or check."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 when the README is out of date")
+    args = parser.parse_args(argv)
+    text = README.read_text()
+    wanted = filled(text, section(REPORT))
+    if text == wanted:
+        return 0
+    if args.check:
+        sys.stderr.write(f"{README} does not show {REPORT}/main.md; run `make readme`\n")
+        return 1
+    write_atomically(README, wanted.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,290 @@
+"""Training cut and continued equals training straight through, bit for bit; methods with one seed are paired.
+
+For every registered method that trains, on tiny backbones.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import ELEMENTS, MEAN_ATOMS, fitting_pairs, run_config, structures
+from torch import Tensor
+
+from bench.checkpoint import CheckpointError
+from bench.config import RunConfig
+from bench.model import Model
+from bench.records import read_steps
+from bench.registry import methods
+from bench.streams import StepStreams, Streams
+from bench.structures import Structures
+from bench.train import TrainingError, train
+
+PAIRS = [(m, b) for m, b in fitting_pairs() if methods[m].build.weights_of is None]
+TRAIN = structures([5, 3, 7, 4, 6, 5, 8, 3, 4, 6, 7, 5], seed=8)
+VALID = structures([4, 6, 5], seed=9)
+N_STEPS = 8
+# a checkpoint at each logging interval; two epochs and a bit; warm-up, cool-down and both clips are on the way
+SETTINGS = {
+    "batch_size": 4,
+    "lr": 1e-3,
+    "warmup_steps": 2,
+    "cooldown_fraction": 0.5,
+    "ema_decay": 0.9,
+    "clip": "queue",
+    "log_every": 1,
+    "valid_every": 3,
+    "checkpoint_seconds": 0.0,
+}
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL."""
+
+
+def trained(folder: Path, cfg: RunConfig, kill_at: int | None = None, data: Structures = TRAIN) -> dict[str, Tensor]:
+    """Weights after `train`, called on a new model as a new process would; killed after the log of step `kill_at`."""
+    model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
+
+    def on_log(step: int) -> None:
+        if step == kill_at:
+            raise KilledError
+
+    train(cfg, model, data, VALID, folder, on_log)
+    return {name: p.detach().clone() for name, p in model.named_weights().items()}
+
+
+def killed(folder: Path, cfg: RunConfig, *steps: int) -> None:
+    for step in steps:
+        with pytest.raises(KilledError):
+            trained(folder, cfg, kill_at=step)
+
+
+def left_behind(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Final state and log lines, without the clock."""
+    lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_steps(folder / "steps.jsonl")]
+    return load_file(folder / "state.safetensors"), lines
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def config(method: str, backbone: str, **train: Any) -> RunConfig:
+    return run_config(method, backbone, **{"n_steps": N_STEPS, **SETTINGS, **train})
+
+
+@pytest.mark.parametrize(("method", "backbone"), PAIRS)
+def test_killed_and_resumed_training_equals_straight_training(method, backbone, tmp_path):
+    """Kills at random steps, one of them twice in a row; weights, optimiser, queue, losses: bit for bit."""
+    cfg = config(method, backbone)
+    kills = np.random.default_rng(len(method)).choice(np.arange(1, N_STEPS), size=3, replace=False)
+    straight = trained(tmp_path / "straight", cfg)
+    killed(tmp_path / "cut", cfg, *sorted(kills.tolist()))
+    assert same(trained(tmp_path / "cut", cfg), straight)
+    for ours, theirs in zip(left_behind(tmp_path / "cut"), left_behind(tmp_path / "straight"), strict=True):
+        assert same(ours, theirs) if isinstance(ours, dict) else ours == theirs
+
+
+def test_checkpoints_between_logs_lose_no_step(tmp_path):
+    """Killed with the last checkpoint several steps back: the steps since are made again, with the same result."""
+    cfg = config("haar", "dit", log_every=3)
+    straight = trained(tmp_path / "straight", cfg)
+    killed(tmp_path / "cut", cfg, 6)
+    assert same(trained(tmp_path / "cut", cfg), straight)
+    assert left_behind(tmp_path / "cut")[1] == left_behind(tmp_path / "straight")[1]
+
+
+@pytest.mark.parametrize("part", ["weights/", "average/", "optimiser/exp_avg/", "optimiser/step/", "queue/norms"])
+def test_a_state_with_one_part_changed_gives_another_result(part, tmp_path):
+    """Each part of a checkpoint is needed: changed by a little, training ends elsewhere."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    cfg = config("plain", "dit", clip_norm=1e-3)
+    straight = trained(tmp_path / "straight", cfg)
+    folder = tmp_path / "cut"
+    killed(folder, cfg, 4)
+    state = folder / "state.safetensors"
+    tensors = load_file(state)
+    with safe_open(state, "pt") as file:  # type: ignore[no-untyped-call]
+        metadata = file.metadata()
+    changed = [name for name in tensors if name.startswith(part)]
+    assert changed
+    for name in changed:
+        # queue norms start at 3000, so that only a small queue binds
+        tensors[name] = torch.full_like(tensors[name], 1e-3) if part == "queue/norms" else tensors[name] * 1.01 + 1e-3
+    save_file(tensors, state, metadata)
+    assert not same(trained(folder, cfg), straight)
+
+
+@pytest.mark.parametrize(("method", "backbone"), PAIRS)
+def test_extended_training_equals_training_planned_longer(method, backbone, tmp_path):
+    """A finished run with a cool-down, extended, is the run that was planned longer from the start."""
+    straight = trained(tmp_path / "straight", config(method, backbone, n_steps=14))
+    short = trained(tmp_path / "extended", config(method, backbone))
+    longer = trained(tmp_path / "extended", config(method, backbone, n_steps=14))
+    assert same(longer, straight)
+    assert not same(short, straight)
+    for ours, theirs in zip(left_behind(tmp_path / "extended"), left_behind(tmp_path / "straight"), strict=True):
+        assert same(ours, theirs) if isinstance(ours, dict) else ours == theirs
+
+
+def test_extension_may_be_killed_and_repeated(tmp_path):
+    """8 steps, extended to 12, killed before and after the start of the new cool-down, extended to 20."""
+    straight = trained(tmp_path / "straight", config("symdiff", "dit", n_steps=20))
+    folder = tmp_path / "extended"
+    killed(folder, config("symdiff", "dit"), 2)
+    killed(folder, config("symdiff", "dit"), 6)
+    killed(folder, config("symdiff", "dit", n_steps=12), 5, 9)
+    trained(folder, config("symdiff", "dit", n_steps=12))
+    assert same(trained(folder, config("symdiff", "dit", n_steps=20)), straight)
+
+
+def test_a_run_is_not_cut_shorter(tmp_path):
+    trained(tmp_path, config("plain", "dit"))
+    with pytest.raises(CheckpointError, match="extended but not cut"):
+        trained(tmp_path, config("plain", "dit", n_steps=4))
+
+
+def test_finished_training_trains_no_further(tmp_path):
+    cfg = config("plain", "dit")
+    first = trained(tmp_path, cfg)
+    before = left_behind(tmp_path)
+    assert same(trained(tmp_path, cfg, kill_at=N_STEPS), first)  # no step is logged, so nothing kills
+    assert left_behind(tmp_path)[1] == before[1]
+
+
+def test_training_returns_the_average_and_stores_both(tmp_path):
+    weights = trained(tmp_path, config("plain", "dit"))
+    state, _ = left_behind(tmp_path)
+    assert all(torch.equal(weights[name], state[f"average/{name}"]) for name in weights)
+    assert not all(torch.equal(weights[name], state[f"weights/{name}"]) for name in weights)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    """Positions so far out that the loss overflows: one clear error, the state from before stays."""
+    cfg = config("plain", "egnn")
+    killed(tmp_path, cfg, 3)
+    before = (tmp_path / "state.safetensors").read_bytes()
+    far = Structures(TRAIN.numbers, TRAIN.positions * np.float32(1e30), TRAIN.ptr)
+    with pytest.raises(TrainingError, match=r"lower train\.lr"):
+        trained(tmp_path, cfg, data=far)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_a_log_line_cut_short_is_written_again(tmp_path):
+    cfg = config("plain", "dit")
+    straight = trained(tmp_path / "straight", cfg)
+    killed(tmp_path / "cut", cfg, 5)
+    with (tmp_path / "cut" / "steps.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert same(trained(tmp_path / "cut", cfg), straight)
+    assert left_behind(tmp_path / "cut")[1] == left_behind(tmp_path / "straight")[1]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    cfg = config("plain", "dit")
+    killed(tmp_path, cfg, 3)
+    state = tmp_path / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+        trained(tmp_path, cfg)
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    trained(tmp_path, config("plain", "dit"))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        trained(tmp_path, config("plain", "egnn"))
+
+
+# ---------------------------------------------------------------------- paired draws
+
+
+@contextmanager
+def recorded(model: Model, seen: list[dict[str, Tensor]]) -> Iterator[None]:
+    """What a run's steps see before any hook of the method acts: batch, times and noise."""
+    augment, draw, noise = model.method.augment, model.diffusion.schedule.draw, model.diffusion.noise
+    entry: dict[str, Tensor] = {}
+
+    def on_augment(x0: Any, rng: torch.Generator) -> Any:
+        entry.update(batch=x0.x.clone(), features=x0.h.clone())
+        return augment(x0, rng)
+
+    def on_draw(*args: Any, **kwargs: Any) -> Any:
+        level = draw(*args, **kwargs)
+        entry["t"] = level.t
+        return level
+
+    def on_noise(*args: Any, **kwargs: Any) -> Any:
+        eps = noise(*args, **kwargs)
+        seen.append({**entry, "eps": eps.x})
+        return eps
+
+    model.method.augment, model.diffusion.schedule.draw, model.diffusion.noise = on_augment, on_draw, on_noise  # type: ignore[method-assign]
+    yield
+
+
+def seen_by(method: str, backbone: str, folder: Path, seed: int = 0) -> list[dict[str, Tensor]]:
+    cfg = config(method, backbone, n_steps=4, valid_every=100, n_valid=1)
+    cfg.seed = seed
+    model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
+    seen: list[dict[str, Tensor]] = []
+    with recorded(model, seen):
+        train(cfg, model, TRAIN, VALID, folder, lambda step: None)
+    return seen[:4]
+
+
+def test_methods_with_one_seed_see_the_same_batches_times_and_noise(tmp_path):
+    """For every method and backbone; another seed shares nothing."""
+    runs = {pair: seen_by(*pair, tmp_path / "-".join(pair)) for pair in PAIRS}
+    reference = runs[PAIRS[0]]
+    assert all(same(a, b) for seen in runs.values() for a, b in zip(seen, reference, strict=True))
+    other = seen_by(*PAIRS[0], tmp_path / "other", seed=1)
+    assert not any(torch.equal(a[key], b[key]) for a, b in zip(other, reference, strict=True) for key in ("t", "eps"))
+
+
+def test_one_stream_for_everything_would_not_pair_methods(tmp_path, monkeypatch):
+    """Control: with method draws taken from the noise stream, the same recorder sees methods drift apart."""
+    monkeypatch.setattr(StepStreams, "method", property(lambda self: self.noise))
+    plain, haar = (seen_by(method, "dit", tmp_path / method) for method in ("plain", "haar"))
+    assert not all(same(a, b) for a, b in zip(plain, haar, strict=True))
+
+
+def test_one_seed_gives_a_backbone_one_start_under_every_method():
+    starts: dict[str, dict[str, Tensor]] = {}
+    for method, backbone in fitting_pairs():
+        network = Model.build(config(method, backbone), ELEMENTS, MEAN_ATOMS).denoiser.state_dict()
+        assert same(network, starts.setdefault(backbone, network)), (method, backbone)
+    cfg = config("plain", "dit")
+    cfg.seed = 1
+    assert not same(Model.build(cfg, ELEMENTS, MEAN_ATOMS).denoiser.state_dict(), starts["dit"])
+
+
+def test_building_a_model_leaves_the_global_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    Model.build(config("plain", "dit"), ELEMENTS, MEAN_ATOMS)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_streams_of_a_step_are_functions_of_seed_stream_and_step():
+    def draws(seed: int, step: int) -> list[Tensor]:
+        rng = Streams(seed).at(step)
+        return [torch.rand(4, generator=g) for g in (rng.data, rng.noise, rng.time, rng.method, rng.sampling)]
+
+    first = draws(0, 7)
+    assert all(torch.equal(a, b) for a, b in zip(first, draws(0, 7), strict=True))
+    everything = torch.cat([*first, *draws(1, 7), *draws(0, 8)])
+    assert len(everything.unique()) == len(everything)
+
+
+def test_plan_is_recorded_beside_the_run(tmp_path):
+    trained(tmp_path, config("plain", "dit"))
+    assert json.loads((tmp_path / "plan.json").read_text()) == {"n_steps": N_STEPS}

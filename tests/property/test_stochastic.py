@@ -1,0 +1,188 @@
+"""SymDiff in law and in expectation (spec 3.3, 3.4, 6.1): no coupling of draws, only statistics of many."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support import (
+    ELEMENTS,
+    Z_MAX,
+    core,
+    generator,
+    model_of,
+    orthogonal,
+    randomise,
+    relative_error,
+    states,
+    turned,
+    two_sample_z,
+    with_released_composition,
+)
+from torch import Tensor
+
+from bench.backbones.dit import DiT, GaussianPairEmbedding
+from bench.backbones.pairs import differences
+from bench.diffusion.process import weighted_error
+from bench.diffusion.schedule import NoiseLevel
+from bench.groups import O3
+from bench.method import symmetrised
+from bench.model import Model
+from bench.molecules import Layout, Molecules
+from methods.symdiff import SymDiff
+
+
+@torch.no_grad()
+def strong(model: Model) -> Model:
+    """A rotation kernel that depends on what it sees: larger weights, and little of its own noise."""
+    if isinstance(model.method, SymDiff):
+        kernel = model.method.kernel
+        for i, part in enumerate((kernel.trunk, kernel.embedding, kernel.hidden, kernel.matrix)):
+            randomise(part, i + 1, scale=1.0)
+        kernel.embedding.weight[:, 3 : 3 + kernel.noise_dims] *= 0.2
+    return model
+
+
+def as_released() -> Model:
+    return with_released_composition(strong(model_of("symdiff", "dit", dtype=torch.float32)))
+
+
+@torch.no_grad()
+def law_z(model: Model, n_draws: int, determinant: int, chunk: int = 5000) -> float:
+    """|z| between the law of eps_hat at Q z and of Q eps_hat at z: means and second moments, independent draws."""
+    n = 4
+    _, _, level, z_t = states([n], seed=6, dtype=torch.float32)
+    Q = orthogonal(determinant, seed=2)
+
+    def statistics(z: Molecules, back: Tensor, seed: int) -> Tensor:
+        """Draws in the frame of z_t: positions, products of two of them, features."""
+        rng, rows = generator(seed), []
+        copies = Molecules(z.x.repeat(chunk, 1), z.h.repeat(chunk, 1), Layout([n] * chunk))
+        levels = NoiseLevel(*(getattr(level, name).expand(chunk) for name in ("t", "alpha", "sigma", "log_snr")))
+        for _ in range(n_draws // chunk):
+            out = turned(model.predict(copies, levels, rng), back)
+            x = out.x.reshape(chunk, 3 * n)
+            i, j = torch.triu_indices(3 * n, 3 * n)
+            rows.append(torch.cat([x, x[:, i] * x[:, j], out.h.reshape(chunk, -1)], dim=1))
+        return torch.cat(rows)
+
+    return two_sample_z(statistics(z_t, torch.eye(3), 1), statistics(turned(z_t, Q), Q.T, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("determinant", [1, -1])
+@pytest.mark.parametrize("method", ["symdiff", "symdiff_haar"])
+def test_predictions_are_equivariant_in_law(method, determinant):
+    """T16: mean and second moment of 1e5 draws at Q z and of Q applied to those at z, |z| < 5."""
+    assert law_z(strong(model_of(method, "dit", dtype=torch.float32)), 100_000, determinant) < Z_MAX
+
+
+def test_predictions_are_equivariant_in_law_over_few_draws():
+    """T16: the same over 2e4 draws, for the fast tier."""
+    assert law_z(strong(model_of("symdiff", "dit", dtype=torch.float32)), 20_000, -1) < Z_MAX
+
+
+def test_law_refuses_the_released_composition():
+    """T16: f(R0^-1 x) R0^-1 instead of R0 f(R0^-1 x) fails over the same 2e4 draws."""
+    assert law_z(as_released(), 20_000, -1) > Z_MAX
+
+
+def test_law_refuses_a_network_without_symmetrisation():
+    """T16: plain DiT fails."""
+    assert law_z(model_of("plain", "dit", dtype=torch.float32), 10_000, 1) > Z_MAX
+
+
+# ---------------------------------------------------------------------- Prop. A
+
+
+def losses(
+    model: Model, x0: Molecules, eps: Molecules, level: NoiseLevel, R: Tensor | None, rotate_noise: bool = True
+) -> tuple[Tensor, Tensor]:
+    """(symmetrised loss on (x0, eps) with rotation R, plain loss on (R^-1 x0, R^-1 eps)), each [B]."""
+    assert R is not None
+    diffusion, denoiser = model.diffusion, model.denoiser
+    symmetric = weighted_error(symmetrised(denoiser, diffusion.noising(x0, eps, level), level, R), eps, level)
+    back, noise = x0.rotate(R.mT), eps.rotate(R.mT) if rotate_noise else eps
+    return symmetric, weighted_error(denoiser(diffusion.noising(back, noise, level), level), noise, level)
+
+
+def test_symmetrised_loss_is_the_augmentation_loss(precision):
+    """T17: with shared R the loss of SymDiff-H on (x, eps) is that of DiT on (R^-1 x, R^-1 eps), example by example,
+    and so are its gradients; with noise that is not turned along it is not."""
+    x0, eps, level, _ = states(dtype=precision)
+    model = model_of("haar", "dit", dtype=precision)
+    R = O3().haar(len(x0), generator(5), precision)
+    symmetric, plain = losses(model, x0, eps, level, R)
+    limit = 1e-5 if precision is torch.float32 else 1e-10
+    assert relative_error(symmetric, plain) < limit
+    weights = list(model.denoiser.parameters())
+    for a, b in zip(*(torch.autograd.grad(value.sum(), weights) for value in (symmetric, plain)), strict=True):
+        assert (a - b).abs().max() <= 10 * limit * max(1.0, b.abs().max().item())
+    assert relative_error(*losses(model, x0, eps, level, R, rotate_noise=False)) > 1e-2
+
+
+def projected_gradients(model: Model, how: str, n_batches: int, seed: int) -> Tensor:
+    """Batch gradients of one training loss, projected on 16 fixed random directions [n_batches, 16]."""
+    diffusion, denoiser = core(), model.denoiser
+    weights = list(denoiser.parameters())
+    directions = [torch.randn(16, p.numel(), generator=generator(i)) / p.numel() ** 0.5 for i, p in enumerate(weights)]
+    x = torch.tensor([[1.5, 0, 0], [-1, 0.5, 0], [-0.5, -0.5, 0.1]])  # an oriented molecule
+    h = torch.eye(3, diffusion.n_features) / 4
+    B = 64
+    x0 = Molecules((x - x.mean(0)).repeat(B, 1), h.repeat(B, 1), Layout([3] * B))
+    level = diffusion.schedule.at(torch.full((B,), 300))
+    rng, rows = generator(seed), []
+    for _ in range(n_batches):
+        eps, R = diffusion.noise(x0.layout, rng), O3().haar(B, rng)
+        clean = x0.rotate(R) if how == "augmented" else x0
+        z_t = diffusion.noising(clean, eps, level)
+        eps_hat = symmetrised(denoiser, z_t, level, R) if how == "symmetrised" else denoiser(z_t, level)
+        gradients = torch.autograd.grad(weighted_error(eps_hat, eps, level).mean(), weights)
+        rows.append(sum(d @ g.flatten() for d, g in zip(directions, gradients, strict=True)))
+    return torch.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def gradients() -> Callable[[str, int], Tensor]:
+    model = model_of("haar", "dit", dtype=torch.float32)
+    return lambda how, seed: projected_gradients(model, how, 120, seed)
+
+
+def test_symmetrised_and_augmented_losses_have_one_expected_gradient(gradients):
+    """T17: expected gradients agree, |z| < 5 over independent draws; those of un-augmented data do not."""
+    symmetric = gradients("symmetrised", 1)
+    assert two_sample_z(symmetric, gradients("augmented", 2)) < Z_MAX
+    assert two_sample_z(symmetric, gradients("plain", 3)) > Z_MAX
+
+
+# ---------------------------------------------------------------------- pair embedding
+
+
+def test_pair_embedding_is_rotation_invariant():
+    """T12: to 1e-6 in float32, for 29 atoms; it does see distances."""
+    _, _, _, z = states([29, 29, 12], dtype=torch.float32)
+    layout = z.layout.by_size
+    torch.manual_seed(0)
+    embedding = GaussianPairEmbedding(16, 8)
+    x = z.layout.to_sorted(z.x)
+    turned_x = z.layout.to_sorted(turned(z, orthogonal(-1)).x)
+    assert relative_error(embedding(turned_x, layout), embedding(x, layout)) < 1e-6
+    assert relative_error(embedding(1.01 * x, layout), embedding(x, layout)) > 1e-4
+
+
+def test_distance_of_an_atom_to_itself_is_zero():
+    """T12: exactly 0 on the diagonal for more than 25 atoms, where torch.cdist's matrix formula is off by 1e-4."""
+    x = states([29], dtype=torch.float32)[3].x + 20.0
+    squared = differences(x, Layout([29])).square().sum(1).view(29, 29)
+    assert (squared.diagonal() == 0).all()
+    assert torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").diagonal().max() > 1e-4
+
+
+def test_dit_shares_its_pair_embedding_with_the_kernel():
+    """As published: one embedding of distances for both; on another backbone the kernel has its own."""
+    shared, own = model_of("symdiff", "dit"), model_of("symdiff", "egnn")
+    assert isinstance(shared.denoiser.backbone, DiT)
+    assert shared.method.kernel.pair_embedding is shared.denoiser.backbone.pair_embedding
+    names = [name for name, _ in own.named_parameters() if "pair_embedding" in name]
+    assert names
+    assert all(name.startswith("method.") for name in names)
+    assert len(ELEMENTS) + 1 == own.diffusion.n_features

@@ -1,0 +1,144 @@
+"""Reading of study folders: layouts, labels, broken records, sweeps, several data sets."""
+
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+from fabricated_study import edit, run_name, write_study
+
+from analysis.load import load
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_study(tmp_path / "made_up")
+
+
+def row(study, method, backbone, seed):
+    return study.runs.set_index("run").loc[run_name(method, backbone, seed)]
+
+
+def test_groups_stand_in_order_of_creation_not_of_name(folder):
+    methods = ["bare", "turned", "turned_later", "strict"]
+    assert load(folder).methods == methods != sorted(methods)
+    edit(folder / run_name("strict", "egnn", 0) / "manifest.json", created="2020-01-01T00:00:00+00:00")
+    assert load(folder).methods[0] == "strict"
+
+
+def test_only_done_and_evaluated_runs_count(folder):
+    study = load(folder)
+    assert study.progress == (6, 8)
+    statuses = study.runs[~study.runs["counted"]].set_index("run")["status"].to_dict()
+    assert statuses == {
+        run_name("turned_later", "dit", 1): "not evaluated",
+        run_name("strict", "egnn", 1): "failed",
+        run_name("strict", "dit", 0): "skipped",
+    }
+
+
+def test_evaluation_of_a_run_that_is_being_extended_does_not_count(folder):
+    edit(folder / run_name("bare", "dit", 0) / "manifest.json", status="running")
+    assert load(folder).progress == (5, 8)
+
+
+def test_run_that_trains_nothing_takes_its_parents_training_cost(folder):
+    study = load(folder)
+    later, parent = row(study, "turned_later", "dit", 0), row(study, "turned", "dit", 0)
+    assert later["borrowed"]
+    assert not parent["borrowed"]
+    assert later["cost.train_seconds"] == parent["cost.train_seconds"] == 120.0
+    shutil.rmtree(folder / run_name("turned", "dit", 0))
+    assert pd.isna(row(load(folder), "turned_later", "dit", 0)["cost.train_seconds"])
+
+
+def test_missing_seed_is_found_and_skipped_cells_are_not_missed(folder):
+    assert load(folder).missing() == []
+    shutil.rmtree(folder / run_name("bare", "dit", 1))
+    study = load(folder)
+    assert study.missing() == [("bare", "dit small", 1)]
+    assert study.progress == (5, 8)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', '{"schema": 99}', "\xff\xfe"])
+def test_broken_manifest_is_one_line_and_leaves_the_others(folder, content):
+    name = run_name("bare", "dit", 0)
+    (folder / name / "manifest.json").write_text(content, encoding="latin-1")
+    study = load(folder)
+    assert len(study.problems) == 1
+    assert name in study.problems[0]
+    assert "\n" not in study.problems[0]
+    assert study.runs.set_index("run").loc[name, "status"] == "unreadable"
+    assert study.progress == (5, 8)
+
+
+def test_broken_evaluation_does_not_count(folder):
+    (folder / run_name("bare", "dit", 0) / "eval.json").write_text("{}")
+    study = load(folder)
+    assert row(study, "bare", "dit", 0)["status"] == "unreadable"
+    assert len(study.problems) == 1
+
+
+def test_broken_curve_costs_the_curve_alone(tmp_path):
+    folder = write_study(tmp_path / "study", published=True)
+    (folder / run_name("bare", "dit", 0) / "curves.csv").write_text("step,seconds,bogus\n1,2,3\n")
+    (folder / run_name("bare", "dit", 1) / "curves.csv").write_text("step,seconds,loss\n1,2,high\n")
+    study = load(folder)
+    assert study.progress == (6, 8)
+    assert "bogus" in study.problems[0]
+    assert "'loss' holds text" in study.problems[1]
+    assert "bare" not in set(study.curves["method"])
+    assert "turned" in set(study.curves["method"])
+
+
+def test_study_of_broken_manifests_alone_is_still_read(tmp_path):
+    path = tmp_path / "study" / "x"
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text("nonsense")
+    study = load(tmp_path / "study")
+    assert (study.groups, study.progress, len(study.problems)) == ([], (0, 1), 1)
+
+
+def test_folder_without_runs_says_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
+        load(tmp_path)
+
+
+def test_options_enter_the_label_only_where_they_differ(folder):
+    assert ("bare", "dit small") in load(folder).groups
+    edit(folder / run_name("bare", "dit", 0) / "manifest.json", method={"name": "bare", "n_draws": 4})
+    edit(folder / run_name("bare", "dit", 1) / "manifest.json", method={"name": "bare", "n_draws": 64})
+    assert {m for m in load(folder).methods if m.startswith("bare")} == {"bare (n_draws=4)", "bare (n_draws=64)"}
+
+
+def sweep(folder, rates):
+    first = folder / run_name("bare", "dit", 0)
+    second = folder / "bare-dit-s0-1111111111"
+    shutil.copytree(first, second)
+    edit(second / "manifest.json", run=second.name, created="2026-01-02T00:00:00+00:00")
+    for path, rate in zip((first, second), rates, strict=True):
+        (path / "config.yaml").write_text(yaml.safe_dump({"seed": 0, "train": {"lr": rate, "n_steps": 400}}))
+
+
+def test_runs_of_a_sweep_are_told_apart_by_the_swept_setting(folder):
+    sweep(folder, (0.001, 0.002))
+    methods = load(folder).methods
+    assert "bare (lr=0.001)" in methods
+    assert "bare (lr=0.002)" in methods
+
+
+def test_equal_settings_are_a_duplicate_and_counted_once(folder):
+    sweep(folder, (0.001, 0.001))
+    study = load(folder)
+    assert study.progress == (6, 8)
+    assert row(study, "bare", "dit", 0)["status"] == "duplicate"
+
+
+def test_two_data_sets_never_share_a_table(folder):
+    assert len(load(folder).parts()) == 1
+    for seed in (0, 1):
+        edit(folder / run_name("turned", "dit", seed) / "manifest.json", data__fingerprint="f" * 16)
+    first, second = load(folder).parts()
+    assert set(second.methods) == {"turned"}
+    assert "turned" not in first.methods
+    assert len(first.counted) + len(second.counted) == 6

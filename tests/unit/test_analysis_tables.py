@@ -1,0 +1,230 @@
+"""What the tables show, and that both layouts of a study show the same."""
+
+import csv
+import io
+import shutil
+
+import pytest
+from fabricated_study import edit, run_name, write_study
+
+from analysis.labels import Column, significant
+from analysis.load import load
+from analysis.tables import main, paired
+from analysis.tables.render import Cell, Table, html, latex, markdown, tex, text
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_study(tmp_path / "made_up")
+
+
+def body(table_markdown):
+    lines = [line for line in table_markdown.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in [lines[0], *lines[2:]]]
+
+
+def rows_of(folder, out):
+    main.build(load(folder), out)
+    header, *rows = body((out / "main.md").read_text())
+    return header, {(row[0], row[1]): dict(zip(header, row, strict=True)) for row in rows}
+
+
+def test_data_row_is_on_top(folder, tmp_path):
+    _, rows = rows_of(folder, tmp_path / "out")
+    first = next(iter(rows.values()))
+    assert first["Method"] == "Data (test split)"
+    assert first["Atom stability (%)"] == "99.3"
+    assert first["Valid and unique (%)"] == "97.8"
+    assert first["NLL (nats/molecule)"] == "–"
+
+
+def test_row_holds_mean_spread_and_sampling_noise(folder, tmp_path):
+    _, rows = rows_of(folder, tmp_path / "out")
+    bare = rows["bare", "dit small"]
+    # mean of 70 and 72; their sample standard deviation; 0.4 / sqrt(2) from the intervals of the two runs
+    assert bare["Atom stability (%)"] == "71.0 ± 1.4 (0.3)"
+    assert bare["Guarantee"] == "none"
+    assert bare["Seeds"] == "2"
+    assert bare["Training step (ms)"] == "20.0 ± 0.0"
+    assert bare["Training (min)"] == "2.05 ± 0.07"
+    assert bare["Sampling (ms/molecule)"] == "50.0 ± 0.0"
+    assert bare["Peak memory (MB)"] == "700 ± 1"
+    assert bare["Status"] == "complete"
+
+
+def test_failed_skipped_and_unevaluated_runs_stand_in_the_status(folder, tmp_path):
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert rows["strict", "egnn small"]["Status"] == "1 failed"
+    assert rows["strict", "egnn small"]["Seeds"] == "1"
+    assert rows["turned_later", "dit small"]["Status"] == "1 not evaluated"
+    assert rows["strict", "dit small"]["Status"] == "1 skipped"
+    assert rows["strict", "dit small"]["Atom stability (%)"] == "–"
+
+
+def test_missing_seed_stands_in_the_status(folder, tmp_path):
+    shutil.rmtree(folder / run_name("bare", "dit", 1))
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert rows["bare", "dit small"]["Status"] == "1 missing"
+
+
+def test_likelihood_of_a_stochastic_method_is_marked_as_a_bound(folder, tmp_path):
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert rows["turned_later", "dit small"]["NLL (nats/molecule)"].startswith("≤ ")
+    assert not any(row["NLL (nats/molecule)"].startswith("≤") for key, row in rows.items() if key[0] != "turned_later")
+
+
+def test_likelihoods_that_bound_differently_are_not_ranked(folder):
+    def bold(folder):
+        table = main.main_table(load(folder))
+        column = table.header.index("NLL (nats/molecule)")
+        return {row[0].text for row in table.rows if row[column].bold}
+
+    for path in folder.glob("*/eval.json"):
+        seed = int(path.parent.name.split("-s")[1][0])
+        edit(path, nll__mean=-30.0 - seed - (20 if path.parent.name.startswith("turned-") else 0))
+    assert bold(folder) == set()
+    for path in folder.glob("turned_later*/manifest.json"):
+        edit(path, guarantee="at_optimum")
+    assert bold(folder) == {"turned"}
+
+
+def test_difference_of_a_bound_is_a_bound(folder):
+    table = paired.paired_table(load(folder))
+    shown = {row[0].text: row[-1].text.startswith("≤") for row in table.rows}
+    assert shown == {"turned": False, "turned_later": True, "strict": False}
+
+
+def test_borrowed_training_cost_is_marked(folder, tmp_path):
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert rows["turned_later", "dit small"]["Training step (ms)"] == "20.0§"
+    assert rows["turned_later", "dit small"]["Sampling (ms/molecule)"] == "50.0"
+    assert "§ trains nothing" in (tmp_path / "out" / "main.md").read_text()
+
+
+def test_older_and_uncommitted_code_is_marked(folder, tmp_path):
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert ("bare", "dit small") in rows
+    assert "†" not in (tmp_path / "out" / "main.md").read_text()
+    edit(folder / run_name("bare", "dit", 0) / "manifest.json", code__commit="b" * 40)
+    edit(folder / run_name("turned", "dit", 1) / "manifest.json", code__dirty=True)
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert ("bare†", "dit small") in rows
+    assert ("turned‡", "dit small") in rows
+    assert "bbbbbbbbbb" in (tmp_path / "out" / "main.md").read_text()
+
+
+def test_caption_states_what_was_measured(folder):
+    told = main.caption(load(folder)) + main.provenance(load(folder))
+    for word in (
+        "Invented molecules, at most 14 atoms",
+        "0123456789ab",
+        "100 sampling steps",
+        "seeds 0, 1",
+        "400 optimiser",
+    ):
+        assert word in told
+    for word in ("aaaaaaaaaa", "CPU: none", "float32", "eager", "torch 2.0", "equibench 0.1.0"):
+        assert word in told
+
+
+def test_partial_study_is_called_partial_and_a_whole_one_is_not(folder):
+    assert main.caption(load(folder)).startswith("PARTIAL: 6 of 8 runs done.")
+    for method, backbone, seed in (("strict", "egnn", 1), ("turned_later", "dit", 1)):
+        shutil.rmtree(folder / run_name(method, backbone, seed))
+    for method, backbone in (("strict", "egnn"), ("turned_later", "dit")):
+        shutil.rmtree(folder / run_name(method, backbone, 0))
+    assert not main.caption(load(folder)).startswith("PARTIAL")
+
+
+@pytest.mark.parametrize("name", ["main.md", "main.csv", "main.tex"])
+def test_both_layouts_give_the_same_main_table(tmp_path, name):
+    live, published = tmp_path / "runs" / "made_up", tmp_path / "results" / "made_up"
+    for folder, is_published in ((live, False), (published, True)):
+        main.build(load(write_study(folder, is_published)), folder / "report")
+    assert (live / "report" / name).read_bytes() == (published / "report" / name).read_bytes()
+    edit(published / run_name("bare", "dit", 0) / "eval.json", metrics__atom_stability=0.71)  # control
+    main.build(load(published), published / "report")
+    assert (live / "report" / name).read_bytes() != (published / "report" / name).read_bytes()
+
+
+def test_csv_keeps_the_records_numbers(folder, tmp_path):
+    main.build(load(folder), tmp_path)
+    data, bare, *_ = csv.DictReader(io.StringIO((tmp_path / "main.csv").read_text()))
+    assert float(data["atom_stability"]) == 0.993
+    assert float(bare["atom_stability"]) == pytest.approx(0.71)
+    assert float(bare["step_seconds"]) == pytest.approx(0.02)
+    assert float(bare["nll_mean"]) == pytest.approx((-37.0 - 38.2) / 2)
+
+
+def test_study_without_any_finished_run_still_gives_a_table(folder, tmp_path):
+    for path in folder.glob("*/eval.json"):
+        path.unlink()
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert rows["bare", "dit small"]["Status"] == "2 not evaluated"
+    assert paired.build(load(folder), tmp_path) == []
+
+
+def test_paired_table_takes_differences_seed_by_seed(folder, tmp_path):
+    paired.build(load(folder), tmp_path)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "paired.csv").read_text())))
+    found = next(row for row in rows if row["method"] == "turned" and row["quantity"] == "atom_stability")
+    assert found["reference"] == "bare / dit small"
+    assert found["differences_by_seed"] == "0:0.1 1:0.101"
+    assert float(found["difference"]) == pytest.approx(0.1005)
+    assert float(found["high95"]) - float(found["low95"]) == pytest.approx(2 * 12.7062 * 0.0005, rel=1e-4)
+
+
+def test_paired_table_says_that_two_seeds_are_few(folder, tmp_path):
+    paired.build(load(folder), tmp_path)
+    assert "12.71" in (tmp_path / "paired.md").read_text()
+
+
+def test_single_pair_has_no_interval_and_is_never_bold(folder):
+    table = paired.paired_table(load(folder))
+    strict = next(row for row in table.rows if row[0].text == "strict")
+    assert strict[3].text == "1"
+    assert all(cell.small == "" and not cell.bold for cell in strict)
+
+
+def test_terminal_table_fits_120_columns(folder):
+    long = "a_method_with_a_very_long_name_indeed_and_then_some_more_words"
+    for path in folder.glob("bare*/manifest.json"):
+        edit(path, method={"name": long})
+    printed = main.print_table(load(folder))
+    assert max(map(len, printed.splitlines())) <= 120
+    assert "6 of 8 runs done" in printed
+    assert "…" in printed
+
+
+TABLE = Table(
+    ["A_b", "C"], [[Cell("x_y"), Cell("−1.0", "± 0.1", bold=True)], [Cell("p|q"), Cell("<5 %")]], "Caption & more"
+)
+
+
+def test_markup_of_cells_is_escaped_in_every_format():
+    assert "p\\|q" in markdown(TABLE)
+    assert "&lt;5 %" in html(TABLE)
+    assert "Caption &amp; more" in html(TABLE)
+    assert r"x\_y & \textbf{$-$1.0} $\pm$ 0.1 \\" in latex([TABLE], "tab:x")
+    assert r"Caption \& more" in latex([TABLE], "tab:x")
+    assert tex("100 % of {a}") == r"100 \% of \{a\}"
+
+
+def test_text_columns_are_flush_left_and_numbers_flush_right():
+    header, _, first, _ = text(TABLE).splitlines()
+    assert first.startswith("x_y")
+    assert header.endswith("C")
+    assert len(header) == len(first)
+
+
+@pytest.mark.parametrize(("value", "digits"), [(1234.0, 0), (123.4, 0), (12.34, 1), (1.234, 2), (0.1234, 3), (0.0, 2)])
+def test_three_significant_figures(value, digits):
+    assert significant(value) == digits
+
+
+def test_values_show_in_the_columns_unit():
+    column = Column("x", "X", "%", "x %", True, scale=100.0, digits=1)
+    assert column.show(0.8761) == "87.6"
+    assert column.show(-0.01) == "−1.0"
+    assert column.show(0.01, signed=True) == "+1.0"
+    assert column.show(None) == column.show(float("nan")) == "–"

@@ -1,0 +1,159 @@
+"""What surrounds a gradient step (spec 1.7): moving average, gradient clips, learning rate."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from support import generator
+from torch import Tensor, nn
+
+from bench.config import Clip, TrainConfig
+from bench.optimise import MovingAverage, QueueClip, clip_gradients, learning_rate, make_optimiser, progress
+
+# ---------------------------------------------------------------------- moving average
+
+
+def weights(*values: float) -> dict[str, nn.Parameter]:
+    return {str(i): nn.Parameter(torch.full((3,), v, dtype=torch.float64)) for i, v in enumerate(values)}
+
+
+def test_average_of_constant_weights_is_constant():
+    """T34: after many steps from constant weights the average has not moved; it has if they do."""
+    w = weights(1.5, -2.0)
+    average = MovingAverage(w, 0.9999)
+    for _ in range(1000):
+        average.update(w)
+    assert all(torch.equal(average.shadow[name], p) for name, p in w.items())
+    w["0"].data += 1e-3
+    average.update(w)
+    assert not torch.equal(average.shadow["0"], torch.full((3,), 1.5, dtype=torch.float64))
+
+
+def test_one_step_moves_the_average_by_one_minus_decay_of_the_difference():
+    """T34: exactly 1e-4 of the difference at decay 0.9999; another decay is told apart."""
+    for decay, moved in ((0.9999, True), (0.999, False)):
+        w = weights(0.0)
+        average = MovingAverage(w, decay)
+        w["0"].data.fill_(1.0)
+        average.update(w)
+        assert torch.allclose(average.shadow["0"], torch.tensor(1e-4, dtype=torch.float64), rtol=1e-12, atol=0) is moved
+
+
+def test_swapping_twice_changes_nothing():
+    w = weights(1.0)
+    average = MovingAverage(w, 0.5)
+    w["0"].data.fill_(3.0)
+    average.update(w)
+    average.swap(w)
+    assert (w["0"][0].item(), average.shadow["0"][0].item()) == (2.0, 3.0)
+    average.swap(w)
+    assert (w["0"][0].item(), average.shadow["0"][0].item()) == (3.0, 2.0)
+
+
+# ---------------------------------------------------------------------- clips
+
+
+class ListQueue:
+    """EDM's clip as section 1.7 states it, on a plain list."""
+
+    def __init__(self, length: int = 50, spread: float = 2.0) -> None:
+        self.norms, self.length, self.spread = [3000.0], length, spread
+
+    def clip(self, norm: float) -> float:
+        allowed = 1.5 * np.mean(self.norms) + self.spread * np.std(self.norms)
+        self.norms = [*self.norms, min(norm, allowed)][-self.length :]
+        return float(allowed)
+
+
+def agrees_with_list(reference: ListQueue) -> bool:
+    queue = QueueClip()
+    same = True
+    for norm in np.random.default_rng(0).lognormal(2, 1.5, size=230):
+        allowed = queue.allowed()
+        queue.push(torch.tensor(norm), allowed)
+        same &= bool(np.isclose(allowed.item(), reference.clip(float(norm)), rtol=1e-9))
+    return same
+
+
+def test_queue_allows_what_a_plain_list_allows():
+    """T35: 230 norms against a list of the last 50; a list of 49, or another spread, is told apart."""
+    assert agrees_with_list(ListQueue())
+    assert not agrees_with_list(ListQueue(length=49))
+    assert not agrees_with_list(ListQueue(spread=2.1))
+
+
+def test_queue_starts_generous_and_settles():
+    """T35: the first call allows 4500; after 50 equal norms c it allows 1.5 c, after 49 still more."""
+    queue = QueueClip()
+    assert queue.allowed().item() == 4500
+    for k in range(50):
+        assert queue.allowed().item() > 1.5 * 2.0 + 1e-9, k
+        queue.push(torch.tensor(2.0), queue.allowed())
+    assert queue.allowed().item() == pytest.approx(3.0, rel=1e-12)
+
+
+def test_queue_enters_a_burst_only_as_far_as_it_was_allowed():
+    """T35: after an exploding norm the next allowance is what the clipped one gives."""
+    queue = QueueClip()
+    for _ in range(60):
+        queue.push(torch.tensor(2.0), queue.allowed())
+    queue.push(torch.tensor(1e9), queue.allowed())
+    assert queue.allowed().item() == pytest.approx(1.5 * (2 * 49 + 3) / 50 + 2 * np.std([2.0] * 49 + [3.0]), rel=1e-9)
+
+
+def gradients_after_clip(scale: float, cfg: TrainConfig, queue: QueueClip) -> tuple[Tensor, Tensor, Tensor]:
+    parameters = [nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1))]
+    rng = generator(0)
+    for p in parameters[:2]:
+        p.grad = scale * torch.randn(p.shape, generator=rng)
+    norm, clipped = clip_gradients(parameters, cfg, queue)
+    return torch.cat([p.grad.flatten() for p in parameters[:2] if p.grad is not None]), norm, clipped
+
+
+@pytest.mark.parametrize(("scale", "clipped"), [(0.1, 0.0), (100.0, 1.0)])
+def test_gradients_are_scaled_to_the_global_norm_only_when_larger(scale, clipped):
+    free, norm, _ = gradients_after_clip(scale, TrainConfig(clip_norm=1e9), QueueClip())
+    scaled, same_norm, was_clipped = gradients_after_clip(scale, TrainConfig(clip_norm=2.0), QueueClip())
+    assert norm == same_norm
+    assert was_clipped == clipped
+    torch.testing.assert_close(norm, free.norm())
+    torch.testing.assert_close(scaled, free * min(1.0, 2.0 / norm.item()))
+
+
+def test_queue_clip_remembers_the_norm_it_saw():
+    queue = QueueClip()
+    _, norm, clipped = gradients_after_clip(1.0, TrainConfig(clip=Clip.QUEUE), queue)
+    assert clipped == 0
+    assert queue.norms[1].item() == pytest.approx(norm.item())
+    _, _, clipped = gradients_after_clip(1e5, TrainConfig(clip=Clip.QUEUE), queue)
+    assert clipped == 1
+
+
+# ---------------------------------------------------------------------- learning rate
+
+
+def test_learning_rate_warms_up_holds_and_cools_down():
+    cfg = TrainConfig(n_steps=100, lr=1.0, warmup_steps=10, cooldown_fraction=0.4)
+    rates = [learning_rate(step, 0.0, cfg) for step in range(101)]
+    assert rates[0] == 0.1
+    assert rates[9:61] == [1.0] * 52
+    assert rates[80] == pytest.approx(0.5)
+    assert rates[100] == 0
+    assert all(a >= b for a, b in pairwise(rates[60:]))
+
+
+def test_budget_of_seconds_ends_a_run_before_its_steps():
+    cfg = TrainConfig(n_steps=100, max_seconds=10.0, cooldown_fraction=0.5, lr=1.0)
+    assert progress(10, 5.0, cfg) == 0.5
+    assert progress(80, 5.0, cfg) == 0.8
+    assert progress(10, 10.0, cfg) == 1
+    assert learning_rate(10, 7.5, cfg) == pytest.approx(0.5)
+    assert progress(10, 1e6, TrainConfig(n_steps=100)) == 0.1
+
+
+def test_optimiser_is_the_published_adamw():
+    optimiser = make_optimiser([nn.Parameter(torch.zeros(1))], TrainConfig(lr=3e-4))
+    (group,) = optimiser.param_groups
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (3e-4, 1e-12, (0.9, 0.999))
+    assert group["amsgrad"] is TrainConfig().amsgrad

@@ -1,0 +1,105 @@
+"""Dense pair algebra: values against a plain loop, hand-written gradients against numerical ones."""
+
+import pytest
+import torch
+from support import generator
+from torch import Tensor
+
+from bench.backbones.pairs import differences, mean_over_partners, off_diagonal, pair_input, weighted_sum
+from bench.molecules import Layout
+
+LAYOUT = Layout([2, 3, 3])  # sorted by size, one size twice
+A, P = 8, 22
+
+
+def pairs() -> list[tuple[int, int]]:
+    """Ordered pairs of atoms of one molecule, molecule after molecule."""
+    ptr = LAYOUT.ptr.tolist()
+    return [(i, j) for a, b in zip(ptr, ptr[1:], strict=False) for i in range(a, b) for j in range(a, b)]
+
+
+def values(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64, requires_grad=True)
+
+
+def loop_pair_input(a: Tensor, b: Tensor, D: Tensor, W: Tensor) -> Tensor:
+    return torch.stack([a[i] + b[j] + D[p] @ W for p, (i, j) in enumerate(pairs())])
+
+
+def loop_weighted_sum(w: Tensor, v: Tensor) -> Tensor:
+    return torch.stack([sum(w[p] * v[p] for p, (k, _) in enumerate(pairs()) if k == i) for i in range(A)])  # type: ignore[arg-type]
+
+
+def loop_differences(x: Tensor) -> Tensor:
+    return torch.stack([x[i] - x[j] for i, j in pairs()])
+
+
+CASES = {
+    "pair_input": (
+        lambda *args: pair_input(*args, LAYOUT),
+        loop_pair_input,
+        [values(A, 4, seed=1), values(A, 4, seed=2), values(P, 2, seed=3), values(2, 4, seed=4)],
+    ),
+    "weighted_sum": (
+        lambda *args: weighted_sum(*args, LAYOUT),
+        loop_weighted_sum,
+        [values(P, seed=1), values(P, 3, seed=2)],
+    ),
+    "differences": (lambda x: differences(x, LAYOUT), loop_differences, [values(A, 3, seed=1)]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_are_those_of_a_loop(name):
+    ours, loop, arguments = CASES[name]
+    torch.testing.assert_close(ours(*arguments), loop(*arguments))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_are_those_of_a_loop_and_of_finite_differences(name):
+    ours, loop, arguments = CASES[name]
+    assert torch.autograd.gradcheck(ours, arguments)
+    weight = values(*ours(*arguments).shape, seed=9).detach()
+    expected = torch.autograd.grad((weight * loop(*arguments)).sum(), arguments)
+    for gradient, wanted in zip(
+        torch.autograd.grad((weight * ours(*arguments)).sum(), arguments), expected, strict=True
+    ):
+        torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_pass_through_only_what_needs_them(name):
+    """One argument at a time, as in a first layer whose positions are data."""
+    ours, _, arguments = CASES[name]
+    everything = torch.autograd.grad(ours(*arguments).square().sum(), arguments)
+    for k, wanted in enumerate(everything):
+        alone = [value.detach().requires_grad_(i == k) for i, value in enumerate(arguments)]
+        (gradient,) = torch.autograd.grad(ours(*alone).square().sum(), alone[k])
+        torch.testing.assert_close(gradient, wanted)
+
+
+def test_a_wrong_gradient_is_noticed():
+    """Control: the sum over first instead of second atoms is the gradient of another function."""
+    x = CASES["differences"][2][0]
+
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x: Tensor) -> Tensor:
+            return differences(x, LAYOUT)
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> Tensor:
+            return torch.zeros(A, 3, dtype=grad.dtype).index_add(0, torch.tensor([i for i, _ in pairs()]), grad)
+
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        torch.autograd.gradcheck(Wrong.apply, (x,))
+
+
+def test_masks_and_means_follow_the_pairs():
+    like = torch.zeros(1, dtype=torch.float64)
+    assert off_diagonal(LAYOUT, like).tolist() == [float(i != j) for i, j in pairs()]
+    v = values(P, 3, seed=5)
+    sizes = LAYOUT.n_atoms[LAYOUT.molecule][:, None]
+    torch.testing.assert_close(
+        mean_over_partners(v, LAYOUT), loop_weighted_sum(torch.ones(P, dtype=torch.float64), v) / sizes
+    )

@@ -1,0 +1,104 @@
+"""Records: schemas are checked on both sides, files appear whole or not at all."""
+
+import json
+import os
+
+import pytest
+
+from bench import records
+from bench.records import RecordError, check, read_json, read_steps, run_folders, write_atomically, write_json
+
+SCHEMA = {"schema": int, "name": str, "value": (int, float), "note?": (str, type(None)), "inner": {"n": int}}
+GOOD = {"schema": records.SCHEMA_VERSION, "name": "a", "value": 1.5, "inner": {"n": 3}}
+
+
+def test_a_record_of_the_schema_passes():
+    check(GOOD, SCHEMA, "here")
+    check({**GOOD, "note": None, "value": 2}, SCHEMA, "here")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"value": "1.5"}, "here: 'value' is '1.5', expected int or float"),
+        ({"value": True}, "'value' is True"),
+        ({"inner": {"n": True}}, "here: inner: 'n' is True"),
+        ({"inner": 3}, "here: inner: expected an object, got int"),
+        ({"surprise": 1}, "unknown key 'surprise'; expected inner, name, note, schema, value"),
+        ({"schema": 99}, "written with record schema 99"),
+        ({"note": 3}, "expected str or NoneType"),
+    ],
+)
+def test_a_fault_is_named_with_its_place(change, message):
+    with pytest.raises(RecordError, match=message):
+        check({**GOOD, **change}, SCHEMA, "here")
+
+
+def test_a_missing_key_is_named():
+    with pytest.raises(RecordError, match="here: key 'name' is missing"):
+        check({k: v for k, v in GOOD.items() if k != "name"}, SCHEMA, "here")
+
+
+def test_json_is_written_and_read_back(tmp_path):
+    path = tmp_path / "deep" / "record.json"
+    write_json(path, GOOD, SCHEMA)
+    assert read_json(path, SCHEMA) == GOOD
+    with pytest.raises(RecordError, match="unknown key"):
+        write_json(path, {**GOOD, "x": 1}, SCHEMA)
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {**GOOD, "value": float("nan")}, SCHEMA)
+    assert read_json(path, SCHEMA) == GOOD  # refused records left the file alone
+    path.write_text("{")
+    with pytest.raises(RecordError, match="not readable as JSON"):
+        read_json(path)
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: could not write .*file; nothing already written"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_only_a_last_line_may_be_cut_short(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    assert read_steps(path) == []
+    line = json.dumps({"step": 1, "seconds": 0.5})
+    path.write_text(f'{line}\n{line}\n{{"step": 3, "se')
+    assert [step["step"] for step in read_steps(path)] == [1, 1]
+    path.write_text(f'{line}\n{{"step": 3, "se\n{line}\n')
+    with pytest.raises(RecordError, match=r"steps\.jsonl:2"):
+        read_steps(path)
+    path.write_text(json.dumps({"step": 1, "seconds": 0.5, "extra": 1}) + "\n")
+    with pytest.raises(RecordError, match="unknown key 'extra'"):
+        read_steps(path)
+
+
+def test_only_folders_with_a_manifest_are_runs(tmp_path):
+    for name in ("b", "a", "no_run"):
+        (tmp_path / name).mkdir()
+    for name in ("b", "a"):
+        (tmp_path / name / "manifest.json").write_text("{}")
+    assert [folder.name for folder in run_folders(tmp_path)] == ["a", "b"]
+    assert list(run_folders(tmp_path / "nowhere")) == []
