@@ -190,7 +190,7 @@ class DiT(nn.Module):
     )
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 32, "depth": 2, "n_heads": 2, "embedding_width": 16},
-        "small": {"width": 96, "depth": 6, "n_heads": 4, "embedding_width": 48},
+        "small": {"width": 96, "depth": 4, "n_heads": 4, "embedding_width": 48},
         "medium": {"width": 192, "depth": 8, "n_heads": 6, "embedding_width": 92},
         "published": {"width": 384, "depth": 12, "n_heads": 6, "embedding_width": 184},
         "published_large": {"width": 768, "depth": 12, "n_heads": 12, "embedding_width": 382},

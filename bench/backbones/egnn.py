@@ -74,12 +74,18 @@ class Block(nn.Module):
     def message(self, first: Float[Tensor, "P H"], mask: Float[Tensor, "P"]) -> tuple[Tensor, Tensor]:
         """m_ij [P, H] and a_ij [P] from the first layer's output."""
         message = F.silu(self.message_out(F.silu(first)))
-        return message, torch.sigmoid(self.attention(message))[:, 0] * mask
+        return message, torch.sigmoid(_one_output(self.attention, message)) * mask
 
     def strength(self, first: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
         """15 tanh(V3 SiLU(V2 SiLU(.))) from the first layer's output."""
         inner = F.silu(self.coordinate_mid(F.silu(first)))
-        return self.coordinate_range * torch.tanh(self.coordinate_out(inner))[:, 0]
+        return self.coordinate_range * torch.tanh(_one_output(self.coordinate_out, inner))
+
+
+def _one_output(linear: nn.Linear, inputs: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
+    """A layer of one output as a matrix-vector product, whose backward pass is an outer product, not a matrix one."""
+    out = torch.mv(inputs, linear.weight[0])
+    return out if linear.bias is None else out + linear.bias
 
 
 def _first_layer(linear: nn.Linear, h: Tensor, distances: Tensor, layout: Layout) -> Tensor:

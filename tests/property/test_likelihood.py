@@ -170,6 +170,32 @@ def test_features_off_by_one_cost_the_floor():
     torch.testing.assert_close(cost, torch.full((6,), -math.log(1e-10), dtype=torch.float64), rtol=1e-6, atol=0)
 
 
+def test_an_undecided_element_costs_its_share():
+    """T5: with all one-hot channels alike the categorical term is -log(1 / n_elements): probabilities sum to one."""
+    diffusion, x0 = core(include_charges=False), states(sizes=(3,))[0]
+    x0 = x0.replace(h=x0.h[:, :5])
+    level = diffusion.schedule.at(torch.tensor([0]), torch.float64)
+    cost = -diffusion.feature_log_likelihood(x0, x0.replace(h=torch.zeros_like(x0.h)), level)
+    torch.testing.assert_close(cost, torch.tensor([3 * math.log(5)], dtype=torch.float64))
+
+
+def test_times_of_the_bound_are_uniform_without_zero():
+    """T3: each of 1..T alike, neither 0 nor beyond; the reconstruction term is asked at 0."""
+    diffusion = core(n_levels=10)
+    x0 = diffusion.encode(structures([1] * 20_000))
+    seen: list[Tensor] = []
+
+    def predict(z_t: Molecules, level: NoiseLevel) -> Molecules:
+        seen.append((10 * level.t).round().long())
+        return z_t
+
+    diffusion.bound(x0, predict, generator(0), generator(1))
+    counts = torch.bincount(seen[0], minlength=11)
+    assert counts[0] == 0
+    assert (counts[1:] - 2000.0).abs().max() < Z_MAX * 1800**0.5
+    assert not seen[1].any()
+
+
 def data_set(train_sizes: list[int]) -> DataSet:
     test = structures([6] * 4, seed=2)
     return DataSet("synthetic", "synthetic", "tests", ELEMENTS, structures(train_sizes, seed=1), test, test)

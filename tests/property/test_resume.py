@@ -167,6 +167,13 @@ def test_training_returns_the_average_and_stores_both(tmp_path):
     assert not all(torch.equal(weights[name], state[f"weights/{name}"]) for name in weights)
 
 
+@pytest.mark.parametrize("change", [{"valid_every": 1}, {"valid_every": 2}, {"n_valid": 1}, {"log_every": 3}], ids=str)
+def test_what_is_logged_and_validated_does_not_change_training(change, tmp_path):
+    reference = trained(tmp_path / "reference", config("symdiff", "dit", valid_every=100))
+    assert same(trained(tmp_path / "other", config("symdiff", "dit", **change)), reference)
+    assert not same(trained(tmp_path / "control", config("symdiff", "dit", warmup_steps=3)), reference)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
     """Positions so far out that the loss overflows: one clear error, the state from before stays."""
     cfg = config("plain", "egnn")

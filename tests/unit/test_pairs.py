@@ -1,5 +1,7 @@
 """Dense pair algebra: values against a plain loop, hand-written gradients against numerical ones."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from support import generator
@@ -15,7 +17,7 @@ A, P = 8, 22
 def pairs() -> list[tuple[int, int]]:
     """Ordered pairs of atoms of one molecule, molecule after molecule."""
     ptr = LAYOUT.ptr.tolist()
-    return [(i, j) for a, b in zip(ptr, ptr[1:], strict=False) for i in range(a, b) for j in range(a, b)]
+    return [(i, j) for a, b in pairwise(ptr) for i in range(a, b) for j in range(a, b)]
 
 
 def values(*shape: int, seed: int) -> Tensor:
@@ -84,11 +86,11 @@ def test_a_wrong_gradient_is_noticed():
 
     class Wrong(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x: Tensor) -> Tensor:
+        def forward(_, x: Tensor) -> Tensor:
             return differences(x, LAYOUT)
 
         @staticmethod
-        def backward(ctx, grad: Tensor) -> Tensor:
+        def backward(_, grad: Tensor) -> Tensor:
             return torch.zeros(A, 3, dtype=grad.dtype).index_add(0, torch.tensor([i for i, _ in pairs()]), grad)
 
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
