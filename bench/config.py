@@ -13,6 +13,7 @@ import enum
 import hashlib
 import itertools
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -29,6 +30,13 @@ STUDIES = Path(__file__).parent / "configs" / "studies"
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, what came and what was expected."""
+
+
+def _require(where: str, **conditions: tuple[Any, bool, str]) -> None:
+    """Raise ConfigError for the first (value, holds, expected) that does not hold."""
+    for key, (value, holds, expected) in conditions.items():
+        if not holds:
+            raise ConfigError(f"'{where}.{key}' is {value!r}, expected {expected}")
 
 
 class Clip(enum.StrEnum):
@@ -66,6 +74,23 @@ class TrainConfig:
     n_threads: int = 1
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads")
+        _require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
+        _require(
+            "train",
+            lr=(self.lr, 0 < self.lr < math.inf, "a positive number"),
+            warmup_steps=(self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
+            cooldown_fraction=(self.cooldown_fraction, 0 <= self.cooldown_fraction <= 1, "a number from 0 to 1"),
+            ema_decay=(self.ema_decay, 0 <= self.ema_decay < 1, "a number from 0 to below 1"),
+            clip_norm=(self.clip_norm, self.clip_norm > 0, "a positive number"),
+            max_seconds=(
+                self.max_seconds,
+                self.max_seconds is None or self.max_seconds > 0,
+                "a positive number or null",
+            ),
+        )
+
 
 @dataclass
 class SampleConfig:
@@ -76,6 +101,12 @@ class SampleConfig:
     batch_size: int = 250
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _require(
+            "sample",
+            **{k: (n := getattr(self, k), n >= 1, "at least 1") for k in ("n_molecules", "n_steps", "batch_size")},
+        )
+
 
 @dataclass
 class EvaluateConfig:
@@ -83,6 +114,11 @@ class EvaluateConfig:
 
     n_nll_molecules: int | None = None  # None: all of the test split
     n_nll_passes: int = 5
+
+    def __post_init__(self) -> None:
+        n = self.n_nll_molecules
+        _require("evaluate", n_nll_molecules=(n, n is None or n >= 1, "at least 1, or null for all"))
+        _require("evaluate", n_nll_passes=(self.n_nll_passes, self.n_nll_passes >= 1, "at least 1"))
 
 
 @dataclass
@@ -117,6 +153,10 @@ class RunConfig:
         self.method = _complete(methods, self.method, "method")
         self.backbone = _complete(backbones, self.backbone, "backbone")
         self.data = _complete(datasets, self.data, "data")
+        most = self.diffusion.n_levels
+        _require(
+            "sample", n_steps=(self.sample.n_steps, self.sample.n_steps <= most, f"at most diffusion.n_levels = {most}")
+        )
 
     def page(self) -> dict[str, Any]:
         """Plain nested dictionary of every setting, as written to config.yaml."""

@@ -96,6 +96,8 @@ def print_table(study: Study, width: int = 120) -> str:
     short = ["method", "backbone", "guarantee", "seeds", *(column.short for column in (*QUALITY, *COST)), "status"]
     # The interval from sampling stands in the written table alone: two blocks must fit a terminal.
     rows = [[Cell(cell.text, cell.small.split(" (")[0].replace("± ", "±")) for cell in row] for row in table.rows]
+    if table.rule_after:
+        rows[0][0] = Cell("data")  # the full name would take the room of a column
     plain = Table(short, rows, "", table.n_text, table.last_is_text, table.rule_after)
     n_quality = N_TEXT + 1 + len(QUALITY)
     product = short.index(METRICS[-1].short)
