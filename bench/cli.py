@@ -95,7 +95,8 @@ def run_study(args: argparse.Namespace) -> int:
     items = execute_study(study, RUNS, args.retry_failed)
     failed = [item for item in items if item.status not in ("done", "skipped")]
     for item in failed:
-        logging.getLogger("equibench").error("%s: %s; see %s", item.folder.name, item.status, item.folder / "log.txt")
+        why = item.outcome or "failed before; --retry-failed takes it up again"
+        logging.getLogger("equibench").error("%s: %s; see %s", item.folder.name, why, item.folder / "log.txt")
     done = sum(item.status == "done" for item in items)
     skipped = sum(item.status == "skipped" for item in items)
     logging.getLogger("equibench").info(
@@ -147,6 +148,10 @@ def sample(args: argparse.Namespace) -> int:
     from bench import files
     from bench.sample import load_run, plan_chunks
 
+    if args.n < 1 or args.out.suffix not in (".xyz", ".extxyz", ".sdf", ".npz"):
+        raise ValueError(
+            f"-n {args.n} -o {args.out}: expected at least one molecule and a file .xyz, .extxyz, .sdf or .npz"
+        )
     run = load_run(args.run_folder)
     steps = args.steps or run.cfg.sample.n_steps
     n_chunks = len(plan_chunks(run.sizes, args.n, run.cfg.sample.batch_size, args.seed))

@@ -299,7 +299,8 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
-    """Read a study by name or by path and apply `key=value` arguments (`launch.` keys or keys of `base`).
+    """Read a study by name or by path and apply `key=value` arguments (`launch.` keys or keys of `base`; not what the
+    grid sets).
 
     Raises:
         ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
@@ -317,14 +318,29 @@ def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
         for item in overrides or []:
             if "=" not in item:
                 raise ConfigError(f"argument {item!r} is not of the form key=value")
-            key = item if item.startswith(("launch.", "grid.")) else f"base.{item}"
+            key = item if item.startswith("launch.") else f"base.{item}"
             page = OmegaConf.merge(page, OmegaConf.from_dotlist([key]))
         plain = OmegaConf.to_container(page, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
     if not isinstance(plain, dict):
         raise ConfigError(f"{path}: expected a mapping with study, base, grid and launch")
-    return resolve_study({str(k): v for k, v in plain.items()}, str(path))
+    resolved = {str(k): v for k, v in plain.items()}
+    _refuse_hidden(resolved, overrides or [])
+    return resolve_study(resolved, str(path))
+
+
+def _refuse_hidden(page: Mapping[str, Any], overrides: list[str]) -> None:
+    """An argument for what the grid sets would be lost without a word."""
+    grids = page.get("grid") or {}
+    for item in overrides:
+        key = item.split("=", 1)[0]
+        for grid in grids if isinstance(grids, list) else [grids]:
+            for set_here in grid:
+                if key == set_here or key.startswith(f"{set_here}.") or set_here.startswith(f"{key}."):
+                    raise ConfigError(
+                        f"'{key}' cannot be given here: the study's grid sets '{set_here}'; edit a copy of its page"
+                    )
 
 
 def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
@@ -387,4 +403,5 @@ def reason_to_skip(cfg: RunConfig) -> str | None:
             f"method {cfg.method['name']!r} needs an equivariant backbone, got {cfg.backbone['name']!r}; "
             f"choose {' or '.join(fitting)}, or a method without that need"
         )
-    return None
+    parent = weights_run(cfg)
+    return reason_to_skip(parent) if parent else None

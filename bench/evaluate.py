@@ -51,12 +51,12 @@ def sample_run(
     if whole.exists() and costs.exists():
         return files.read(whole), records.read_json(costs)
     chunks = plan_chunks(sizes, settings.n_molecules, settings.batch_size, settings.seed)
-    parts, seconds = [], 0.0
+    parts, seconds, calls = [], 0.0, 0
     for chunk in chunks:
         path = folder / "chunks" / f"{chunk.number:05d}.npz"
         clock = path.with_suffix(".json")
         if not (path.exists() and clock.exists()):
-            started = time.perf_counter()
+            started, before = time.perf_counter(), model.denoiser.n_calls
             part = sample_chunk(model, chunk, settings.n_steps, settings.seed, cfg.train.device, on_step)
             spent = time.perf_counter() - started
             broken = np.count_nonzero(~np.isfinite(part.positions).all(1))
@@ -65,12 +65,13 @@ def sample_run(
                     f"{broken} atoms of {len(part.numbers)} have positions that are not finite; the run has diverged"
                 )
             files.write(path, part)
-            records.write_json(clock, {"seconds": spent})
+            records.write_json(clock, {"seconds": spent, "calls": model.denoiser.n_calls - before})
         parts.append(files.read(path))
-        seconds += records.read_json(clock)["seconds"]
+        costs_of_chunk = records.read_json(clock)
+        seconds, calls = seconds + costs_of_chunk["seconds"], costs_of_chunk["calls"]
     cost = {
         "sample_seconds_per_molecule": seconds / settings.n_molecules,
-        "sample_network_calls": settings.n_steps + 1,
+        "sample_network_calls": calls,
     }
     samples = in_order(chunks, parts)
     files.write(whole, samples)
@@ -83,11 +84,11 @@ def sample_run(
 def likelihood(cfg: RunConfig, model: Model, data: DataSet) -> dict[str, Any]:
     """Variational bound of -log p(x, h, N) on the test split, nats per molecule (`Diffusion.bound` and p(N)).
 
-    Molecules are the first ones of the split; a pass draws one time per molecule. The standard error is over
-    molecules, each averaged over its passes.
+    Molecules are all of the split or, of a fixed permutation, the first; a pass draws one time per molecule. The
+    standard error is over molecules, each averaged over its passes.
     """
     n = min(cfg.evaluate.n_nll_molecules or len(data.test), len(data.test))
-    test = data.test.select(np.arange(n))
+    test = data.test.select(np.sort(np.random.default_rng(0).permutation(len(data.test))[:n]))
     sizes = SizeDistribution(size_histogram(data.train))
     device = torch.device(cfg.train.device)
     streams = Streams(cfg.sample.seed, device)
@@ -121,7 +122,8 @@ def reference(data: DataSet, cache: Path) -> dict[str, Any]:
     from bench.metrics.scores import score
     from bench.metrics.validity import smiles_of
 
-    path = cache / f"reference-{data.fingerprint}.json"
+    # another RDKit can judge another set of molecules valid
+    path = cache / f"reference-{data.fingerprint}-rdkit{metadata.version('rdkit')}.json"
     if path.exists():
         return records.read_json(path)
     log.info("scoring the data set itself (once)")

@@ -57,7 +57,7 @@ class Method(nn.Module):
         guarantee: tested for every backbone that the method accepts.
         needs_equivariant_backbone: refuse backbones that are not exactly equivariant.
         weights_of: name of the method whose trained weights this one uses; it then trains nothing.
-        references: papers, as printed by `equibench list`.
+        references: papers to cite for it.
     """
 
     guarantee: ClassVar[Guarantee] = Guarantee.NONE

@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import shutil
 from pathlib import Path
-
-import yaml
 
 from bench import records
 from bench.checkpoint import save_average
@@ -30,6 +29,9 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
     folders = list(run_folders(source))
     if not folders:
         raise FileNotFoundError(f"no runs of study {study!r} in {runs_root}; execute `equibench run {study}` first")
+    for folder in run_folders(target):  # runs that are no longer part of the study
+        if folder.name not in {kept.name for kept in folders}:
+            shutil.rmtree(folder)
     write_atomically(target / "study.yaml", (source / "study.yaml").read_bytes())
     rows = []
     for folder in folders:
@@ -37,9 +39,12 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
         for name in COPIED:
             if (folder / name).exists():
                 write_atomically(target / folder.name / name, (folder / name).read_bytes())
+            else:
+                (target / folder.name / name).unlink(missing_ok=True)
         if steps := read_steps(folder / "steps.jsonl"):
             write_atomically(target / folder.name / "curves.csv", curves(steps).encode())
-        publish_weights(folder, target / folder.name, manifest["parameters"]["total"])
+        if manifest["status"] == "done":
+            publish_weights(folder, target / folder.name, manifest["parameters"]["total"])
         rows.append(
             row(manifest, read_json(folder / "eval.json", EVALUATION) if (folder / "eval.json").exists() else None)
         )
@@ -57,7 +62,7 @@ def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
 
 def curves(steps: list[dict]) -> str:
     """At most N_CURVE_POINTS training lines, and every line that has a validation loss."""
-    every = max(1, len(steps) // N_CURVE_POINTS)
+    every = -(-len(steps) // N_CURVE_POINTS)
     kept = [s for i, s in enumerate(steps) if i % every == 0 or "valid_loss" in s]
     return table([{key.rstrip("?"): s.get(key.rstrip("?"), "") for key in STEP} for s in kept])
 
@@ -94,8 +99,3 @@ def table(rows: list[dict]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
-
-
-def study_page(folder: Path) -> dict:
-    """The page of a published or executed study."""
-    return yaml.safe_load((folder / "study.yaml").read_text())

@@ -85,6 +85,7 @@ STEP: dict[str, Any] = {
     "grad_norm?": Number,  # mean over the same steps, before clipping
     "clipped?": Number,  # fraction of those steps
     "lr?": Number,
+    "network_calls?": Number,  # per training step
     "valid_loss?": Number,  # same loss, EMA weights, fixed times and noise, validation split
 }
 METRICS: dict[str, Any] = {

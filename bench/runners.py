@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ import yaml
 from tqdm import tqdm
 
 from bench import records
-from bench.config import LaunchConfig, RunConfig, StudyConfig, build, reason_to_skip, weights_run
-from bench.execute import BusyError, describe, execute, is_done, load_data, locked
+from bench.config import ConfigError, LaunchConfig, RunConfig, StudyConfig, build, reason_to_skip, weights_run
+from bench.data.dataset import DataSet
+from bench.execute import BusyError, execute, is_done, load_data, locked
+from bench.provenance import describe
 
 log = logging.getLogger("equibench")
 
@@ -26,52 +27,73 @@ LINE_SECONDS = 30.0  # between progress lines where there is no terminal
 
 @dataclass
 class Item:
-    """One run of a study: its configuration, its folder, and the item whose weights it needs."""
+    """One run of a study: its configuration, its folder, and the item whose weights it needs.
+
+    Attributes:
+        outcome: one line on how its last job ended, where that was not with a result.
+    """
 
     cfg: RunConfig
     folder: Path
     needs: Item | None = None
     job: Any = field(default=None, repr=False)
+    outcome: str | None = None
 
     @property
     def status(self) -> str:
         """done | skipped | failed | running | new, as far as the records tell."""
+        if reason_to_skip(self.cfg):
+            return "skipped"
         if is_done(self.cfg, self.folder):
-            return str(records.read_json(self.folder / "manifest.json")["status"])
+            return "done"
         try:
             status = str(records.read_json(self.folder / "manifest.json")["status"])
         except (FileNotFoundError, records.RecordError):
             return "new"
-        return "new" if status in ("done", "skipped") else status
+        return status if status in ("failed", "running") else "new"
 
 
 def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
-    """The items of a study in grid order, runs that others depend on first; skipped cells get their record here.
+    """The items of a study, runs that others depend on before them; skipped cells get their record here.
 
     Raises:
-        DataError, ConfigError: the data set cannot be had, or a configuration is wrong.
+        DataError, ConfigError: the data set cannot be had or has elements that cannot be scored, or a configuration is
+            wrong.
     """
     items: dict[Path, Item] = {}
-    loaded: dict[str, Any] = {}
+    loaded: dict[str, DataSet] = {}
 
     def add(cfg: RunConfig) -> Item:
-        data = loaded.setdefault(repr(cfg.data), None) or load_data(cfg)
-        loaded[repr(cfg.data)] = data
+        key = repr(cfg.data)
+        if key not in loaded:
+            loaded[key] = load_data(cfg)
+            check_elements(loaded[key])
+        data, reason, parent = loaded[key], reason_to_skip(cfg), weights_run(cfg)
         folder = runs_root / study.name / cfg.run_name(data.fingerprint)
         if folder in items:
             return items[folder]
-        parent = weights_run(cfg)
-        item = Item(cfg, folder, add(parent) if parent and not reason_to_skip(cfg) else None)
-        items[folder] = item
-        if (reason := reason_to_skip(cfg)) and item.status != "skipped":
+        needs = add(parent) if parent and not reason else None
+        items[folder] = Item(cfg, folder, needs)
+        if reason:
             record = describe(cfg, folder.name, data, 1) | {"status": "skipped", "reason": reason}
-            records.write_atomically(folder / "config.yaml", yaml.safe_dump(cfg.page(), sort_keys=False).encode())
-            records.write_json(folder / "manifest.json", record, records.MANIFEST)
-        return item
+            if not (folder / "manifest.json").exists():
+                records.write_atomically(folder / "config.yaml", yaml.safe_dump(cfg.page(), sort_keys=False).encode())
+                records.write_json(folder / "manifest.json", record, records.MANIFEST)
+        return items[folder]
 
     for cfg in study.runs:
         add(cfg)
     return list(items.values())
+
+
+def check_elements(data: DataSet) -> None:
+    """Refuse, before anything is trained, a data set whose samples could not be scored."""
+    from bench.metrics.stability import BondTable, UnknownElementError
+
+    try:
+        BondTable.load().check(data.train)
+    except UnknownElementError as error:
+        raise ConfigError(f"{data.label}: {error}") from error
 
 
 def run_study(study: StudyConfig, runs_root: Path, retry_failed: bool = False) -> list[Item]:
@@ -80,71 +102,93 @@ def run_study(study: StudyConfig, runs_root: Path, retry_failed: bool = False) -
     study_folder = runs_root / study.name
     records.write_atomically(study_folder / "study.yaml", yaml.safe_dump(study.page, sort_keys=False).encode())
     # a failed run stays failed until someone asks: its cause is seldom gone by itself
-    waiting = [
-        item for item in items if item.status in (("new", "running", "failed") if retry_failed else ("new", "running"))
-    ]
+    wanted = ("new", "running", "failed") if retry_failed else ("new", "running")
+    waiting: list[Item] = []
+    for item in items:  # parents come first; a result on weights that are about to be made again is made again
+        if item.status in wanted or (item.needs in waiting and item.status == "done"):
+            waiting.append(item)
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
     if not waiting:
         return items
-    executor = make_executor(study.launch, study_folder / ".submitit")
-    n_parallel = 1 if study.launch.cluster == "debug" else study.launch.n_parallel
-    if study.launch.cluster == "slurm":
-        n_parallel = study.launch.slurm_array_parallelism
-    shared = n_parallel if study.launch.cluster == "local" else 1
+    launch = study.launch
+    executor = make_executor(launch, study_folder / ".submitit", any(i.cfg.train.device != "cpu" for i in waiting))
+    at_a_time = {"debug": 1, "local": launch.n_parallel, "slurm": launch.slurm_array_parallelism}[launch.cluster]
+    sharing = launch.n_parallel if launch.cluster == "local" else 1
     running: list[Item] = []
     with Progress(len(waiting)) as progress:
         while waiting or running:
             for item in [i for i in running if i.job.done()]:
                 running.remove(item)
-                progress.finished(item, outcome(item))
-            for item in ready(waiting):
-                if len(running) >= n_parallel:
-                    break
+                item.outcome = outcome(item)
+                if item.outcome == BUSY:  # another launcher was faster; its result is taken when it is there
+                    waiting.append(item)
+                else:
+                    progress.finished(item, item.outcome or "done")
+            ready, elsewhere = sort_waiting(waiting)
+            for item in ready[: max(0, at_a_time - len(running) - len(elsewhere))]:
                 waiting.remove(item)
-                if item.needs is not None and item.needs.status != "done":
-                    progress.finished(item, f"not started: it needs {item.needs.folder.name}, which has not finished")
-                    continue
-                item.job = executor.submit(job, item.cfg.page(), str(item.folder), shared)
-                running.append(item)
-            progress.show(running)
+                if item.status == "done":
+                    progress.finished(item, "done by another process")
+                elif item.needs is not None and item.needs.status != "done":
+                    item.outcome = f"not started: it needs {item.needs.folder.name}, which is {item.needs.status}"
+                    progress.finished(item, item.outcome)
+                else:
+                    item.job = executor.submit(Job(), item.cfg.page(), str(item.folder), sharing)
+                    running.append(item)
+            progress.show(running, elsewhere)
             if waiting or running:
-                time.sleep(0.0 if study.launch.cluster == "debug" else POLL_SECONDS)
+                time.sleep(0.0 if launch.cluster == "debug" else POLL_SECONDS)
     return items
 
 
-def ready(waiting: list[Item]) -> Iterator[Item]:
-    """Items whose dependency is settled and that no other process holds; a held one is looked at again later."""
-    for item in list(waiting):
-        if item.needs is not None and (
-            item.needs in waiting or (item.needs.job is not None and not item.needs.job.done())
-        ):
+def sort_waiting(waiting: list[Item]) -> tuple[list[Item], list[Item]]:
+    """Items that can be started, and items that another process is working on; the others wait for their parent."""
+    ready, elsewhere = [], []
+    for item in waiting:
+        needs = item.needs
+        if needs is not None and (needs in waiting or (needs.job is not None and not needs.job.done())):
             continue
         try:
             with locked(item.folder):
-                pass
+                ready.append(item)
         except BusyError:
-            continue
-        yield item
+            elsewhere.append(item)
+    return ready, elsewhere
 
 
-def job(page: dict[str, Any], folder: str, n_parallel: int) -> str:
+BUSY = "another process is working on it"
+
+
+class Job:
     """What submitit executes: one run. A failure is in the manifest already, so it is returned, not raised."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
-    try:
-        execute(build(RunConfig, page), Path(folder), n_parallel)
-    except Exception as error:  # a run must not take the study down
-        return f"{type(error).__name__}: {error}"
-    return "done"
+
+    def __call__(self, page: dict[str, Any], folder: str, n_parallel: int) -> str | None:
+        """None, or a line on why there is no result."""
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
+        try:
+            execute(build(RunConfig, page), Path(folder), n_parallel)
+        except BusyError:
+            return BUSY
+        except Exception as error:  # a run must not take the study down
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def checkpoint(self, *args: Any) -> Any:
+        """On a time limit or a preemption: the same job once more, which goes on from the run's own checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *args)
 
 
-def make_executor(launch: LaunchConfig, folder: Path) -> Any:
-    """submitit's executor for the cluster named."""
+def make_executor(launch: LaunchConfig, folder: Path, on_gpu: bool) -> Any:
+    """submitit's executor for the cluster named; runs on a GPU get one each, also where the page does not say so."""
     import submitit
 
     executor = submitit.AutoExecutor(folder=folder / "%j", cluster=launch.cluster)
-    parameters: dict[str, Any] = {"timeout_min": launch.timeout_min, "name": "equibench"}
+    gpus = max(launch.gpus_per_node, int(on_gpu))
+    parameters: dict[str, Any] = {"timeout_min": launch.timeout_min, "name": "equibench", "gpus_per_node": gpus}
     if launch.cluster == "slurm":
-        parameters |= {"cpus_per_task": launch.cpus_per_task, "gpus_per_node": launch.gpus_per_node}
+        parameters["cpus_per_task"] = launch.cpus_per_task
         if launch.slurm_partition:
             parameters["slurm_partition"] = launch.slurm_partition
     executor.update_parameters(**parameters)
@@ -153,22 +197,13 @@ def make_executor(launch: LaunchConfig, folder: Path) -> Any:
     return executor
 
 
-def outcome(item: Item) -> str:
-    """One line on how a job ended."""
+def outcome(item: Item) -> str | None:
+    """None where a job ended with a result; else one line. A job that was killed can go on at the next call."""
     try:
-        result = item.job.result()
+        return item.job.result()
     except Exception as error:  # killed, out of memory, lost by the cluster
-        result = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    if result != "done" and item.status == "running":
-        mark_failed(item, result)
-    return result
-
-
-def mark_failed(item: Item, reason: str) -> None:
-    """Record a job that died without leaving a word."""
-    manifest = records.read_json(item.folder / "manifest.json")
-    manifest |= {"status": "failed", "reason": reason.splitlines()[0]}
-    records.write_json(item.folder / "manifest.json", manifest, records.MANIFEST)
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return f"ended without a word ({reason}); the same command continues it"
 
 
 class Progress:
@@ -193,13 +228,15 @@ class Progress:
             self.bars.pop(item.folder).close()
         tqdm.write(f"[{self.n_finished}/{self.n_runs}] {item.folder.name}: {result}", file=sys.stderr)
 
-    def show(self, running: list[Item]) -> None:
+    def show(self, running: list[Item], elsewhere: list[Item]) -> None:
+        """`elsewhere`: runs that another process is working on."""
+        running = [*running, *elsewhere]
         if self.terminal:
             for item in running:
                 at, total, stage = position(item)
-                bar = self.bars.setdefault(
-                    item.folder, tqdm(total=total, desc=item.folder.name, leave=False, position=len(self.bars))
-                )
+                if item.folder not in self.bars:
+                    self.bars[item.folder] = tqdm(desc=item.folder.name, total=total, leave=False)
+                bar = self.bars[item.folder]
                 bar.total, bar.n = total, at
                 bar.set_postfix_str(stage)
         elif time.monotonic() - self.last_line > LINE_SECONDS:

@@ -96,19 +96,22 @@ class Run:
         )
 
 
-def load_run(folder: str | Path) -> Run:
+def load_run(folder: str | Path, device: str = "cpu") -> Run:
     """A trained run from its folder under `runs/` or `results/`.
 
+    Args:
+        device: where to compute, whatever the run was trained on.
     Raises:
         ConfigError, RecordError, CheckpointError: the folder holds no run, a damaged record, or no weights.
     """
     folder = Path(folder)
     cfg = read_run(folder)
+    cfg.train.device = device
     manifest = read_json(folder / "manifest.json", MANIFEST)
     about = read_json(folder / "data.json")
     model = Model.build(cfg, about["elements"], about["mean_atoms"])
     step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
-    model.to(cfg.train.device).eval()
+    model.to(device).eval()
     sizes = SizeDistribution({int(n): count for n, count in about["sizes"].items()})
     return Run(cfg, model, sizes, step)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,8 +51,13 @@ def training_loss(model: Model, x0: Molecules, rng: StepStreams) -> Tensor:
 
 
 def train(
-    cfg: RunConfig, model: Model, structures: Structures, valid: Structures, folder: Path, on_log: Callable[[int], None]
-) -> None:
+    cfg: RunConfig,
+    model: Model,
+    structures: Structures,
+    valid: Structures,
+    folder: Path,
+    on_log: Callable[[int], None] = lambda _: None,
+) -> int:
     """Train a run from its last checkpoint, or from the start, to its last step.
 
     Writes steps.jsonl and checkpoints into `folder`; a killed run that is called again gives, on a CPU with the same
@@ -59,8 +65,10 @@ def train(
 
     Args:
         structures: training molecules.
-        valid: validation molecules; the first `n_valid` are followed.
+        valid: validation molecules, of which `n_valid` are followed.
         on_log: called with the step after each logging interval.
+    Returns:
+        optimiser steps done; the model then holds the averaged weights.
     Raises:
         TrainingError: a loss was not finite; the last checkpoint is from before.
         OSError: a file could not be written.
@@ -82,6 +90,7 @@ def train(
     saved = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
     finite = torch.ones((), dtype=torch.bool, device=device)
+    calls = 0  # of the network, in training steps since the last line
 
     while progress(step, seconds, settings) < 1:
         # at a logging interval, so that a run resumed from here averages its losses over whole intervals
@@ -92,7 +101,7 @@ def train(
             group["lr"] = rate
         x0 = batches(step)
 
-        started = clock(device)
+        started, before = clock(device), model.denoiser.n_calls
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
             loss = training_loss(model, x0, streams.at(step)).mean()
         optimiser.zero_grad(set_to_none=True)
@@ -105,6 +114,7 @@ def train(
             [loss.detach().double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()]
         )
         seconds += clock(device) - started
+        calls += model.denoiser.n_calls - before
         step += 1
 
         finished = progress(step, seconds, settings) >= 1
@@ -116,18 +126,22 @@ def train(
                 )
             line = {"step": step, "seconds": round(seconds, 4), "lr": rate}
             line |= dict(zip(("loss", "grad_norm", "clipped"), (totals[:3] / totals[3]).tolist(), strict=True))
+            line["network_calls"] = calls / totals[3].item()
             totals.zero_()
+            calls = 0
             if step % settings.valid_every == 0 or finished:
                 average.swap(weights)
                 line["valid_loss"] = validation()
                 average.swap(weights)
             check(line, STEP, "steps.jsonl")
             _append_step(folder / "steps.jsonl", line)
+            log.info("step %d of %d, loss %.4f", step, settings.n_steps, line["loss"])
             on_log(step)
             if finished or time.monotonic() - saved > settings.checkpoint_seconds:
                 save_state(folder / "state.safetensors", step, seconds, weights, average, optimiser, queue)
                 saved = time.monotonic()
     average.swap(weights)  # what is sampled and evaluated is the average
+    return step
 
 
 def clock(device: torch.device) -> float:
@@ -154,10 +168,11 @@ class Validation:
 
     def __init__(self, model: Model, structures: Structures, settings: TrainConfig) -> None:
         self.model = model
-        n = min(settings.n_valid, len(structures))
+        # a fixed permutation, because splits are sorted by index and their first molecules are the smallest
+        chosen = np.random.default_rng(0).permutation(len(structures))[: settings.n_valid]
         self.parts = [
-            model.diffusion.encode(structures.select(torch.arange(i, min(i + self.BATCH, n)).numpy()), settings.device)
-            for i in range(0, n, self.BATCH)
+            model.diffusion.encode(structures.select(chosen[i : i + self.BATCH]), settings.device)
+            for i in range(0, len(chosen), self.BATCH)
         ]
         self.streams = Streams(0, torch.device(settings.device))
 

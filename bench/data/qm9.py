@@ -53,8 +53,10 @@ def load(cfg: QM9Config) -> DataSet:
             broke off or brought another file.
     """
     folder = cfg.dir or os.environ.get("QM9_DIR")
+    if folder:
+        return from_folder(Path(folder).expanduser()).limited(cfg.max_atoms, cfg.n_train)
     try:
-        data = from_folder(Path(folder).expanduser()) if folder else from_download()
+        data = from_download()
     except CannotStartError as error:
         line = f"QM9 could not be had, so the embedded set 'mini' is used: {error}; set QM9_DIR to a folder with QM9"
         log.warning(line)
@@ -73,7 +75,12 @@ def from_folder(folder: Path) -> DataSet:
     archive = folder / gdb9.ARCHIVE.name
     if archive.is_file() and len(missing) == len(SPLITS):
         listed = folder / gdb9.EXCLUDED.name
-        excluded = gdb9.read_excluded(listed if listed.is_file() else fetch(gdb9.EXCLUDED, cache_folder()))
+        try:
+            excluded = gdb9.read_excluded(listed if listed.is_file() else fetch(gdb9.EXCLUDED, cache_folder()))
+        except CannotStartError as error:
+            raise DataError(
+                f"{listed} is missing and could not be downloaded ({error}); put it beside the archive"
+            ) from error
         return _from_archive(archive, excluded, f"folder with {archive.name}")
     raise DataError(
         f"QM9 folder {folder} lacks {', '.join(missing)}; expected train.npz, valid.npz and test.npz in EDM's layout, "

@@ -16,7 +16,7 @@ class Denoiser(nn.Module):
     """eps_hat = [P backbone_x(z_t, t), backbone_h(z_t, t)] with P the projection onto zero centre of mass.
 
     Attributes:
-        n_calls: network calls so far, a cost that reports state.
+        n_calls: network calls so far; a cost that records state per step and per molecule.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
@@ -28,9 +28,3 @@ class Denoiser(nn.Module):
         self.n_calls += 1
         # under autocast a network answers in bf16; what is done with its answer is not
         return self.backbone(z_t, level.t).to(dtype=z_t.x.dtype).centred()
-
-
-def denoised(z_t: Molecules, eps_hat: Molecules, level: NoiseLevel) -> Molecules:
-    """x0_hat = (z_t - sigma eps_hat) / alpha, the estimate of clean data that goes with a noise estimate."""
-    alpha, sigma = z_t.per_atom(level.alpha)[:, None], z_t.per_atom(level.sigma)[:, None]
-    return z_t.combine(eps_hat, lambda z, e: (z - sigma * e) / alpha)

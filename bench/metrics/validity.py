@@ -8,21 +8,17 @@ enumerates a space, so high novelty can mean leaving the distribution.
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
-import rdkit
 from rdkit import Chem, rdBase
 
-from bench.metrics.stability import Bonds, BondTable, infer_bonds
-from bench.records import write_atomically
+from bench.metrics.stability import Bonds, infer_bonds
 from bench.sdf import BOND_TYPES
 from bench.structures import Structures
 
@@ -71,29 +67,9 @@ def smiles_from_bonds(
         return list(chain.from_iterable(pool.map(_smiles_of_task, tasks)))
 
 
-def smiles_of(
-    structures: Structures, n_workers: int | None = None, cache: Path | None = None, table: BondTable | None = None
-) -> list[str | None]:
-    """SMILES of training molecules, written whole, None where not valid; what novelty compares with.
-
-    Args:
-        cache: folder that keeps the result in a file named by the hash of molecules, bond table and RDKit version.
-    """
-    table = BondTable.load() if table is None else table
-    if cache is None:
-        return smiles_from_bonds(structures, infer_bonds(structures, table), whole=True, n_workers=n_workers)
-    parts = (structures.numbers, structures.positions.astype(np.float32), structures.ptr, table.reach, table.valence)
-    digest = hashlib.sha256(rdkit.__version__.encode())
-    for part in parts:
-        digest.update(np.ascontiguousarray(part).tobytes())
-    path = cache / f"smiles-{digest.hexdigest()[:16]}.txt"
-    if path.exists():
-        lines = path.read_text().split("\n")[:-1]
-        if len(lines) == len(structures):
-            return [line or None for line in lines]
-    smiles = smiles_of(structures, n_workers, table=table)
-    write_atomically(path, "".join(f"{line or ''}\n" for line in smiles).encode())
-    return smiles
+def smiles_of(structures: Structures, n_workers: int | None = None) -> list[str | None]:
+    """SMILES of training molecules, written whole, None where not valid; what novelty compares with."""
+    return smiles_from_bonds(structures, infer_bonds(structures), whole=True, n_workers=n_workers)
 
 
 def _task(structures: Structures, bonds: Bonds, start: int, whole: bool) -> tuple:

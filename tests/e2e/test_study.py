@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,27 +125,84 @@ def test_a_second_call_finds_everything_done(straight):
     assert before == {p: p.stat().st_mtime_ns for p in (straight / "runs/tiny").glob("*/*") if p.name != "lock"}
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_gives_the_same_bits(straight, tmp_path, seed):
-    """SIGKILL of the whole process group, the same command again, until it is done."""
+def processes_of(folder: Path) -> list[int]:
+    """Submitit's job processes that work in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder) in (entry / "cmdline").read_text() and "submitit" in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("cluster", "seed"),
+    [("debug", 0), ("local", 0), *(pytest.param(c, s, marks=SLOW) for c in ("debug", "local") for s in (1, 2, 3))],
+)
+def test_killed_at_random_moments_gives_the_same_bits(straight, tmp_path, cluster, seed):
+    """SIGKILL of launcher, jobs or both at random moments, the same command again, until it is done."""
     rng = random.Random(seed)
-    path, kills = write_study(tmp_path), 0
+    path, kills = write_study(tmp_path, launch={"cluster": cluster, "n_parallel": 2}), 0
     for _ in range(60):
         process = command("run", str(path), cwd=tmp_path, start=True)
         # the first seconds are imports: most kills should fall later; the pause grows so that the study ends
         try:
-            process.wait(timeout=rng.uniform(1.5, 3.0) + 0.15 * kills)
+            process.wait(timeout=rng.uniform(1.5, 3.0) + 0.15 * kills + 3 * (cluster == "local"))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            victims = {"launcher": [process.pid], "jobs": processes_of(tmp_path)}
+            chosen = rng.choice([["launcher"], ["jobs"], ["launcher", "jobs"]]) if cluster == "local" else ["launcher"]
+            kill([pid for name in chosen for pid in victims[name]])
             kills += 1
-            continue
-        break
+        process.wait()
+        if process.returncode == 0:
+            break
     assert process.returncode == 0
     assert kills > 0, "the study ended before it was ever killed; the test shows nothing"
     ours, theirs = contents(tmp_path / "runs/tiny"), contents(straight / "runs/tiny")
     assert ours.keys() == theirs.keys()
     assert [key for key in ours if ours[key] != theirs[key]] == []
+
+
+def test_an_interrupted_run_is_continued_by_the_same_command(straight, tmp_path):
+    """SIGINT (Ctrl-C) leaves runs 'running', not 'failed'."""
+    path = write_study(tmp_path)
+    process = command("run", str(path), cwd=tmp_path, start=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "runs/tiny").glob("*/steps.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    statuses = [json.loads(p.read_text())["status"] for p in (tmp_path / "runs/tiny").glob("*/manifest.json")]
+    assert "running" in statuses
+    assert "failed" not in statuses
+    assert command("run", str(path), cwd=tmp_path).returncode == 0
+    ours, theirs = contents(tmp_path / "runs/tiny"), contents(straight / "runs/tiny")
+    assert [key for key in theirs if ours[key] != theirs[key]] == []
+
+
+def test_changed_sampling_is_not_mistaken_for_done(straight, tmp_path):
+    """Other sampling or evaluation settings, and a renewed parent, have the evaluation made again."""
+    shutil.copytree(straight / "runs", tmp_path / "runs")
+    path = write_study(tmp_path)
+    assert "0 to do" in command("run", str(path), cwd=tmp_path).stderr
+    done = command("run", str(path), "sample.n_steps=4", cwd=tmp_path)
+    assert "3 to do" in done.stderr
+    found = [json.loads(p.read_text()) for p in (tmp_path / "runs/tiny").glob("*/eval.json")]
+    assert {e["n_sampling_steps"] for e in found} == {4}
+    (parent,) = (tmp_path / "runs/tiny").glob("haar-*")
+    shutil.rmtree(parent)
+    assert "2 to do" in command("run", str(path), "sample.n_steps=4", cwd=tmp_path).stderr
 
 
 def test_the_comparison_notices_another_seed(straight, tmp_path):
@@ -226,6 +286,8 @@ def test_load_run_gives_the_denoiser(straight):
         (["run", "qm9_smoke", "train.n_step=3"], "did you mean 'n_steps'"),
         (["run", "qm9_smoke", "train.lr=fast"], "'train.lr' is 'fast', expected float"),
         (["run", "qm9_smoke", "launch.cluster=cloud"], "expected local, debug or slurm"),
+        (["run", "qm9_laptop", "seed=3"], "the study's grid sets 'seed'"),
+        (["run", "qm9_smoke", "train.batch_size=0"], "'train.batch_size' is 0, expected at least 1"),
         (["report", "nothing"], "execute `equibench run nothing` first"),
         (["sample", "nowhere", "-o", "x.xyz"], "is no run folder"),
     ],

@@ -115,7 +115,7 @@ def test_identity_follows_what_decides_the_weights():
         {"train": {"batch_size": 8}},
         {"method": "haar"},
         {"backbone": {"name": "dit", "size": "small"}},
-        {"diffusion": {"n_levels": 500}},
+        {"diffusion": {"n_levels": 2000}},
     ):
         assert build(RunConfig, base(**changes)).identity("f") != identity, changes
     assert cfg.identity("other data") != identity

@@ -141,6 +141,7 @@ def test_a_page_in_place_of_the_file_does_not_count_as_a_start(server, tmp_path)
 @pytest.mark.parametrize(
     ("url", "reason"),
     [(closed_port(), "refused"), ("http://nowhere.invalid/file", "nowhere.invalid: "), ("nonsense", "unknown url")],
+    ids=["closed port", "unknown host", "nonsense"],  # the port differs from process to process
 )
 def test_no_network_is_told_in_one_line(tmp_path, url, reason):
     with pytest.raises(CannotStartError, match=f"cannot download file.bin.*{reason}") as raised:

@@ -28,7 +28,7 @@ LINES = [
         "methods",
         "bench.config bench.published",
         "bench.model bench.batches bench.optimise bench.checkpoint",
-        "bench.train bench.sample bench.evaluate bench.compilation bench.execute",
+        "bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute",
         "bench.runners bench.publish bench.listing bench.score bench.mini_card bench.make_mini",
         "bench.cli",
     )

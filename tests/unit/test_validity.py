@@ -116,17 +116,6 @@ def test_smiles_do_not_depend_on_workers_or_tasks(monkeypatch):
     assert smiles_from_bonds(molecules, bonds, n_workers=2) == expected
 
 
-def test_cached_smiles_are_read_again_and_keyed_by_the_molecules(tmp_path, monkeypatch):
-    molecules = together(HYDROGEN, CARBON_MONOXIDE, NITROGEN)
-    expected = ["[H][H]", None, "N#N"]
-    assert smiles_of(molecules, cache=tmp_path) == expected
-    with monkeypatch.context() as patch:
-        patch.setattr(validity, "infer_bonds", None)  # nothing is computed the second time
-        assert smiles_of(molecules, cache=tmp_path) == expected
-    assert smiles_of(together(NITROGEN, HYDROGEN), cache=tmp_path) == ["N#N", "[H][H]"]
-    assert len(list(tmp_path.iterdir())) == 2
-
-
 # intervals
 
 

@@ -1,0 +1,108 @@
+"""Where a result comes from: the manifest's facts on code, data, machine and cost."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import resource
+import statistics
+import subprocess
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import records
+from bench.config import RunConfig, TrainConfig, weights_run
+from bench.data.dataset import DataSet
+from bench.evaluate import versions
+from bench.registry import methods
+
+
+def describe(cfg: RunConfig, name: str, data: DataSet, n_parallel: int) -> dict[str, Any]:
+    """A manifest as it stands before anything was done."""
+    return {
+        "schema": records.SCHEMA_VERSION,
+        "run": name,
+        "study": cfg.study,
+        "status": "running",
+        "reason": None,
+        "method": cfg.method,
+        "backbone": cfg.backbone,
+        "seed": cfg.seed,
+        "guarantee": str(methods[cfg.method["name"]].build.guarantee),
+        "n_steps": 0 if weights_run(cfg) else cfg.train.n_steps,
+        "weights_from": None,
+        "data": data.record(),
+        "code": code_version(),
+        "environment": {
+            "device": device_name(cfg.train.device),
+            "dtype": "float32; training under bf16 autocast" if cfg.train.bf16 else "float32",
+            "n_threads": cfg.train.n_threads,
+            "compile": "eager",
+            "versions": versions(),
+            "platform": platform.platform(),
+        },
+        "parameters": {"backbone": 0, "method": 0, "total": 0},
+        "cost": {"n_parallel": n_parallel},
+        "created": now(),
+        "updated": now(),
+    }
+
+
+def training_cost(folder: Path) -> dict[str, Any]:
+    """Times from the step records: the median over logging intervals leaves warm-up and interruptions out."""
+    steps = records.read_steps(folder / "steps.jsonl")
+    ends = [{"step": 0, "seconds": 0.0}, *steps]
+    rates = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(ends)]
+    calls = sum((b["step"] - a["step"]) * b.get("network_calls", 1) for a, b in pairwise(ends))
+    cost = {"train_seconds": steps[-1]["seconds"], "train_network_calls": round(calls)}
+    return cost | {"step_seconds": statistics.median(rates[1:] or rates)}
+
+
+def peak_memory_mb(settings: TrainConfig) -> float:
+    """Peak of the device's allocations, or, on a CPU, of the process (libraries and data set included)."""
+    if torch.device(settings.device).type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def device_name(device: str) -> str:
+    """Of the processor that computes."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"CPU: {line.split(':', 1)[1].strip()}"
+    return f"CPU: {platform.processor() or platform.machine()}"
+
+
+def code_version() -> dict[str, Any]:
+    """Package version and, in a checkout, its commit and whether its code differs from that."""
+    from importlib import metadata
+
+    home = Path(__file__).parent
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(home), *args], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    # results are no code: publishing them must not mark the next run as modified
+    changes = git("status", "--porcelain", "--", ":(top)bench", ":(top)methods")
+    try:
+        version = metadata.version("equibench")
+    except metadata.PackageNotFoundError:
+        version = "not installed"
+    return {"version": version, "commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
