@@ -1,4 +1,4 @@
-"""Rotation groups: Haar draws and 3x3 orthonormalisation, in closed form and on the device.
+"""Rotation groups: Haar draws, matrix-Fisher means and 3x3 orthonormalisation, on the device.
 
 A group element is a matrix R [3, 3] that acts on the rows of x, x_n -> R x_n. Methods are handed a `Group`, so a test
 can hand in a translated one (`Translated`, Q R for R) and require a stochastic prediction to turn by Q exactly.
@@ -12,6 +12,8 @@ from enum import StrEnum
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from bench.matrix_fisher import mean_O3, mean_SO3
 
 
 def gram_schmidt(M: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
@@ -58,12 +60,19 @@ class Group(ABC):
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         """n independent draws from the Haar measure, on the generator's device."""
 
+    @abstractmethod
+    def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
+        """Mean of p(R) ~ exp(tr(F^T R)) over the group (`bench.matrix_fisher`)."""
+
 
 class O3(Group):
     """Rotations and reflections. Draws: QR of a standard normal matrix with positive diagonal (Mezzadri 2007)."""
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         return gram_schmidt(torch.randn(n, 3, 3, generator=rng, device=rng.device, dtype=dtype))
+
+    def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
+        return mean_O3(F)
 
 
 class SO3(Group):
@@ -72,6 +81,9 @@ class SO3(Group):
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         R = O3().haar(n, rng, dtype)
         return torch.cat([R[..., :2], R[..., 2:] * torch.linalg.det(R)[:, None, None]], dim=-1)
+
+    def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
+        return mean_SO3(F)
 
 
 class Translated(Group):
@@ -82,6 +94,9 @@ class Translated(Group):
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         return self.Q.to(dtype) @ self.inner.haar(n, rng, dtype)
+
+    def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
+        return self.inner.matrix_fisher_mean(F)  # Haar measure is invariant: no coupling enters an average
 
 
 GROUPS: dict[GroupName, type[Group]] = {GroupName.O3: O3, GroupName.SO3: SO3}

@@ -7,7 +7,7 @@ import torch
 from support import Z_MAX, generator, orthogonal, z_score
 from torch import Tensor
 
-from bench.groups import GROUPS, O3, SO3, Group, GroupName, Translated, gram_schmidt
+from bench.groups import GROUPS, O3, SO3, GroupName, Translated, gram_schmidt
 
 N_DRAWS = 200_000
 
@@ -25,7 +25,7 @@ def haar_z(R: Tensor, mean_determinant: float) -> float:
     )
 
 
-class EulerAngles(Group):
+class EulerAngles(SO3):
     """Control: three uniform Euler angles, EDM's augmentation, which is not Haar."""
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -39,7 +39,7 @@ class EulerAngles(Group):
         return R
 
 
-class UnsignedQR(Group):
+class UnsignedQR(O3):
     """Control: the Q factor as LAPACK returns it, without fixing the signs."""
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -21,8 +21,8 @@ OURS = ("bench", "methods", "analysis")
 LINES = [
     line.split()
     for line in (
-        "bench.structures bench.files bench.sdf bench.molecules bench.groups bench.streams bench.records "
-        "bench.registry",
+        "bench.structures bench.files bench.sdf bench.molecules bench.matrix_fisher bench.groups bench.streams "
+        "bench.records bench.registry",
         "bench.diffusion",
         "bench.method bench.backbones bench.data bench.metrics",
         "methods",

@@ -1,0 +1,94 @@
+"""Mean of the matrix-Fisher distribution p(R) ~ exp(tr(F^T R)) on SO(3) and O(3), by quadrature, in closed 3x3 form.
+
+Derivation. Let F = U diag(s) V^T with U, V proper rotations and s1 >= s2 >= |s3| (s3 carries the sign of det F).
+Invariance of the Haar measure under R -> U R V^T makes the mean U diag(d) V^T with d_k = d log c(s) / d s_k, where
+c(s) = int exp(tr(diag(s) R)) dR. Writing R by a unit quaternion, the exponent is a quadratic form on S^3, and
+integrating out all but one angle leaves, for any ordering {i, j, k} of {1, 2, 3},
+
+    c = e^{s1+s2+s3} c_k,   c_k = 1/2 int_0^2 f_k(v) dv,
+    f_k(v) = I0e(|s_i - s_j| v / 2) I0e((s_i + s_j)(2 - v) / 2) exp(-(min(s_i, s_j) + s_k) v),
+
+I0e(x) = exp(-|x|) I0(x), with v = 1 - u and u the element R_kk of the rotation in the frames of U and V. All three c_k
+are one number. Differentiating, d_k is the mean of u, so 1 - d_k = int v f_k / int f_k, which has no cancellation at
+high concentration.
+
+Quadrature. At concentration s the integrand lives on scales 1/s at either end of [0, 2], so each half is integrated in
+the logarithm of the distance to its end, in which every scale has a width of order one: Gauss-Legendre with N_NODES
+nodes per half gives d to better than 1e-6 from s = 0 to 1e8, for generic, planar and collinear F alike
+(tests/unit/test_matrix_fisher.py). No iteration, no branch on values, hence no host synchronisation.
+
+References: Khatri & Mardia (1977), The von Mises-Fisher matrix distribution in orientation statistics; Lee (2018),
+Bayesian attitude estimation with the matrix Fisher distribution on SO(3), arXiv:1710.03746.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+N_NODES = 48
+# what lies nearer to an end than exp(-LOG_RANGE) is left out: at s = 1e8 that is 1e-7 of a peak of width 1e-8
+LOG_RANGE = 34.0
+
+
+@functools.cache
+def _nodes() -> tuple[np.ndarray, np.ndarray]:
+    """Distances from an end of [0, 2] in (0, 1], logarithmically spread, and their weights."""
+    x, w = np.polynomial.legendre.leggauss(N_NODES)
+    distance = np.exp(0.5 * LOG_RANGE * (x - 1))
+    return distance, 0.5 * LOG_RANGE * w * distance
+
+
+def proper_svd(F: Float[Tensor, "B 3 3"]) -> tuple[Tensor, Tensor, Tensor]:
+    """F = U diag(s) V^T with det U = det V = 1 and s1 >= s2 >= |s3|; U, V [B, 3, 3], s [B, 3]."""
+    U, s, Vt = torch.linalg.svd(F)
+    sign_U, sign_V = torch.linalg.det(U).sign(), torch.linalg.det(Vt).sign()
+    U = torch.cat([U[..., :2], U[..., 2:] * sign_U[:, None, None]], dim=-1)
+    V = torch.cat([Vt.mT[..., :2], Vt.mT[..., 2:] * sign_V[:, None, None]], dim=-1)
+    return U, torch.cat([s[:, :2], s[:, 2:] * (sign_U * sign_V)[:, None]], dim=-1), V
+
+
+def moments(s: Float[Tensor, "B 3"]) -> tuple[Float[Tensor, "B"], Float[Tensor, "B 3"]]:
+    """log c(s) and d(s) = grad log c for proper singular values s (float64), c normalised to 1 at s = 0."""
+    near, weight = (torch.from_numpy(a).to(s.device) for a in _nodes())
+    v = torch.cat([near, 2 - near])
+    far = torch.cat([2 - near, near])  # 2 - v without cancellation
+    weight = torch.cat([weight, weight])
+    i, j, k = s[:, [1, 0, 0]], s[:, [2, 2, 1]], s
+    difference, total = (i - j).abs()[..., None], (i + j)[..., None]
+    rate = (torch.minimum(i, j) + k)[..., None]
+    f = torch.special.i0e(difference * v / 2) * torch.special.i0e(total * far / 2) * torch.exp(-rate * v) * weight
+    mass = f.sum(-1)
+    return torch.log(0.5 * mass[:, 0]) + s.sum(1), 1 - (f * v).sum(-1) / mass
+
+
+def mean_SO3(F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:  # noqa: N802 - the group's name
+    """Mean rotation of p(R) ~ exp(tr(F^T R)) over SO(3); 3x3 arithmetic in float64.
+
+    Args:
+        F: for diffusion, (alpha / sigma^2) sum_n z_n x_n^T; dimensionless.
+    Returns:
+        [B, 3, 3], spectral norm at most 1; a rotation only in the limit of no noise.
+    """
+    U, s, V = proper_svd(F.double())
+    _, d = moments(s)
+    return ((U * d[:, None, :]) @ V.mT).to(F.dtype)
+
+
+def mean_O3(F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:  # noqa: N802
+    """Mean of p(R) ~ exp(tr(F^T R)) over O(3), half of whose Haar mass lies on either determinant.
+
+    The improper elements are -R with R in SO(3), weighted by exp(tr((-F)^T R)); -F has the proper singular values
+    (s1, s2, -s3) on the frames (U diag(-1, -1, 1), V). With p the mass of the proper half,
+    M = U diag(p d_1 + q d'_1, p d_2 + q d'_2, p d_3 - q d'_3) V^T, q = 1 - p, d' = d(s1, s2, -s3).
+    """
+    U, s, V = proper_svd(F.double())
+    flip = s.new_tensor([1.0, 1.0, -1.0])
+    log_c, d = moments(s)
+    log_c_improper, d_improper = moments(s * flip)
+    p = torch.sigmoid(log_c - log_c_improper)[:, None]
+    return ((U * (p * d + (1 - p) * d_improper * flip)[:, None, :]) @ V.mT).to(F.dtype)

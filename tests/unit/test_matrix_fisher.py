@@ -1,0 +1,155 @@
+"""The matrix-Fisher mean against closed forms, sampling, and finer quadrature."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import ive
+
+from bench import matrix_fisher
+from bench.groups import O3, SO3, Translated
+from bench.matrix_fisher import mean_O3, mean_SO3, moments, proper_svd
+
+CONCENTRATIONS = np.logspace(-3, 8, 45)
+SHAPES = [
+    (1, 1, 1),
+    (1, 1, -1),
+    (1, 0.5, 0.3),
+    (1, 0.5, -0.3),
+    (1, 0.5, 0),
+    (1, 0, 0),
+    (1, 1e-3, 1e-4),
+    (1, 1e-5, -1e-5),
+    (1, 0.999, -0.999),
+]
+
+
+def singular_values() -> torch.Tensor:
+    """Generic, planar (s3 = 0) and collinear (s2 = s3 = 0) at concentrations from 1e-3 to 1e8, and zero."""
+    values = [[scale * part for part in shape] for scale in CONCENTRATIONS for shape in SHAPES]
+    return torch.tensor([[0.0, 0.0, 0.0], *values], dtype=torch.float64)
+
+
+def finer(s: torch.Tensor, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix_fisher, "N_NODES", 600)
+        patch.setattr(matrix_fisher, "LOG_RANGE", 50.0)
+        matrix_fisher._nodes.cache_clear()
+        found = moments(s)
+    matrix_fisher._nodes.cache_clear()
+    return found
+
+
+def test_moments_hold_to_1e_6_at_all_concentrations_and_shapes(monkeypatch):
+    s = singular_values()
+    _, d = moments(s)
+    _, reference = finer(s, monkeypatch)
+    assert (d - reference).abs().max() < 1e-6
+    with monkeypatch.context() as patch:  # control: plain Gauss-Legendre nodes on [0, 2] miss the peaks
+        x, w = np.polynomial.legendre.leggauss(matrix_fisher.N_NODES)
+        patch.setattr(matrix_fisher, "_nodes", lambda: ((1 + x) / 2, w / 2))
+        assert (moments(s)[1] - reference).nan_to_num(nan=1).abs().max() > 1e-2
+
+
+def test_collinear_moments_are_langevins():
+    """s = (s, 0, 0): R_11 is uniform on [-1, 1], so d_1 = coth s - 1/s and the others vanish."""
+    s = torch.tensor(CONCENTRATIONS)
+    zero = torch.zeros_like(s)
+    _, d = moments(torch.stack([s, zero, zero], dim=1))
+    small = s < 1e-2
+    langevin = torch.where(small, s / 3, 1 / torch.tanh(s) - 1 / s)
+    assert (d[:, 0] - langevin).abs().max() < 1e-6
+    assert d[:, 1:].abs().max() < 1e-6
+    assert (d[:, 0] - 1 / torch.tanh(s)).abs().max() > 0.5  # control
+
+
+def test_isotropic_moments_are_bessel_ratios():
+    """F = s I: p(angle) ~ exp(2 s cos) (1 - cos), c = e^s (I0(2s) - I1(2s)) (Khatri & Mardia 1977)."""
+    s = torch.tensor(CONCENTRATIONS[CONCENTRATIONS < 1e4])
+    i0, i1, i2 = (torch.tensor(ive(order, 2 * s.numpy())) for order in (0, 1, 2))
+    expected = (1 + (2 * i1 - i0 - i2) / (i0 - i1)) / 3
+    _, d = moments(s[:, None].expand(-1, 3))
+    assert (d - expected[:, None]).abs().max() < 1e-5
+
+
+def test_concentrated_moments_follow_the_expansion():
+    s = torch.tensor([[5e3, 3e3, 2e3], [4e4, 4e4, 1e3]], dtype=torch.float64)
+    i, j = s[:, [1, 0, 0]], s[:, [2, 2, 1]]
+    expected = 1 - 0.5 * (1 / (i + s) + 1 / (j + s))
+    assert (moments(s)[1] - expected).abs().max() < 1e-6
+
+
+def test_the_three_normalisations_are_one_number():
+    """T22: c_1 = c_2 = c_3: permuting the values permutes the moments and leaves log c."""
+    s = torch.tensor([[3.0, 1.5, -0.7], [20.0, 4.0, 3.0]], dtype=torch.float64)
+    log_c, d = moments(s)
+    for order in ([1, 2, 0], [2, 0, 1], [1, 0, 2]):
+        other_log_c, other_d = moments(s[:, order])
+        assert (log_c - other_log_c).abs().max() < 1e-8
+        assert (d[:, order] - other_d).abs().max() < 1e-8
+
+
+def test_moments_are_the_gradient_of_log_c():
+    s = torch.tensor([[3.0, 1.5, -0.7], [0.3, 0.2, 0.1]], dtype=torch.float64)
+    _, d = moments(s)
+    for k in range(3):
+        step = torch.zeros(3, dtype=torch.float64)
+        step[k] = 1e-5
+        slope = (moments(s + step)[0] - moments(s - step)[0]) / 2e-5
+        assert (slope - d[:, k]).abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("group", [SO3(), O3()], ids=["SO3", "O3"])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0])
+def test_mean_equals_a_million_draws(group, scale):
+    """T22: |quadrature - self-normalised uniform average| < 5e-3 on F of either orientation."""
+    rng = torch.Generator().manual_seed(3)
+    R = group.haar(1_000_000, rng, torch.float64)
+    F = scale * torch.randn(4, 3, 3, generator=rng, dtype=torch.float64)
+    means = group.matrix_fisher_mean(F)
+    for matrix, mean in zip(F, means, strict=True):
+        weights = torch.softmax((matrix * R).sum((1, 2)), dim=0)
+        assert ((weights[:, None, None] * R).sum(0) - mean).abs().max() < 5e-3
+    if scale == 2.0:  # control: the other group's mean is another
+        other = mean_O3(F) if isinstance(group, SO3) else mean_SO3(F)
+        assert (other - means).abs().max() > 5e-2
+
+
+@pytest.mark.parametrize("mean", [mean_SO3, mean_O3])
+def test_mean_turns_on_both_sides(mean):
+    """M(P F Q) = P M(F) Q for rotations, for generic, planar, collinear and vanishing F."""
+    rng = torch.Generator().manual_seed(5)
+    F = 30 * torch.randn(6, 3, 3, generator=rng, dtype=torch.float64)
+    F[1, :, 2] = 0
+    F[2, :, 1:] = 0
+    F[3] = 0
+    P, Q = SO3().haar(6, rng, torch.float64), SO3().haar(6, rng, torch.float64)
+    assert (mean(P @ F @ Q) - P @ mean(F) @ Q).abs().max() < 1e-6
+    assert (mean(P @ F @ Q) - mean(F)).abs().max() > 0.1  # control
+    assert torch.linalg.matrix_norm(mean(1e6 * F), ord=2).max() < 1 + 1e-9
+
+
+def test_a_reflection_reflects_the_mean_over_o3_alone():
+    rng = torch.Generator().manual_seed(6)
+    F = torch.randn(5, 3, 3, generator=rng, dtype=torch.float64)
+    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64))
+    assert (mean_O3(mirror @ F) - mirror @ mean_O3(F)).abs().max() < 1e-9
+    assert (mean_SO3(mirror @ F) - mirror @ mean_SO3(F)).abs().max() > 1e-2
+
+
+def test_proper_svd_has_proper_factors_and_carries_the_sign():
+    rng = torch.Generator().manual_seed(7)
+    F = torch.randn(50, 3, 3, generator=rng, dtype=torch.float64)
+    U, s, V = proper_svd(F)
+    assert (torch.linalg.det(U) - 1).abs().max() < 1e-12
+    assert (torch.linalg.det(V) - 1).abs().max() < 1e-12
+    assert ((U * s[:, None, :]) @ V.mT - F).abs().max() < 1e-12
+    assert torch.equal(s[:, 2].sign(), torch.linalg.det(F).sign())
+    assert (s[:, 2] < 0).any()
+
+
+def test_an_average_does_not_see_the_coupling():
+    F = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(8))
+    Q = SO3().haar(1, torch.Generator().manual_seed(9))[0]
+    assert torch.equal(Translated(O3(), Q).matrix_fisher_mean(F), O3().matrix_fisher_mean(F))
