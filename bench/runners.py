@@ -184,7 +184,11 @@ def make_executor(launch: LaunchConfig, folder: Path, on_gpu: bool) -> Any:
     """submitit's executor for the cluster named; runs on a GPU get one each, also where the page does not say so."""
     import submitit
 
-    executor = submitit.AutoExecutor(folder=folder / "%j", cluster=launch.cluster)
+    try:
+        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=launch.cluster)
+    except RuntimeError as error:  # no such cluster here
+        line = f"launch.cluster={launch.cluster}: {error} Use launch.cluster=local on one machine"
+        raise ConfigError(line) from error
     gpus = max(launch.gpus_per_node, int(on_gpu))
     parameters: dict[str, Any] = {"timeout_min": launch.timeout_min, "name": "equibench", "gpus_per_node": gpus}
     if launch.cluster == "slurm":
