@@ -51,8 +51,8 @@ def relax(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
     References: Riniker & Landrum (2015), ETKDG; Bannwarth, Ehlert & Grimme (2019), GFN2-xTB.
     """
     from scipy.optimize import minimize  # here, because the card needs neither
-    from tblite.exceptions import TBLiteRuntimeError
-    from tblite.interface import Calculator
+    from tblite.exceptions import TBLiteRuntimeError  # pyright: ignore[reportMissingImports] - extra `mini`
+    from tblite.interface import Calculator  # pyright: ignore[reportMissingImports]
 
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
     embedding = ETKDGv3()
