@@ -84,7 +84,7 @@ class Block(nn.Module):
 
 def _one_output(linear: nn.Linear, inputs: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
     """A layer of one output as a matrix-vector product, whose backward pass is an outer product, not a matrix one."""
-    out = torch.mv(inputs, linear.weight[0])
+    out = torch.mv(inputs, linear.weight[0].to(inputs.dtype))  # autocast does not reach products with vectors
     return out if linear.bias is None else out + linear.bias
 
 
