@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from bench.optimise import MovingAverage, QueueClip
+from bench.optimise import MovingAverage, Optimiser, QueueClip
 from bench.records import write_atomically
 
 
@@ -29,7 +29,7 @@ def save_state(
     seconds: float,
     weights: dict[str, nn.Parameter],
     average: MovingAverage,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimiser,
     queue: QueueClip,
 ) -> None:
     """Write a state atomically."""
@@ -37,7 +37,7 @@ def save_state(
     for name, p in weights.items():
         tensors[f"weights/{name}"] = p.detach()
         tensors[f"average/{name}"] = average.shadow[name]
-        for key, value in optimiser.state[p].items():
+        for key, value in optimiser.state(p).items():
             tensors[f"optimiser/{key}/{name}"] = value
     tensors["queue/norms"], tensors["queue/pushed"] = queue.norms, queue.pushed
     metadata = {"equibench": json.dumps({"step": step, "seconds": seconds})}
@@ -48,7 +48,7 @@ def load_state(
     path: Path,
     weights: dict[str, nn.Parameter],
     average: MovingAverage,
-    optimiser: torch.optim.Optimizer,
+    optimiser: Optimiser,
     queue: QueueClip,
 ) -> tuple[int, float]:
     """Restore a state in place.
@@ -64,9 +64,10 @@ def load_state(
             with torch.no_grad():
                 p.copy_(tensors[f"weights/{name}"])
             average.shadow[name].copy_(tensors[f"average/{name}"])
-            for key in ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-                if (stored := tensors.get(f"optimiser/{key}/{name}")) is not None:
-                    optimiser.state[p][key] = stored.to(p.device)
+        for key, value in tensors.items():
+            if key.startswith("optimiser/"):
+                _, moment, name = key.split("/", 2)
+                optimiser.state(weights[name])[moment] = value.to(weights[name].device)
         queue.norms.copy_(tensors["queue/norms"])
         queue.pushed.copy_(tensors["queue/pushed"])
     except (KeyError, RuntimeError) as error:

@@ -46,6 +46,13 @@ class Clip(enum.StrEnum):
     NORM = "norm"
 
 
+class OptimiserName(enum.StrEnum):
+    """AdamW as in all published runs, or Muon on hidden matrices (`bench.optimise.Optimiser`)."""
+
+    ADAMW = "adamw"
+    MUON = "muon"
+
+
 @dataclass
 class TrainConfig:
     """Optimisation; defaults are those of the published SymDiff QM9 runs unless a comment says otherwise."""
@@ -59,6 +66,8 @@ class TrainConfig:
     cooldown_fraction: float = 0.0
     # equal seconds instead of equal steps: stop after this many seconds of training steps; n_steps still bounds
     max_seconds: float | None = None
+    optimiser: OptimiserName = OptimiserName.ADAMW
+    adam_beta2: float = 0.999
     amsgrad: bool = True  # never forgets the large gradients of the first steps: a much smaller step for short runs
     weight_decay: float = 1e-12
     ema_decay: float = 0.9999
@@ -82,6 +91,7 @@ class TrainConfig:
             lr=(self.lr, 0 < self.lr < math.inf, "a positive number"),
             warmup_steps=(self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
             cooldown_fraction=(self.cooldown_fraction, 0 <= self.cooldown_fraction <= 1, "a number from 0 to 1"),
+            adam_beta2=(self.adam_beta2, 0 <= self.adam_beta2 < 1, "a number from 0 to below 1"),
             ema_decay=(self.ema_decay, 0 <= self.ema_decay < 1, "a number from 0 to below 1"),
             clip_norm=(self.clip_norm, self.clip_norm > 0, "a positive number"),
             max_seconds=(

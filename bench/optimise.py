@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from bench.config import Clip, TrainConfig
+from bench.config import Clip, OptimiserName, TrainConfig
 
 
 class QueueClip:
@@ -88,6 +88,48 @@ def learning_rate(step: int, seconds: float, cfg: TrainConfig) -> float:
     return max(rate, 0.0)
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter], cfg: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; all published runs use its amsgrad form."""
-    return torch.optim.AdamW(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, amsgrad=cfg.amsgrad, fused=True)
+class Optimiser:
+    """AdamW on all parameters, or Muon on the hidden matrices and AdamW on the rest (`TrainConfig.optimiser`).
+
+    Muon's update is the nearest orthogonal matrix of the momentum (Jordan et al. 2024, Muon: an optimizer for hidden
+    layers), scaled to the size of AdamW's (Liu et al., arXiv:2502.16982, eq. 4), so that both share one learning rate.
+    Vectors and matrices with a side below `HIDDEN` (what goes in and out of a network, or a head of one output) stay
+    with AdamW.
+    """
+
+    HIDDEN = 16
+
+    def __init__(self, parameters: Iterable[nn.Parameter], cfg: TrainConfig) -> None:
+        hidden: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for p in parameters:
+            is_hidden = p.ndim == 2 and min(p.shape) >= self.HIDDEN
+            (hidden if cfg.optimiser is OptimiserName.MUON and is_hidden else rest).append(p)
+        self.parts: list[torch.optim.Optimizer] = []
+        if hidden:
+            self.parts.append(
+                torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+        if rest:
+            betas = (0.9, cfg.adam_beta2)
+            self.parts.append(
+                torch.optim.AdamW(
+                    rest, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, amsgrad=cfg.amsgrad, fused=True
+                )
+            )
+        self._part_of = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
+
+    def step(self, rate: float) -> None:
+        """One step of all parameters at this learning rate."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+
+    def zero_grad(self) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+    def state(self, p: nn.Parameter) -> dict[str, Tensor]:
+        """Moments of one parameter; what is written into it is used."""
+        return self._part_of[p].state[p]

@@ -20,7 +20,7 @@ from bench.checkpoint import CheckpointError, load_state, save_state, state_step
 from bench.config import RunConfig, TrainConfig
 from bench.model import Model
 from bench.molecules import Molecules
-from bench.optimise import MovingAverage, QueueClip, clip_gradients, learning_rate, make_optimiser, progress
+from bench.optimise import MovingAverage, Optimiser, QueueClip, clip_gradients, learning_rate, progress
 from bench.records import STEP, check, read_steps, write_atomically
 from bench.streams import StepStreams, Streams
 from bench.structures import Structures
@@ -78,7 +78,7 @@ def train(
     model.to(device)
     weights = model.named_weights()
     average = MovingAverage(weights, settings.ema_decay)
-    optimiser = make_optimiser(weights.values(), settings)
+    optimiser = Optimiser(weights.values(), settings)
     queue = QueueClip(device)
     streams = Streams(cfg.seed, device)
     batches = Batches(structures, model.diffusion, settings.batch_size, cfg.seed, settings.device)
@@ -97,17 +97,15 @@ def train(
         if step == cooldown_start(settings) // settings.log_every * settings.log_every:
             save_state(folder / "stable.safetensors", step, seconds, weights, average, optimiser, queue)
         rate = learning_rate(step, seconds, settings)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
         x0 = batches(step)
 
         started, before = clock(device), model.denoiser.n_calls
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
             loss = training_loss(model, x0, streams.at(step)).mean()
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         loss.backward()
         norm, clipped = clip_gradients(list(weights.values()), settings, queue)
-        optimiser.step()
+        optimiser.step(rate)
         average.update(weights)
         finite &= torch.isfinite(loss.detach()) & torch.isfinite(norm)
         totals += torch.stack(

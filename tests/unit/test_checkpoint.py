@@ -8,23 +8,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from bench.checkpoint import CheckpointError, load_average, load_state, save_average, save_state, state_step
-from bench.config import TrainConfig
-from bench.optimise import MovingAverage, QueueClip, make_optimiser
+from bench.config import OptimiserName, TrainConfig
+from bench.optimise import MovingAverage, Optimiser, QueueClip
 
 
 class Training:
     """Everything that a checkpoint covers, after a few steps from a seed."""
 
-    def __init__(self, seed: int, n_steps: int, width: int = 4) -> None:
+    def __init__(self, seed: int, n_steps: int, width: int = 16) -> None:
         torch.manual_seed(seed)
-        self.weights: dict[str, nn.Parameter] = dict(nn.Linear(3, width).named_parameters())
+        self.weights: dict[str, nn.Parameter] = dict(nn.Linear(16, width).named_parameters())
         self.average = MovingAverage(self.weights, 0.9)
-        self.optimiser = make_optimiser(self.weights.values(), TrainConfig(amsgrad=True))
+        self.optimiser = Optimiser(
+            self.weights.values(), TrainConfig(optimiser=OptimiserName.MUON)
+        )  # both kinds of moments
         self.queue = QueueClip()
         for _ in range(n_steps):
             for p in self.weights.values():
                 p.grad = torch.randn_like(p)
-            self.optimiser.step()
+            self.optimiser.step(0.1)
             self.average.update(self.weights)
             self.queue.push(torch.rand(()), self.queue.allowed())
 
@@ -32,7 +34,7 @@ class Training:
         return self.weights, self.average, self.optimiser, self.queue
 
     def everything(self) -> list[torch.Tensor]:
-        moments = [self.optimiser.state[p][k] for p in self.weights.values() for k in sorted(self.optimiser.state[p])]
+        moments = [self.optimiser.state(p)[k] for p in self.weights.values() for k in sorted(self.optimiser.state(p))]
         return [*self.weights.values(), *self.average.shadow.values(), *moments, self.queue.norms, self.queue.pushed]
 
 
@@ -72,9 +74,9 @@ def test_faults_are_named(tmp_path: Path):
     saved = Training(0, 3)
     save_state(path, 3, 1.5, *saved.parts())
     with pytest.raises(CheckpointError, match="does not fit this run's model"):
-        load_state(path, *Training(0, 0, width=5).parts())
+        load_state(path, *Training(0, 0, width=17).parts())
     with pytest.raises(CheckpointError, match="does not fit this run's model"):
-        load_average(path, Training(0, 0, width=5).weights)
+        load_average(path, Training(0, 0, width=17).weights)
     content = path.read_bytes()
     for damaged in (content[:-8], content[:20], b"", b"x" * 100):
         path.write_bytes(damaged)

@@ -8,8 +8,8 @@ import torch
 from support import generator
 from torch import Tensor, nn
 
-from bench.config import Clip, TrainConfig
-from bench.optimise import MovingAverage, QueueClip, clip_gradients, learning_rate, make_optimiser, progress
+from bench.config import Clip, OptimiserName, TrainConfig
+from bench.optimise import MovingAverage, Optimiser, QueueClip, clip_gradients, learning_rate, progress
 
 # ---------------------------------------------------------------------- moving average
 
@@ -153,7 +153,41 @@ def test_budget_of_seconds_ends_a_run_before_its_steps():
 
 
 def test_optimiser_is_the_published_adamw():
-    optimiser = make_optimiser([nn.Parameter(torch.zeros(1))], TrainConfig(lr=3e-4))
-    (group,) = optimiser.param_groups
+    (adamw,) = Optimiser([nn.Parameter(torch.zeros(1))], TrainConfig(lr=3e-4)).parts
+    (group,) = adamw.param_groups
     assert (group["lr"], group["weight_decay"], group["betas"]) == (3e-4, 1e-12, (0.9, 0.999))
     assert group["amsgrad"] is TrainConfig().amsgrad
+
+
+def weights_with_gradients(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for p in weights:
+        p.grad = torch.randn_like(p)
+    return weights
+
+
+def test_muon_moves_hidden_matrices_in_all_directions_alike():
+    """Five Newton-Schulz steps bring all singular values between 0.5 and 1.5, times 0.2 sqrt(larger side) lr."""
+    (hidden,) = weights = weights_with_gradients((32, 64))
+    Optimiser(weights, TrainConfig(optimiser=OptimiserName.MUON)).step(rate=0.1)
+    spread = torch.linalg.svdvals(hidden.detach()) / (0.1 * 0.2 * 8)
+    assert spread.min() > 0.5
+    assert spread.max() < 1.5
+    # control: AdamW's step of the same gradient, whose directions differ more
+    (other,) = weights = weights_with_gradients((32, 64))
+    Optimiser(weights, TrainConfig()).step(rate=0.1)
+    spread = torch.linalg.svdvals(other.detach())
+    assert spread.max() / spread.min() > 3
+
+
+def test_muon_leaves_vectors_heads_and_inputs_to_adamw():
+    shapes = [(64, 64), (64,), (1, 64), (64, 7), (192, 64)]
+    weights = weights_with_gradients(*shapes)
+    optimiser = Optimiser(weights, TrainConfig(optimiser=OptimiserName.MUON))
+    optimiser.step(rate=0.1)
+    kept = [set(optimiser.state(p)) for p in weights]
+    assert [state == {"momentum_buffer"} for state in kept] == [True, False, False, False, True]
+    assert all(p.abs().max() > 0 for p in weights)
+    optimiser.zero_grad()
+    assert all(p.grad is None for p in weights)
