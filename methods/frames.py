@@ -17,12 +17,13 @@ point) the eigenvectors are not defined up to signs, F is a continuum, and the b
 return does not turn with z. Taken instead are the eigenvectors of C / tr C + TIE W, W = h_1 h_1^T - h_3 h_3^T. W turns
 as C does under the coupling above, so all of that argument holds at ties too. A rotation of a tie's eigenspace leaves C
 alone and turns H into another Haar element, so the basis taken there is Haar. Away from ties W turns axes by TIE over
-the gap, less than float32 can hold. There is no threshold and no branch.
+the gap, less than the rounding of float32 positions does. There is no threshold and no branch.
 Hence: one frame drawn is equivariant in law for every z. The mean over signs is equivariant exactly wherever the
 non-zero eigenvalues differ, and in law elsewhere. (A tie of zeros, as of one or two atoms, does no harm: R^-1 z does
 not depend on the basis of the empty directions, along which the mean over signs of the answer is zero.) The exceptions
 have probability zero for a noised state, whose law has a density. Near them D is discontinuous, as every D made of
-finitely many frames is (Dym et al., arXiv:2402.16077).
+finitely many unweighted frames is (Dym et al., arXiv:2402.16077); and of float32 positions, relative gaps below 1e-7
+are a matter of rounding, which no guarantee reaches.
 
 No gradient passes through R. It is a function of z_t, which is data: no weight stands before it, so the gradient of the
 loss is complete. (Derivatives of the prediction with respect to z_t, as guidance would take them, would lack a term,

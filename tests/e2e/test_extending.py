@@ -23,8 +23,7 @@ for package in (methods, bench.backbones, bench.data):
     package.__path__.append(str(Path(*package.__name__.split("."))))
 """
 RUN = f"{LAID}\nfrom bench.cli import main\nsys.exit(main(sys.argv[1:]))"
-# addopts of the project are left out: shape checks must be installed before our packages are imported
-CONTRACT = f"{LAID}\nimport pytest\nsys.exit(pytest.main(['-q', '-o', 'addopts=', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+CONTRACT = f"{LAID}\nimport pytest\nsys.exit(pytest.main(sys.argv[1:]))"
 GUARANTEES = ROOT / "tests" / "property" / "test_guarantees.py"
 
 
@@ -48,7 +47,9 @@ def equibench(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 def contract(cwd: Path, which: str) -> subprocess.CompletedProcess[str]:
     """The tests of guarantees, as they stand, with the user's files in place."""
-    return python(CONTRACT, cwd, str(GUARANTEES), "-k", which)
+    # without the project's addopts: shape checks would have to be installed before our packages are imported
+    options = ("-q", "-o", "addopts=", "-p", "no:cacheprovider")
+    return python(CONTRACT, cwd, *options, str(GUARANTEES), "-k", which)
 
 
 def python(code: str, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:

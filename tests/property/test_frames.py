@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def axes_by_rows(C: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("spectrum", [[3, 2, 1], [2, 1, 1], [2, 2, 1], [1, 1, 1], [1, 0, 0], [1, 1, 0]])
 def test_principal_axes_are_those_of_an_iterative_solver_at_every_gap(spectrum):
-    """Orthonormal and diagonalising to 1e-14, eigenvalues decreasing, for gaps from none to large, tiny matrices too."""
+    """Orthonormal and diagonalising to 1e-14, eigenvalues decreasing, at every gap and of tiny matrices."""
     gap = torch.logspace(-17, 0, 4000, dtype=torch.float64)[:, None]
     noise = torch.randn(4000, 3, generator=generator(1), dtype=torch.float64)
     C = symmetric(torch.tensor(spectrum, dtype=torch.float64) + gap * noise)
@@ -121,11 +122,12 @@ def distance_to_signs(S: Tensor, group: Group) -> float:
 def test_frame_turns_with_its_state_as_a_set(group):
     """F(Q z) = Q F(z): of R in F(z) and R' in F(Q z), drawn independently, (Q R)^-1 R' is a matter of signs."""
     z = states()[3]
+    R = drawn(z, group, 1)
     for determinant in (1,) if group.proper else (1, -1):
         Q = orthogonal(determinant, 4)
-        S = (Q @ drawn(z, group, 1)).mT @ drawn(turned(z, Q), group, 2)
-        assert distance_to_signs(S, group) < 1e-9
-    assert distance_to_signs(drawn(z, group, 1).mT @ drawn(turned(z, Q), group, 2), group) > 0.1  # control: not turned
+        there = drawn(turned(z, Q), group, 2)
+        assert distance_to_signs((Q @ R).mT @ there, group) < 1e-9
+        assert distance_to_signs(R.mT @ there, group) > 0.1  # control: not turned
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=named)
@@ -154,7 +156,7 @@ def test_drawn_frames_predict_the_members_of_the_mean(group):
     assert isinstance(mean.method, FramesAveraged)
     R = frames_of(one).draw(z, generator(7))
     terms = [symmetrised(one.denoiser, z, level, R * s) for s in mean.method.signs]
-    average = z.replace(x=sum(t.x for t in terms) / len(terms), h=sum(t.h for t in terms) / len(terms))
+    average = reduce(lambda a, b: a.combine(b, torch.add), terms).combine(z, lambda total, _: total / len(terms))
     assert relative_error(mean.predict(z, level, generator(1)), average) < 1e-9
     for seed in range(3):
         out = one.predict(z, level, generator(seed))
@@ -211,16 +213,14 @@ def test_draw_at_a_tie_turns_with_its_state(tie, group):
 @TIED
 def test_draw_within_a_tie_is_haar(tie):
     """Turning the columns of a tie by a fixed rotation of its eigenspace leaves the law of R as it is, |z| < 5."""
-    x, columns = TIES[tie]
     n = 20_000
-    z = copies(x, n)
+    z, columns = copies(TIES[tie][0], n), torch.tensor(TIES[tie][1])
 
     def change(R: Tensor) -> float:
         inner = torch.eye(3, dtype=torch.float64)
         inner[columns[:, None], columns] = HAAR_INNER[len(columns)]
         return z_score(moments(R @ inner) - moments(R))
 
-    columns = torch.tensor(columns)
     R = drawn(z, O3(), 3)
     assert change(R) < Z_MAX
     C = z.sum_over_atoms(z.x[:, :, None] * z.x[:, None, :])
