@@ -23,6 +23,7 @@ from typing import Any
 
 from bench.diffusion.process import DiffusionConfig
 from bench.groups import GroupName
+from bench.method import Method
 from bench.registry import Registry, backbones, datasets, methods, nearest
 
 STUDIES = Path(__file__).parent / "configs" / "studies"
@@ -399,9 +400,12 @@ def read_run(folder: Path) -> RunConfig:
 
 
 def weights_run(cfg: RunConfig) -> RunConfig | None:
-    """The run whose weights this one samples with, for methods that train nothing."""
-    parent = methods[cfg.method["name"]].build.weights_of
-    return None if parent is None else dataclasses.replace(cfg, method={"name": parent})
+    """The run whose weights this one samples with, for methods that train nothing.
+
+    A method may leave the choice to an option `weights_of`, which holds the other method's name and options.
+    """
+    name = methods[cfg.method["name"]].build.weights_of
+    return None if name is None else dataclasses.replace(cfg, method=cfg.method.get("weights_of", {"name": name}))
 
 
 def reason_to_skip(cfg: RunConfig) -> str | None:
@@ -414,4 +418,11 @@ def reason_to_skip(cfg: RunConfig) -> str | None:
             f"choose {' or '.join(fitting)}, or a method without that need"
         )
     parent = weights_run(cfg)
-    return reason_to_skip(parent) if parent else None
+    if parent is None:
+        return None
+    if methods[parent.method["name"]].build.predict is not Method.predict:
+        return (
+            f"method {cfg.method['name']!r} uses a denoiser that was trained as it is, and that of "
+            f"{parent.method['name']!r} was not: that method defines predict; choose one that does not"
+        )
+    return reason_to_skip(parent)

@@ -54,7 +54,13 @@ class GroupName(StrEnum):
 
 
 class Group(ABC):
-    """A compact group of 3x3 matrices that methods average or sample over."""
+    """A compact group of 3x3 matrices that methods average or sample over.
+
+    Attributes:
+        proper: whether every element has determinant 1.
+    """
+
+    proper: bool
 
     @abstractmethod
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
@@ -68,6 +74,8 @@ class Group(ABC):
 class O3(Group):
     """Rotations and reflections. Draws: QR of a standard normal matrix with positive diagonal (Mezzadri 2007)."""
 
+    proper = False
+
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         return gram_schmidt(torch.randn(n, 3, 3, generator=rng, device=rng.device, dtype=dtype))
 
@@ -77,6 +85,8 @@ class O3(Group):
 
 class SO3(Group):
     """Proper rotations. A Haar draw of O(3) whose third column is turned so that det R = 1 is Haar on SO(3)."""
+
+    proper = True
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         R = O3().haar(n, rng, dtype)
@@ -90,7 +100,7 @@ class Translated(Group):
     """Draws Q R where the inner group draws R: the coupling by which 'in law' is tested to rounding error."""
 
     def __init__(self, inner: Group, Q: Float[Tensor, "3 3"]) -> None:
-        self.inner, self.Q = inner, Q
+        self.inner, self.Q, self.proper = inner, Q, inner.proper
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         return self.Q.to(dtype) @ self.inner.haar(n, rng, dtype)

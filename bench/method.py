@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -56,7 +57,8 @@ class Method(nn.Module):
     Class attributes:
         guarantee: tested for every backbone that the method accepts.
         needs_equivariant_backbone: refuse backbones that are not exactly equivariant.
-        weights_of: name of the method whose trained weights this one uses; it then trains nothing.
+        weights_of: name of the method whose trained weights this one uses; it then trains nothing. An option of this
+            name lets a study choose another one that defines no `predict`, with its options.
         references: papers to cite for it.
     """
 
@@ -93,3 +95,15 @@ class Method(nn.Module):
 def symmetrised(denoiser: Predict, z_t: Molecules, level: NoiseLevel, R: Float[Tensor, "B 3 3"]) -> Molecules:
     """R D(R^-1 z_t): the denoiser asked in another frame, its answer turned back. R orthogonal."""
     return denoiser(z_t.rotate(R.mT), level).rotate(R)
+
+
+def symmetrised_mean(
+    denoiser: Predict, z_t: Molecules, level: NoiseLevel, rotations: Iterable[Float[Tensor, "B 3 3"]]
+) -> Molecules:
+    """Mean of R D(R^-1 z_t) over several R per molecule, one network call for each.
+
+    Calls of equal shape, not one call on a batch that many times as large: compiled networks and a layout's indices
+    serve all of them, calls are counted as what they cost, and a batch of usual size fills the machine by itself.
+    """
+    parts = [symmetrised(denoiser, z_t, level, R) for R in rotations]
+    return z_t.replace(x=torch.stack([p.x for p in parts]).mean(0), h=torch.stack([p.h for p in parts]).mean(0))

@@ -212,6 +212,29 @@ def test_a_method_that_trains_nothing_names_the_run_that_does():
             assert methods[parent.method["name"]].build.weights_of is None
 
 
+def borrowing(parent: Any) -> RunConfig:
+    page = {"name": "orbit_average", "n_draws": 2, "weights_of": parent}
+    return dataclasses.replace(run_config("plain", "dit"), method=page)
+
+
+def test_the_run_to_take_weights_from_can_be_chosen_with_its_options():
+    """By name, or by name and options, checked like any others; only a method that has no `predict` of its own."""
+    by_name, by_page = weights_run(borrowing({"name": "plain"})), weights_run(borrowing({"name": "haar"}))
+    assert by_name is not None
+    assert by_page is not None
+    assert (by_name.method, by_page.method) == ({"name": "plain"}, {"name": "haar"})
+    assert build(RunConfig, borrowing("plain").page()).method["weights_of"] == {"name": "plain"}
+    assert reason_to_skip(borrowing({"name": "plain"})) is None
+    for parent in ("symdiff", "symdiff_haar", "orbit_average"):
+        reason = reason_to_skip(borrowing({"name": parent}))
+        assert reason is not None
+        assert f"{parent!r} was not: that method defines predict" in reason
+    with pytest.raises(ConfigError, match="unknown method 'plein'; did you mean 'plain'"):
+        weights_run(borrowing({"name": "plein"}))
+    with pytest.raises(ValueError, match="'n_draws' of orbit_average is 0, expected at least 1"):
+        dataclasses.replace(run_config("plain", "dit"), method={"name": "orbit_average", "n_draws": 0})
+
+
 def test_defaults_are_the_published_training():
     cfg = TrainConfig()
     assert (cfg.batch_size, cfg.lr, cfg.weight_decay, cfg.ema_decay, cfg.clip, cfg.clip_norm) == (

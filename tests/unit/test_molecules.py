@@ -5,6 +5,7 @@ import pytest
 import torch
 from support import SIZES, generator, orthogonal, states, structures, turned
 
+from bench.groups import O3
 from bench.molecules import Layout, Molecules
 from bench.structures import Structures
 
@@ -69,6 +70,17 @@ def test_rotation_acts_on_rows():
     out = z.rotate(torch.stack([quarter, torch.eye(3)]))
     assert out.x.tolist() == [[0, 1, 0], [0, 2, 0]]
     assert z.rotate(torch.stack([quarter.T, torch.eye(3)])).x.tolist() != out.x.tolist()
+
+
+def test_rotation_keeps_float32_under_bf16_autocast():
+    """A turned position has seven digits in a bf16 training step too; a matrix product there has three."""
+    z = states(dtype=torch.float32)[0]
+    R = O3().haar(len(z), generator(3))
+    exact = z.rotate(R).x
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(z.rotate(R).x, exact)
+        product = torch.einsum("aij,aj->ai", z.per_atom(R), z.x)
+    assert (product - exact).abs().max() > 1e-3
 
 
 def test_rotations_compose_and_keep_distances():
