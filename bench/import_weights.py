@@ -42,7 +42,7 @@ class ImportConfig:
     method: dict[str, Any] = field(default_factory=dict)
     backbone: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=lambda: {"name": "qm9"})
-    sizes: dict[str, Any] | None = None
+    sizes: dict[Any, Any] | None = None
     elements: list[int] | None = None
     diffusion: dict[str, Any] = field(default_factory=dict)
     group: GroupName = GroupName.O3

@@ -1,14 +1,15 @@
 """Published weights under their published names, as weights of this code base's modules.
 
 EDM (ehoogeboom/e3_diffusion_for_molecules) and SymDiff (leozhangML/SymDiff). A state dict is recognised by the first
-parts of its names; sizes are read off shapes, and what shapes cannot tell (attention heads) comes from the named size
-that they fit, or is given. Layers that the published networks hold but never train are left out here.
+parts of its names; sizes are read off shapes, and what shapes cannot tell (attention heads) comes from the published
+size that they fit, or is given. Layers that the published networks hold but never train are left out here.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -238,12 +239,15 @@ def _dit_sizes(published: StateDict, trunk: str) -> tuple[int, dict[str, int]]:
 def _options(
     registry: Registry, told: Mapping[str, int], untold: tuple[str, ...], page: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A plug-in's name and options: those told by shapes, those given, and for the rest a named size that fits both."""
+    """A plug-in's name and options: told by shapes, given, and for the rest those of a published size that fits both.
+
+    Other named sizes are our own, and say nothing of a published network that happens to be as wide.
+    """
     name, given = page["name"], {key: value for key, value in page.items() if key != "name"}
     for key, value in told.items():
         if given.get(key, value) != value:
             raise PublishedError(f"{registry.kind} {name!r}: {key} is given as {given[key]!r}, the arrays have {value}")
-    sizes = getattr(registry[name].build, "sizes", {})
+    sizes = {k: v for k, v in getattr(registry[name].build, "sizes", {}).items() if k.startswith("published")}
     known = {**told, **given}
     for size, options in sizes.items():
         if all(known.get(key, value) == value for key, value in options.items()):
@@ -251,7 +255,7 @@ def _options(
     if missing := [key for key in untold if key not in given]:
         widths = ", ".join(f"{key} {value}" for key, value in told.items())
         raise PublishedError(
-            f"{registry.kind} {name!r}: no shape tells {' or '.join(missing)}, and {widths} is no named size; "
+            f"{registry.kind} {name!r}: no shape tells {' or '.join(missing)}, and {widths} is no published size; "
             f"give {', '.join(missing)}"
         )
     return {"name": name, **known}
@@ -336,7 +340,9 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
         elif head[:6] == b"\x93NUMPY":
             raise PublishedError(f"{path}: is a numpy array, expected a state dict (torch.save, safetensors or npz)")
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of a pickle that is then refused
+                warnings.simplefilter("ignore")
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         strange = re.search(r"GLOBAL (\S+)", str(error))
         why = f"it holds {strange[1]}" if strange else "it is no file of torch.save, or damaged"

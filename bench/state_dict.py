@@ -49,7 +49,8 @@ class OwnWeights:
         names: published layers outside the blocks -> ours; None where the public code holds a layer and never trains
             it.
         sizes: options of the method that shapes tell.
-        untold: options that decide the function and that no shape tells; they come from a named size, or are given.
+        untold: options that decide the function and that no shape tells; they come from a published size, or are
+            given.
         config_names: keys of the fixtures' `config` -> options.
         rotation: (module, z_t, base rotation, noise, t) -> R [B, 3, 3] as the public code composes it, which
             `bench.parity` holds against its numbers.

@@ -193,6 +193,9 @@ def test_the_command_passes_on_all_fixtures(capsys):
     out = capsys.readouterr().out
     assert "26 of 26 quantities within 1e-04" in out
     assert all(path.name in out for path in FILES)
+    page = (FOLDER.parents[1] / "docs" / "published.md").read_text()
+    shown = [line.rsplit(maxsplit=1)[0] for line in out.splitlines()[1:-1]]  # errors vary with the machine
+    assert [line for line in shown if line not in page] == []
 
 
 def test_the_command_names_what_is_off(tmp_path, capsys, caplog):
