@@ -7,6 +7,7 @@ optimiser moments, the clip queue, the step, and the seconds trained.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,13 @@ def state_step(path: Path) -> int:
 def save_average(path: Path, state: Path) -> None:
     """Only the averaged weights of a state, for publication."""
     tensors, about = _read(state)
-    kept = {k: v for k, v in tensors.items() if k.startswith("average/")}
-    write_atomically(path, save(kept, {"equibench": json.dumps(about)}))
+    write_average(path, {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}, about)
+
+
+def write_average(path: Path, average: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """A file of averaged weights alone; `about` has the step and the seconds trained."""
+    tensors = {f"average/{name}": value.detach().contiguous() for name, value in average.items()}
+    write_atomically(path, save(tensors, {"equibench": json.dumps(about)}))
 
 
 def _about(path: Path) -> dict[str, Any]:

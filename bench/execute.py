@@ -116,7 +116,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
     if cfg.run_name(data.fingerprint) != folder.name:
         raise DataError(f"{folder.name} was planned on other data than {data.label} ({data.source}), which is here now")
     model = Model.build(cfg, data.elements, data.mean_atoms).to(cfg.train.device)
-    manifest = describe(cfg, folder.name, data, n_parallel)
+    manifest = describe(cfg, folder.name, data.record(), n_parallel)
     manifest["parameters"] = model.count_parameters()
     if (folder / "manifest.json").exists() and (folder / "steps.jsonl").exists():
         # the weights are, at least in part, those of an earlier call: its code and costs stay in the record

@@ -15,6 +15,7 @@ from bench.diffusion.process import Predict, weighted_error
 from bench.diffusion.schedule import NoiseLevel
 from bench.groups import Group
 from bench.molecules import Molecules
+from bench.state_dict import PublishedWeights
 
 
 class Guarantee(StrEnum):
@@ -60,12 +61,14 @@ class Method(nn.Module):
         weights_of: name of the method whose trained weights this one uses; it then trains nothing. An option of this
             name lets a study choose another one that defines no `predict`, with its options.
         references: papers to cite for it.
+        published: the public code whose weights this method reads (`bench.published`), where there is one.
     """
 
     guarantee: ClassVar[Guarantee] = Guarantee.NONE
     needs_equivariant_backbone: ClassVar[bool] = False
     weights_of: ClassVar[str | None] = None
     references: ClassVar[tuple[str, ...]] = ()
+    published: ClassVar[PublishedWeights | None] = None
 
     def __init__(self, cfg: object, setting: Setting) -> None:
         super().__init__()

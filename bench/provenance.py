@@ -16,13 +16,12 @@ import torch
 
 from bench import records
 from bench.config import RunConfig, TrainConfig, weights_run
-from bench.data.dataset import DataSet
 from bench.evaluate import versions
 from bench.registry import methods
 
 
-def describe(cfg: RunConfig, name: str, data: DataSet, n_parallel: int) -> dict[str, Any]:
-    """A manifest as it stands before anything was done."""
+def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -> dict[str, Any]:
+    """A manifest as it stands before anything was done; `data` is `DataSet.record()`."""
     return {
         "schema": records.SCHEMA_VERSION,
         "run": name,
@@ -35,7 +34,7 @@ def describe(cfg: RunConfig, name: str, data: DataSet, n_parallel: int) -> dict[
         "guarantee": str(methods[cfg.method["name"]].build.guarantee),
         "n_steps": 0 if weights_run(cfg) else cfg.train.n_steps,
         "weights_from": None,
-        "data": data.record(),
+        "data": data,
         "code": code_version(),
         "environment": {
             "device": device_name(cfg.train.device),

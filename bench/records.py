@@ -36,7 +36,7 @@ MANIFEST: dict[str, Any] = {
     "schema": int,
     "run": str,  # the folder's name
     "study": str,
-    "status": str,  # running | done | failed | skipped
+    "status": str,  # running | done | failed | skipped | imported
     "reason": (str, type(None)),  # of a failure or a skip, one line
     "method": dict,  # name and options
     "backbone": dict,  # name, size and options
@@ -74,6 +74,14 @@ MANIFEST: dict[str, Any] = {
         "train_network_calls?": int,
         "peak_memory_mb?": Number,
         "n_parallel?": int,  # runs that shared the machine
+    },
+    "imported?": {  # of a run whose weights come from a public code's checkpoint; its status is 'imported'
+        "file": str,
+        "sha256": str,
+        "network": str,  # the public class
+        "schedule": str,  # where it is known from
+        "unused": list,  # arrays that the file holds and nothing needs
+        "notes": list,  # what differs from the public code, and what is assumed
     },
     "created": str,
     "updated": str,

@@ -75,7 +75,7 @@ def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
         needs = add(parent) if parent and not reason else None
         items[folder] = Item(cfg, folder, needs)
         if reason:
-            record = describe(cfg, folder.name, data, 1) | {"status": "skipped", "reason": reason}
+            record = describe(cfg, folder.name, data.record(), 1) | {"status": "skipped", "reason": reason}
             if not (folder / "manifest.json").exists():
                 records.write_atomically(folder / "config.yaml", yaml.safe_dump(cfg.page(), sort_keys=False).encode())
                 records.write_json(folder / "manifest.json", record, records.MANIFEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.method import Guarantee, Method, NoOptions
 from bench.registry import methods
+from bench.state_dict import PublishedWeights
 
 
 @methods.register("edm", NoOptions)
@@ -13,3 +14,10 @@ class EDM(Method):
     guarantee = Guarantee.EXACT
     needs_equivariant_backbone = True
     references = ("Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003",)
+    published = PublishedWeights(
+        "EDM's EGNN_dynamics_QM9",
+        frozenset({"egnn"}),
+        backbone="egnn",
+        trunk="egnn",
+        assumed={"tanh": True, "norm_constant": 1, "normalization_factor": 1, "aggregation_method": "sum"},
+    )

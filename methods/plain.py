@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from bench.method import Method, NoOptions
 from bench.registry import methods
+from bench.state_dict import PublishedWeights
 
 
 @methods.register("plain", NoOptions)
 class Plain(Method):
     """Plain diffusion on the data as stored; the network may exploit stored orientations."""
+
+    published = PublishedWeights(
+        "SymDiff's DiTGaussian_dynamics",
+        frozenset({"gaussian_embedder", "xh_embedder", "pos_embedder", "model"}),
+        backbone="dit",
+        trunk="model",
+        notes=(
+            "the public code adds the bias of pos_embedder n_padded / n_atoms times to each atom, here once",
+            "names do not tell whether these weights saw rotated data; `method` says it",
+        ),
+    )

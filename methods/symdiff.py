@@ -23,6 +23,7 @@ from bench.groups import gram_schmidt
 from bench.method import Guarantee, Method, Setting, symmetrised
 from bench.molecules import Molecules
 from bench.registry import methods
+from bench.state_dict import OwnWeights, PublishedWeights, StateDict
 
 
 @dataclass
@@ -41,7 +42,7 @@ class SymDiffConfig:
 
 
 # Layers outside the kernel's blocks, by their names in leozhangML/SymDiff (`DiT_DitGaussian_dynamics`, trunk
-# 'gamma_enc'); None: held and never trained. Read by `bench.published.transformer_state`.
+# 'gamma_enc'); None: held and never trained. Read by `bench.published.transformer_names`.
 PUBLISHED_NAMES: dict[str, str | None] = {
     "gaussian_embedder.means.weight": "pair_embedding.mean",
     "gaussian_embedder.stds.weight": "pair_embedding.raw_scale",
@@ -79,12 +80,67 @@ class RotationKernel(nn.Module):
             y: positions in the frame of the base rotation; features are not an input.
             eta: noise of each atom.
         """
+        return gram_schmidt(self.raw(y, eta, t))
+
+    def raw(self, y: Molecules, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
+        """The 3x3 output before it is orthonormalised."""
         layout = y.layout.by_size
         x = y.layout.to_sorted(y.x)
         inputs = torch.cat([x, y.layout.to_sorted(eta), self.pair_embedding(x, layout)], dim=1)
         tokens, _ = self.trunk(self.embedding(inputs), y.layout.molecules_to_sorted(t), layout)
         pooled = y.mean_over_atoms(y.layout.from_sorted(tokens))
-        return gram_schmidt(self.matrix(F.gelu(self.hidden(pooled))).view(-1, 3, 3))
+        return self.matrix(F.gelu(self.hidden(pooled))).view(-1, 3, 3)
+
+
+def sizes_of(published: StateDict) -> dict[str, int]:
+    """Options that the shapes of a published state dict tell."""
+    width, inputs = (published.size("gamma_enc.x_embedder.weight", dim) for dim in (0, 1))
+    return {
+        "kernel_width": width,
+        "kernel_depth": published.n_blocks("gamma_enc.blocks."),
+        "kernel_mlp_ratio": published.size("gamma_enc.blocks.0.mlp.fc1.weight", 0) // width,
+        "decoder_width": published.size("gamma_dec.fc1.weight", 0),
+        "noise_dims": inputs - 3 - published.size("pos_embedder.weight", 0),
+    }
+
+
+def released_rotation(kernel: RotationKernel, z_t: Molecules, base: Tensor, eta: Tensor, t: Tensor) -> Tensor:
+    """R = f(R0^-1 x, eta, t) R0^-1 [B, 3, 3], as the released code composes it; not equivariant in law (spec 6.1).
+
+    f with rows orthonormalised (the released option fix_qr), as the reference numbers were made.
+    """
+    return gram_schmidt(kernel.raw(z_t.rotate(base.mT), eta, t).mT).mT @ base.mT
+
+
+# Released weights are read by the plug-in whose class has this as `published`. They were trained with f R0^-1, so a
+# plug-in that composes so should be the one; `equibench import` takes any other with these options by its name.
+PUBLISHED = PublishedWeights(
+    "SymDiff's DiT_DitGaussian_dynamics",
+    frozenset({"gaussian_embedder", "xh_embedder", "pos_embedder", "gamma_enc", "gamma_dec", "k"}),
+    backbone="dit",
+    trunk="k",
+    own=OwnWeights(
+        module="kernel",
+        trunk="gamma_enc",
+        names=PUBLISHED_NAMES,
+        sizes=sizes_of,
+        untold=("kernel_heads",),
+        config_names={
+            "enc_hidden_size": "kernel_width",
+            "enc_depth": "kernel_depth",
+            "enc_num_heads": "kernel_heads",
+            "enc_mlp_ratio": "kernel_mlp_ratio",
+            "dec_hidden_features": "decoder_width",
+            "noise_dims": "noise_dims",
+        },
+        rotation=released_rotation,
+    ),
+    assumed={"noise_std": 1.0},
+    notes=(
+        "the public code turns by f(R0^-1 x) R0^-1, this run by R0 f(R0^-1 x)",
+        "the public code adds the bias of pos_embedder n_padded / n_atoms times to each atom, here once",
+    ),
+)
 
 
 @methods.register("symdiff", SymDiffConfig)
@@ -98,6 +154,7 @@ class SymDiff(Method):
         "published_large": {"kernel_width": 216, "kernel_depth": 10, "kernel_heads": 8, "decoder_width": 80},
     }
     references = ("Zhang et al., SymDiff: Equivariant diffusion via stochastic symmetrisation, arXiv:2410.06262",)
+    published = PUBLISHED
 
     def __init__(self, cfg: SymDiffConfig, setting: Setting) -> None:
         super().__init__(cfg, setting)

@@ -1,12 +1,12 @@
 """Stability, validity and SMILES against EDM's published code (fce07d7): `metrics.npz`, 800 molecules.
 
-Exact equality throughout: the scores are counts and strings. The SMILES were written by RDKit 2026.09.1.
+Equality with every stored count, flag and string is `equibench parity`'s and tested in `test_published.py`; here, what
+that equality sees and what it does not depend on. The SMILES were written by RDKit 2026.09.1.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -32,30 +32,9 @@ def molecules():
     return files.read(REFERENCE)
 
 
-@pytest.fixture(scope="module")
-def scores(molecules):
-    return score(molecules)
-
-
-def test_bond_orders_at_every_atom(molecules, scores, reference):
-    assert np.array_equal(scores.bonds.order_sums(molecules), reference["bond_order_sum"])
-
-
-def test_stability_and_validity_of_every_molecule(scores, reference):
-    assert np.array_equal(scores.molecule_stable, reference["molecule_stable"])
-    assert np.array_equal(scores.valid, reference["valid"])
-    for outcome in (scores.molecule_stable, scores.valid):
-        assert 0.2 < outcome.mean() < 0.8  # the reference holds both kinds
-
-
-def test_smiles_of_every_molecule(scores, reference):
-    assert [smiles or "" for smiles in scores.smiles] == reference["smiles"].tolist()
-
-
-def test_summary(scores, reference):
-    summary = scores.summary()
-    for name, value in json.loads(str(reference["summary"])).items():
-        assert summary[name] == pytest.approx(value, abs=1e-12), name
+@pytest.mark.parametrize("outcome", ["molecule_stable", "valid"])
+def test_the_reference_holds_molecules_of_both_kinds(reference, outcome):
+    assert 0.2 < reference[outcome].mean() < 0.8
 
 
 @pytest.mark.parametrize("suffix", [".xyz", ".extxyz", ".npz"])

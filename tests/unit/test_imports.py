@@ -23,13 +23,13 @@ LINES = [
     for line in (
         "bench.structures bench.files bench.sdf bench.molecules bench.matrix_fisher bench.groups bench.streams "
         "bench.records bench.registry",
-        "bench.diffusion",
+        "bench.diffusion bench.state_dict",
         "bench.method bench.backbones bench.data bench.metrics",
         "methods",
-        "bench.config bench.published",
+        "bench.config bench.published bench.parity",
         "bench.model bench.batches bench.optimise bench.checkpoint",
         "bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute",
-        "bench.runners bench.publish bench.listing bench.score bench.mini_card bench.make_mini",
+        "bench.runners bench.publish bench.listing bench.score bench.import_weights bench.mini_card bench.make_mini",
         "bench.cli",
     )
 ]
