@@ -164,7 +164,8 @@ class Molecules:
 
     def rotate(self, R: Float[Tensor, "B 3 3"]) -> Molecules:
         """x_n -> R x_n for each atom n, one matrix per molecule (any matrix, not only rotations)."""
-        return self.replace(x=torch.einsum("aij,aj->ai", self.per_atom(R), self.x))
+        # element by element: a matrix product would be made in bf16 under autocast, and R be no rotation any more
+        return self.replace(x=(self.per_atom(R) * self.x[:, None, :]).sum(-1))
 
     def combine(self, other: Molecules, of: Callable[[Tensor, Tensor], Tensor]) -> Molecules:
         """Apply one function of two tensors to positions and to features."""

@@ -91,9 +91,10 @@ def test_killed_and_resumed_training_equals_straight_training(method, backbone, 
         assert same(ours, theirs) if isinstance(ours, dict) else ours == theirs
 
 
-def test_checkpoints_between_logs_lose_no_step(tmp_path):
+@pytest.mark.parametrize("method", ["haar", "orbit_rb"])
+def test_checkpoints_between_logs_lose_no_step(method, tmp_path):
     """Killed with the last checkpoint several steps back: the steps since are made again, with the same result."""
-    cfg = config("haar", "dit", log_every=3)
+    cfg = config(method, "dit", log_every=3)
     straight = trained(tmp_path / "straight", cfg)
     killed(tmp_path / "cut", cfg, 6)
     assert same(trained(tmp_path / "cut", cfg), straight)
