@@ -1,14 +1,14 @@
 """Orbit-averaged targets: the mean of x0 over its symmetry orbit given z_t, estimated from sampled group elements.
 
-Let g = (R, pi) act on a molecule by (g x)_n = R x_pi(n), (g h)_n = h_pi(n), with R in SO(3) or O(3) and pi a permutation
-of atoms. Where the clean data are g x0 with g uniform on the group, the noised state fixes g up to the posterior
+Let g = (R, pi) act on a molecule by (g x)_n = R x_pi(n), (g h)_n = h_pi(n), with R in SO(3) or O(3) and pi a
+permutation of atoms. Where the clean data are g x0 with g uniform on the group, z_t fixes g up to the posterior
 
     p(g | z_t, x0) ~ exp(-|z_t - alpha g x0|^2 / (2 sigma^2)) ~ exp(tr(F_pi^T R) + (alpha / sigma^2) <z_h, h_pi>),
     F_pi = (alpha / sigma^2) sum_n z_n x0_pi(n)^T,
 
-because |g x0| = |x0|. The target is T = E[g x0 | z_t, orbit of x0] (Tong et al., Orbit Diffusion, arXiv:2502.09890). All
-weights follow from 3x3 moments and T = sum_pi M_pi x0_pi with M_pi = sum_k w_k R_k, so K rotations cost 9 K numbers per
-molecule and never a copy of the molecule each.
+because |g x0| = |x0|. The target is T = E[g x0 | z_t, orbit of x0] (Tong et al., Orbit Diffusion, arXiv:2502.09890).
+All weights follow from 3x3 moments and T = sum_pi M_pi x0_pi with M_pi = sum_k w_k R_k, so K rotations cost 9 K numbers
+per molecule and never a copy of the molecule each.
 
 Why the estimate is unbiased. With x0 the state that made z_t, the identity is a draw from the posterior. Let
 g_1 = identity and let g_2..g_K be independent draws from a distribution nu(. | z_t, orbit of x0). Given z_t and the
@@ -21,8 +21,8 @@ matters that nu knows of x0 its orbit alone: a proposal centred at the generatin
 weights would then be biased. `Proposal.UNIFORM` is the Haar measure, `Proposal.LOCAL` the angular central Gaussian
 envelope about the posterior's mode (`bench.matrix_fisher.Envelope`), which is a function of z_t and of the orbit:
 replacing x0 by Q x0 replaces F by F Q^T and the draws R by R Q^T, and R x0 stays. With permutations pi_1 = identity,
-pi_2..pi_P independent and uniform, the candidates are all pairs (pi_p, R_k): the same R_k for each pi_p if uniform, draws
-of its own from the envelope of F_pi if local; either way the elements are exchangeable but for w, and the argument holds.
+pi_2..pi_P independent and uniform, the candidates are all pairs (pi_p, R_k): the same R_k for each pi_p if uniform,
+draws of its own from the envelope of F_pi if local; either way the argument holds for the pairs.
 
 Left out of this: draws shared by a batch change the covariance between molecules, not the mean. Without the generating
 element the estimate is ordinary self-normalised importance sampling, biased by O(1/K); a temperature other than 1 has
@@ -209,12 +209,12 @@ def automorphisms(
     graph = nx.Graph()
     graph.add_nodes_from((n, {"colour": colour}) for n, colour in enumerate(colours))
     graph.add_edges_from((i, j, {"order": order}) for i, j, order in bonds)
-    matcher = GraphMatcher(
-        graph, graph, categorical_node_match("colour", None), categorical_edge_match("order", None)
-    )
+    matcher = GraphMatcher(graph, graph, categorical_node_match("colour", None), categorical_edge_match("order", None))
     found = list(itertools.islice(matcher.isomorphisms_iter(), at_most + 1))
     if len(found) > at_most:
-        raise ValueError(f"the graph has more than {at_most} automorphisms; raise 'at_most', or colour more atoms apart")
+        raise ValueError(
+            f"the graph has more than {at_most} automorphisms; raise 'at_most', or colour more atoms apart"
+        )
     return torch.tensor(sorted([mapping[n] for n in range(len(colours))] for mapping in found))
 
 

@@ -227,7 +227,9 @@ def replayed_draws(
                 )
                 value = value.unflatten(0, (B, -1))[molecules].flatten(0, 1)
             asked = make(*args, **{**kwargs, "generator": None}).shape
-            assert asked == value.shape, f"a draw of shape {tuple(asked)} is asked for, {tuple(value.shape)} belongs here"
+            assert asked == value.shape, (
+                f"a draw of shape {tuple(asked)} is asked for, {tuple(value.shape)} belongs here"
+            )
             return value
 
         return draw
