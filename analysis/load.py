@@ -16,11 +16,12 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from bench.records import EVALUATION, MANIFEST, STEP, RecordError, read_json, read_steps, run_folders
+from bench.records import EVALUATION, MANIFEST, STEP, RecordError, flatten, read_json, read_steps, run_folders
 
 # A pandas DataFrame. Typed loosely: pandas' own annotations give unions for every selection, too wide to check.
 Frame = Any
-STEP_KEYS = [key.rstrip("?") for key in STEP]
+STEP_KEYS = [key.rstrip("?") for key, kind in STEP.items() if kind is not dict]
+OWN = "diagnostics."  # columns of what a method reports of itself
 TRAINING_COST = ("cost.step_seconds", "cost.train_seconds")
 # What a manifest may say of method or backbone without telling two variants of one name apart.
 NAMES = ("name", "size")
@@ -129,19 +130,12 @@ def load(folder: Path) -> Study:
     runs = runs.reindex(columns=[*runs, *(column for column in ALWAYS if column not in runs)])
     runs = _labelled(runs.sort_values(["created", "run"], kind="stable", na_position="last").reset_index(drop=True))
     frame = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["run", *STEP_KEYS])
-    frame = frame.reindex(columns=["run", *STEP_KEYS]).merge(
+    own = [column for column in frame if str(column).startswith(OWN)]
+    frame = frame.reindex(columns=["run", *STEP_KEYS, *own]).merge(
         runs[["run", "method", "backbone", "seed"]], on="run", how="left"
     )
     names = runs["study"].dropna()
     return Study(names.iloc[0] if len(names) else folder.name, folder, runs, frame, tuple(problems))
-
-
-def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one level, keys joined by dots; lists stay as they are."""
-    flat: dict[str, Any] = {}
-    for key, value in record.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _read_run(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -186,12 +180,13 @@ def _read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
 def _read_curve(path: Path) -> tuple[Frame, str | None]:
     try:
         if (path / "steps.jsonl").exists():
-            return pd.DataFrame(read_steps(path / "steps.jsonl")), None
+            return pd.DataFrame([flatten(step) for step in read_steps(path / "steps.jsonl")]), None
         file = path / "curves.csv"
         if not file.exists() or not file.read_text().strip():
             return pd.DataFrame(), None
         curve = pd.read_csv(file)
-        unknown, absent = sorted(set(curve) - set(STEP_KEYS)), sorted({"step", "seconds"} - set(curve))
+        unknown = sorted(key for key in set(curve) - set(STEP_KEYS) if not key.startswith(OWN))
+        absent = sorted({"step", "seconds"} - set(curve))
         if unknown or absent:
             raise RecordError(
                 f"{file}: unknown columns {unknown}, missing columns {absent}; expected {', '.join(STEP_KEYS)}"

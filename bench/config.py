@@ -413,9 +413,10 @@ def reason_to_skip(cfg: RunConfig) -> str | None:
     method, backbone = methods[cfg.method["name"]].build, backbones[cfg.backbone["name"]].build
     if method.needs_equivariant_backbone and not backbone.equivariant:
         fitting = [name for name in backbones if backbones[name].build.equivariant]
+        other = "a method without that need" if method.otherwise is None else f"method {method.otherwise!r}"
         return (
             f"method {cfg.method['name']!r} needs an equivariant backbone, got {cfg.backbone['name']!r}; "
-            f"choose {' or '.join(fitting)}, or a method without that need"
+            f"choose {' or '.join(fitting)}, or {other}"
         )
     parent = weights_run(cfg)
     if parent is None:

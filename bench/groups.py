@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.matrix_fisher import mean_O3, mean_SO3
+from bench.matrix_fisher import Envelope, mean_O3, mean_SO3
 
 
 def gram_schmidt(M: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
@@ -70,6 +70,10 @@ class Group(ABC):
     def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         """Mean of p(R) ~ exp(tr(F^T R)) over the group (`bench.matrix_fisher`)."""
 
+    @abstractmethod
+    def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
+        """A distribution near p(R) ~ exp(tr(F^T R)) over the group, to draw from."""
+
 
 class O3(Group):
     """Rotations and reflections. Draws: QR of a standard normal matrix with positive diagonal (Mezzadri 2007)."""
@@ -81,6 +85,9 @@ class O3(Group):
 
     def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return mean_O3(F)
+
+    def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
+        return Envelope(F, improper=True)
 
 
 class SO3(Group):
@@ -95,6 +102,9 @@ class SO3(Group):
     def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return mean_SO3(F)
 
+    def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
+        return Envelope(F, improper=False)
+
 
 class Translated(Group):
     """Draws Q R where the inner group draws R: the coupling by which 'in law' is tested to rounding error."""
@@ -107,6 +117,9 @@ class Translated(Group):
 
     def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return self.inner.matrix_fisher_mean(F)  # Haar measure is invariant: no coupling enters an average
+
+    def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
+        return self.inner.envelope(F)
 
 
 GROUPS: dict[GroupName, type[Group]] = {GroupName.O3: O3, GroupName.SO3: SO3}

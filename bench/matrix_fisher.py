@@ -1,4 +1,4 @@
-"""Mean of the matrix-Fisher distribution p(R) ~ exp(tr(F^T R)) on SO(3) and O(3), by quadrature, in closed 3x3 form.
+"""The matrix-Fisher distribution p(R) ~ exp(tr(F^T R)) on SO(3) and O(3): its mean, and an envelope to sample it from.
 
 Derivation. Let F = U diag(s) V^T with U, V proper rotations and s1 >= s2 >= |s3| (s3 carries the sign of det F).
 Invariance of the Haar measure under R -> U R V^T makes the mean U diag(d) V^T with d_k = d log c(s) / d s_k, where
@@ -18,12 +18,14 @@ nodes per half gives d to better than 1e-6 from s = 0 to 1e8, for generic, plana
 (tests/unit/test_matrix_fisher.py). No iteration, no branch on values, hence no host synchronisation.
 
 References: Khatri & Mardia (1977), The von Mises-Fisher matrix distribution in orientation statistics; Lee (2018),
-Bayesian attitude estimation with the matrix Fisher distribution on SO(3), arXiv:1710.03746.
+Bayesian attitude estimation with the matrix Fisher distribution on SO(3), arXiv:1710.03746; Kent, Ganeiber & Mardia
+(2013), A new method to simulate the Bingham and related distributions, arXiv:1310.8110 (the envelope).
 """
 
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import torch
@@ -92,3 +94,72 @@ def mean_O3(F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:  # noqa: N802
     log_c_improper, d_improper = moments(s * flip)
     p = torch.sigmoid(log_c - log_c_improper)[:, None]
     return ((U * (p * d + (1 - p) * d_improper * flip)[:, None, :]) @ V.mT).to(F.dtype)
+
+
+class Envelope:
+    """A distribution near p(R) ~ exp(tr(F^T R)) that is easy to draw from and whose density is in closed form.
+
+    In the frames of the proper SVD, R = U R(q) V^T with a unit quaternion q = (w, x, y, z), the exponent is
+
+        tr(F^T R) = s1 + s2 + s3 - q^T A q,   A = 2 diag(0, s2 + s3, s1 + s3, s1 + s2),
+
+    so p is a Bingham distribution on S^3. Its envelope is the angular central Gaussian of Omega = 1 + 2 A: q = y / |y|
+    with y ~ N(0, Omega^-1), whose density relative to the uniform one is |Omega|^(1/2) (q^T Omega q)^-2. Because
+    q^T A q is s1 + s2 + s3 - tr(F^T R) =: delta, neither needs a quaternion once R is at hand:
+
+        log density(R) = log |Omega| / 2 - 2 log(1 + 2 delta),
+
+    and p / density ~ exp(-delta) (1 + 2 delta)^2 is bounded by 16 exp(-3/2) times its value at the mode, for every F.
+    The density is nowhere zero; at F = 0 it is the uniform one.
+
+    For O(3) the improper elements U diag(1, 1, -1) R(q) V^T have the same form with s3 -> -s3. The two halves are mixed
+    in proportion to exp(s1 + s2 + s3) |Omega|^(-1/2), which makes the ratio above one function of delta on both.
+
+    Args:
+        F: [N, 3, 3].
+        improper: over O(3), else over SO(3).
+    """
+
+    def __init__(self, F: Float[Tensor, "N 3 3"], improper: bool) -> None:
+        self.F = F.double()
+        self.U, s, self.V = proper_svd(self.F)
+        halves = [s, s * s.new_tensor([1.0, 1.0, -1.0])] if improper else [s]
+        s = torch.stack(halves, dim=1)
+        self.mode = s.sum(-1, keepdim=True)  # largest exponent of each half
+        self.omega = 1 + 4 * (self.mode - s).clamp_min(0)  # of x, y, z; that of w is 1
+        self.mode, self.log_scale = self.mode[..., 0], 0.5 * self.omega.log().sum(-1)
+        self.log_share = torch.log_softmax(self.mode - self.log_scale, dim=1)
+
+    def draw(self, n: int, rng: torch.Generator, shared: bool = False) -> Float[Tensor, "N n 3 3"]:
+        """n independent draws for each F, float64; `shared`: made of the same normal draws for every F."""
+        rows = 1 if shared else len(self.F)
+        y = torch.randn(rows, n, 4, generator=rng, device=rng.device, dtype=torch.float64).expand(len(self.F), n, 4)
+        omega, sign = self.omega[:, :1], y.new_ones(())
+        if self.omega.shape[1] == 2:
+            u = torch.rand(rows, n, generator=rng, device=rng.device, dtype=torch.float64)
+            proper = (u < self.log_share[:, :1].exp())[..., None]
+            omega, sign = torch.where(proper, omega, self.omega[:, 1:]), torch.where(proper, 1.0, -1.0).double()
+        R = rotation_of(torch.cat([y[..., :1], y[..., 1:] / omega.sqrt()], dim=-1))
+        R = torch.cat([R[..., :2, :], R[..., 2:, :] * sign[..., None]], dim=-2)
+        return self.U[:, None] @ R @ self.V.mT[:, None]
+
+    def log_density(self, R: Float[Tensor, "N n 3 3"]) -> Float[Tensor, "N n"]:
+        """Log density relative to the Haar measure of the group, of which each determinant has half in O(3)."""
+        exponent = torch.einsum("nij,nkij->nk", self.F, R)
+        half = torch.zeros_like(exponent, dtype=torch.long)
+        if self.omega.shape[1] == 2:
+            half = ((torch.linalg.cross(R[..., 0], R[..., 1]) * R[..., 2]).sum(-1) < 0).long()
+        delta = (self.mode.gather(1, half) - exponent).clamp_min(0)
+        scale = (self.log_share + self.log_scale + math.log(self.omega.shape[1])).gather(1, half)
+        return scale - 2 * torch.log1p(2 * delta)
+
+
+def rotation_of(y: Float[Tensor, "*N 4"]) -> Float[Tensor, "*N 3 3"]:
+    """Rotation matrix of the quaternion y / |y|, y = (w, x, y, z) not zero."""
+    w, a, b, c = (y / y.norm(dim=-1, keepdim=True)).unbind(-1)
+    rows = [
+        *(w * w + a * a - b * b - c * c, 2 * (a * b - w * c), 2 * (a * c + w * b)),
+        *(2 * (a * b + w * c), w * w - a * a + b * b - c * c, 2 * (b * c - w * a)),
+        *(2 * (a * c - w * b), 2 * (b * c + w * a), w * w - a * a - b * b + c * c),
+    ]
+    return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))

@@ -58,14 +58,20 @@ class Method(nn.Module):
     Class attributes:
         guarantee: tested for every backbone that the method accepts.
         needs_equivariant_backbone: refuse backbones that are not exactly equivariant.
+        otherwise: name of the method to take instead on the backbones that this one refuses.
         weights_of: name of the method whose trained weights this one uses; it then trains nothing. An option of this
             name lets a study choose another one that defines no `predict`, with its options.
         references: papers to cite for it.
         published: the public code whose weights this method reads (`bench.published`), where there is one.
+
+    Attributes:
+        diagnostics: scalars of the last training step, detached and on its device, by name (`target` and the other
+            hooks set them); `train` logs their means over each interval without waiting for the device.
     """
 
     guarantee: ClassVar[Guarantee] = Guarantee.NONE
     needs_equivariant_backbone: ClassVar[bool] = False
+    otherwise: ClassVar[str | None] = None
     weights_of: ClassVar[str | None] = None
     references: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[PublishedWeights | None] = None
@@ -74,6 +80,7 @@ class Method(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.group = setting.group
+        self.diagnostics: dict[str, Tensor] = {}
 
     def augment(self, x0: Molecules, rng: torch.Generator) -> Molecules:
         """Clean data, before noising."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import records
 from bench.checkpoint import save_average
-from bench.records import EVALUATION, MANIFEST, STEP, read_json, read_steps, run_folders, write_atomically
+from bench.records import EVALUATION, MANIFEST, STEP, flatten, read_json, read_steps, run_folders, write_atomically
 
 log = logging.getLogger("equibench")
 
@@ -61,10 +61,13 @@ def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
 
 
 def curves(steps: list[dict]) -> str:
-    """At most N_CURVE_POINTS training lines, and every line that has a validation loss."""
+    """At most N_CURVE_POINTS training lines, and every line that has a validation loss; a method's own diagnostics in
+    columns `diagnostics.NAME`."""
     every = -(-len(steps) // N_CURVE_POINTS)
-    kept = [s for i, s in enumerate(steps) if i % every == 0 or "valid_loss" in s]
-    return table([{key.rstrip("?"): s.get(key.rstrip("?"), "") for key in STEP} for s in kept])
+    kept = [flatten(s) for i, s in enumerate(steps) if i % every == 0 or "valid_loss" in s]
+    own = sorted({key for s in kept for key in s if key.startswith("diagnostics.")})
+    keys = [key.rstrip("?") for key in STEP if STEP[key] is not dict] + own
+    return table([{key: s.get(key, "") for key in keys} for s in kept])
 
 
 def row(manifest: dict, evaluation: dict | None) -> dict:

@@ -94,6 +94,7 @@ STEP: dict[str, Any] = {
     "clipped?": Number,  # fraction of those steps
     "lr?": Number,
     "network_calls?": Number,  # per training step
+    "diagnostics?": dict,  # what the method reports: name -> mean since the last line
     "valid_loss?": Number,  # same loss, EMA weights, fixed times and noise, validation split
 }
 METRICS: dict[str, Any] = {
@@ -188,6 +189,14 @@ def read_json(path: Path, schema: Mapping[str, Any] | None = None) -> dict[str, 
     if schema is not None:
         check(record, schema, str(path))
     return record
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested objects as one level, keys joined by dots; lists stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in record.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:

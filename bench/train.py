@@ -89,6 +89,7 @@ def train(
     _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
     saved = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
+    diagnostics: dict[str, Tensor] = {}  # sums of what the method reports
     finite = torch.ones((), dtype=torch.bool, device=device)
     calls = 0  # of the network, in training steps since the last line
 
@@ -111,6 +112,8 @@ def train(
         totals += torch.stack(
             [loss.detach().double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()]
         )
+        for name, value in model.method.diagnostics.items():
+            diagnostics[name] = diagnostics.get(name, 0) + value.double()
         seconds += clock(device) - started
         calls += model.denoiser.n_calls - before
         step += 1
@@ -125,6 +128,9 @@ def train(
             line = {"step": step, "seconds": round(seconds, 4), "lr": rate}
             line |= dict(zip(("loss", "grad_norm", "clipped"), (totals[:3] / totals[3]).tolist(), strict=True))
             line["network_calls"] = calls / totals[3].item()
+            if diagnostics:
+                line["diagnostics"] = {name: (sum_ / totals[3]).item() for name, sum_ in diagnostics.items()}
+                diagnostics = {}
             totals.zero_()
             calls = 0
             if step % settings.valid_every == 0 or finished:

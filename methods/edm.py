@@ -13,6 +13,7 @@ class EDM(Method):
 
     guarantee = Guarantee.EXACT
     needs_equivariant_backbone = True
+    otherwise = "plain"
     references = ("Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003",)
     published = PublishedWeights(
         "EDM's EGNN_dynamics_QM9",

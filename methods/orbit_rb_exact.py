@@ -19,6 +19,7 @@ import torch
 from bench.diffusion.schedule import NoiseLevel
 from bench.method import Guarantee, Method, NoOptions
 from bench.molecules import Molecules
+from bench.orbit_targets import fisher_parameter
 from bench.registry import methods
 
 
@@ -35,7 +36,5 @@ class OrbitRBExact(Method):
     @torch.no_grad()
     def target(self, x0: Molecules, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
         del rng
-        # float64, as F reaches 1e7 at t = 0 and cancels between atoms
-        moment = x0.sum_over_atoms(z_t.x.double()[:, :, None] * x0.x.double()[:, None, :])
-        F = (level.alpha.double() / level.sigma.double().square())[:, None, None] * moment
+        F = fisher_parameter(x0.x[:, None], z_t, level)[:, 0]
         return x0.rotate(self.group.matrix_fisher_mean(F).to(x0.x.dtype))

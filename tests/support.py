@@ -196,10 +196,20 @@ def recorded_draws() -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def replayed_draws(drawn: list[Tensor], layout: Layout, molecules: Tensor | list[int], atoms: Tensor) -> Iterator[None]:
+def replayed_draws(
+    drawn: list[Tensor],
+    layout: Layout,
+    molecules: Tensor | list[int],
+    atoms: Tensor,
+    n_shared: int | None = None,
+) -> Iterator[None]:
     """The recorded draws again, for the given molecules and atoms of `layout`: noise follows what it belongs to.
 
-    Raises AssertionError for a draw that has neither a row per molecule nor a row per atom.
+    A draw has a row per atom, or per molecule, or several rows for each molecule, one molecule after the other; or it
+    has `n_shared` rows, which the whole batch uses.
+
+    Raises AssertionError for any other draw, and where another shape is asked for than the one that belongs to the
+    molecules (their draws then depend on their batch in number).
     """
     left = iter(drawn)
     B, A = len(layout.sizes), int(layout.sizes.sum())
@@ -207,10 +217,20 @@ def replayed_draws(drawn: list[Tensor], layout: Layout, molecules: Tensor | list
     def replaying(make: Any) -> Any:
         def draw(*args: Any, **kwargs: Any) -> Tensor:
             value = next(left)
-            assert len(value) in (A, B), (
-                f"a draw of shape {tuple(value.shape)} belongs to neither {B} molecules nor {A} atoms"
+            if len(value) == n_shared:
+                return value
+            if len(value) == A:
+                value = value[atoms]
+            else:
+                assert len(value) % B == 0, (
+                    f"a draw of shape {tuple(value.shape)} belongs to neither {B} molecules nor {A} atoms"
+                )
+                value = value.unflatten(0, (B, -1))[molecules].flatten(0, 1)
+            asked = make(*args, **{**kwargs, "generator": None}).shape
+            assert asked == value.shape, (
+                f"a draw of shape {tuple(asked)} is asked for, {tuple(value.shape)} belongs here"
             )
-            return value[atoms] if len(value) == A else value[molecules]
+            return value
 
         return draw
 

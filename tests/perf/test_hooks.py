@@ -59,3 +59,11 @@ def test_augmentation(benchmark, case):
     _, model, x0 = case
     benchmark.group = f"augmentation, {N_MOLECULES} molecules"
     benchmark(lambda: model.method.augment(x0, RNG.at(0).method))
+
+
+def test_target(benchmark, case):
+    _, model, x0 = case
+    benchmark.group = f"target, {N_MOLECULES} molecules"
+    level = model.diffusion.schedule.draw(len(x0), RNG.at(0).time)
+    z_t = model.diffusion.noising(x0, model.diffusion.noise(x0.layout, RNG.at(0).noise), level)
+    benchmark(lambda: model.method.target(x0, z_t, level, RNG.at(0).method))

@@ -3,6 +3,7 @@
 For every registered method that trains, on tiny backbones.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +21,7 @@ from torch import Tensor
 from bench.checkpoint import CheckpointError
 from bench.config import RunConfig
 from bench.model import Model
+from bench.publish import curves
 from bench.records import read_steps
 from bench.registry import methods
 from bench.streams import StepStreams, Streams
@@ -91,9 +94,10 @@ def test_killed_and_resumed_training_equals_straight_training(method, backbone, 
         assert same(ours, theirs) if isinstance(ours, dict) else ours == theirs
 
 
-def test_checkpoints_between_logs_lose_no_step(tmp_path):
+@pytest.mark.parametrize("method", ["haar", "orbit_rb"])
+def test_checkpoints_between_logs_lose_no_step(method, tmp_path):
     """Killed with the last checkpoint several steps back: the steps since are made again, with the same result."""
-    cfg = config("haar", "dit", log_every=3)
+    cfg = config(method, "dit", log_every=3)
     straight = trained(tmp_path / "straight", cfg)
     killed(tmp_path / "cut", cfg, 6)
     assert same(trained(tmp_path / "cut", cfg), straight)
@@ -146,6 +150,24 @@ def test_extension_may_be_killed_and_repeated(tmp_path):
     killed(folder, config("symdiff", "dit", n_steps=12), 5, 9)
     trained(folder, config("symdiff", "dit", n_steps=12))
     assert same(trained(folder, config("symdiff", "dit", n_steps=20)), straight)
+
+
+def test_what_a_method_reports_is_averaged_over_logging_intervals(tmp_path):
+    """Effective sample sizes of `orbit_rb` at each step, and their means over four; others report nothing."""
+    lines = {}
+    for every in (1, 4):
+        trained(tmp_path / str(every), config("orbit_rb", "dit", log_every=every))
+        found = [line["diagnostics"]["effective_sample_size"] for line in left_behind(tmp_path / str(every))[1]]
+        lines[every] = np.array(found)
+    assert lines[1].reshape(-1, 4).mean(1) == pytest.approx(lines[4], rel=1e-12)
+    assert lines[1].std() > 0.01
+    assert ((lines[1] >= 1) & (lines[1] <= 64)).all()
+    published = pd.read_csv(io.StringIO(curves(read_steps(tmp_path / "1" / "steps.jsonl"))))
+    assert published["diagnostics.effective_sample_size"].to_numpy() == pytest.approx(lines[1])
+    trained(tmp_path / "plain", config("plain", "dit"))
+    silent = read_steps(tmp_path / "plain" / "steps.jsonl")
+    assert not any("diagnostics" in line for line in silent)
+    assert "diagnostics" not in curves(silent)
 
 
 def test_a_run_is_not_cut_shorter(tmp_path):

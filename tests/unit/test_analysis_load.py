@@ -1,5 +1,6 @@
 """Reading of study folders: layouts, labels, broken records, sweeps, several data sets."""
 
+import json
 import shutil
 
 import pandas as pd
@@ -142,3 +143,19 @@ def test_two_data_sets_never_share_a_table(folder):
     assert set(second.methods) == {"turned"}
     assert "turned" not in first.methods
     assert len(first.counted) + len(second.counted) == 6
+
+
+def test_what_a_method_reports_of_itself_stays_in_the_curves(folder):
+    """The same column from steps.jsonl and from a published curves.csv; runs without it have gaps."""
+    line = {"step": 1, "seconds": 0.5, "loss": 1.0}
+    live, published = (folder / run_name("bare", "dit", seed) for seed in (0, 1))
+    for path in (live, published):
+        (path / "steps.jsonl").unlink(missing_ok=True)
+        (path / "curves.csv").unlink(missing_ok=True)
+    (live / "steps.jsonl").write_text(json.dumps({**line, "diagnostics": {"own": 3.5}}) + "\n")
+    (published / "curves.csv").write_text("step,seconds,loss,diagnostics.own\n1,0.5,1.0,3.5\n")
+    study = load(folder)
+    assert not any("curve left out" in problem for problem in study.problems)
+    found = study.curves.set_index("run")["diagnostics.own"]
+    assert found[live.name] == found[published.name] == 3.5
+    assert found.drop([live.name, published.name]).isna().all()

@@ -23,7 +23,7 @@ LINES = [
     for line in (
         "bench.structures bench.files bench.sdf bench.molecules bench.matrix_fisher bench.groups bench.streams "
         "bench.records bench.registry",
-        "bench.diffusion bench.state_dict",
+        "bench.diffusion bench.state_dict bench.orbit_targets",
         "bench.method bench.backbones bench.data bench.metrics",
         "methods",
         "bench.config bench.published bench.parity",

@@ -114,3 +114,15 @@ def test_synthetic_molecules_keep_their_distance():
     for _, x in structures(seed=4):
         d = np.linalg.norm(x[:, None] - x, axis=-1)[np.triu_indices(len(x), 1)]
         assert d.min() > 0.9
+
+
+def test_rotation_is_not_made_in_bf16_under_autocast():
+    """bf16 training turns data in float32; the product that autocast would make is off by more than 1e-3."""
+    z = states(dtype=torch.float32)[0]
+    R = O3().haar(len(z), generator(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        turned = z.rotate(R).x
+        product = torch.einsum("aij,aj->ai", z.per_atom(R), z.x)
+    assert turned.dtype == torch.float32
+    assert torch.equal(turned, z.rotate(R).x)
+    assert (product - turned).abs().max() > 1e-3

@@ -1,0 +1,83 @@
+"""Permutations as candidates of an orbit average: classes, uniform draws, automorphisms of a graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from support import Z_MAX, generator, states
+
+from bench.molecules import Layout, Molecules
+from bench.orbit_targets import (
+    OrbitAverageConfig,
+    Permutations,
+    atom_classes,
+    automorphisms,
+    draw_automorphisms,
+    draw_permutations,
+)
+
+
+def molecules(*features: list[list[float]]) -> Molecules:
+    h = torch.tensor([row for molecule in features for row in molecule], dtype=torch.float64)
+    return Molecules(torch.zeros(len(h), 3, dtype=torch.float64), h, Layout([len(m) for m in features]))
+
+
+def test_classes_are_equal_features_within_a_molecule():
+    found = atom_classes(molecules([[1, 0], [0, 1], [1, 0], [1, 1e-12]], [[1, 0], [1, 0]])).tolist()
+    a, b, c, d = found[0], found[1], found[3], found[4]
+    assert found == [a, b, a, c, d, d]
+    assert len({a, b, c, d}) == 4
+
+
+@pytest.mark.parametrize("permutations", [Permutations.CLASSES, Permutations.ALL])
+def test_permutations_stay_within_molecules_and_classes(permutations):
+    x0 = states()[0]
+    cfg = OrbitAverageConfig(permutations=permutations, n_permutations=20)
+    order = draw_permutations(x0, cfg, generator(0))
+    assert order is not None
+    A = len(x0.x)
+    assert (order.sort(0).values == torch.arange(A)[:, None]).all()
+    assert (order[:, 0] == torch.arange(A)).all()
+    assert (x0.layout.molecule[order] == x0.layout.molecule[:, None]).all()
+    same = (x0.h[order] == x0.h[:, None]).all()
+    assert same if permutations is Permutations.CLASSES else not same
+
+
+def test_permutations_are_uniform():
+    """All 3! x 2! elements of a class group equally often; a class's own order does not matter."""
+    z = molecules([[1.0], [2], [1], [2], [1]])
+    n = 24_000
+    cfg = OrbitAverageConfig(include_generator=False, permutations=Permutations.CLASSES, n_permutations=n)
+    order = draw_permutations(z, cfg, generator(1))
+    assert order is not None
+    counts = Counter(map(tuple, order.T.tolist()))
+    assert len(counts) == 12
+    assert max(abs(c - n / 12) / (n / 12) ** 0.5 for c in counts.values()) < Z_MAX
+
+
+METHANOL = (["C", "O", "H", "H", "H", "H"], [(0, 1, 1), (0, 2, 1), (0, 3, 1), (0, 4, 1), (1, 5, 1)])
+BUTADIENE = (["C"] * 4, [(0, 1, 2), (1, 2, 1), (2, 3, 2)])
+
+
+def test_automorphisms_keep_colours_bonds_and_bond_orders():
+    """Methanol has 3! of them; a carbon chain C=C-C=C has 2, and none but the identity with its orders unlike (the
+    released code looks at neither bonds' orders nor hydrogens, spec 6.19)."""
+    assert len(automorphisms(*METHANOL)) == 6
+    assert automorphisms(*METHANOL)[0].tolist() == list(range(6))
+    assert automorphisms(*BUTADIENE).tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
+    assert len(automorphisms(["C"] * 4, [(0, 1, 2), (1, 2, 1), (2, 3, 1)])) == 1
+    assert len(automorphisms(["C", "C", "C", "N"], BUTADIENE[1])) == 1
+    with pytest.raises(ValueError, match="more than 100 automorphisms; raise 'at_most'"):
+        automorphisms(["H"] * 6, [], at_most=100)
+
+
+def test_automorphisms_are_drawn_uniformly_and_for_each_molecule():
+    groups = [automorphisms(*METHANOL), automorphisms(*BUTADIENE)]
+    order = draw_automorphisms(groups, 12_000, generator(2))
+    assert (order[:, 0] == torch.arange(10)).all()
+    counts = Counter(map(tuple, order[:6].T.tolist()))
+    assert set(counts) == {tuple(g) for g in groups[0].tolist()}
+    assert max(abs(c - 2000) / 2000**0.5 for c in counts.values()) < Z_MAX
+    assert set(map(tuple, (order[6:] - 6).T.tolist())) == {(0, 1, 2, 3), (3, 2, 1, 0)}
