@@ -11,12 +11,15 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+_MESSAGE = {  # what EGNN and GDM share
+    "edge_mlp.0": "message_in",
+    "edge_mlp.2": "message_out",
+    "att_mlp.0": "attention",
+    "node_mlp.0": "node_in",
+    "node_mlp.2": "node_out",
+}
 _EGNN = {
-    "gcl_0.edge_mlp.0": "message_in",
-    "gcl_0.edge_mlp.2": "message_out",
-    "gcl_0.att_mlp.0": "attention",
-    "gcl_0.node_mlp.0": "node_in",
-    "gcl_0.node_mlp.2": "node_out",
+    **{f"gcl_0.{published}": ours for published, ours in _MESSAGE.items()},
     "gcl_equiv.coord_mlp.0": "coordinate_in",
     "gcl_equiv.coord_mlp.2": "coordinate_mid",
     "gcl_equiv.coord_mlp.4": "coordinate_out",
@@ -56,6 +59,22 @@ def egnn_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if match is None or match[2] not in _EGNN:
             raise KeyError(f"{name!r} is no parameter of the published EGNN")
         state[f"blocks.{match[1]}.{_EGNN[match[2]]}.{match[3]}"] = value
+    return state
+
+
+def gdm_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of `bench.backbones.gdm.GDM` from the state dict of EDM's `EGNN_dynamics_QM9` in mode 'gnn_dynamics'.
+
+    Raises:
+        KeyError: a name that the published network does not have.
+    """
+    state = {}
+    for name, value in published.items():
+        match = re.fullmatch(r"gnn\.(?:(embedding|embedding_out)|gcl_(\d+)\.(.+))\.(weight|bias)", name)
+        if match is None or (match[3] and match[3] not in _MESSAGE):
+            raise KeyError(f"{name!r} is no parameter of the published GNN")
+        outer = "readout" if match[1] == "embedding_out" else match[1]
+        state[f"{outer or f'blocks.{match[2]}.{_MESSAGE[match[3]]}'}.{match[4]}"] = value
     return state
 
 

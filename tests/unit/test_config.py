@@ -198,7 +198,7 @@ def test_cells_without_sense_are_skipped_with_a_reason():
             reason = reason_to_skip(run_config(method, backbone))
             wanted = methods[method].build.needs_equivariant_backbone and not backbones[backbone].build.equivariant
             assert (reason is not None) == wanted
-            assert reason is None or f"got {backbone!r}; choose egnn" in reason
+            assert reason is None or f"got {backbone!r}; choose e3 or egnn" in reason
 
 
 def test_a_method_that_trains_nothing_names_the_run_that_does():
