@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.egnn import MessagePassing
-from bench.molecules import Molecules
+from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
 
@@ -31,6 +31,16 @@ class GDMConfig:
 
     width: int = 256
     depth: int = 9
+
+
+class Block(MessagePassing):
+    """One GDM block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, n_distances=0)
+
+    def forward(self, h: Float[Tensor, "A H"], no_distances: Float[Tensor, "P 0"], layout: Layout) -> Tensor:
+        return self.update(h, no_distances, layout)
 
 
 @backbones.register("gdm", GDMConfig)
@@ -51,7 +61,7 @@ class GDM(nn.Module):
     def __init__(self, cfg: GDMConfig, n_features: int) -> None:
         super().__init__()
         self.embedding = nn.Linear(3 + n_features + 1, cfg.width)
-        self.blocks = nn.ModuleList(MessagePassing(cfg.width, n_distances=0) for _ in range(cfg.depth))
+        self.blocks = nn.ModuleList(Block(cfg.width) for _ in range(cfg.depth))
         # the published network reads out the time channel too and drops it: its row is kept so that weights load
         self.readout = nn.Linear(cfg.width, 3 + n_features + 1)
 
@@ -59,8 +69,8 @@ class GDM(nn.Module):
         """Raw output: x part [A, 3] and features [A, F]."""
         layout = z.layout.by_size
         h = self.embedding(z.layout.to_sorted(torch.cat([z.x, z.h, z.per_atom(t)[:, None]], dim=1)))
-        no_distances = z.x.new_empty(layout.n_pairs, 0)
+        no_distances = z.x.new_empty(layout.n_pairs, 0)  # in float32 also under autocast, and so the sums on pairs
         for block in self.blocks:
-            h = block.update(h, no_distances, layout)
+            h = block(h, no_distances, layout)
         out = z.layout.from_sorted(self.readout(h))
         return z.replace(x=out[:, :3], h=out[:, 3:-1])
