@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("list", list_all, "methods, backbones, data sets and studies, a line each")
+    command = add("list", list_all, "methods, backbones, data sets and studies, a line each")
+    command.add_argument("--matrix", action="store_true", help="which method runs on which backbone, and why not")
     data_command.add_arguments(add("data", data_command.run, "fetch, verify and describe a data set"))
 
     command = add("run", run_study, "execute what is missing of a study, resume what was cut")
@@ -87,11 +88,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def list_all(_: argparse.Namespace) -> int:
+def list_all(args: argparse.Namespace) -> int:
     """`equibench list`."""
-    from bench.listing import listing
+    from bench.listing import listing, matrix
 
-    print(listing())  # noqa: T201
+    print(matrix() if args.matrix else listing())  # noqa: T201
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from bench.config import STUDIES, study_names
+from bench.config import STUDIES, ConfigError, RunConfig, build, reason_to_skip, study_names
 from bench.registry import Registry, backbones, datasets, methods
 
 
@@ -21,6 +21,32 @@ def listing() -> str:
         first = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
         lines.append(f"  {name:24}{yaml.safe_load(text)['study']:16} {first}")
     return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def matrix() -> str:
+    """Which method runs on which backbone, at default options, and why the others do not."""
+    reasons: dict[str, int] = {}
+    rows = []
+    for method in methods:
+        cells = []
+        for backbone in backbones:
+            why = _reason(method, backbone)
+            cells.append("runs" if why is None else f"({reasons.setdefault(why, len(reasons) + 1)})")
+        rows.append(_row(method, cells))
+    lines = [_row("", list(backbones)), *rows]
+    return "\n".join([*lines, "", *(f"({number}) {why}" for why, number in reasons.items())])
+
+
+def _reason(method: str, backbone: str) -> str | None:
+    page = {"study": "matrix", "method": {"name": method}, "backbone": {"name": backbone}, "data": {"name": "mini"}}
+    try:
+        return reason_to_skip(build(RunConfig, page))
+    except ConfigError as error:  # an option without a default
+        return str(error)
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"{name:24}{''.join(f'{cell:12}' for cell in cells)}".rstrip()
 
 
 def _section(title: str, registry: Registry, mark) -> str:

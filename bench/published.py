@@ -25,12 +25,15 @@ from torch import Tensor, nn
 from bench.registry import Registry, backbones, methods
 from bench.state_dict import PublishedError, PublishedWeights, StateDict
 
+_MESSAGE = {  # what EGNN and GDM share
+    "edge_mlp.0": "message_in",
+    "edge_mlp.2": "message_out",
+    "att_mlp.0": "attention",
+    "node_mlp.0": "node_in",
+    "node_mlp.2": "node_out",
+}
 _EGNN = {
-    "gcl_0.edge_mlp.0": "message_in",
-    "gcl_0.edge_mlp.2": "message_out",
-    "gcl_0.att_mlp.0": "attention",
-    "gcl_0.node_mlp.0": "node_in",
-    "gcl_0.node_mlp.2": "node_out",
+    **{f"gcl_0.{published}": ours for published, ours in _MESSAGE.items()},
     "gcl_equiv.coord_mlp.0": "coordinate_in",
     "gcl_equiv.coord_mlp.2": "coordinate_mid",
     "gcl_equiv.coord_mlp.4": "coordinate_out",
@@ -84,6 +87,22 @@ def egnn_names(published: StateDict) -> dict[str, str]:
         if match is None or match[2] not in _EGNN:
             raise PublishedError(f"{name!r} is no parameter of the published EGNN")
         names[name] = f"blocks.{match[1]}.{_EGNN[match[2]]}.{match[3]}"
+    return names
+
+
+def gdm_names(published: StateDict) -> dict[str, str]:
+    """Published name -> name in `bench.backbones.gdm.GDM`, of EDM's `EGNN_dynamics_QM9` in mode 'gnn_dynamics'.
+
+    Raises:
+        PublishedError: a name that the published network does not have.
+    """
+    names = {}
+    for name in published:
+        match = re.fullmatch(r"gnn\.(?:(embedding|embedding_out)|gcl_(\d+)\.(.+))\.(weight|bias)", name)
+        if match is None or (match[3] and match[3] not in _MESSAGE):
+            raise PublishedError(f"{name!r} is no parameter of the published GNN")
+        outer = "readout" if match[1] == "embedding_out" else match[1]
+        names[name] = f"{outer or f'blocks.{match[2]}.{_MESSAGE[match[3]]}'}.{match[4]}"
     return names
 
 

@@ -33,19 +33,45 @@ class EGNNConfig:
     coordinate_range: float = 15.0  # of one block's update, before the weight (x_i - x_j) / (d + 1)
 
 
-class Block(nn.Module):
+class MessagePassing(nn.Module):
+    """Messages with attention on all pairs and the update of features by their sum: m_ij, a_ij and h_i as above.
+
+    Args:
+        n_distances: columns of the pair input beside the two atoms' features.
+    """
+
+    compilable: ClassVar[tuple[str, ...]] = ("message",)
+
+    def __init__(self, width: int, n_distances: int) -> None:
+        super().__init__()
+        self.message_in = nn.Linear(2 * width + n_distances, width)
+        self.message_out = nn.Linear(width, width)
+        self.attention = nn.Linear(width, 1)
+        self.node_in = nn.Linear(2 * width, width)
+        self.node_out = nn.Linear(width, width)
+
+    def update(
+        self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"], layout: Layout, mask: Tensor | None = None
+    ) -> Float[Tensor, "A H"]:
+        """h_i + W4 SiLU(W3 [h_i, sum_j a_ij m_ij]); without a mask [P] an atom is a partner of itself."""
+        message, attention = self.message(first_layer(self.message_in, h, distances, layout))
+        gathered = weighted_sum(attention if mask is None else attention * mask, message, layout)
+        return h + self.node_out(F.silu(self.node_in(torch.cat([h, gathered], dim=1))))
+
+    def message(self, first: Float[Tensor, "P H"]) -> tuple[Tensor, Tensor]:
+        """m_ij [P, H] and a_ij [P] from the first layer's output."""
+        message = F.silu(self.message_out(F.silu(first)))
+        return message, torch.sigmoid(_one_output(self.attention, message))
+
+
+class Block(MessagePassing):
     """One EGNN block; parameters named by what they do."""
 
     compilable: ClassVar[tuple[str, ...]] = ("message", "strength")
 
     def __init__(self, width: int, coordinate_range: float) -> None:
-        super().__init__()
+        super().__init__(width, n_distances=2)
         self.coordinate_range = coordinate_range
-        self.message_in = nn.Linear(2 * width + 2, width)
-        self.message_out = nn.Linear(width, width)
-        self.attention = nn.Linear(width, 1)
-        self.node_in = nn.Linear(2 * width, width)
-        self.node_out = nn.Linear(width, width)
         self.coordinate_in = nn.Linear(2 * width + 2, width)
         self.coordinate_mid = nn.Linear(width, width)
         self.coordinate_out = nn.Linear(width, 1, bias=False)
@@ -62,19 +88,10 @@ class Block(nn.Module):
         difference = differences(x, layout)
         d2 = difference.square().sum(1, keepdim=True)
         distances = torch.cat([d2, d0], dim=1)
-
-        message, attention = self.message(_first_layer(self.message_in, h, distances, layout), mask)
-        gathered = weighted_sum(attention, message, layout)
-        h = h + self.node_out(F.silu(self.node_in(torch.cat([h, gathered], dim=1))))
-
-        strength = self.strength(_first_layer(self.coordinate_in, h, distances, layout))
+        h = self.update(h, distances, layout, mask)
+        strength = self.strength(first_layer(self.coordinate_in, h, distances, layout))
         x = x + weighted_sum(strength / ((d2[:, 0] + 1e-8).sqrt() + 1), difference, layout)
         return h, x
-
-    def message(self, first: Float[Tensor, "P H"], mask: Float[Tensor, "P"]) -> tuple[Tensor, Tensor]:
-        """m_ij [P, H] and a_ij [P] from the first layer's output."""
-        message = F.silu(self.message_out(F.silu(first)))
-        return message, torch.sigmoid(_one_output(self.attention, message)) * mask
 
     def strength(self, first: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
         """15 tanh(V3 SiLU(V2 SiLU(.))) from the first layer's output."""
@@ -88,13 +105,13 @@ def _one_output(linear: nn.Linear, inputs: Float[Tensor, "P H"]) -> Float[Tensor
     return out if linear.bias is None else out + linear.bias
 
 
-def _first_layer(linear: nn.Linear, h: Tensor, distances: Tensor, layout: Layout) -> Tensor:
-    """W [h_i, h_j, d_ij^2, d0_ij^2] + b on all pairs; the products with h are made once per atom."""
+def first_layer(
+    linear: nn.Linear, h: Float[Tensor, "A H"], D: Float[Tensor, "P C"], layout: Layout
+) -> Float[Tensor, "P K"]:
+    """W [h_i, h_j, D_ij] + b on all pairs; the products with h are made once per atom."""
     H = h.shape[1]
     W = linear.weight
-    return pair_input(
-        F.linear(h, W[:, :H], linear.bias), F.linear(h, W[:, H : 2 * H]), distances, W[:, 2 * H :].t(), layout
-    )
+    return pair_input(F.linear(h, W[:, :H], linear.bias), F.linear(h, W[:, H : 2 * H]), D, W[:, 2 * H :].t(), layout)
 
 
 @backbones.register("egnn", EGNNConfig)

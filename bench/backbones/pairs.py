@@ -8,6 +8,8 @@ backward pass written here because autograd would keep and add up a slice per bl
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +91,97 @@ def weighted_sum(w: Float[Tensor, "P"], v: Float[Tensor, "P K"], layout: Layout)
     """sum_j w_ij v_ij, from bf16 summed in float32 (positions are, and small bf16 products are slow on CPUs)."""
     dtype = torch.promote_types(torch.promote_types(w.dtype, v.dtype), torch.float32)
     return _WeightedSum.apply(w.to(dtype).contiguous(), v.to(dtype).contiguous(), layout)  # type: ignore[no-any-return]
+
+
+def components(degree: int) -> slice:
+    """Where the 2 l + 1 components of a degree stand in an array of all degrees 0, 1, 2, ..."""
+    return slice(degree**2, (degree + 1) ** 2)
+
+
+def _degrees(of: Tensor) -> range:
+    return range(math.isqrt(len(of)))
+
+
+class _HarmonicMoments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, Y: Tensor, h: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        _, G, _ = w.shape
+        M, (K, A, C) = len(Y), h.shape
+        out = {(l2, l1): h.new_empty(2 * l2 + 1, 2 * l1 + 1, A, C) for l2 in _degrees(Y) for l1 in _degrees(h)}
+        sources = _grouped(h, G)
+        for atoms, pairs, m, n in _blocks(layout):
+            weighted = _weighted(w[:, :, pairs], Y[:, pairs], m, n)
+            moments = torch.bmm(weighted, sources[:, atoms].reshape(G * m, n, -1)).view(G, m, M, n, K, -1)
+            moments = moments.permute(2, 4, 1, 3, 0, 5)  # [M, K, m, n, G, C/G]
+            for (l2, l1), part in out.items():
+                part[:, :, atoms].unflatten(2, (m, n)).unflatten(4, (G, -1)).copy_(
+                    moments[components(l2), components(l1)]
+                )
+        ctx.save_for_backward(w, Y, h)
+        ctx.layout = layout
+        return tuple(out.values())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        w, Y, h = ctx.saved_tensors
+        _, G, _ = w.shape
+        M, (K, A, C) = len(Y), h.shape
+        grad_w = torch.empty_like(w)
+        grad_Y = torch.empty_like(Y) if ctx.needs_input_grad[1] else None
+        sources = _grouped(h, G)
+        grad_sources = torch.empty_like(sources)
+        for atoms, pairs, m, n in _blocks(ctx.layout):
+            grad = h.new_empty(G, m, M, n, K, C // G)
+            parts = iter(grads)
+            for l2 in _degrees(Y):
+                for l1 in _degrees(h):
+                    part = next(parts)[:, :, atoms].unflatten(2, (m, n)).unflatten(4, (G, -1))
+                    grad[:, :, components(l2), :, components(l1)] = part.permute(4, 2, 0, 3, 1, 5)
+            grad = grad.view(G * m, M * n, -1)
+            weighted = _weighted(w[:, :, pairs], Y[:, pairs], m, n)
+            grad_sources[:, atoms] = torch.bmm(weighted.mT, grad).view(G, m * n, -1)
+            # [G m, M n, n] -> [M, G, m n n]
+            grad = torch.bmm(grad, sources[:, atoms].reshape(G * m, n, -1).mT)
+            grad = grad.view(G, m, M, n * n).permute(2, 0, 1, 3).reshape(M, G, -1)
+            for l2 in _degrees(Y):
+                here = grad[components(l2)]
+                grad_w[l2, :, pairs] = (here * Y[components(l2), None, pairs]).sum(0)
+                if grad_Y is not None:
+                    grad_Y[components(l2), pairs] = (here * w[l2, :, pairs]).sum(1)
+        grad_h = grad_sources.view(G, A, K, -1).permute(2, 1, 0, 3).reshape(K, A, C)
+        return grad_w, grad_Y, grad_h, None
+
+
+def _grouped(h: Tensor, n_groups: int) -> Tensor:
+    """[K, A, C] -> [G, A, K C/G], each group of channels on its own."""
+    return h.unflatten(2, (n_groups, -1)).permute(2, 1, 0, 3).flatten(2).contiguous()
+
+
+def _weighted(w: Tensor, Y: Tensor, m: int, n: int) -> Tensor:
+    """w_ij^l Y_ij^lm of one block [G m, M n, n]."""
+    out = w.new_empty(w.shape[1], m, len(Y), n * n)
+    Y = Y.unflatten(1, (m, n * n)).transpose(0, 1)
+    for degree in _degrees(Y[0]):
+        here = components(degree)
+        torch.mul(w[degree].unflatten(1, (m, 1, n * n)), Y[:, here], out=out[:, :, here])
+    return out.view(w.shape[1] * m, -1, n)
+
+
+def harmonic_moments(
+    w: Float[Tensor, "L G P"], Y: Float[Tensor, "M P"], h: Float[Tensor, "K A C"], layout: Layout
+) -> dict[tuple[int, int], Float[Tensor, "_ _ A C"]]:
+    """sum_j w_ij^{l2, g(c)} Y_ij^{l2 m2} h_j^{l1 m1, c}: sums over partners of harmonics times features.
+
+    Args:
+        w: weights for each degree of harmonics and each of G groups of C / G channels.
+        Y: harmonics, the components of degree 0 first.
+        h: features of the partners, components likewise.
+    Returns:
+        (l2, l1) -> [2 l2 + 1, 2 l1 + 1, A, C].
+    """
+    dtype = torch.promote_types(Y.dtype, torch.float32)  # as in `weighted_sum`
+    moments = _HarmonicMoments.apply(w.to(dtype), Y.to(dtype), h.to(dtype), layout)
+    return dict(zip(itertools.product(_degrees(Y), _degrees(h)), moments, strict=True))  # type: ignore[arg-type]
 
 
 class _Difference(torch.autograd.Function):

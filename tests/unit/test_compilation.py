@@ -52,7 +52,7 @@ def test_a_working_compiler_is_used_and_stated(pair, monkeypatch):
     assert calls
 
 
-@pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit")], ids=str)
+@pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit"), ("edm", "e3"), ("plain", "gdm")], ids=str)
 def test_bf16_training_step_is_near_float32_and_gives_float32_gradients(pair):
     model = model_of(*pair, dtype=torch.float32)
     single = loss(model)

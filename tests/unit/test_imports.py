@@ -38,8 +38,8 @@ FORBIDDEN = {"methods": ("bench.data", "bench.metrics")}  # so that no method ca
 FOR_ANALYSIS = "bench.records"
 LAZY_ANALYSIS = "bench.cli"  # alone may call analysis, and inside functions
 
-TORCH_GEOMETRIC = ("bench.data", "bench.backbones.e3_net")
-NEVER_AT_MODULE_LEVEL = ("submitit", "omegaconf")  # anywhere; nor rdkit, but in WITH_RDKIT
+PLACES = {"torch_geometric": ("bench.data", "bench.backbones.e3"), "e3nn": ("bench.backbones.e3",)}
+NEVER_AT_MODULE_LEVEL = ("submitit", "omegaconf", "e3nn")  # anywhere; nor rdkit, but in WITH_RDKIT
 MAKING_MINI = ("bench.data.random_graphs", "bench.mini_card", "bench.make_mini")
 WITH_RDKIT = ("bench.sdf", "bench.metrics", "analysis.figures", *MAKING_MINI)
 # words that are also the name of something other than a method
@@ -123,12 +123,12 @@ def layer_faults(module: str, source: str) -> list[str]:
 
 
 def package_faults(module: str, source: str) -> list[str]:
-    """torch-geometric outside its places, and what must load only when it is used."""
+    """torch-geometric and e3nn outside their places, and what must load only when it is used."""
     faults = []
     for imported in imports(source):
         top = imported.module.split(".")[0]
-        if top == "torch_geometric" and not any(covers(entry, module) for entry in TORCH_GEOMETRIC):
-            faults.append(f"{module}:{imported.line} imports {top}, which belongs to {' and '.join(TORCH_GEOMETRIC)}")
+        if top in PLACES and not any(covers(entry, module) for entry in PLACES[top]):
+            faults.append(f"{module}:{imported.line} imports {top}, which belongs to {' and '.join(PLACES[top])}")
         may = any(covers(entry, module) for entry in WITH_RDKIT)
         if not imported.deferred and (top in NEVER_AT_MODULE_LEVEL or (top == "rdkit" and not may)):
             faults.append(f"{module}:{imported.line} imports {top} at module level")
@@ -194,6 +194,8 @@ def test_packages_stay_where_they_belong():
     ("module", "source"),
     [
         ("bench.backbones.dit", "import torch_geometric.nn"),
+        ("bench.backbones.e3", "from e3nn import o3"),
+        ("methods.plain", "def f():\n    from e3nn import o3"),
         ("methods.plain", "def f():\n    from torch_geometric.data import Data"),
         ("bench.runners", "import submitit"),
         ("bench.sample", "from rdkit import Chem"),
@@ -208,7 +210,7 @@ def test_a_package_out_of_place_is_found(module: str, source: str):
 
 def test_a_deferred_import_and_the_backbone_that_may_are_let_through():
     assert package_faults("bench.config", "def load():\n    from omegaconf import OmegaConf") == []
-    assert package_faults("bench.backbones.e3_net", "import torch_geometric.nn") == []
+    assert package_faults("bench.backbones.e3", "import torch_geometric.nn\ndef f():\n    from e3nn import o3") == []
 
 
 def test_no_file_of_bench_names_a_method():
@@ -244,6 +246,12 @@ def test_training_and_sampling_load_neither_chemistry_nor_launchers():
 def test_the_command_line_starts_without_torch():
     code = "from bench.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code"
     assert loaded_by(code).isdisjoint({"torch", "rdkit", "submitit", "omegaconf", "pandas"})
+
+
+def test_plug_ins_are_listed_without_what_a_network_needs():
+    """e3nn takes as long to load as torch."""
+    assert loaded_by("from bench.listing import listing, matrix; listing(); matrix()").isdisjoint({"e3nn", "sympy"})
+    assert "e3nn" in loaded_by("from bench.backbones.e3 import E3, E3Config; E3(E3Config(8, 1, 1, 4), 2)")
 
 
 def test_tables_build_without_torch():

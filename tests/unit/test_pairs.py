@@ -7,7 +7,15 @@ import torch
 from support import generator
 from torch import Tensor
 
-from bench.backbones.pairs import differences, mean_over_partners, off_diagonal, pair_input, weighted_sum
+from bench.backbones.pairs import (
+    components,
+    differences,
+    harmonic_moments,
+    mean_over_partners,
+    off_diagonal,
+    pair_input,
+    weighted_sum,
+)
 from bench.molecules import Layout
 
 LAYOUT = Layout([2, 3, 3])  # sorted by size, one size twice
@@ -36,16 +44,46 @@ def loop_differences(x: Tensor) -> Tensor:
     return torch.stack([x[i] - x[j] for i, j in pairs()])
 
 
+def all_moments(w: Tensor, Y: Tensor, h: Tensor) -> Tensor:
+    """Both degrees of both in one array [M, K, A, C]."""
+    parts = harmonic_moments(w, Y, h, LAYOUT)
+    return torch.cat([torch.cat([parts[l2, l1] for l1 in range(2)], dim=1) for l2 in range(2)])
+
+
+def loop_moments(w: Tensor, Y: Tensor, h: Tensor) -> Tensor:
+    n_groups, n_channels = w.shape[1], h.shape[2]
+    rows = []
+    for l2 in range(len(w)):
+        for m2 in range(components(l2).start, components(l2).stop):
+            weight = w[l2].repeat_interleave(n_channels // n_groups, dim=0) * Y[m2]  # [C, P]
+            atoms = [
+                sum(weight[:, p] * h[:, j] for p, (k, j) in enumerate(pairs()) if k == i)  # type: ignore[misc]
+                for i in range(A)
+            ]
+            rows.append(torch.stack(atoms, dim=1))  # type: ignore[arg-type]
+    return torch.stack(rows)
+
+
 CASES = {
     "pair_input": (
         lambda *args: pair_input(*args, LAYOUT),
         loop_pair_input,
         [values(A, 4, seed=1), values(A, 4, seed=2), values(P, 2, seed=3), values(2, 4, seed=4)],
     ),
+    "pair_input without pairs": (
+        lambda a, b: pair_input(a, b, a.new_empty(P, 0), a.new_empty(0, 4), LAYOUT),
+        lambda a, b: loop_pair_input(a, b, a.new_zeros(P, 1), a.new_zeros(1, 4)),
+        [values(A, 4, seed=1), values(A, 4, seed=2)],
+    ),
     "weighted_sum": (
         lambda *args: weighted_sum(*args, LAYOUT),
         loop_weighted_sum,
         [values(P, seed=1), values(P, 3, seed=2)],
+    ),
+    "harmonic_moments": (
+        all_moments,
+        loop_moments,
+        [values(2, 2, P, seed=1), values(4, P, seed=2), values(4, A, 4, seed=3)],
     ),
     "differences": (lambda x: differences(x, LAYOUT), loop_differences, [values(A, 3, seed=1)]),
 }
@@ -60,7 +98,7 @@ def test_values_are_those_of_a_loop(name):
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_a_loop_and_of_finite_differences(name):
     ours, loop, arguments = CASES[name]
-    assert torch.autograd.gradcheck(ours, arguments)
+    assert torch.autograd.gradcheck(ours, arguments, fast_mode=name == "harmonic_moments")  # 300 entries
     weight = values(*ours(*arguments).shape, seed=9).detach()
     expected = torch.autograd.grad((weight * loop(*arguments)).sum(), arguments)
     for gradient, wanted in zip(

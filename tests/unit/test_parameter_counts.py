@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from bench.backbones.dit import DiT, DiTConfig
+from bench.backbones.e3 import E3, E3Config
 from bench.backbones.egnn import EGNN, EGNNConfig
+from bench.backbones.gdm import GDM, GDMConfig
 from bench.groups import O3
 from bench.method import Setting
 from bench.registry import backbones, methods
@@ -27,6 +29,11 @@ def egnn(n_features: int, **options: int) -> int:
 def dit(n_features: int, **options: int) -> int:
     with torch.device("meta"):
         return count(DiT(DiTConfig(**options), n_features))
+
+
+def gdm(n_features: int, **options: int) -> int:
+    with torch.device("meta"):
+        return count(GDM(GDMConfig(**options), n_features))
 
 
 def symdiff(size: str) -> tuple[int, int]:
@@ -61,6 +68,35 @@ def test_dit_has_the_published_count():
     assert dit(QM9, **{**DiT.sizes["published"], "embedding_width": 185}) != 28_965_553
 
 
+def test_gdm_has_the_published_count():
+    """T36: GDM 3 555 859 at width 256 and depth 9; one more channel or feature gives another count."""
+    assert gdm(QM9, **GDM.sizes["published"]) == 3_555_859
+    assert gdm(QM9, width=257, depth=9) != 3_555_859
+    assert gdm(QM9 + 1, width=256, depth=9) != 3_555_859
+
+
+def e3_by_hand(C: int, G: int, n_basis: int, n_features: int, paths: list[list[int]]) -> int:
+    """Weights and biases of an E3 of lmax 2; `paths` has each block's number of products by degree of output."""
+    total = (n_features + 1) * C + C + C  # embedding, position
+    l_in = 1
+    for of_block in paths:
+        n_out = len(of_block)
+        total += (2 * C + n_basis) * C + C + C * 3 * G + 3 * G  # radial weights, for harmonics of degree 0, 1, 2
+        total += (l_in + 1) * C * C + C + sum(of_block) * C * C + C  # source, gather; a bias on scalars alone
+        total += (1 + n_out) * C * C + C + n_out * C * C + n_out * C  # node update and gates
+        l_in = n_out - 1
+    return total + C + C * n_features + n_features  # velocity, readout
+
+
+def test_e3_has_the_count_of_its_formula():
+    """T36: counted by hand: paths of even l1 + l2 + l3 from degrees 0-1, 0-2, 0-2 and, for the readout, to 0-1."""
+    paths = [[2, 3, 2], [3, 4, 4], [3, 4, 4], [3, 4]]
+    with torch.device("meta"):
+        small = count(E3(E3Config(**E3.sizes["small"]), QM9))
+    assert small == e3_by_hand(32, 8, 24, QM9, paths)
+    assert small != e3_by_hand(32, 8, 24, QM9, [*paths[:3], [3, 4, 4]])
+
+
 @pytest.mark.parametrize(
     ("size", "in_all", "k"), [("published", 31_195_834, 28_926_345), ("published_large", 123_309_408, 115_360_521)]
 )
@@ -74,6 +110,8 @@ def test_published_sizes_are_the_defaults():
     """T36: a network built without options is the published one."""
     assert EGNNConfig() == EGNNConfig(**EGNN.sizes["published"])
     assert DiTConfig() == DiTConfig(**DiT.sizes["published"])
+    assert GDMConfig() == GDMConfig(**GDM.sizes["published"])
+    assert E3Config() == E3Config(**E3.sizes["medium"])  # nothing of it is published
     entry = methods["symdiff"]
     assert entry.config() == entry.config(**entry.build.sizes["published"])
     assert egnn(GEOM, **EGNN.sizes["published_geom"]) == 2_380_565

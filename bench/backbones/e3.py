@@ -1,0 +1,211 @@
+"""E3: equivariant message passing with features of higher order, on the couplings of e3nn.
+
+Thomas et al., Tensor field networks (arXiv:1802.08219); gates and residuals as in Batzner et al., NequIP
+(arXiv:2101.03164); radial weights that see both atoms' scalars and are shared by groups of channels as in Liao & Smidt,
+Equiformer (arXiv:2206.11990). Exactly equivariant under O(3), translations and permutations, at any weights.
+
+An atom has C channels for each degree l <= lmax, of parity (-1)^l: scalars 0e, vectors 1o, 2e, ... With v_ij =
+(x_i - x_j) / sqrt(d_ij^2 + 0.01), harmonics Y^l(v_ij), a basis b(d_ij) and C(l1, l2, l3) the Wigner 3j symbols, a block
+with linear maps U, V over channels, one for each degree:
+    w_ij^l2  = W2 SiLU(W1 [h_i^0, h_j^0, b(d_ij)])                                      a weight per degree and group
+    m_i^l3   = V^l3 [ sqrt(2 l3 + 1) C(l1, l2, l3) sum_{j != i} w_ij^l2 Y^l2(v_ij) (U h_j)^l1 ]_{l1, l2} / sqrt(n)
+    [u, g^l] = W4 SiLU(W3 [h_i^0, m_i^0, sqrt(1 + |m_i^l|^2)])
+    h_i^0 <- h_i^0 + u,  h_i^l <- h_i^l + sigmoid(g^l) m_i^l
+Because C does not depend on j, it is applied after the sum, once per atom: the work on pairs is a small matrix product,
+where a tensor product on each pair as in e3nn would write [P, paths, 2 l3 + 1, C] (equal to it: tests/unit/test_e3.py).
+
+Distances are those of a noised, scaled state, from 0.1 to tens: Gaussians in log d, each as wide as their spacing.
+Everything is smooth, in one point too: solid harmonics of the softened v vanish there with their gradients finite.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bench.backbones.egnn import first_layer
+from bench.backbones.pairs import components, differences, harmonic_moments, off_diagonal
+from bench.molecules import Layout, Molecules
+from bench.registry import backbones
+
+SOFTENING = 0.1  # distance below which two atoms look as if in one place
+LARGEST = 30.0  # last centre of the distance basis
+
+
+@dataclass
+class E3Config:
+    """Options of the E3 network; a named size sets the first four."""
+
+    width: int = 64  # channels of each degree
+    depth: int = 5
+    lmax: int = 2
+    n_groups: int = 16  # of channels with radial weights of their own; `width` of them is NequIP's choice
+    n_basis: int = 24
+    n_partners: float = 17.0  # of a QM9 atom: sums over partners are divided by its root
+
+
+def paths(l_in: int, l_harmonic: int, l_out: int) -> list[tuple[int, int, int]]:
+    """(l1, l2, l3) of all products of features and harmonics that a block forms, sorted.
+
+    Parity (-1)^l on both sides leaves even l1 + l2 + l3: an odd sum, such as the cross product (1, 1, 1), would turn
+    as a vector but not change sign under a reflection.
+    """
+    return [
+        (l1, l2, l3)
+        for l1 in range(l_in + 1)
+        for l2 in range(l_harmonic + 1)
+        for l3 in range(l_out + 1)
+        if abs(l1 - l2) <= l3 <= l1 + l2 and (l1 + l2 + l3) % 2 == 0
+    ]
+
+
+def coupling(l1: int, l2: int, degrees: list[int]) -> Float[Tensor, "Q M2 K1"]:
+    """sqrt(2 l3 + 1) C(l1, l2, l3) as [(l3, m3), m2, m1] for the given l3, in float64."""
+    from e3nn import o3  # here and not above, because it takes as long to import as torch
+
+    with torch.device("cpu"):  # e3nn keeps what it made first, and networks are also built on 'meta'
+        return torch.cat(
+            [o3.wigner_3j(l1, l2, l3, dtype=torch.float64).permute(2, 1, 0) * math.sqrt(2 * l3 + 1) for l3 in degrees]
+        )
+
+
+def harmonics(v: Float[Tensor, "P 3"], lmax: int) -> Float[Tensor, "M P"]:
+    """Solid harmonics |v|^l Y_lm(v / |v|) with mean square 1 on the sphere, of all degrees up to lmax."""
+    from e3nn import o3
+
+    Y = o3.spherical_harmonics(list(range(lmax + 1)), v, normalize=False, normalization="component")
+    return Y.t().contiguous()
+
+
+class DegreeLinear(nn.Module):
+    """One linear map over channels for each degree; only scalars can have a bias."""
+
+    def __init__(self, n_in: list[int], n_out: int) -> None:
+        super().__init__()
+        self.degrees = nn.ModuleList(nn.Linear(n, n_out, bias=degree == 0) for degree, n in enumerate(n_in))
+
+    def forward(self, parts: list[Tensor]) -> Float[Tensor, "M A C"]:
+        """Parts [2 l + 1, A, n_in[l]] of degree 0, 1, ..., to all components."""
+        return torch.cat([linear(part) for linear, part in zip(self.degrees, parts, strict=True)])
+
+
+class Block(nn.Module):
+    """One message passing step from degrees up to `l_in` to degrees up to `l_out`."""
+
+    def __init__(self, cfg: E3Config, l_in: int, l_out: int) -> None:
+        super().__init__()
+        self.l_in, self.l_out, self.n_groups = l_in, l_out, cfg.n_groups
+        self.products: dict[tuple[int, int], list[int]] = {}  # (l1, l2) -> l3
+        for l1, l2, l3 in paths(l_in, cfg.lmax, l_out):
+            self.products.setdefault((l1, l2), []).append(l3)
+        for (l1, l2), degrees in self.products.items():
+            # float64 also where the network is float32, so that one made float64 later is exact
+            C = coupling(l1, l2, degrees) / math.sqrt(cfg.n_partners)
+            self.register_buffer(f"coupling_{l1}_{l2}", C, persistent=False)
+        n_paths = [sum(degrees.count(l3) for degrees in self.products.values()) for l3 in range(l_out + 1)]
+        width = cfg.width
+        self.radial_in = nn.Linear(2 * width + cfg.n_basis, width)
+        self.radial_out = nn.Linear(width, (cfg.lmax + 1) * cfg.n_groups)
+        self.source = DegreeLinear([width] * (l_in + 1), width)
+        self.gather = DegreeLinear([n * width for n in n_paths], width)
+        self.node_in = nn.Linear((2 + l_out) * width, width)
+        self.node_out = nn.Linear(width, (1 + l_out) * width)
+
+    def forward(
+        self,
+        h: Float[Tensor, "K A C"],
+        basis: Float[Tensor, "P N"],
+        Y: Float[Tensor, "M P"],
+        layout: Layout,
+    ) -> Float[Tensor, "K_out A C"]:
+        message = self.message(h, self.radial_weights(h[0], basis, layout), Y, layout)
+        degrees = [message[components(degree)] for degree in range(self.l_out + 1)]
+        norms = [(1 + part.square().sum(0)).sqrt() for part in degrees[1:]]
+        hidden = F.silu(self.node_in(torch.cat([h[0], message[0], *norms], dim=1)))
+        update, *gates = self.node_out(hidden).chunk(1 + self.l_out, dim=1)
+        change = [update[None], *(gate.sigmoid() * part for gate, part in zip(gates, degrees[1:], strict=True))]
+        new = torch.cat(change)
+        kept = min(len(h), len(new))
+        return torch.cat([h[:kept] + new[:kept], new[kept:]])
+
+    def radial_weights(self, scalars: Tensor, basis: Tensor, layout: Layout) -> Float[Tensor, "L G P"]:
+        """w_ij for each degree of harmonics and group of channels."""
+        hidden = F.silu(first_layer(self.radial_in, scalars, basis, layout))
+        # pairs last, as the sums want them
+        return torch.addmm(self.radial_out.bias[:, None], self.radial_out.weight, hidden.t()).view(
+            -1, self.n_groups, len(basis)
+        )
+
+    def message(self, h: Tensor, w: Tensor, Y: Tensor, layout: Layout) -> Float[Tensor, "K_out A C"]:
+        """m_i of all degrees."""
+        sources = self.source([h[components(degree)] for degree in range(self.l_in + 1)])
+        moments = harmonic_moments(w, Y, sources, layout)
+        parts: list[list[Tensor]] = [[] for _ in range(self.l_out + 1)]
+        for (l1, l2), degrees in self.products.items():
+            C = self.get_buffer(f"coupling_{l1}_{l2}").flatten(1)
+            coupled = (C.to(Y.dtype) @ moments[l2, l1].flatten(2).flatten(0, 1)).view(-1, *h.shape[1:])
+            for l3, part in zip(degrees, coupled.split([2 * l3 + 1 for l3 in degrees]), strict=True):
+                parts[l3].append(part)
+        return self.gather([torch.cat(part, dim=2) for part in parts])
+
+
+@backbones.register("e3", E3Config)
+class E3(nn.Module):
+    """Equivariant message passing with features up to degree lmax (tensor field network on e3nn)."""
+
+    equivariant: ClassVar[bool] = True
+    references: ClassVar[tuple[str, ...]] = (
+        "Thomas et al., Tensor field networks, arXiv:1802.08219",
+        "Geiger & Smidt, e3nn: Euclidean neural networks, arXiv:2207.09453",
+    )
+    sizes: ClassVar[dict[str, dict[str, int]]] = {
+        "tiny": {"width": 8, "depth": 2, "lmax": 2, "n_groups": 4},
+        "small": {"width": 32, "depth": 4, "lmax": 2, "n_groups": 8},
+        "medium": {"width": 64, "depth": 5, "lmax": 2, "n_groups": 16},
+    }
+
+    def __init__(self, cfg: E3Config, n_features: int) -> None:
+        super().__init__()
+        if cfg.lmax < 1:
+            raise ValueError(f"lmax is {cfg.lmax}, but positions are of degree 1; choose 1 or more")
+        if cfg.width % cfg.n_groups:
+            raise ValueError(f"width {cfg.width} is not divisible by n_groups {cfg.n_groups}; choose a multiple")
+        self.lmax = cfg.lmax
+        centres = torch.linspace(math.log(SOFTENING), math.log(LARGEST), cfg.n_basis, dtype=torch.float64)
+        self.register_buffer("centres", centres, persistent=False)
+        self.centres: Tensor
+        self.embedding = nn.Linear(n_features + 1, cfg.width)
+        self.position = nn.Linear(1, cfg.width, bias=False)
+        # degrees that nothing has filled yet, or that the readout does not see, would only be idle weights
+        ends = [1, *[cfg.lmax] * (cfg.depth - 1), 1]
+        self.blocks = nn.ModuleList(Block(cfg, ends[i], ends[i + 1]) for i in range(cfg.depth))
+        self.velocity = nn.Linear(cfg.width, 1, bias=False)
+        self.readout = nn.Linear(cfg.width, n_features)
+
+    def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
+        """Raw output: one vector per atom [A, 3] and features [A, F]."""
+        layout = z.layout.by_size
+        x = z.layout.to_sorted(z.centre(z.x))
+        scalars = self.embedding(z.layout.to_sorted(torch.cat([z.h, z.per_atom(t)[:, None]], dim=1)))
+        # positions enter as vectors too: at high noise the estimate of eps is nearly z_t itself
+        h = torch.cat([scalars[None], self.position(x.t()[:, :, None])])
+
+        difference = differences(x, layout)
+        d2 = difference.square().sum(1, keepdim=True) + SOFTENING**2
+        basis = self.basis(0.5 * d2.log())
+        Y = harmonics(difference * d2.rsqrt(), self.lmax) * off_diagonal(layout, x)
+        for block in self.blocks:
+            h = block(h, basis, Y, layout)
+        vectors = self.velocity(h[components(1)])[:, :, 0].t()
+        return z.replace(x=z.layout.from_sorted(vectors), h=z.layout.from_sorted(self.readout(h[0])))
+
+    def basis(self, log_d: Float[Tensor, "P 1"]) -> Float[Tensor, "P N"]:
+        """Gaussians in log distance."""
+        centres = self.centres.to(log_d.dtype)
+        return torch.exp(-0.5 * ((log_d - centres) / (centres[1] - centres[0])).square())

@@ -1,0 +1,76 @@
+"""GDM: plain message passing on coordinates and features, EDM's baseline without equivariance.
+
+Hoogeboom et al., Equivariant diffusion for molecule generation in 3D (arXiv:2203.17003), section 5: the same diffusion
+with a graph network that sees positions as features. In the released code: `EGNN_dynamics_QM9` in mode 'gnn_dynamics'.
+Equivariant under permutations, not under rotations or translations: no distance is an input.
+
+A block, with h_i^0 = W [x_i, h_i, t] + b and [v_i, f_i, dropped] = W' h_i^L + b':
+    m_ij = SiLU(W2 SiLU(W1 [h_i, h_j])),  a_ij = sigmoid(w m_ij + b)
+    h_i <- h_i + W4 SiLU(W3 [h_i, sum_j a_ij m_ij])
+The sum includes j = i: the released code hands this network no mask of pairs. For the same reason it sums over padded
+atoms, so that its outputs depend on padding; here there are none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bench.backbones.egnn import MessagePassing
+from bench.molecules import Layout, Molecules
+from bench.registry import backbones
+
+
+@dataclass
+class GDMConfig:
+    """Options of the GDM network; a named size sets both."""
+
+    width: int = 256
+    depth: int = 9
+
+
+class Block(MessagePassing):
+    """One GDM block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, n_distances=0)
+
+    def forward(self, h: Float[Tensor, "A H"], no_distances: Float[Tensor, "P 0"], layout: Layout) -> Tensor:
+        return self.update(h, no_distances, layout)
+
+
+@backbones.register("gdm", GDMConfig)
+class GDM(nn.Module):
+    """Message passing on coordinates as features (EDM's baseline GDM); not rotation-equivariant."""
+
+    equivariant: ClassVar[bool] = False
+    references: ClassVar[tuple[str, ...]] = (
+        "Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003 (GDM)",
+    )
+    sizes: ClassVar[dict[str, dict[str, int]]] = {
+        "tiny": {"width": 16, "depth": 2},
+        "small": {"width": 64, "depth": 4},
+        "medium": {"width": 128, "depth": 6},
+        "published": {"width": 256, "depth": 9},
+    }
+
+    def __init__(self, cfg: GDMConfig, n_features: int) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(3 + n_features + 1, cfg.width)
+        self.blocks = nn.ModuleList(Block(cfg.width) for _ in range(cfg.depth))
+        # the published network reads out the time channel too and drops it: its row is kept so that weights load
+        self.readout = nn.Linear(cfg.width, 3 + n_features + 1)
+
+    def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
+        """Raw output: x part [A, 3] and features [A, F]."""
+        layout = z.layout.by_size
+        h = self.embedding(z.layout.to_sorted(torch.cat([z.x, z.h, z.per_atom(t)[:, None]], dim=1)))
+        no_distances = z.x.new_empty(layout.n_pairs, 0)  # in float32 also under autocast, and so the sums on pairs
+        for block in self.blocks:
+            h = block(h, no_distances, layout)
+        out = z.layout.from_sorted(self.readout(h))
+        return z.replace(x=out[:, :3], h=out[:, 3:-1])
