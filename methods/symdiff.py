@@ -3,7 +3,7 @@
     eps_hat = R k(R^-1 z_t),   R = R0 f(R0^-1 x_t, eta, t),   R0 ~ Haar, eta ~ N(0, I)
 Zhang et al., SymDiff (arXiv:2410.06262). f sees only y = R0^-1 x_t. Replace z_t by Q z_t and couple R0 to Q R0: y and f
 stay, R becomes Q R, R^-1 z_t stays and eps_hat turns by Q. Q R0 is again Haar, so the prediction is equivariant in law
-at any weights. (The released code composes f R0^-1 instead of R0 f, which is not: see docs/methods.md.)
+at any weights. The released code composes f R0^-1 instead, which is not: `symdiff_as_released`, kept for comparison.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.registry import methods
 
 @dataclass
 class SymDiffConfig:
-    """Options of the rotation kernel; the defaults are the published QM9 sizes. A named size sets the first, second,
+    """Options of the rotation kernel; the defaults are the published QM9 ones. A named size sets the first, second,
     third and fifth."""
 
     kernel_width: int = 128
@@ -35,7 +35,8 @@ class SymDiffConfig:
     kernel_heads: int = 4
     kernel_mlp_ratio: int = 4
     decoder_width: int = 64
-    noise_dims: int = 3  # channels of eta per atom
+    noise_dims: int = 3  # channels of eta per atom; with 0 the rotation is a function of R0 and z_t, still in law
+    atom_types: bool = False  # f also sees the noised features h, which are invariant; the published f does not
     pair_gaussians: int = 64  # of the kernel's own pair embedding, where the backbone has none to share
     pair_width: int = 64
 
@@ -61,13 +62,21 @@ class RotationKernel(nn.Module):
         cfg: sizes.
         pair_embedding: embedding of the atoms' distances; a DiT backbone shares its own, as published.
         time_scale: as in the DiT.
+        n_features: F, of which a kernel with `atom_types` needs to know.
     """
 
-    def __init__(self, cfg: SymDiffConfig, pair_embedding: GaussianPairEmbedding, time_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        cfg: SymDiffConfig,
+        pair_embedding: GaussianPairEmbedding,
+        time_scale: float = 1.0,
+        n_features: int = 0,
+    ) -> None:
         super().__init__()
-        self.noise_dims = cfg.noise_dims
+        self.noise_dims, self.atom_types = cfg.noise_dims, cfg.atom_types
         self.pair_embedding = pair_embedding
-        self.embedding = xavier_linear(3 + cfg.noise_dims + pair_embedding.linear.out_features, cfg.kernel_width)
+        n_inputs = 3 + cfg.noise_dims + pair_embedding.linear.out_features + (n_features if cfg.atom_types else 0)
+        self.embedding = xavier_linear(n_inputs, cfg.kernel_width)
         self.trunk = Trunk(cfg.kernel_width, cfg.kernel_depth, cfg.kernel_heads, cfg.kernel_mlp_ratio, time_scale)
         self.hidden = xavier_linear(cfg.kernel_width, cfg.decoder_width)
         self.matrix = xavier_linear(cfg.decoder_width, 9)
@@ -76,13 +85,15 @@ class RotationKernel(nn.Module):
         """One orthogonal matrix per molecule; the columns of a 3x3 output are orthonormalised, det = its sign.
 
         Args:
-            y: positions in the frame of the base rotation; features are not an input.
+            y: positions in the frame of the base rotation; features are an input with `atom_types` alone.
             eta: noise of each atom.
         """
         layout = y.layout.by_size
         x = y.layout.to_sorted(y.x)
-        inputs = torch.cat([x, y.layout.to_sorted(eta), self.pair_embedding(x, layout)], dim=1)
-        tokens, _ = self.trunk(self.embedding(inputs), y.layout.molecules_to_sorted(t), layout)
+        inputs = [x, y.layout.to_sorted(eta), self.pair_embedding(x, layout)]
+        if self.atom_types:
+            inputs.append(y.layout.to_sorted(y.h))
+        tokens, _ = self.trunk(self.embedding(torch.cat(inputs, dim=1)), y.layout.molecules_to_sorted(t), layout)
         pooled = y.mean_over_atoms(y.layout.from_sorted(tokens))
         return gram_schmidt(self.matrix(F.gelu(self.hidden(pooled))).view(-1, 3, 3))
 
@@ -94,6 +105,8 @@ class SymDiff(Method):
     guarantee = Guarantee.IN_LAW
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"kernel_width": 16, "kernel_depth": 1, "kernel_heads": 2, "decoder_width": 16},
+        "small": {"kernel_width": 48, "kernel_depth": 2, "kernel_heads": 4, "decoder_width": 32},
+        "medium": {"kernel_width": 96, "kernel_depth": 6, "kernel_heads": 4, "decoder_width": 64},
         "published": {"kernel_width": 128, "kernel_depth": 8, "kernel_heads": 4, "decoder_width": 64},
         "published_large": {"kernel_width": 216, "kernel_depth": 10, "kernel_heads": 8, "decoder_width": 80},
     }
@@ -103,16 +116,22 @@ class SymDiff(Method):
         super().__init__(cfg, setting)
         backbone = setting.backbone
         if isinstance(backbone, DiT):
-            self.kernel = RotationKernel(cfg, backbone.pair_embedding, backbone.trunk.time.time_scale)
+            embedding, time_scale = backbone.pair_embedding, backbone.trunk.time.time_scale
         else:
-            self.kernel = RotationKernel(cfg, GaussianPairEmbedding(cfg.pair_gaussians, cfg.pair_width))
+            embedding, time_scale = GaussianPairEmbedding(cfg.pair_gaussians, cfg.pair_width), 1.0
+        self.kernel = RotationKernel(cfg, embedding, time_scale, setting.n_features)
 
     def draw(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R ~ gamma(. | z_t), one per molecule; gradients flow into the kernel."""
         base = self.group.haar(len(z_t), rng, z_t.x.dtype)
         shape = (len(z_t.x), self.kernel.noise_dims)
         eta = torch.randn(shape, generator=rng, device=rng.device, dtype=z_t.x.dtype)
-        return base @ self.kernel(z_t.rotate(base.mT), eta, level.t)
+        return self.compose(base, self.kernel(z_t.rotate(base.mT), eta, level.t))
+
+    @staticmethod
+    def compose(base: Float[Tensor, "B 3 3"], f: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
+        """R0 f: turns by Q where R0 does and f stays."""
+        return base @ f
 
     def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
         return symmetrised(denoiser, z_t, level, self.draw(z_t, level, rng))
