@@ -42,8 +42,8 @@ class Model(nn.Module):
             method = methods[cfg.method["name"]].build(options_of(methods, cfg.method), setting)
         model = cls(diffusion, Denoiser(backbone), method)
         for module in model.modules():
-            if hasattr(module, "edm_compat"):  # one switch for all parts that can repeat a published defect
-                module.edm_compat = cfg.diffusion.edm_compat
+            if "edm_compat" in vars(module):  # one switch for all parts that can repeat a published defect
+                vars(module)["edm_compat"] = cfg.diffusion.edm_compat
         return model
 
     def predict(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:

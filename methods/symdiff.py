@@ -124,9 +124,15 @@ class SymDiff(Method):
     def draw(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R ~ gamma(. | z_t), one per molecule; gradients flow into the kernel."""
         base = self.group.haar(len(z_t), rng, z_t.x.dtype)
+        return self.compose(base, self.draw_kernel(base, z_t, level, rng))
+
+    def draw_kernel(
+        self, base: Float[Tensor, "B 3 3"], z_t: Molecules, level: NoiseLevel, rng: torch.Generator
+    ) -> Float[Tensor, "B 3 3"]:
+        """f(R0^-1 x_t, eta, t) at given R0, with fresh eta."""
         shape = (len(z_t.x), self.kernel.noise_dims)
         eta = torch.randn(shape, generator=rng, device=rng.device, dtype=z_t.x.dtype)
-        return self.compose(base, self.kernel(z_t.rotate(base.mT), eta, level.t))
+        return self.kernel(z_t.rotate(base.mT), eta, level.t)
 
     @staticmethod
     def compose(base: Float[Tensor, "B 3 3"], f: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
@@ -135,3 +141,29 @@ class SymDiff(Method):
 
     def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
         return symmetrised(denoiser, z_t, level, self.draw(z_t, level, rng))
+
+
+@torch.no_grad()
+def kernel_statistics(
+    method: SymDiff, z_t: Molecules, level: NoiseLevel, rng: torch.Generator, n_draws: int = 64
+) -> dict[str, Float[Tensor, "B"]]:
+    """Whether a kernel has left the Haar measure, molecule by molecule; unbiased, so estimates can be negative.
+
+    Args:
+        n_draws: base rotations R0, at least 2, each with two draws of eta.
+    Returns:
+        'mean_R': |E[R given z_t]|^2, 0 for Haar and 3 for canonicalisation (Frobenius norm);
+        'variance': E |f - E f|^2, from 0 to 3;
+        'from_frame': the part of it that the frame y = R0^-1 x explains, E |E[f given y] - E f|^2. Where f ignores y
+            this is 0, and R is Haar.
+    """
+    bases = [method.group.haar(len(z_t), rng, z_t.x.dtype) for _ in range(n_draws)]
+    f = torch.stack([torch.stack([method.draw_kernel(R0, z_t, level, rng) for _ in range(2)]) for R0 in bases])
+    R = torch.stack([method.compose(R0, mean) for R0, mean in zip(bases, f.mean(1), strict=True)])
+
+    def squared_mean(M: Float[Tensor, "K B 3 3"]) -> Float[Tensor, "B"]:
+        """|E M|^2 from all pairs of different draws."""
+        return (M.sum(0).square().sum((1, 2)) - M.square().sum((0, 2, 3))) / (n_draws * (n_draws - 1))
+
+    same_frame, any_frame = (f[:, 0] * f[:, 1]).sum((2, 3)).mean(0), squared_mean(f.mean(1))
+    return {"mean_R": squared_mean(R), "variance": 3 - any_frame, "from_frame": same_frame - any_frame}

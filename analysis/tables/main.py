@@ -263,8 +263,12 @@ def notes(study: Study, short: bool = False) -> list[str]:
             "comparison with a value without this mark favours the latter"
         )
         out.append(f"{BOUND} upper bound of the variational bound{'' if short else long}.")
-    if not short:
-        out += [line for group in present if (line := mixture(study, group))]
+    gaps = [line for group in present if (line := mixture(study, group))]
+    if gaps and not short:
+        out.append(
+            "More draws per step of the bound than one lower the NLL, in nats ± standard error over molecules, by: "
+            f"{'; '.join(gaps)}."
+        )
     if counted["borrowed"].any():
         out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
     if any(OLDER in _marks(study, group) for group in study.groups):
@@ -284,13 +288,10 @@ def mixture(study: Study, group: Group) -> str | None:
     runs = runs[runs["counted"]]
     if GAP.key not in runs or runs[GAP.key].isna().all():
         return None
-    mean, draws = runs["eval.nll.mixture.mean"].mean(), _listing(study, "eval.nll.mixture.n_draws", runs)
+    draws = _listing(study, "eval.nll.mixture.n_draws", runs)
     gap, sems = runs[GAP.key].mean(), runs[f"{GAP.key}_sem"].dropna()
     sem = (sems**2).sum() ** 0.5 / len(sems)
-    return (
-        f"{' / '.join(group)}: with {draws} draws per step in place of one the bound is {NLL.show(mean)}, lower by "
-        f"{GAP.show(gap)} ± {GAP.show(sem, like=gap)} nats (standard error over molecules)."
-    )
+    return f"{' / '.join(group)} {GAP.show(gap)} ± {GAP.show(sem, like=gap)} ({draws} draws)"
 
 
 def _panels(table: Table) -> Iterable[Table]:

@@ -16,6 +16,7 @@ from support import (
     states,
     turned,
     two_sample_z,
+    z_score,
 )
 from torch import Tensor, nn
 
@@ -27,7 +28,7 @@ from bench.groups import O3, Translated, gram_schmidt
 from bench.method import symmetrised
 from bench.model import Model
 from bench.molecules import Layout, Molecules
-from methods.symdiff import SymDiff
+from methods.symdiff import SymDiff, kernel_statistics
 
 
 @torch.no_grad()
@@ -184,6 +185,34 @@ def test_equivariant_kernel_canonicalises():
         there = models[name].predict(turned(z_t, Q), level, generator(2))
         error = relative_error(there, turned(here, Q))
         assert error < 1e-5 if exact else error > 0.1
+
+
+def statistics_of(method: SymDiff, n: int = 200) -> dict[str, Tensor]:
+    """Of n copies of one molecule, of which each has draws of its own."""
+    one = states([5], seed=6)[3]
+    z = Molecules(one.x.repeat(n, 1), one.h.repeat(n, 1), Layout([5] * n))
+    level = core().schedule.at(torch.full((n,), 300), torch.float64)
+    return kernel_statistics(method, z, level, generator(3), n_draws=8)
+
+
+def test_statistics_tell_a_learned_frame_from_haar():
+    """T18: canonicalisation has |E R|^2 = 3, all of it from the frame; a kernel that is blind to the frame has neither,
+    |z| < 5, and one that sees it is told from it."""
+    method = model_of("symdiff", "dit").method
+    strong_kernel = strong(model_of("symdiff", "dit")).method
+    assert z_score(statistics_of(strong_kernel)["from_frame"]) > Z_MAX
+
+    with torch.no_grad():
+        method.kernel.embedding.weight[:, :3] = 0  # distances and noise are left
+    blind = statistics_of(method)
+    assert z_score(blind["mean_R"]) < Z_MAX
+    assert z_score(blind["from_frame"]) < Z_MAX
+    assert blind["variance"].min() > 0
+
+    method.kernel = Canonical()
+    found = statistics_of(method)
+    torch.testing.assert_close(found["mean_R"], torch.full((200,), 3.0, dtype=torch.float64))
+    torch.testing.assert_close(found["from_frame"], found["variance"])
 
 
 # ---------------------------------------------------------------------- Prop. A
