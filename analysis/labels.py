@@ -67,6 +67,7 @@ def _percent(key: str, label: str, short: str) -> Column:
 
 ATOM_STABILITY = _percent("metrics.atom_stability", "Atom stability", "atom stab")
 MOLECULE_STABILITY = _percent("metrics.molecule_stability", "Molecule stability", "mol stab")
+GAP = Column("eval.nll.mixture.gap", "Jensen gap", "nats/molecule", "gap nats", None)
 NLL = Column("eval.nll.mean", "NLL", "nats/molecule", "NLL nats", False, digits=1)
 STEP_TIME = Column("cost.step_seconds", "Training step", "ms", "step ms", False, scale=1e3)
 TRAIN_TIME = Column("cost.train_seconds", "Training", "min", "train min", False, scale=1 / 60)

@@ -125,11 +125,15 @@ class EvaluateConfig:
 
     n_nll_molecules: int | None = None  # None: all of the test split
     n_nll_passes: int = 5
+    # M draws of a stochastic prediction per step of the bound instead of one: the mixture bound stands in eval.json
+    # beside the single-draw one, at 2 M network calls more (`Diffusion.jensen_gap`). 1: the single-draw bound alone
+    n_mixture_draws: int = 1
 
     def __post_init__(self) -> None:
         n = self.n_nll_molecules
         _require("evaluate", n_nll_molecules=(n, n is None or n >= 1, "at least 1, or null for all"))
-        _require("evaluate", n_nll_passes=(self.n_nll_passes, self.n_nll_passes >= 1, "at least 1"))
+        counts = ("n_nll_passes", "n_mixture_draws")
+        _require("evaluate", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
 
 
 @dataclass
@@ -168,6 +172,9 @@ class RunConfig:
         _require(
             "sample", n_steps=(self.sample.n_steps, self.sample.n_steps <= most, f"at most diffusion.n_levels = {most}")
         )
+        scale = self.backbone.get("time_scale", 1.0)
+        as_published = scale == 1 or not self.diffusion.edm_compat
+        _require("backbone", time_scale=(scale, as_published, "1, as published, with diffusion.edm_compat"))
 
     def page(self) -> dict[str, Any]:
         """Plain nested dictionary of every setting, as written to config.yaml."""

@@ -85,7 +85,9 @@ def likelihood(cfg: RunConfig, model: Model, data: DataSet) -> dict[str, Any]:
     """Variational bound of -log p(x, h, N) on the test split, nats per molecule (`Diffusion.bound` and p(N)).
 
     Molecules are all of the split or, of a fixed permutation, the first; a pass draws one time per molecule. The
-    standard error is over molecules, each averaged over its passes.
+    standard error is over molecules, each averaged over its passes. Where the prediction draws random numbers and
+    `n_mixture_draws` asks for it, the mixture bound stands beside, at the same times and noise
+    (`Diffusion.jensen_gap`).
     """
     n = min(cfg.evaluate.n_nll_molecules or len(data.test), len(data.test))
     test = data.test.select(np.sort(np.random.default_rng(0).permutation(len(data.test))[:n]))
@@ -94,9 +96,11 @@ def likelihood(cfg: RunConfig, model: Model, data: DataSet) -> dict[str, Any]:
     streams = Streams(cfg.sample.seed, device)
     order = np.argsort(test.n_atoms, kind="stable")
     terms: dict[str, list[np.ndarray]] = {}
+    gaps: dict[str, list[np.ndarray]] = {}
+    n_draws, stochastic = cfg.evaluate.n_mixture_draws, False
     for i in range(cfg.evaluate.n_nll_passes):
         for j in range(0, n, NLL_BATCH):
-            rng = streams.at(1_000_000 * (i + 1) + j)
+            rng, again = (streams.at(1_000_000 * (i + 1) + j) for _ in range(2))
             x0 = model.diffusion.encode(test.select(order[j : j + NLL_BATCH]), device)
 
             def predict(z_t: Molecules, level: NoiseLevel, rng=rng) -> Molecules:
@@ -104,17 +108,42 @@ def likelihood(cfg: RunConfig, model: Model, data: DataSet) -> dict[str, Any]:
 
             for name, values in model.diffusion.bound(x0, predict, rng.time, rng.noise).items():
                 terms.setdefault(name, []).append(values.cpu().numpy())
-    per_pass = {name: np.concatenate(values).reshape(cfg.evaluate.n_nll_passes, n) for name, values in terms.items()}
+            stochastic = not torch.equal(rng.method.get_state(), again.method.get_state())
+            if stochastic and n_draws > 1:
+                for name, values in model.diffusion.jensen_gap(x0, predict, n_draws, again.time, again.noise).items():
+                    gaps.setdefault(name, []).append(values.cpu().numpy())
+
+    def by_pass(values: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(values).reshape(cfg.evaluate.n_nll_passes, n)
+
+    def mean_and_sem(per_molecule: np.ndarray) -> tuple[float, float]:
+        return float(per_molecule.mean()), float(per_molecule.std(ddof=1) / n**0.5) if n > 1 else 0.0
+
+    per_pass = {name: by_pass(values) for name, values in terms.items()}
     per_pass["size"] = -np.broadcast_to(sizes.log_prob(test.n_atoms[order]), (cfg.evaluate.n_nll_passes, n))
     per_molecule = np.sum([values.mean(0) for values in per_pass.values()], axis=0)
-    return {
+    mean, sem = mean_and_sem(per_molecule)
+    record: dict[str, Any] = {
         "split": "test",
-        "mean": float(per_molecule.mean()),
-        "sem": float(per_molecule.std(ddof=1) / n**0.5) if n > 1 else 0.0,
+        "mean": mean,
+        "sem": sem,
         "n_molecules": n,
         "n_passes": cfg.evaluate.n_nll_passes,
         "terms": {name: float(values.mean()) for name, values in per_pass.items()},
+        "stochastic": stochastic,
     }
+    if gaps:
+        gap_per_molecule = np.sum([by_pass(values).mean(0) for values in gaps.values()], axis=0)
+        (mean, sem), (gap, gap_sem) = mean_and_sem(per_molecule - gap_per_molecule), mean_and_sem(gap_per_molecule)
+        record["mixture"] = {
+            "n_draws": n_draws,
+            "mean": mean,
+            "sem": sem,
+            "gap": gap,
+            "gap_sem": gap_sem,
+            "gap_terms": {name: float(by_pass(values).mean()) for name, values in gaps.items()},
+        }
+    return record
 
 
 def reference(data: DataSet, cache: Path) -> dict[str, Any]:

@@ -46,6 +46,11 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
     return torch.stack([q1, q2, q3], dim=-1)
 
 
+def product(A: Float[Tensor, "*B 3 3"], B: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
+    """A B, element by element: autocast would make a matrix product in bf16, and no rotation would be left."""
+    return (A[..., :, :, None] * B[..., None, :, :]).sum(-2)
+
+
 class GroupName(StrEnum):
     """Symmetry group of the data: O3 for de novo generation, SO3 where chirality is given."""
 

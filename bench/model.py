@@ -40,7 +40,11 @@ class Model(nn.Module):
             backbone = backbones[cfg.backbone["name"]].build(options_of(backbones, cfg.backbone), diffusion.n_features)
             setting = Setting(GROUPS[cfg.group](), backbone, diffusion.n_features)
             method = methods[cfg.method["name"]].build(options_of(methods, cfg.method), setting)
-        return cls(diffusion, Denoiser(backbone), method)
+        model = cls(diffusion, Denoiser(backbone), method)
+        for module in model.modules():
+            if "edm_compat" in vars(module):  # one switch for all parts that can repeat a published defect
+                vars(module)["edm_compat"] = cfg.diffusion.edm_compat
+        return model
 
     def predict(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
         """The method's estimate of the noise."""

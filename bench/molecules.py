@@ -33,10 +33,14 @@ class Layout:
     Sizes are known on the host, so nothing here ever waits for the device.
     """
 
-    def __init__(self, n_atoms: Sequence[int] | np.ndarray, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, n_atoms: Sequence[int] | np.ndarray, device: torch.device | str = "cpu", n_padded: int | None = None
+    ) -> None:
         """
         Args:
             n_atoms: atoms of each molecule, each at least 1.
+            n_padded: what padded code would pad this batch to, its largest molecule unless told. Nothing is padded
+                here; only the reproduction of published defects (`edm_compat`) reads it.
         Raises:
             ValueError: no molecule, or one without atoms.
         """
@@ -46,6 +50,7 @@ class Layout:
                 f"a batch needs at least one molecule and each molecule an atom, got sizes {self.sizes.tolist()}"
             )
         self.device = torch.device(device)
+        self.n_padded = int(self.sizes.max()) if n_padded is None else n_padded
 
     @cached_property
     def ptr(self) -> Int[Tensor, "B_plus_1"]:
@@ -74,7 +79,7 @@ class Layout:
             torch.from_numpy(atoms).to(self.device),
             torch.from_numpy(inverse).to(self.device),
             torch.from_numpy(order).to(self.device),
-            Layout(self.sizes[order], self.device),
+            Layout(self.sizes[order], self.device, self.n_padded),
         )
 
     @property
@@ -110,7 +115,7 @@ class Layout:
         return int((self.sizes**2).sum())
 
     def to(self, device: torch.device | str) -> Layout:
-        return self if torch.device(device) == self.device else Layout(self.sizes, device)
+        return self if torch.device(device) == self.device else Layout(self.sizes, device, self.n_padded)
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,24 @@ EVALUATION: dict[str, Any] = {
     "sampling_seed": int,
     "metrics": METRICS,
     "intervals": dict,  # metric -> [low, high], 95 %, molecules resampled
-    "nll": {"split": str, "mean": Number, "sem": Number, "n_molecules": int, "n_passes": int, "terms": dict},
+    "nll": {
+        "split": str,
+        "mean": Number,
+        "sem": Number,
+        "n_molecules": int,
+        "n_passes": int,
+        "terms": dict,
+        "stochastic?": bool,  # the prediction draws: mean is the single-draw upper bound of the bound
+        # with evaluate.n_mixture_draws > 1, of a stochastic prediction: mean = nll.mean - gap
+        "mixture?": {
+            "n_draws": int,
+            "mean": Number,
+            "sem": Number,
+            "gap": Number,
+            "gap_sem": Number,
+            "gap_terms": dict,
+        },
+    },
     "data_row": {**METRICS, "split": str},
     "versions": dict,
 }

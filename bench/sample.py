@@ -24,11 +24,13 @@ from bench.structures import Structures
 
 @dataclass(frozen=True)
 class Chunk:
-    """Molecules sampled together: their place in the whole set, and their sizes, ascending."""
+    """Molecules sampled together: their place in the whole set, their sizes, ascending, and the largest size known,
+    to which published code pads all samples."""
 
     number: int
     places: np.ndarray
     sizes: np.ndarray
+    n_padded: int
 
 
 def plan_chunks(sizes: SizeDistribution, n: int, batch_size: int, seed: int) -> list[Chunk]:
@@ -36,7 +38,7 @@ def plan_chunks(sizes: SizeDistribution, n: int, batch_size: int, seed: int) -> 
     drawn = sizes.draw(n, np.random.default_rng(seed_of(seed, Stream.SAMPLING, 0)))
     order = np.argsort(drawn, kind="stable")
     return [
-        Chunk(i // batch_size, order[i : i + batch_size], drawn[order[i : i + batch_size]])
+        Chunk(i // batch_size, order[i : i + batch_size], drawn[order[i : i + batch_size]], int(sizes.sizes[-1]))
         for i in range(0, n, batch_size)
     ]
 
@@ -51,7 +53,8 @@ def sample_chunk(
         return model.predict(z_t, level, streams.method)
 
     model.eval()
-    state = sample(model.diffusion, predict, Layout(chunk.sizes.tolist(), device), n_steps, streams.sampling, on_step)
+    layout = Layout(chunk.sizes.tolist(), device, chunk.n_padded)
+    state = sample(model.diffusion, predict, layout, n_steps, streams.sampling, on_step)
     return model.diffusion.decode(state)
 
 

@@ -16,8 +16,5 @@ class Plain(Method):
         frozenset({"gaussian_embedder", "xh_embedder", "pos_embedder", "model"}),
         backbone="dit",
         trunk="model",
-        notes=(
-            "the public code adds the bias of pos_embedder n_padded / n_atoms times to each atom, here once",
-            "names do not tell whether these weights saw rotated data; `method` says it",
-        ),
+        notes=("names do not tell whether these weights saw rotated data; `method` says it",),
     )

@@ -3,7 +3,7 @@
     eps_hat = R k(R^-1 z_t),   R = R0 f(R0^-1 x_t, eta, t),   R0 ~ Haar, eta ~ N(0, I)
 Zhang et al., SymDiff (arXiv:2410.06262). f sees only y = R0^-1 x_t. Replace z_t by Q z_t and couple R0 to Q R0: y and f
 stay, R becomes Q R, R^-1 z_t stays and eps_hat turns by Q. Q R0 is again Haar, so the prediction is equivariant in law
-at any weights. (The released code composes f R0^-1 instead of R0 f, which is not: see docs/methods.md.)
+at any weights. The released code composes f R0^-1 instead, which is not: `symdiff_as_released`, kept for comparison.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from torch import Tensor, nn
 from bench.backbones.dit import DiT, GaussianPairEmbedding, Trunk, xavier_linear
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
-from bench.groups import gram_schmidt
+from bench.groups import gram_schmidt, product
 from bench.method import Guarantee, Method, Setting, symmetrised
 from bench.molecules import Molecules
 from bench.registry import methods
-from bench.state_dict import OwnWeights, PublishedWeights, StateDict
 
 
 @dataclass
 class SymDiffConfig:
-    """Options of the rotation kernel; the defaults are the published QM9 sizes. A named size sets the first, second,
+    """Options of the rotation kernel; the defaults are the published QM9 ones. A named size sets the first, second,
     third and fifth."""
 
     kernel_width: int = 128
@@ -36,23 +35,10 @@ class SymDiffConfig:
     kernel_heads: int = 4
     kernel_mlp_ratio: int = 4
     decoder_width: int = 64
-    noise_dims: int = 3  # channels of eta per atom
+    noise_dims: int = 3  # channels of eta per atom; with 0 the rotation is a function of R0 and z_t, still in law
+    atom_types: bool = False  # f also sees the noised features h, which are invariant; the published f does not
     pair_gaussians: int = 64  # of the kernel's own pair embedding, where the backbone has none to share
     pair_width: int = 64
-
-
-# Layers outside the kernel's blocks, by their names in leozhangML/SymDiff (`DiT_DitGaussian_dynamics`, trunk
-# 'gamma_enc'); None: held and never trained. Read by `bench.published.transformer_names`.
-PUBLISHED_NAMES: dict[str, str | None] = {
-    "gaussian_embedder.means.weight": "pair_embedding.mean",
-    "gaussian_embedder.stds.weight": "pair_embedding.raw_scale",
-    "pos_embedder": "pair_embedding.linear",
-    "x_embedder": "embedding",
-    "gamma_dec.fc1": "hidden",
-    "gamma_dec.fc2": "matrix",
-    "final_layer.linear": None,
-    "final_layer.adaLN_modulation.1": None,
-}
 
 
 class RotationKernel(nn.Module):
@@ -62,13 +48,21 @@ class RotationKernel(nn.Module):
         cfg: sizes.
         pair_embedding: embedding of the atoms' distances; a DiT backbone shares its own, as published.
         time_scale: as in the DiT.
+        n_features: F, of which a kernel with `atom_types` needs to know.
     """
 
-    def __init__(self, cfg: SymDiffConfig, pair_embedding: GaussianPairEmbedding, time_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        cfg: SymDiffConfig,
+        pair_embedding: GaussianPairEmbedding,
+        time_scale: float = 1.0,
+        n_features: int = 0,
+    ) -> None:
         super().__init__()
-        self.noise_dims = cfg.noise_dims
+        self.noise_dims, self.atom_types = cfg.noise_dims, cfg.atom_types
         self.pair_embedding = pair_embedding
-        self.embedding = xavier_linear(3 + cfg.noise_dims + pair_embedding.linear.out_features, cfg.kernel_width)
+        n_inputs = 3 + cfg.noise_dims + pair_embedding.linear.out_features + (n_features if cfg.atom_types else 0)
+        self.embedding = xavier_linear(n_inputs, cfg.kernel_width)
         self.trunk = Trunk(cfg.kernel_width, cfg.kernel_depth, cfg.kernel_heads, cfg.kernel_mlp_ratio, time_scale)
         self.hidden = xavier_linear(cfg.kernel_width, cfg.decoder_width)
         self.matrix = xavier_linear(cfg.decoder_width, 9)
@@ -77,7 +71,7 @@ class RotationKernel(nn.Module):
         """One orthogonal matrix per molecule; the columns of a 3x3 output are orthonormalised, det = its sign.
 
         Args:
-            y: positions in the frame of the base rotation; features are not an input.
+            y: positions in the frame of the base rotation; features are an input with `atom_types` alone.
             eta: noise of each atom.
         """
         return gram_schmidt(self.raw(y, eta, t))
@@ -86,61 +80,13 @@ class RotationKernel(nn.Module):
         """The 3x3 output before it is orthonormalised."""
         layout = y.layout.by_size
         x = y.layout.to_sorted(y.x)
-        inputs = torch.cat([x, y.layout.to_sorted(eta), self.pair_embedding(x, layout)], dim=1)
-        tokens, _ = self.trunk(self.embedding(inputs), y.layout.molecules_to_sorted(t), layout)
+        inputs = [x, y.layout.to_sorted(eta), self.pair_embedding(x, layout)]
+        if self.atom_types:
+            inputs.append(y.layout.to_sorted(y.h))
+        tokens, _ = self.trunk(self.embedding(torch.cat(inputs, dim=1)), y.layout.molecules_to_sorted(t), layout)
         pooled = y.mean_over_atoms(y.layout.from_sorted(tokens))
-        return self.matrix(F.gelu(self.hidden(pooled))).view(-1, 3, 3)
-
-
-def sizes_of(published: StateDict) -> dict[str, int]:
-    """Options that the shapes of a published state dict tell."""
-    width, inputs = (published.size("gamma_enc.x_embedder.weight", dim) for dim in (0, 1))
-    return {
-        "kernel_width": width,
-        "kernel_depth": published.n_blocks("gamma_enc.blocks."),
-        "kernel_mlp_ratio": published.size("gamma_enc.blocks.0.mlp.fc1.weight", 0) // width,
-        "decoder_width": published.size("gamma_dec.fc1.weight", 0),
-        "noise_dims": inputs - 3 - published.size("pos_embedder.weight", 0),
-    }
-
-
-def released_rotation(kernel: RotationKernel, z_t: Molecules, base: Tensor, eta: Tensor, t: Tensor) -> Tensor:
-    """R = f(R0^-1 x, eta, t) R0^-1 [B, 3, 3], as the released code composes it; not equivariant in law (spec 6.1).
-
-    f with rows orthonormalised (the released option fix_qr), as the reference numbers were made.
-    """
-    return gram_schmidt(kernel.raw(z_t.rotate(base.mT), eta, t).mT).mT @ base.mT
-
-
-# Released weights are read by the plug-in whose class has this as `published`. They were trained with f R0^-1, so a
-# plug-in that composes so should be the one; `equibench import` takes any other with these options by its name.
-PUBLISHED = PublishedWeights(
-    "SymDiff's DiT_DitGaussian_dynamics",
-    frozenset({"gaussian_embedder", "xh_embedder", "pos_embedder", "gamma_enc", "gamma_dec", "k"}),
-    backbone="dit",
-    trunk="k",
-    own=OwnWeights(
-        module="kernel",
-        trunk="gamma_enc",
-        names=PUBLISHED_NAMES,
-        sizes=sizes_of,
-        untold=("kernel_heads",),
-        config_names={
-            "enc_hidden_size": "kernel_width",
-            "enc_depth": "kernel_depth",
-            "enc_num_heads": "kernel_heads",
-            "enc_mlp_ratio": "kernel_mlp_ratio",
-            "dec_hidden_features": "decoder_width",
-            "noise_dims": "noise_dims",
-        },
-        rotation=released_rotation,
-    ),
-    assumed={"noise_std": 1.0},
-    notes=(
-        "the public code turns by f(R0^-1 x) R0^-1, this run by R0 f(R0^-1 x)",
-        "the public code adds the bias of pos_embedder n_padded / n_atoms times to each atom, here once",
-    ),
-)
+        # bf16 of an autocast layer would leave a matrix that is orthogonal to two digits
+        return self.matrix(F.gelu(self.hidden(pooled))).view(-1, 3, 3).to(y.x.dtype)
 
 
 @methods.register("symdiff", SymDiffConfig)
@@ -150,26 +96,65 @@ class SymDiff(Method):
     guarantee = Guarantee.IN_LAW
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"kernel_width": 16, "kernel_depth": 1, "kernel_heads": 2, "decoder_width": 16},
+        "small": {"kernel_width": 48, "kernel_depth": 2, "kernel_heads": 4, "decoder_width": 32},
+        "medium": {"kernel_width": 96, "kernel_depth": 6, "kernel_heads": 4, "decoder_width": 64},
         "published": {"kernel_width": 128, "kernel_depth": 8, "kernel_heads": 4, "decoder_width": 64},
         "published_large": {"kernel_width": 216, "kernel_depth": 10, "kernel_heads": 8, "decoder_width": 80},
     }
     references = ("Zhang et al., SymDiff: Equivariant diffusion via stochastic symmetrisation, arXiv:2410.06262",)
-    published = PUBLISHED
 
     def __init__(self, cfg: SymDiffConfig, setting: Setting) -> None:
         super().__init__(cfg, setting)
         backbone = setting.backbone
         if isinstance(backbone, DiT):
-            self.kernel = RotationKernel(cfg, backbone.pair_embedding, backbone.trunk.time.time_scale)
+            embedding, time_scale = backbone.pair_embedding, backbone.trunk.time.time_scale
         else:
-            self.kernel = RotationKernel(cfg, GaussianPairEmbedding(cfg.pair_gaussians, cfg.pair_width))
+            embedding, time_scale = GaussianPairEmbedding(cfg.pair_gaussians, cfg.pair_width), 1.0
+        self.kernel = RotationKernel(cfg, embedding, time_scale, setting.n_features)
 
     def draw(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R ~ gamma(. | z_t), one per molecule; gradients flow into the kernel."""
         base = self.group.haar(len(z_t), rng, z_t.x.dtype)
+        return self.compose(base, self.draw_kernel(base, z_t, level, rng))
+
+    def draw_kernel(
+        self, base: Float[Tensor, "B 3 3"], z_t: Molecules, level: NoiseLevel, rng: torch.Generator
+    ) -> Float[Tensor, "B 3 3"]:
+        """f(R0^-1 x_t, eta, t) at given R0, with fresh eta."""
         shape = (len(z_t.x), self.kernel.noise_dims)
         eta = torch.randn(shape, generator=rng, device=rng.device, dtype=z_t.x.dtype)
-        return base @ self.kernel(z_t.rotate(base.mT), eta, level.t)
+        return self.kernel(z_t.rotate(base.mT), eta, level.t)
+
+    @staticmethod
+    def compose(base: Float[Tensor, "B 3 3"], f: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
+        """R0 f: turns by Q where R0 does and f stays."""
+        return product(base, f)
 
     def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
         return symmetrised(denoiser, z_t, level, self.draw(z_t, level, rng))
+
+
+@torch.no_grad()
+def kernel_statistics(
+    method: SymDiff, z_t: Molecules, level: NoiseLevel, rng: torch.Generator, n_draws: int = 64
+) -> dict[str, Float[Tensor, "B"]]:
+    """Whether a kernel has left the Haar measure, molecule by molecule; unbiased, so estimates can be negative.
+
+    Args:
+        n_draws: base rotations R0, at least 2, each with two draws of eta.
+    Returns:
+        'mean_R': |E[R given z_t]|^2, 0 for Haar and 3 for canonicalisation (Frobenius norm);
+        'variance': E |f - E f|^2, from 0 to 3;
+        'from_frame': the part of it that the frame y = R0^-1 x explains, E |E[f given y] - E f|^2. Where f ignores y
+            this is 0, and R is Haar.
+    """
+    bases = [method.group.haar(len(z_t), rng, z_t.x.dtype) for _ in range(n_draws)]
+    f = torch.stack([torch.stack([method.draw_kernel(R0, z_t, level, rng) for _ in range(2)]) for R0 in bases])
+    R = torch.stack([method.compose(R0, mean) for R0, mean in zip(bases, f.mean(1), strict=True)])
+
+    def squared_mean(M: Float[Tensor, "K B 3 3"]) -> Float[Tensor, "B"]:
+        """|E M|^2 from all pairs of different draws."""
+        return (M.sum(0).square().sum((1, 2)) - M.square().sum((0, 2, 3))) / (n_draws * (n_draws - 1))
+
+    same_frame, any_frame = (f[:, 0] * f[:, 1]).sum((2, 3)).mean(0), squared_mean(f.mean(1))
+    return {"mean_R": squared_mean(R), "variance": 3 - any_frame, "from_frame": same_frame - any_frame}

@@ -22,7 +22,6 @@ from bench.model import Model
 from bench.molecules import Layout, Molecules
 from bench.registry import Registry, backbones, methods
 from bench.structures import Structures
-from methods.symdiff import SymDiff
 
 ELEMENTS = (1, 6, 7, 8, 9)
 MEAN_ATOMS = 7.5
@@ -138,10 +137,19 @@ def run_config(method: str, backbone: str, **train: Any) -> RunConfig:
 
 
 def model_of(
-    method: str, backbone: str, group: Group | None = None, dtype: torch.dtype = torch.float64, seed: int = 0
+    method: str,
+    backbone: str,
+    group: Group | None = None,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    **options: Any,
 ) -> Model:
-    """A tiny model with random weights, none of them zero: a network that starts with a zero head shows nothing."""
+    """A tiny model with random weights, none of them zero: a network that starts with a zero head shows nothing.
+
+    Further arguments are options of the method.
+    """
     cfg = run_config(method, backbone)
+    cfg.method.update(options)
     diffusion = core()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -159,21 +167,6 @@ def randomise(module: nn.Module, seed: int, scale: float = 0.5) -> None:
     for p in module.parameters():
         size = scale / p.shape[-1] ** 0.5 if p.ndim > 1 else 0.2
         p.add_(size * torch.randn(p.shape, generator=rng, dtype=torch.float32).to(p.dtype))
-
-
-class ReleasedComposition(SymDiff):
-    """Control: f(R0^-1 x) R0^-1 as in the released SymDiff code, which is not equivariant in law (spec 6.1)."""
-
-    def draw(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Tensor:
-        base = self.group.haar(len(z_t), rng, z_t.x.dtype)
-        eta = torch.randn((len(z_t.x), self.kernel.noise_dims), generator=rng, dtype=z_t.x.dtype)
-        return self.kernel(z_t.rotate(base.mT), eta, level.t) @ base.mT
-
-
-def with_released_composition(model: Model) -> Model:
-    """A SymDiff model, its rotation composed as in the released code."""
-    model.method.__class__ = ReleasedComposition
-    return model
 
 
 # ---------------------------------------------------------------------- draws that follow atoms and molecules

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.labels import COST, GUARANTEES, METRICS, MISSING, NLL, QUALITY, TRAIN_TIME, Column
+from analysis.labels import COST, GAP, GUARANTEES, METRICS, MISSING, NLL, QUALITY, TRAIN_TIME, Column
 from analysis.load import TRAINING_COST, Frame, Study
 from analysis.stats import Group, Summary, best_group, summarise
 from analysis.tables.render import Cell, Table, latex, markdown, text
@@ -18,6 +18,7 @@ from bench.records import write_atomically
 N_TEXT = 3  # method, backbone, guarantee
 NBSP = "\N{NO-BREAK SPACE}"
 BORROWED, OLDER, DIRTY, BOUND = "§", "†", "‡", "≤"
+STOCHASTIC = "eval.nll.stochastic"
 
 
 def build(study: Study, out: Path) -> list[Path]:
@@ -175,7 +176,10 @@ def guarantee(study: Study, group: Group) -> str:
 
 def is_bound(study: Study, group: Group) -> bool:
     """Whether the row's NLL bounds the variational bound from above: its prediction draws a rotation."""
-    return bool((study.of(*group)["guarantee"] == "in_law").any())
+    runs = study.of(*group)
+    recorded = runs[STOCHASTIC].dropna() if STOCHASTIC in runs else ()
+    # records of before this was written down: of the methods of then, those in law drew
+    return bool(any(recorded) if len(recorded) else (runs["guarantee"] == "in_law").any())
 
 
 def latest_commit(study: Study) -> str | None:
@@ -251,13 +255,20 @@ def provenance(study: Study) -> str:
 def notes(study: Study, short: bool = False) -> list[str]:
     """What the marks of the table mean; only the marks that occur."""
     counted, out = study.counted, []
-    if (counted["guarantee"] == "in_law").any():
+    present = [group for group in study.groups if study.of(*group)["counted"].any()]
+    if any(is_bound(study, group) for group in present):
         long = (
             ": the prediction draws a rotation, and the mean over such draws bounds the NLL from above once more, so "
             "that a "
             "comparison with a value without this mark favours the latter"
         )
         out.append(f"{BOUND} upper bound of the variational bound{'' if short else long}.")
+    gaps = [line for group in present if (line := mixture(study, group))]
+    if gaps and not short:
+        out.append(
+            "More draws per step of the bound than one lower the NLL, in nats ± standard error over molecules, by: "
+            f"{'; '.join(gaps)}."
+        )
     if counted["borrowed"].any():
         out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
     if any(OLDER in _marks(study, group) for group in study.groups):
@@ -269,6 +280,18 @@ def notes(study: Study, short: bool = False) -> list[str]:
     if not short and len(counted):
         out.append(f"{TRAIN_TIME.label} time counts optimiser steps alone, without evaluation.")
     return out
+
+
+def mixture(study: Study, group: Group) -> str | None:
+    """By how much more draws lower the NLL of a row, where its runs measured it."""
+    runs = study.of(*group)
+    runs = runs[runs["counted"]]
+    if GAP.key not in runs or runs[GAP.key].isna().all():
+        return None
+    draws = _listing(study, "eval.nll.mixture.n_draws", runs)
+    gap, sems = runs[GAP.key].mean(), runs[f"{GAP.key}_sem"].dropna()
+    sem = (sems**2).sum() ** 0.5 / len(sems)
+    return f"{' / '.join(group)} {GAP.show(gap)} ± {GAP.show(sem, like=gap)} ({draws} draws)"
 
 
 def _panels(table: Table) -> Iterable[Table]:

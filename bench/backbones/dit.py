@@ -7,7 +7,8 @@ Peebles & Xie, Scalable diffusion models with transformers (arXiv:2212.09748); a
     G_k(d) = exp(-((d - mu_k) / s_k)^2 / 2) / (sqrt(2 pi) s_k),  s_k = |raw_k| + 0.01
     block: adaLN-Zero around self-attention and around a SwiGLU MLP
 Tokens are real atoms only, and attention runs within molecules, one dense block per molecule size. The released code
-sums bias-carrying embeddings over padded columns, so that its outputs depend on padding; here there are none.
+sums bias-carrying embeddings over padded columns, so that its outputs depend on padding; here there are none, unless
+`diffusion.edm_compat` asks for what they would have added.
 """
 
 from __future__ import annotations
@@ -39,10 +40,16 @@ class DiTConfig:
 
 
 class GaussianPairEmbedding(nn.Module):
-    """p_i = W mean_j G(d_ij) + b over all atoms j of the molecule, i included."""
+    """p_i = W mean_j G(d_ij) + b over all atoms j of the molecule, i included.
+
+    Attributes:
+        edm_compat: as the released code, which masks G but not what the linear layer makes of it:
+            p_i = (1/N) sum over the n_padded columns j of (W G_ij + b) = W mean_j G(d_ij) + (n_padded / N) b.
+    """
 
     def __init__(self, n_gaussians: int, width: int) -> None:
         super().__init__()
+        self.edm_compat = False
         self.mean = nn.Parameter(torch.empty(n_gaussians).uniform_(0, 3))
         self.raw_scale = nn.Parameter(torch.empty(n_gaussians).uniform_(0, 3))
         self.linear = xavier_linear(n_gaussians, width)
@@ -55,7 +62,11 @@ class GaussianPairEmbedding(nn.Module):
         # one multiply-add and one exponential on the large [P, K] array; 3.14159 is the published constant
         scaled = torch.addcmul(-self.mean / (scale * math.sqrt(2)), distance, 1 / (scale * math.sqrt(2)))
         gaussians = torch.exp(-scaled.square())
-        return self.linear(mean_over_partners(gaussians, layout) / (math.sqrt(2 * 3.14159) * scale))
+        p = self.linear(mean_over_partners(gaussians, layout) / (math.sqrt(2 * 3.14159) * scale))
+        if self.edm_compat:
+            n_columns = (layout.n_padded / layout.n_atoms.to(p.dtype)).index_select(0, layout.molecule)
+            p = p + (n_columns - 1)[:, None] * self.linear.bias
+        return p
 
 
 def xavier_linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:

@@ -36,8 +36,10 @@ class DiffusionConfig:
     scale_position: float = 1.0
     scale_onehot: float = 4.0
     scale_charge: float = 10.0
-    # divide the training error by (3 + F) times the padded atom count of the batch and leave the feature term at
-    # t = 0 undivided, as the published code does: the weight of an atom then depends on its batch
+    # three defects of the published code at once. (1) The training error is divided by (3 + F) times the padded atom
+    # count of the batch, the feature term at t = 0 is not divided: the weight of an atom depends on its batch. (2) The
+    # DiT's pair embedding sums its bias over padded columns (`GaussianPairEmbedding`): so do predictions. (3) The DiT's
+    # time features are made for 0..1000 and see t in [0, 1]: `time_scale` must be 1, which is also its default
     edm_compat: bool = False
 
 
@@ -159,7 +161,7 @@ class Diffusion(nn.Module):
         features = -self.feature_log_likelihood(x0, z_t, level)
         width = 3 + self.n_features
         if self.cfg.edm_compat:
-            denominator = width * int(x0.layout.sizes.max())
+            denominator = width * x0.layout.n_padded
             at_zero = reconstruction / denominator + features
         else:
             denominator = width * self.mean_atoms
@@ -201,7 +203,8 @@ class Diffusion(nn.Module):
         """One draw of the variational bound of -log p(x, h | N), unbiased over t and noise.
 
         NLL = KL_T + T E_{t ~ U{1..T}} [ (e^{gamma_t - gamma_s} - 1) |eps - eps_hat|^2 / 2 ] + L0 + C0, s = t - 1
-        (arXiv:2203.17003, eqs. 7-12). For a stochastic `predict` it is the single-draw upper bound.
+        (arXiv:2203.17003, eqs. 7-12). For a stochastic `predict` it is the single-draw upper bound, and `jensen_gap`
+        says by how much more draws lower it.
 
         Args:
             x0: clean scaled molecules.
@@ -210,11 +213,15 @@ class Diffusion(nn.Module):
             terms 'diffusion', 'reconstruction', 'features', 'prior', 'constants', each [B], nats; their sum is the
             bound, to which -log p(N) is to be added.
         """
-        B, T = len(x0), self.schedule.n_levels
-        i = torch.randint(1, T + 1, (B,), generator=time_rng, device=time_rng.device)
+        return self.bound_terms(x0, predict, *self._bound_draws(x0, time_rng, noise_rng))
+
+    def _bound_draws(
+        self, x0: Molecules, time_rng: torch.Generator, noise_rng: torch.Generator
+    ) -> tuple[Tensor, Molecules, Molecules]:
+        """Times [B] in 1..T, noise of z_t and of z_0."""
+        i = torch.randint(1, self.schedule.n_levels + 1, (len(x0),), generator=time_rng, device=time_rng.device)
         eps_t = self.noise(x0.layout, noise_rng, x0.x.dtype)
-        eps_0 = self.noise(x0.layout, noise_rng, x0.x.dtype)
-        return self.bound_terms(x0, predict, i, eps_t, eps_0)
+        return i, eps_t, self.noise(x0.layout, noise_rng, x0.x.dtype)
 
     def bound_terms(
         self, x0: Molecules, predict: Predict, i: Tensor, eps_t: Molecules, eps_0: Molecules
@@ -237,6 +244,60 @@ class Diffusion(nn.Module):
             "prior": self.prior_kl(x0),
             "constants": self.log_constants(x0.layout),
         }
+
+    def jensen_gap(
+        self,
+        x0: Molecules,
+        predict: Predict,
+        n_draws: int,
+        time_rng: torch.Generator,
+        noise_rng: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """How far the mixture bound over M draws of a stochastic `predict` lies below `bound`: one unbiased draw of it.
+
+        Such a method's reverse kernel is a mixture, p(z_s | z_t) = E_R N(z_s; mu_R, s^2 I), and so is its decoder.
+        `bound` takes -log inside the mean over R. With z_s ~ q(z_s | z_t, x0) and M independent draws,
+
+            E [ log q(z_s | z_t, x0) - log (1/M) sum_m N(z_s; mu_{R_m}, s^2 I) ]
+
+        is an upper bound too, for every M; it does not increase in M, is that of `bound` for M = 1 and exact as M goes
+        to infinity (the argument of importance-weighted bounds, Burda et al., arXiv:1509.00519). With
+        z_s = mu_q + s xi and d_m = (mu_q - mu_{R_m}) / s the bracket is -log mean_m exp(-a_m) for
+        a_m = |d_m|^2 / 2 + <xi, d_m>, where E <xi, d_m> = 0 leaves the term of `bound`. So the gap is
+
+            mean_m a_m + log mean_m exp(-a_m) >= 0   (Jensen),
+
+        nothing where the prediction does not depend on R, and half the trace of the covariance of d over R where that
+        is small. In the decoder's term x0 is given, so there is no xi.
+
+        Args:
+            n_draws: M; 2 M calls of `predict`, whose draws must be independent.
+            time_rng, noise_rng: in the state in which `bound` is called, they give the same times and noise.
+        Returns:
+            'diffusion' and 'reconstruction', each [B], nats, to be subtracted from those terms of `bound`.
+        """
+        i, eps_t, eps_0 = self._bound_draws(x0, time_rng, noise_rng)
+        xi = self.noise(x0.layout, noise_rng, x0.x.dtype)
+        level, level_0 = self.schedule.at(i, x0.x.dtype), self.schedule.at(torch.zeros_like(i), x0.x.dtype)
+        z_t, z_0 = self.noising(x0, eps_t, level), self.noising(x0, eps_0, level_0)
+        weight = torch.expm1(self.schedule.gamma[i] - self.schedule.gamma[i - 1])
+        diffusion, reconstruction = [], []
+        for _ in range(n_draws):
+            error = predict(z_t, level).combine(eps_t, torch.sub)
+            along = error.combine(xi, torch.mul)
+            inner = x0.sum_over_atoms(along.x.sum(1) + along.h.sum(1)).double()
+            diffusion.append(0.5 * weight * error.squared_norm().double() + weight.sqrt() * inner)
+            error_0 = predict(z_0, level_0).x - eps_0.x
+            reconstruction.append(0.5 * x0.sum_over_atoms(error_0.square().sum(1)).double())
+        return {
+            "diffusion": self.schedule.n_levels * _gap_of_mean(torch.stack(diffusion)),
+            "reconstruction": _gap_of_mean(torch.stack(reconstruction)),
+        }
+
+
+def _gap_of_mean(a: Float[Tensor, "M B"]) -> Float[Tensor, "B"]:
+    """mean_m a_m + log mean_m exp(-a_m), not negative."""
+    return a.mean(0) + torch.logsumexp(-a, dim=0) - math.log(len(a))
 
 
 def _log_bin_mass(centre: Tensor, sigma: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ from bench.parity import Comparison, Fixture
 from bench.records import MANIFEST, read_json
 from bench.state_dict import PublishedError, StateDict
 from bench.structures import Structures
-from methods.symdiff import PUBLISHED_NAMES, RotationKernel, SymDiffConfig, released_rotation
+from methods.symdiff import RotationKernel, SymDiffConfig
+from methods.symdiff_as_released import PUBLISHED_NAMES, released_rotation
 
 FOLDER = Path(__file__).parent
 TOLERANCE = 1e-5
@@ -188,7 +189,7 @@ def test_published_sizes_are_told_by_shapes_with_their_heads(size):
     """SymDiff and SymDiff*: every option from shapes, and heads from the size that they fit."""
     with torch.device("meta"):
         backbone = DiT(DiTConfig(**DiT.sizes[size]), 6)
-        entry = reader.methods["symdiff"]
+        entry = reader.methods["symdiff_as_released"]
         kernel_config = SymDiffConfig(**entry.build.sizes[size])
         kernel = RotationKernel(kernel_config, backbone.pair_embedding)
     arrays = published_state(backbone, reader._DIT, "k") | published_state(kernel, PUBLISHED_NAMES, "gamma_enc")

@@ -20,7 +20,7 @@ from bench.method import symmetrised
 from bench.parity import Comparison, Fixture, FixtureError, compare
 from bench.published import egnn_names, transformer_names
 from bench.state_dict import PublishedError, StateDict
-from methods.symdiff import PUBLISHED_NAMES
+from methods.symdiff_as_released import PUBLISHED_NAMES
 
 FOLDER = Path(__file__).parent
 FILES = sorted(FOLDER.glob("*.npz"))

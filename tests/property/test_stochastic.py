@@ -16,19 +16,19 @@ from support import (
     states,
     turned,
     two_sample_z,
-    with_released_composition,
+    z_score,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.backbones.dit import DiT, GaussianPairEmbedding
 from bench.backbones.pairs import differences
 from bench.diffusion.process import weighted_error
 from bench.diffusion.schedule import NoiseLevel
-from bench.groups import O3
+from bench.groups import O3, Translated, gram_schmidt
 from bench.method import symmetrised
 from bench.model import Model
 from bench.molecules import Layout, Molecules
-from methods.symdiff import SymDiff
+from methods.symdiff import SymDiff, kernel_statistics
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def strong(model: Model) -> Model:
 
 
 def as_released() -> Model:
-    return with_released_composition(strong(model_of("symdiff", "dit", dtype=torch.float32)))
+    return strong(model_of("symdiff_as_released", "dit", dtype=torch.float32))
 
 
 @torch.no_grad()
@@ -81,14 +81,138 @@ def test_predictions_are_equivariant_in_law_over_few_draws():
     assert law_z(strong(model_of("symdiff", "dit", dtype=torch.float32)), 20_000, -1) < Z_MAX
 
 
-def test_law_refuses_the_released_composition():
-    """T16: f(R0^-1 x) R0^-1 instead of R0 f(R0^-1 x) fails over the same 2e4 draws."""
-    assert law_z(as_released(), 20_000, -1) > Z_MAX
+@pytest.mark.parametrize("determinant", [1, -1])
+def test_law_refuses_the_released_composition(determinant):
+    """T16: f(R0^-1 x) R0^-1 in place of R0 f(R0^-1 x) fails over the same 2e4 draws; `pytest -s` prints the scores."""
+    correct = law_z(strong(model_of("symdiff", "dit", dtype=torch.float32)), 20_000, determinant)
+    released = law_z(as_released(), 20_000, determinant)
+    print(f"\nlargest |z|, det Q = {determinant:+d}: R0 f {correct:.1f}, f R0^-1 (as released) {released:.1f}")
+    assert correct < Z_MAX < released
+
+
+def test_released_composition_is_in_law_where_the_kernel_ignores_its_input():
+    """T16: f R0^-1 with f independent of y is Haar, so the failure above is that of f(R0^-1 x) R0^-1 and no other."""
+    model = as_released()
+    with torch.no_grad():
+        model.method.kernel.matrix.weight.zero_()  # f is then one constant matrix
+    assert law_z(model, 20_000, -1) < Z_MAX
 
 
 def test_law_refuses_a_network_without_symmetrisation():
     """T16: plain DiT fails."""
     assert law_z(model_of("plain", "dit", dtype=torch.float32), 10_000, 1) > Z_MAX
+
+
+# ---------------------------------------------------------------------- options of the kernel
+
+
+@pytest.mark.parametrize("options", [{"noise_dims": 0}, {"atom_types": True}, {"noise_dims": 1, "atom_types": True}])
+def test_every_kernel_is_equivariant_under_translated_draws(options):
+    """T15: without noise of its own and with atom types as input; the released composition of the same is refused."""
+    _, _, level, z_t = states()
+    Q = orthogonal(-1)
+
+    def error(method: str) -> float:
+        models = [model_of(method, "dit", group, **options) for group in (O3(), Translated(O3(), Q))]
+        here, there = (m.predict(z, level, generator(1)) for m, z in zip(models, (z_t, turned(z_t, Q)), strict=True))
+        return relative_error(there, turned(here, Q))
+
+    assert error("symdiff") < 1e-9
+    assert error("symdiff_as_released") > 0.1
+
+
+def test_kernel_sees_atom_types_only_where_asked():
+    """Other features give another rotation with `atom_types`, and the same one without."""
+    _, _, level, z_t = states()
+    other = z_t.replace(h=z_t.h.roll(1, dims=0))
+    for atom_types, changes in ((True, True), (False, False)):
+        method = model_of("symdiff", "dit", atom_types=atom_types).method
+        pair = [method.draw(z, level, generator(1)) for z in (z_t, other)]
+        assert (relative_error(*pair) > 1e-3) is changes
+
+
+def test_kernel_without_noise_is_a_function_of_base_and_state():
+    """With `noise_dims: 0` nothing is drawn but the base rotation; with noise two calls on one base differ."""
+
+    class OneBase(O3):
+        """The same base rotations at every call."""
+
+        def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+            return super().haar(n, generator(7), dtype)
+
+    _, _, level, z_t = states()
+    for noise_dims, differ in ((0, False), (3, True)):
+        method = model_of("symdiff", "dit", OneBase(), noise_dims=noise_dims).method
+        pair = [method.draw(z_t, level, generator(seed)) for seed in (1, 2)]
+        assert (relative_error(*pair) > 1e-3) is differ
+
+
+# ---------------------------------------------------------------------- canonicalisation
+
+
+class Canonical(nn.Module):
+    """A kernel with f(Q y) = Q f(y): Gram-Schmidt on three combinations of the y_n with invariant weights."""
+
+    noise_dims = 0
+
+    def forward(self, y: Molecules, eta: Tensor, t: Tensor) -> Tensor:
+        r = y.x.square().sum(1)
+        weights = torch.stack([r, r.square(), y.h @ torch.arange(1.0, y.h.shape[1] + 1, dtype=r.dtype)], dim=1)
+        return gram_schmidt(y.sum_over_atoms(y.x[:, :, None] * weights[:, None, :]))
+
+
+def spread_over_bases(method: SymDiff) -> float:
+    """Largest change of R over draws of R0 at one state."""
+    _, _, level, z_t = states((5, 9, 12))
+    draws = torch.stack([method.draw(z_t, level, generator(seed)) for seed in range(5)])
+    return (draws - draws[0]).abs().max().item()
+
+
+def test_equivariant_kernel_canonicalises():
+    """T18: f(Q y) = Q f(y) makes R independent of R0 and the prediction deterministic and equivariant; the released
+    composition of the same f, and an ordinary f, keep R random."""
+    models = {name: model_of(name, "dit") for name in ("symdiff", "symdiff_as_released")}
+    assert spread_over_bases(models["symdiff"].method) > 0.1
+    for model in models.values():
+        model.method.kernel = Canonical()
+    assert spread_over_bases(models["symdiff"].method) < 1e-5
+    assert spread_over_bases(models["symdiff_as_released"].method) > 0.1
+
+    _, _, level, z_t = states((5, 9, 12))
+    Q = orthogonal(-1)
+    for name, exact in (("symdiff", True), ("symdiff_as_released", False)):
+        here = models[name].predict(z_t, level, generator(1))
+        there = models[name].predict(turned(z_t, Q), level, generator(2))
+        error = relative_error(there, turned(here, Q))
+        assert error < 1e-5 if exact else error > 0.1
+
+
+def statistics_of(method: SymDiff, n: int = 200) -> dict[str, Tensor]:
+    """Of n copies of one molecule, of which each has draws of its own."""
+    one = states([5], seed=6)[3]
+    z = Molecules(one.x.repeat(n, 1), one.h.repeat(n, 1), Layout([5] * n))
+    level = core().schedule.at(torch.full((n,), 300), torch.float64)
+    return kernel_statistics(method, z, level, generator(3), n_draws=8)
+
+
+def test_statistics_tell_a_learned_frame_from_haar():
+    """T18: canonicalisation has |E R|^2 = 3, all of it from the frame; a kernel that is blind to the frame has neither,
+    |z| < 5, and one that sees it is told from it."""
+    method = model_of("symdiff", "dit").method
+    strong_kernel = strong(model_of("symdiff", "dit")).method
+    assert z_score(statistics_of(strong_kernel)["from_frame"]) > Z_MAX
+
+    with torch.no_grad():
+        method.kernel.embedding.weight[:, :3] = 0  # distances and noise are left
+    blind = statistics_of(method)
+    assert z_score(blind["mean_R"]) < Z_MAX
+    assert z_score(blind["from_frame"]) < Z_MAX
+    assert blind["variance"].min() > 0
+
+    method.kernel = Canonical()
+    found = statistics_of(method)
+    torch.testing.assert_close(found["mean_R"], torch.full((200,), 3.0, dtype=torch.float64))
+    torch.testing.assert_close(found["from_frame"], found["variance"])
 
 
 # ---------------------------------------------------------------------- Prop. A

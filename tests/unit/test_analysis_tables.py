@@ -73,6 +73,26 @@ def test_likelihood_of_a_stochastic_method_is_marked_as_a_bound(folder, tmp_path
     assert not any(row["NLL (nats/molecule)"].startswith("≤") for key, row in rows.items() if key[0] != "turned_later")
 
 
+def test_a_record_itself_says_whether_its_likelihood_is_a_bound(folder, tmp_path):
+    """A method without a guarantee can draw too, and one with it need not."""
+    for method, drawn in (("bare", True), ("turned_later", False)):
+        for path in folder.glob(f"{method}-*/eval.json"):
+            edit(path, nll__stochastic=drawn)
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert rows["bare", "dit small"]["NLL (nats/molecule)"].startswith("≤ ")
+    assert not rows["turned_later", "dit small"]["NLL (nats/molecule)"].startswith("≤")
+
+
+def test_measured_gap_of_the_bound_stands_in_a_note(folder):
+    """Mean over seeds, and the standard errors of the seeds combined; no note where nothing was measured."""
+    assert not any("More draws" in note for note in main.notes(load(folder)))
+    mixture = {"n_draws": 8, "mean": -41.0, "sem": 0.5, "gap_sem": 0.3, "gap_terms": {}}
+    for path in folder.glob("bare-*/eval.json"):
+        edit(path, nll__mixture=mixture | {"gap": 1.5 + path.parent.name.count("-s1")})
+    (note,) = (note for note in main.notes(load(folder)) if "More draws" in note)
+    assert note.endswith("by: bare / dit small 2.00 ± 0.21 (8 draws).")
+
+
 def test_likelihoods_that_bound_differently_are_not_ranked(folder):
     def bold(folder):
         table = main.main_table(load(folder))

@@ -129,7 +129,7 @@ def test_identity_ignores_what_does_not():
         {"train": {"lr": 1e-4, "n_steps": 7}},
         {"train": {"lr": 1e-4, "log_every": 7, "checkpoint_seconds": 1.0}},
         {"sample": {"n_molecules": 3}},
-        {"evaluate": {"n_nll_passes": 1}},
+        {"evaluate": {"n_nll_passes": 1, "n_mixture_draws": 8}},
     ):
         assert build(RunConfig, base(**changes)).identity("f") == identity, changes
 
