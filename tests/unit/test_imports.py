@@ -28,8 +28,9 @@ LINES = [
         "methods",
         "bench.config bench.published",
         "bench.model bench.batches bench.optimise bench.checkpoint",
-        "bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute",
-        "bench.runners bench.publish bench.listing bench.score bench.mini_card bench.make_mini",
+        "bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute "
+        "bench.floor bench.timing",
+        "bench.runners bench.publish bench.listing bench.score bench.scaling bench.mini_card bench.make_mini",
         "bench.cli",
     )
 ]
