@@ -31,17 +31,17 @@ def section(report: Path) -> str:
     return "\n\n".join([table.read_text().strip(), *figures, link])
 
 
-def filled(readme: str, content: str) -> str:
-    """The README's text with `content` between the marks.
+def filled(text: str, content: str, begin_mark: str = BEGIN, end_mark: str = END) -> str:
+    """A page's text with `content` between its marks.
 
     Raises:
         ValueError: the marks are not there, each once and in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in after:
-        raise ValueError(f"{README} needs {BEGIN} and, after it, {END}, each once")
-    return f"{before}{BEGIN}\n{content}\n{END}{after}"
+    before, begin, rest = text.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
+    if not begin or not end or begin_mark in after or end_mark in after:
+        raise ValueError(f"the page needs {begin_mark} and, after it, {end_mark}, each once")
+    return f"{before}{begin_mark}\n{content}\n{end_mark}{after}"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -85,7 +86,38 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path, metavar="FILE", help="state dict: torch.save, safetensors or npz")
     command.add_argument("-o", "--out", type=Path, required=True, help="run folder to make, e.g. runs/published/edm")
     command.add_argument("--page", type=Path, help="YAML with what the file does not tell (docs/published.md)")
+
+    command = add("time", time, "seconds and memory of a training step")
+    command.add_argument("--method", required=True)
+    command.add_argument("--backbone", required=True)
+    command.add_argument("--batch", type=int, default=64, help="molecules (default 64)")
+    command.add_argument("--atoms", type=int, metavar="N", help="molecules of N atoms each (made up if there are none)")
+    command.add_argument("--steps", type=int, default=10, help="timed steps (default 10)")
+    timing_arguments(command)
+    command.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+
+    command = add("scaling", scaling, "growth of seconds and memory with atoms and with batch, each cell as by `time`")
+    command.add_argument("--method", nargs="+", help="default: all")
+    command.add_argument("--backbone", nargs="+", help="default: all")
+    command.add_argument(
+        "--atoms", type=int, nargs="+", default=[9, 18, 29, 44, 90, 181], help="from QM9's sizes to GEOM's by default"
+    )
+    command.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
+    command.add_argument("--steps", type=int, default=3, help="timed steps of a cell (default 3)")
+    timing_arguments(command)
+    command.add_argument("-o", "--out", type=Path, default=RUNS / "scaling.json", help="record (default %(default)s)")
     return top
+
+
+def timing_arguments(command: argparse.ArgumentParser) -> None:
+    """What `time` and `scaling` share."""
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. method.kernel_width=48")
+    command.add_argument("--size", help="named size of the backbone, and of the method where it has one of that name")
+    command.add_argument("--dtype", choices=["float32", "bf16"], default="float32")
+    command.add_argument("--data", metavar="DIR", help="folder with QM9 (else QM9_DIR, else the embedded set)")
+    command.add_argument("--device", default="cpu")
+    command.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of a CPU (default: all cores)")
+    command.add_argument("--compile", action="store_true", help="as train.compile=true")
 
 
 def list_all(args: argparse.Namespace) -> int:
@@ -195,6 +227,39 @@ def import_checkpoint(args: argparse.Namespace) -> int:
 
     print(import_weights(args.file, args.out, read_page(args.page)))  # noqa: T201
     print(f"now: equibench sample {args.out} -n 100 -o molecules.sdf")  # noqa: T201
+    return 0
+
+
+def time(args: argparse.Namespace) -> int:
+    """`equibench time`."""
+    from bench.timing import run_config, table, time_steps
+
+    if args.steps < 1 or (args.atoms is not None and args.atoms < 1):
+        raise ValueError(f"--steps {args.steps} --atoms {args.atoms}: expected at least 1")
+    train = {
+        "batch_size": args.batch,
+        "bf16": args.dtype == "bf16",
+        "compile": args.compile,
+        "n_threads": args.threads,
+        "device": args.device,
+    }
+    cfg = run_config(args.method, args.backbone, args.size, args.data, args.overrides, **train)
+    result = time_steps(cfg, args.steps, args.atoms)
+    print(json.dumps(result) if args.json else table(result))  # noqa: T201
+    return 0
+
+
+def scaling(args: argparse.Namespace) -> int:
+    """`equibench scaling`."""
+    from bench.records import write_json
+    from bench.scaling import sweep, table
+
+    shared = [*args.overrides, "--dtype", args.dtype, "--device", args.device, "--threads", str(args.threads)]
+    shared += ["--steps", str(args.steps), *(["--compile"] if args.compile else [])]
+    shared += [part for flag in ("size", "data") if (value := getattr(args, flag)) for part in (f"--{flag}", value)]
+    record = sweep(args.method, args.backbone, args.atoms, args.batch, shared)
+    write_json(args.out, record)
+    print(f"{table(record)}\n\nrecord: {args.out}")  # noqa: T201
     return 0
 
 

@@ -378,7 +378,7 @@ def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
         for combination in itertools.product(*grid.values()):
             run: dict[str, Any] = json.loads(json.dumps(page.get("base") or {}))
             for key, value in zip(grid, combination, strict=True):
-                _set(run, key, value)
+                set_dotted(run, key, value)
             runs.append(build(RunConfig, {"study": page["study"], **run}))
     launch = build(LaunchConfig, page.get("launch") or {}, "launch")
     if launch.cluster not in ("local", "debug", "slurm"):
@@ -386,7 +386,8 @@ def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
     return StudyConfig(page["study"], runs, launch, page)
 
 
-def _set(page: dict[str, Any], dotted: str, value: Any) -> None:
+def set_dotted(page: dict[str, Any], dotted: str, value: Any) -> None:
+    """page['a']['b'] = value for the key 'a.b'."""
     *parents, last = dotted.split(".")
     for parent in parents:
         page = page.setdefault(parent, {})

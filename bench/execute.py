@@ -164,7 +164,9 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
         step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
         if samples_are_older(folder, manifest["weights_from"]):
             forget_samples(folder)
-    manifest["cost"]["peak_memory_mb"] = max(peak_memory_mb(cfg.train), manifest["cost"].get("peak_memory_mb", 0))
+    manifest["cost"]["peak_memory_mb"] = max(
+        peak_memory_mb(cfg.train.device), manifest["cost"].get("peak_memory_mb", 0)
+    )
     return step
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from bench import records
-from bench.config import RunConfig, TrainConfig, weights_run
+from bench.config import RunConfig, weights_run
 from bench.evaluate import versions
 from bench.registry import methods
 
@@ -61,11 +61,25 @@ def training_cost(folder: Path) -> dict[str, Any]:
     return cost | {"step_seconds": statistics.median(rates[1:] or rates)}
 
 
-def peak_memory_mb(settings: TrainConfig) -> float:
-    """Peak of the device's allocations, or, on a CPU, of the process (libraries and data set included)."""
-    if torch.device(settings.device).type == "cuda":
+def peak_memory_mb(device: str) -> float:
+    """Peak of the device's allocations, or, on a CPU, of the process (libraries and data set included), in MiB."""
+    if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
+    # not ru_maxrss where it can be helped: a new process starts with that of the one that has started it
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def forget_peak_memory(device: str) -> None:
+    """Let the peak start again from what is in use now, where the system can."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
 
 
 def device_name(device: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.batches import Batches
 from bench.checkpoint import CheckpointError, load_state, save_state, state_step
@@ -48,6 +48,32 @@ def training_loss(model: Model, x0: Molecules, rng: StepStreams) -> Tensor:
     eps_hat = method.predict(model.denoiser, z_t, level, rng.method)
     error = method.loss(eps_hat, target, level)
     return diffusion.training_loss(error, eps_hat, target, x0, z_t, level)
+
+
+def training_step(
+    model: Model,
+    x0: Molecules,
+    rng: StepStreams,
+    settings: TrainConfig,
+    weights: dict[str, nn.Parameter],
+    average: MovingAverage,
+    optimiser: Optimiser,
+    queue: QueueClip,
+    rate: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One optimiser step on a batch at a learning rate: what a run repeats, and what `equibench time` measures.
+
+    Returns:
+        loss, gradient norm before clipping, whether it was clipped (0. or 1.): scalars on the device.
+    """
+    with torch.autocast(x0.x.device.type, torch.bfloat16, enabled=settings.bf16):
+        loss = training_loss(model, x0, rng).mean()
+    optimiser.zero_grad()
+    loss.backward()
+    norm, clipped = clip_gradients(list(weights.values()), settings, queue)
+    optimiser.step(rate)
+    average.update(weights)
+    return loss.detach(), norm, clipped
 
 
 def train(
@@ -101,17 +127,11 @@ def train(
         x0 = batches(step)
 
         started, before = clock(device), model.denoiser.n_calls
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
-            loss = training_loss(model, x0, streams.at(step)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        norm, clipped = clip_gradients(list(weights.values()), settings, queue)
-        optimiser.step(rate)
-        average.update(weights)
-        finite &= torch.isfinite(loss.detach()) & torch.isfinite(norm)
-        totals += torch.stack(
-            [loss.detach().double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()]
+        loss, norm, clipped = training_step(
+            model, x0, streams.at(step), settings, weights, average, optimiser, queue, rate
         )
+        finite &= torch.isfinite(loss) & torch.isfinite(norm)
+        totals += torch.stack([loss.double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()])
         for name, value in model.method.diagnostics.items():
             diagnostics[name] = diagnostics.get(name, 0) + value.double()
         seconds += clock(device) - started

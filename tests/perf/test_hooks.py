@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bench.config import RunConfig, build, options_of, reason_to_skip
+from bench.diffusion.schedule import NoiseLevel
 from bench.model import Model
 from bench.molecules import Molecules
 from bench.registry import backbones, datasets, methods
@@ -64,6 +65,19 @@ def test_augmentation(benchmark, case):
 def test_target(benchmark, case):
     _, model, x0 = case
     benchmark.group = f"target, {N_MOLECULES} molecules"
-    level = model.diffusion.schedule.draw(len(x0), RNG.at(0).time)
-    z_t = model.diffusion.noising(x0, model.diffusion.noise(x0.layout, RNG.at(0).noise), level)
+    level, _, z_t = noised(model, x0)
     benchmark(lambda: model.method.target(x0, z_t, level, RNG.at(0).method))
+
+
+def test_loss(benchmark, case):
+    _, model, x0 = case
+    benchmark.group = f"loss, {N_MOLECULES} molecules"
+    level, eps, z_t = noised(model, x0)
+    benchmark(lambda: model.method.loss(z_t, eps, level))
+
+
+def noised(model: Model, x0: Molecules) -> tuple[NoiseLevel, Molecules, Molecules]:
+    """Level of each molecule, noise, noised state."""
+    level = model.diffusion.schedule.draw(len(x0), RNG.at(0).time)
+    eps = model.diffusion.noise(x0.layout, RNG.at(0).noise)
+    return level, eps, model.diffusion.noising(x0, eps, level)

@@ -28,8 +28,10 @@ LINES = [
         "methods",
         "bench.config bench.published bench.parity",
         "bench.model bench.batches bench.optimise bench.checkpoint",
-        "bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute",
-        "bench.runners bench.publish bench.listing bench.score bench.import_weights bench.mini_card bench.make_mini",
+        "bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute "
+        "bench.floor bench.timing",
+        "bench.runners bench.publish bench.listing bench.score bench.import_weights bench.scaling "
+        "bench.mini_card bench.make_mini",
         "bench.cli",
     )
 ]

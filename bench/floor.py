@@ -1,0 +1,110 @@
+"""How fast a training step could be: the arithmetic it cannot do without, over what the machine can do.
+
+Operations are the multiplications and additions of the network's matrix products, counted on one forward pass as it
+runs (not compiled) and tripled: the backward pass makes a product for the inputs' gradient and one for the weights' of
+each. Element-wise work is left out, and products that are made again in the backward pass are not counted, so what is
+gained by keeping or by recomputing shows in the time alone. Bytes are those of the state that a step must move whatever
+it computes: activations can stay in a cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.model import Model
+from bench.molecules import Molecules
+from bench.streams import StepStreams
+from bench.train import clock
+
+aten = torch.ops.aten
+
+# float32 numbers per parameter that AdamW in its amsgrad form and the moving average must move in one step:
+# read weight, gradient, three moments and average; write all but the gradient
+OPTIMISER_TRAFFIC = 11
+# the forward and the backward pass each read a weight, and its gradient is written
+NETWORK_TRAFFIC = 3
+
+SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product shows the peak
+COPIED = 2**26  # float32 numbers that are copied, more than a cache holds
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one training step needs: floating-point operations and bytes."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, machine: Machine) -> float:
+        """Shortest time, arithmetic and memory traffic at once."""
+        return max(self.flops / machine.flops_per_second, self.bytes / machine.bytes_per_second)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the device reaches on one large matrix product and on one large copy."""
+
+    flops_per_second: float
+    bytes_per_second: float
+
+
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    """q k^T and its product with v; shapes [B, heads, n, width]."""
+    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+# products that torch's counter does not know
+EXTRA = {
+    aten.mv: lambda matrix, _, **__: 2 * math.prod(matrix),
+    aten.addmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[1],
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+}
+
+
+@torch.no_grad()
+def training_work(model: Model, x0: Molecules, rng: StepStreams) -> Work:
+    """Work of one training step of a model on a batch.
+
+    Args:
+        model: not compiled, since a compiler's kernels are not seen.
+        x0: clean scaled molecules.
+    """
+    level = model.diffusion.schedule.draw(len(x0), rng.time)
+    with FlopCounterMode(display=False, custom_mapping=EXTRA) as counter:
+        model.predict(x0, level, rng.method)
+    state = sum(4 * p.numel() for p in model.named_weights().values())
+    return Work(3.0 * counter.get_total_flops(), float((OPTIMISER_TRAFFIC + NETWORK_TRAFFIC) * state))
+
+
+def machine(device: str, dtype: torch.dtype, repeats: int = 5) -> Machine:
+    """Measure the peaks of a device: the best of a few, as other work can only slow them down.
+
+    Args:
+        dtype: of the matrix product.
+    """
+    n = SIDE[torch.device(device).type]
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(a)
+    source = torch.ones(COPIED, device=device)
+    copy = torch.empty_like(source)
+    return Machine(
+        2 * n**3 / best(lambda: torch.mm(a, b, out=product), device, repeats),
+        2 * source.nbytes / best(lambda: copy.copy_(source), device, repeats),
+    )
+
+
+def best(action: Callable[[], object], device: str, repeats: int) -> float:
+    """Shortest time of an action in seconds, after one call that does not count."""
+    action()
+    times = []
+    for _ in range(repeats):
+        started = clock(torch.device(device))
+        action()
+        times.append(clock(torch.device(device)) - started)
+    return min(times)

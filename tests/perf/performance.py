@@ -1,0 +1,228 @@
+"""The measured part of docs/performance.md: `make performance`, or `python -m perf.performance`.
+
+Measures each cell in a process of its own and writes results/performance/cpu.json (cuda.json with --device cuda), then
+the page's tables from all records that lie there. On a machine that is lent, write elsewhere with -o, bring the file
+home and make the page with --render.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from perf.cell import ROOT, measured
+
+from analysis.readme import filled
+from bench.floor import Machine, Work
+from bench.records import read_json, write_atomically, write_json
+
+PAGE = ROOT / "docs" / "performance.md"
+RECORDS = ROOT / "results" / "performance"
+MARKS = "<!-- measured:begin -->", "<!-- measured:end -->"
+DEVICES = ("cpu", "cuda")
+PUBLISHED, LAPTOP = "published", "small"
+# (method, backbone) with a padded reference, then our other backbones; every method's hooks are timed on the second
+WITH_REFERENCE = [("edm", "egnn"), ("plain", "dit"), ("symdiff", "dit")]
+HOOKS_ON = "dit"
+# timed steps at the two sizes, the reference's and ours: enough for a median, and all of it in a few minutes
+STEPS = {PUBLISHED: (3, 8), LAPTOP: (5, 15)}
+
+
+def measure(device: str, threads: int, data: str | None, compile_laptop: bool, only: str | None) -> dict[str, Any]:
+    """The record: peaks of the machine and a list of cells, each with what it was given and its result or error.
+
+    Args:
+        compile_laptop: compile our networks at the laptop size.
+        only: a single size instead of both (for tests).
+    """
+    from bench.registry import backbones, methods
+
+    cells: list[dict[str, Any]] = []
+
+    def cell(kind: str, **given: Any) -> None:
+        shown = {key: value for key, value in given.items() if value not in (None, False)}
+        try:
+            cells.append({"kind": kind, "given": shown, "result": measured(kind, **given)})
+        except RuntimeError as error:
+            cells.append({"kind": kind, "given": shown, "error": str(error)})
+        sys.stderr.write(f"{kind} {shown}\n")
+
+    machine = measured("peaks", device=device, threads=threads)
+    here = {"device": device, "threads": threads, "data": data}
+    others = [("plain", b) for b in backbones if b not in {b for _, b in WITH_REFERENCE}]
+    for size in [only] if only else STEPS:
+        of_reference, of_ours = STEPS.get(size, (1, 1))
+        compiled = compile_laptop and size != PUBLISHED
+        for method, backbone in [*WITH_REFERENCE, *others]:
+            if size not in getattr(backbones[backbone].build, "sizes", {}):
+                continue
+            given = {"method": method, "backbone": backbone, "size": size, **here}
+            if (method, backbone) in WITH_REFERENCE:
+                cell("step", n_steps=of_reference, reference=True, **given)
+            for bf16 in (False, True):
+                cell("step", n_steps=of_ours, bf16=bf16, compile=compiled, **given)
+        for reference in (True, False):
+            given = {"method": "edm", "backbone": "egnn", "size": size, **here}
+            cell("sampling", n_molecules=128, n_steps=2, reference=reference, **given)
+    for method in methods:
+        cell("hooks", method=method, backbone=HOOKS_ON, size=only or PUBLISHED, **here)
+    if device == "cpu":
+        cell("scoring", data=data)
+        for argument in ("--help", "list"):
+            cell("startup", arguments=[argument])
+    return {"schema": 1, "kind": "performance", "machine": machine, "cells": cells}
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def page(records: dict[str, dict[str, Any]]) -> str:
+    """Tables of every device; 'not measured' where there is no record."""
+    names = {"cpu": "CPU", "cuda": "GPU"}
+    parts = [f"## {names[device]}\n\n{section(records[device])}" for device in DEVICES if device in records]
+    parts += [f"## {names[device]}\n\nnot measured" for device in DEVICES if device not in records]
+    return "\n\n".join(parts)
+
+
+def section(record: dict[str, Any]) -> str:
+    """One device: the machine, steps, sampling, hooks, scoring and starting up."""
+    machine = record["machine"]
+    head = (
+        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, commit "
+        f"{(machine['code']['commit'] or 'unknown')[:10]}, {machine['created']}, load {machine['load']:.1f} at the "
+        f"start. Peaks measured here: {machine['float32_flops_per_second'] / 1e9:.0f} GFLOP/s in float32, "
+        f"{machine['bf16_flops_per_second'] / 1e9:.0f} in bf16, {machine['bytes_per_second'] / 1e9:.1f} GB/s."
+    )
+    tables = [steps(record), sampling(record), hooks(record), rest(record)]
+    return "\n\n".join([head, *filter(None, tables)])
+
+
+def floor_seconds(result: dict[str, Any], machine: dict[str, Any]) -> float:
+    """Shortest time of the step on this machine (`bench.floor`)."""
+    peaks = Machine(machine[f"{result['dtype']}_flops_per_second"], machine["bytes_per_second"])
+    return Work(result["flops"], result["bytes"]).seconds(peaks)
+
+
+def steps(record: dict[str, Any]) -> str:
+    """A line for each network, size and precision; ratios are to the reference in float32."""
+    lines = markdown(
+        "network", "size", "precision", "GFLOP", "GB of state", "floor, s", "step, s", "forward, s", "of the floor's "
+        "speed", "reference, s", "faster", "peak, MiB", "reference, MiB", "less",
+    )  # fmt: skip
+    references: dict[tuple[str, ...], dict[str, Any]] = {}
+    for cell in of_kind(record, "step"):
+        given = cell["given"]
+        network = (given["method"], given["backbone"], given["size"])
+        if given.get("reference"):
+            references[network] = cell.get("result", {})
+            continue
+        start = [" on ".join(network[:2]), network[2], "bf16" if given.get("bf16") else "float32"]
+        if "error" in cell:
+            lines.append(row(*start, f"failed: {cell['error'][:80]}"))
+            continue
+        result, other = cell["result"], references.get(network)
+        least, took = floor_seconds(result, record["machine"]), result["step_seconds"]
+        cells = [*start, f"{result['flops'] / 1e9:.1f}", f"{result['bytes'] / 1e9:.2f}", f"{least:.3f}"]
+        cells += [f"{took:.3f}", f"{result['forward_seconds']:.3f}", f"{100 * least / took:.0f} %"]
+        if other:
+            cells += [f"{other['step_seconds']:.3f}", f"{other['step_seconds'] / took:.1f}x"]
+            peaks = result["peak_memory_mb"], other["peak_memory_mb"]
+            cells += [f"{peaks[0]:.0f}", f"{peaks[1]:.0f}", f"{peaks[1] / peaks[0]:.1f}x"]
+        else:
+            cells += ["", "", f"{result['peak_memory_mb']:.0f}", "", ""]
+        lines.append(row(*cells))
+    return "Training step, 64 molecules:\n\n" + "\n".join(lines)
+
+
+def sampling(record: dict[str, Any]) -> str:
+    """Molecules per second at equal steps."""
+    lines = markdown("network", "size", "steps", "molecules/s", "reference", "faster")
+    references: dict[str, float] = {}
+    for cell in of_kind(record, "sampling"):
+        given, result = cell["given"], cell.get("result")
+        size = given["size"]
+        if result and given.get("reference"):
+            references[size] = result["molecules_per_second"]
+        elif result:
+            speed, other = result["molecules_per_second"], references.get(size)
+            compared = [f"{other:.2f}", f"{speed / other:.1f}x"] if other else ["", ""]
+            name = f"{given['method']} on {given['backbone']}"
+            lines.append(row(name, size, str(result["steps"]), f"{speed:.2f}", *compared))
+    return "Sampling 128 molecules in batches of 64, in float32:\n\n" + "\n".join(lines)
+
+
+def hooks(record: dict[str, Any]) -> str:
+    """Milliseconds of each hook, and their share of the float32 step of `plain` on the same backbone."""
+    plain = {
+        cell["given"]["size"]: cell["result"]["step_seconds"]
+        for cell in of_kind(record, "step")
+        if "result" in cell
+        and (cell["given"]["method"], cell["given"]["backbone"]) == ("plain", HOOKS_ON)
+        and not (cell["given"].get("bf16") or cell["given"].get("reference"))
+    }
+    lines = markdown("method", "augment, ms", "target, ms", "loss, ms", "of a step")
+    for cell in of_kind(record, "hooks"):
+        if "error" in cell:
+            lines.append(row(cell["given"]["method"], f"failed: {cell['error'][:80]}"))
+            continue
+        times, step = cell["result"], plain.get(cell["given"]["size"])
+        share = f"{100 * sum(times.values()) / step:.1f} %" if step else ""
+        lines.append(row(cell["given"]["method"], *(f"{1e3 * t:.2f}" for t in times.values()), share))
+    return f"Hooks beside the network, 64 molecules, {HOOKS_ON}:\n\n" + "\n".join(lines)
+
+
+def rest(record: dict[str, Any]) -> str:
+    """Scoring and starting up."""
+    lines = markdown("stage", "seconds", "peak, MiB")
+    for cell in of_kind(record, "scoring"):
+        if result := cell.get("result"):
+            name = f"scoring {result['molecules']} molecules of {result['atoms']:.1f} atoms"
+            lines.append(row(name, f"{result['seconds']:.2f}", f"{result['peak_memory_mb']:.0f}"))
+    for cell in of_kind(record, "startup"):
+        if result := cell.get("result"):
+            lines.append(row(f"`equibench {' '.join(cell['given']['arguments'])}`", f"{result['seconds']:.2f}", ""))
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
+def of_kind(record: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [cell for cell in record["cells"] if cell["kind"] == kind]
+
+
+def markdown(*columns: str) -> list[str]:
+    return [row(*columns), "|---" * len(columns) + "|"]
+
+
+def row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def rendered() -> str:
+    """The page with the tables of all records."""
+    records = {d: read_json(RECORDS / f"{d}.json") for d in DEVICES if (RECORDS / f"{d}.json").exists()}
+    return filled(PAGE.read_text(), page(records), *MARKS)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(prog="python -m perf.performance", description=__doc__)
+    parser.add_argument("--device", choices=DEVICES, default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--data", metavar="DIR", help="folder with QM9 (else QM9_DIR, else the embedded set)")
+    parser.add_argument("--compile", action="store_true", help="compile our networks at the laptop size")
+    parser.add_argument("--size", help="this size alone instead of published and laptop")
+    parser.add_argument("-o", "--out", type=Path, help="write the record here and leave the page alone")
+    parser.add_argument("--render", action="store_true", help="make the page from the records that lie there")
+    args = parser.parse_args(argv)
+    if not args.render:
+        record = measure(args.device, args.threads, args.data, args.compile, args.size)
+        write_json(args.out or RECORDS / f"{args.device}.json", record)
+    if not args.out:
+        write_atomically(PAGE, rendered().encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""docs/performance.md shows its records, and every number of its tables follows from them."""
+
+from typing import Any
+
+import pytest
+from perf import performance
+
+MACHINE = {
+    "device": "CPU: made up",
+    "threads": 2,
+    "float32_flops_per_second": 1e11,
+    "bf16_flops_per_second": 4e11,
+    "bytes_per_second": 1e10,
+    "load": 0.1,
+    "code": {"commit": "0123456789abcdef"},
+    "torch": "2.0",
+    "created": "2026-01-01",
+}
+
+
+def step(seconds: float, dtype: str = "float32") -> dict[str, Any]:
+    return {
+        "step_seconds": seconds,
+        "forward_seconds": seconds / 3,
+        "peak_memory_mb": 100 * seconds,
+        "flops": 1e11,
+        "bytes": 1e9,
+        "dtype": dtype,
+    }
+
+
+def fake_measured(kind: str, **given: Any) -> dict[str, Any]:
+    if kind == "peaks":
+        return MACHINE
+    if kind == "step":
+        if given["backbone"] == "dit" and given["method"] == "symdiff" and given.get("bf16"):
+            raise RuntimeError("no bf16 here")
+        seconds = 40.0 if given.get("reference") else 2.0 if given.get("bf16") else 4.0
+        return step(seconds, "bf16" if given.get("bf16") else "float32")
+    if kind == "sampling":
+        return {"molecules_per_second": 1.0 if given["reference"] else 12.0, "steps": 2}
+    if kind == "hooks":
+        return {"augment": 0.01, "target": 0.03, "loss": 0.0}
+    return {"seconds": 1.5, "molecules": 10, "atoms": 9.0, "peak_memory_mb": 5.0}
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(performance, "measured", fake_measured)
+    return performance.measure("cpu", 2, None, compile_laptop=False, only=None)
+
+
+def line(text: str, *cells: str) -> str:
+    (found,) = [line for line in text.splitlines() if all(f"| {cell} |" in line for cell in cells)]
+    return found
+
+
+def test_page_is_that_of_its_records():
+    assert performance.PAGE.read_text() == performance.rendered()
+
+
+def test_floor_ratio_and_memory_follow_from_the_record(record):
+    text = performance.page({"cpu": record})
+    single = line(text, "edm on egnn", "published", "float32")
+    # 100 GFLOP at 100 GFLOP/s take 1 s, which is 25 % of the speed; ten times faster, a tenth of the memory
+    assert "| 100.0 | 1.00 | 1.000 | 4.000 | 1.333 | 25 % | 40.000 | 10.0x | 400 | 4000 | 10.0x |" in single
+    assert " | 20.0x | " in line(text, "edm on egnn", "published", "bf16")
+    assert "| 1.00 | 12.0x |" in line(text, "edm on egnn", "published", "2", "12.00")
+
+
+def test_hooks_are_shares_of_the_plain_step(record):
+    line(performance.hooks(record), "haar", "10.00", "30.00", "0.00", "1.0 %")
+
+
+def test_a_cell_that_failed_says_so_and_a_device_without_record_too(record):
+    text = performance.page({"cpu": record})
+    assert "no bf16 here" in line(text, "symdiff on dit", "published", "bf16")
+    assert "## GPU\n\nnot measured" in text
+
+
+def test_a_single_cell_really_runs(monkeypatch):
+    """The smallest one, in a process of its own; a cell that cannot run is one line."""
+    monkeypatch.delenv("QM9_DIR", raising=False)
+    given = {"method": "edm", "backbone": "egnn", "size": "tiny", "batch": 2, "threads": 1}
+    result = performance.measured("step", n_steps=1, reference=True, **given)
+    assert result["step_seconds"] > 0
+    assert result["compile"] == "eager"
+    with pytest.raises(RuntimeError, match="unknown backbone"):
+        performance.measured("hooks", **{**given, "backbone": "nothing"})
