@@ -57,8 +57,7 @@ def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
     """The items of a study, runs that others depend on before them; skipped cells get their record here.
 
     Raises:
-        DataError, ConfigError: the data set cannot be had or has elements that cannot be scored, or a configuration is
-            wrong.
+        DataError, ConfigError: the data set cannot be had, or a configuration is wrong.
     """
     items: dict[Path, Item] = {}
     loaded: dict[str, DataSet] = {}
@@ -67,7 +66,6 @@ def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
         key = repr(cfg.data)
         if key not in loaded:
             loaded[key] = load_data(cfg)
-            check_elements(loaded[key])
         data, reason, parent = loaded[key], reason_to_skip(cfg), weights_run(cfg)
         folder = runs_root / study.name / cfg.run_name(data.fingerprint)
         if folder in items:
@@ -84,16 +82,6 @@ def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
     for cfg in study.runs:
         add(cfg)
     return list(items.values())
-
-
-def check_elements(data: DataSet) -> None:
-    """Refuse, before anything is trained, a data set whose samples could not be scored."""
-    from bench.metrics.stability import BondTable, UnknownElementError
-
-    try:
-        BondTable.load().check(data.train)
-    except UnknownElementError as error:
-        raise ConfigError(f"{data.label}: {error}") from error
 
 
 def run_study(study: StudyConfig, runs_root: Path, retry_failed: bool = False) -> list[Item]:
