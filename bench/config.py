@@ -307,7 +307,8 @@ def _complete(registry: Registry, options: Mapping[str, Any], where: str) -> dic
         sizes = getattr(entry.build, "sizes", {})
         if not isinstance(size, str) or size not in sizes:
             raise ConfigError(
-                f"'{where}.size' is {_shown(size)}; {nearest(str(size), sizes) if sizes else f'{name} has no named sizes'}"
+                f"'{where}.size' is {_shown(size)}; "
+                f"{nearest(str(size), sizes) if sizes else f'{name} has no named sizes'}"
             )
         options = {**sizes[size], **options}
         head["size"] = size
@@ -438,7 +439,7 @@ def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
                 runs.append(build(RunConfig, {"study": page["study"], **run}))
     with naming(where):
         launch = build(LaunchConfig, page.get("launch") or {}, "launch")
-        _require("launch", cluster=(launch.cluster, launch.cluster in CLUSTERS, ", ".join(CLUSTERS)))
+        _require("launch", cluster=(launch.cluster, launch.cluster in CLUSTERS, "local, debug or slurm"))
     return StudyConfig(page["study"], runs, launch, page)
 
 

@@ -145,7 +145,7 @@ def read_with(path: Path, key: str) -> tuple[Structures, np.ndarray | None]:
     try:
         array = npz.read_arrays(path, (), (key,)).get(key)
     except (npz.NpzError, OSError) as error:
-        raise DataError(f"{path}: array {key!r}: {said(error)}; fetch the file again") from error
+        raise DataError(f"{path}: {said(error)}; fetch the file again") from error
     if array is not None and (array.shape != (len(structures),) or array.dtype.kind not in "iu"):
         raise DataError(
             f"{path}: array {key!r} is {array.dtype} of shape {array.shape}, "
