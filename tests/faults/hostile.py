@@ -627,7 +627,7 @@ def _of_downloads() -> Reader:
 
 
 def main(n: int = PER_READER) -> list[dict[str, Any]]:
-    """Rows of the table: reader, inputs, accepted, refused, losses. A process for each reader, because one may crash."""
+    """Rows of the table: reader, inputs, accepted, refused, losses. A process for each: one may crash."""
     rows = []
     for name in [reader.name for reader in readers()]:
         command = [sys.executable, "-m", "faults.hostile", str(n), name]
