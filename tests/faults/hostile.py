@@ -159,7 +159,7 @@ def _outcome(reader: Reader, path: Path) -> str:
         return "hangs"
     except reader.errors as error:
         text = str(error)
-        told = path.name.removesuffix(".part") in text
+        told = path.stem in text  # of a folder or a partial file, the name of the whole
         if "\n" in text or not told or len(text) > MAX_MESSAGE:
             return f"refused, but not in one line that names the file: {type(error).__name__}: {text[:300]!r}"
         return "refused"
@@ -423,13 +423,13 @@ def _of_molecules() -> list[Reader]:
     error, data_error = (files.FileError,), (DataError, files.FileError)
     listed = b"\nList of 133885 molecules\n=====\n  58  NC  [NH]C 6.0\n 3 C C 1.\n=====\n"
     return [
-        Reader("xyz", "a.xyz", molecules, error, xyz),
-        Reader("extended xyz", "a.extxyz", molecules, error, xyz),
-        Reader("sdf", "a.sdf", molecules, error, [Seed(SDF * 2), Seed(SDF3 + SDF)]),
-        Reader("npz", "a.npz", molecules, error, [*in_zip(arrays), *in_zip(flat)]),
-        Reader("npz with an index (EDM's QM9)", "a.npz", indexed, data_error, in_zip(arrays)),
+        Reader("xyz", "given.xyz", molecules, error, xyz),
+        Reader("extended xyz", "given.extxyz", molecules, error, xyz),
+        Reader("sdf", "given.sdf", molecules, error, [Seed(SDF * 2), Seed(SDF3 + SDF)]),
+        Reader("npz", "given.npz", molecules, error, [*in_zip(arrays), *in_zip(flat)]),
+        Reader("npz with an index (EDM's QM9)", "given.npz", indexed, data_error, in_zip(arrays)),
         Reader("data folder", "inside.xyz", folder, data_error, [Seed(XYZ * 3), Seed(EXTXYZ * 4)]),
-        Reader("tar.bz2 (figshare's QM9)", "a.tar.bz2", archive, (DataError,), in_tar),
+        Reader("tar.bz2 (figshare's QM9)", "given.bz2", archive, (DataError,), in_tar),
         Reader("list of exclusions", "uncharacterized.txt", excluded, (DataError,), [Seed(listed)]),
     ]
 
@@ -572,7 +572,9 @@ def _of_weights() -> list[Reader]:
     error = (PublishedError,)
     return [
         Reader("checkpoint (safetensors)", "state.safetensors", state, (CheckpointError,), in_safetensors(saved)),
-        Reader("averaged weights (safetensors)", "w.safetensors", average, (CheckpointError,), in_safetensors(saved)),
+        Reader(
+            "averaged weights (safetensors)", "weights.safetensors", average, (CheckpointError,), in_safetensors(saved)
+        ),
         Reader("published checkpoint (torch.save)", "ema.npy", published, error, torch_seeds),
         Reader("published checkpoint (safetensors)", "ema.bin", published, error, in_safetensors(save(network))),
         Reader("published checkpoint (npz)", "ema.npz", published, error, arrays),

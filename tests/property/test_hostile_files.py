@@ -83,12 +83,10 @@ def saved(**arrays: object) -> bytes:
     return buffer.getvalue()
 
 
-LAUGHS = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
-    b"%c: &%c [%s]\n" % (c, c, b",".join([b"*%c" % (c - 1)] * 9)) for c in b"bcdefghij"
-)
-MERGES = b"a: &a {x: 1}\n" + b"".join(
-    b"%c: &%c {<<: [%s]}\n" % (c, c, b",".join([b"*%c" % (c - 1)] * 9)) for c in b"bcdefghij"
-)
+NINE = [(b"%c" % c, b",".join([b"*%c" % (c - 1)] * 9)) for c in b"bcdefghij"]  # each nine times the one before
+LAUGHS = b"a: &a [x]\n" + b"".join(b"%s: &%s [%s]\n" % (c, c, before) for c, before in NINE)
+MERGES = b"a: &a {x: 1}\n" + b"".join(b"%s: &%s {<<: [%s]}\n" % (c, c, before) for c, before in NINE)
+DOUBLED = b", ".join(b"a%d: '${base.a%d}${base.a%d}'" % (i + 1, i, i) for i in range(40))
 PAGES = ("study page (YAML)", "run's config.yaml", "import page (YAML)")
 RECORDS = ("manifest.json", "eval.json", "data.json")
 STATE = READERS["checkpoint (safetensors)"].seeds[0].content
