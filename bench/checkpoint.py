@@ -17,7 +17,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bench.optimise import MovingAverage, Optimiser, QueueClip
-from bench.records import write_atomically
+from bench.reading import said, size_of
+from bench.records import Number, RecordError, check, parse, write_atomically
+
+ABOUT = {"step": int, "seconds": Number}  # of a state or of averaged weights
 
 
 class CheckpointError(RuntimeError):
@@ -60,22 +63,21 @@ def load_state(
         CheckpointError: unreadable, or of another model.
     """
     tensors, about = _read(path)
-    try:
-        for name, p in weights.items():
-            with torch.no_grad():
-                p.copy_(tensors[f"weights/{name}"])
-            average.shadow[name].copy_(tensors[f"average/{name}"])
-        for key, value in tensors.items():
-            if key.startswith("optimiser/"):
-                _, moment, name = key.split("/", 2)
-                optimiser.state(weights[name])[moment] = value.to(weights[name].device)
-        queue.norms.copy_(tensors["queue/norms"])
-        queue.pushed.copy_(tensors["queue/pushed"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path}: does not fit this run's model ({error}); move it away to start again"
-        ) from error
-    return int(about["step"]), float(about["seconds"])
+    moments = []
+    for key, value in tensors.items():
+        if key.startswith("optimiser/"):
+            _, moment, name = (key + "//").split("/", 2)
+            p = weights.get(name.removesuffix("//"))
+            if p is None or value.shape not in ((), p.shape) or not value.is_floating_point():
+                raise _unfit(path, f"array {key!r} has no place")
+            moments.append((p, moment, value))
+    places: dict[str, Tensor] = {"queue/norms": queue.norms, "queue/pushed": queue.pushed}
+    for name, p in weights.items():
+        places |= {f"weights/{name}": p, f"average/{name}": average.shadow[name]}
+    _copy(path, tensors, places)
+    for p, moment, value in moments:
+        optimiser.state(p)[moment] = value.to(p.device)
+    return about["step"], float(about["seconds"])
 
 
 def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
@@ -85,18 +87,33 @@ def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
         CheckpointError: unreadable, or of another model.
     """
     tensors, about = _read(path)
-    try:
-        with torch.no_grad():
-            for name, p in weights.items():
-                p.copy_(tensors[f"average/{name}"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: does not fit this run's model ({error})") from error
-    return int(about["step"])
+    _copy(path, tensors, {f"average/{name}": p for name, p in weights.items()})
+    return about["step"]
+
+
+def _copy(path: Path, tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Copy arrays to their places, once all are known to fit: `copy_` would broadcast and convert."""
+    for name, place in places.items():
+        if name not in tensors:
+            raise _unfit(path, f"array {name!r} is missing")
+        value = tensors[name]
+        if (value.shape, value.dtype) != (place.shape, place.dtype):
+            raise _unfit(
+                path,
+                f"array {name!r} is {value.dtype} {tuple(value.shape)}, expected {place.dtype} {tuple(place.shape)}",
+            )
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(tensors[name])
+
+
+def _unfit(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: does not fit this run's model ({why}); move it away to start again")
 
 
 def state_step(path: Path) -> int:
     """Step of a state, from its header alone."""
-    return int(_about(path)["step"])
+    return _about(path)["step"]
 
 
 def save_average(path: Path, state: Path) -> None:
@@ -113,17 +130,26 @@ def write_average(path: Path, average: Mapping[str, Tensor], about: Mapping[str,
 
 def _about(path: Path) -> dict[str, Any]:
     try:
+        size_of(path)
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            return json.loads((file.metadata() or {})["equibench"])
+            about = parse((file.metadata() or {})["equibench"])
+        check(about, ABOUT, "about")
+        if about["step"] < 0 or about["seconds"] < 0:
+            raise RecordError(f"step {about['step']} after {about['seconds']} s")
+        return about
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}; train the run first") from None
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as a checkpoint ({error}); move it away to start again") from error
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     about = _about(path)
     try:
         return load_file(path), about
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not readable as a checkpoint ({error}); move it away to start again") from error
+    except Exception as error:  # safetensors' own, and torch's and Python's for shapes and types that it lets through
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path}: not readable as a checkpoint ({said(error)}); move it away to start again")

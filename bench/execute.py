@@ -59,9 +59,9 @@ def is_done(cfg: RunConfig, folder: Path) -> bool:
         manifest = records.read_json(folder / "manifest.json")
         if manifest["status"] != "done" or not (folder / "eval.json").exists():
             return False
-        if yaml.safe_load((folder / "config.yaml").read_text()) != cfg.page():
+        if records.read_config(folder) != cfg.page():
             return False
-    except (FileNotFoundError, records.RecordError, KeyError, yaml.YAMLError):
+    except (FileNotFoundError, records.RecordError, KeyError):
         return False
     return not samples_are_older(folder, manifest["weights_from"])
 
@@ -172,12 +172,13 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
 
 def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
     """Remove samples of another number of steps or of other sampling settings, and evaluations of either."""
-    if not (folder / "config.yaml").exists():
+    before, page = records.read_config(folder), cfg.page()
+    if not before:
         return
-    before, page = yaml.safe_load((folder / "config.yaml").read_text()), cfg.page()
-    if before["sample"] != page["sample"] or before["train"]["n_steps"] != page["train"]["n_steps"]:
+    n_steps = records.flatten(before).get("train.n_steps")
+    if before.get("sample") != page["sample"] or n_steps != page["train"]["n_steps"]:
         forget_samples(folder)
-    if before["evaluate"] != page["evaluate"]:
+    if before.get("evaluate") != page["evaluate"]:
         (folder / "eval.json").unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ from bench.config import RunConfig, TrainConfig
 from bench.model import Model
 from bench.molecules import Molecules
 from bench.optimise import MovingAverage, Optimiser, QueueClip, clip_gradients, learning_rate, progress
-from bench.records import STEP, check, read_steps, write_atomically
+from bench.records import STEP, check, read_json, read_steps, write_atomically
 from bench.streams import StepStreams, Streams
 from bench.structures import Structures
 
@@ -222,7 +222,7 @@ def _resume(folder: Path, settings: TrainConfig, weights, average, optimiser, qu
     gives what planning it longer would have given.
     """
     plan = folder / "plan.json"
-    planned = json.loads(plan.read_text())["n_steps"] if plan.exists() else settings.n_steps
+    planned = read_json(plan, {"n_steps": int})["n_steps"] if plan.exists() else settings.n_steps
     states = {
         path: state_step(path) for name in ("state", "stable") if (path := folder / f"{name}.safetensors").exists()
     }
