@@ -88,7 +88,7 @@ def start(target: Any, n: int, device: str, *args: Any) -> None:
         given = (n, os.getpid(), f"file://{store}/store", device, target, args)
         try:
             torch.multiprocessing.spawn(_started, given, n)
-        except torch.multiprocessing.ProcessException as error:
+        except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException) as error:
             raise RuntimeError(f"process {error.error_index} of {n}: {str(error).strip().splitlines()[-1]}") from error
 
 
