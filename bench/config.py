@@ -54,6 +54,13 @@ class OptimiserName(enum.StrEnum):
     MUON = "muon"
 
 
+class OnOutOfMemory(enum.StrEnum):
+    """Stop, or take each batch in twice as many micro-batches, whose gradients are summed, and go on."""
+
+    FAIL = "fail"
+    ACCUMULATE = "accumulate"
+
+
 @dataclass
 class TrainConfig:
     """Optimisation; defaults are those of the published SymDiff QM9 runs unless a comment says otherwise."""
@@ -83,9 +90,12 @@ class TrainConfig:
     compile: bool = False  # torch.compile of the networks' inner functions; falls back to eager with one line
     n_threads: int = 1
     device: str = "cpu"
+    # the two below change results by rounding alone
+    on_out_of_memory: OnOutOfMemory = OnOutOfMemory.FAIL
+    n_processes: int = 1  # that share each batch, on one machine; `bench.parallel` says how torchrun starts them
 
     def __post_init__(self) -> None:
-        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads")
+        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads", "n_processes")
         _require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
         _require(
             "train",
@@ -99,6 +109,11 @@ class TrainConfig:
                 self.max_seconds,
                 self.max_seconds is None or self.max_seconds > 0,
                 "a positive number or null",
+            ),
+            on_out_of_memory=(
+                self.on_out_of_memory.value,
+                self.on_out_of_memory is OnOutOfMemory.FAIL or self.n_processes == 1,
+                "'fail' with several processes",
             ),
         )
 
@@ -183,13 +198,14 @@ class RunConfig:
     def identity(self, fingerprint: str) -> str:
         """Hash of all that decides the trained weights, the data's content included.
 
-        Not part of it: how far training goes (so that it can be extended), what is logged, how the result is sampled
-        and evaluated, and where the data lies.
+        Not part of it: how far training goes (so that it can be extended), what is logged, how many
+        processes share the work, how the result is sampled and evaluated, and where the data lies.
         """
         page = self.page()
         for key in ("study", "sample", "evaluate"):
             del page[key]
-        for key in ("n_steps", "log_every", "valid_every", "n_valid", "checkpoint_seconds"):
+        how = ("checkpoint_seconds", "on_out_of_memory", "n_processes")
+        for key in ("n_steps", "log_every", "valid_every", "n_valid", *how):
             del page["train"][key]
         page["data"] = fingerprint
         return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()[:10]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 import yaml
 
-from bench import records
+from bench import parallel, records
 from bench.checkpoint import load_average
 from bench.compilation import compile_networks
-from bench.config import ConfigError, RunConfig, options_of, weights_run
+from bench.config import ConfigError, RunConfig, options_of, read_run, weights_run
 from bench.data.dataset import DataError, DataSet
 from bench.data.sizes import SizeDistribution
 from bench.evaluate import evaluate, sample_run
@@ -59,9 +59,9 @@ def is_done(cfg: RunConfig, folder: Path) -> bool:
         manifest = records.read_json(folder / "manifest.json")
         if manifest["status"] != "done" or not (folder / "eval.json").exists():
             return False
-        if yaml.safe_load((folder / "config.yaml").read_text()) != cfg.page():
+        if read_run(folder).page() != cfg.page():  # options that came later have their defaults
             return False
-    except (FileNotFoundError, records.RecordError, KeyError, yaml.YAMLError):
+    except (FileNotFoundError, records.RecordError, KeyError, ConfigError):
         return False
     return not samples_are_older(folder, manifest["weights_from"])
 
@@ -91,6 +91,7 @@ def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
             leftover.unlink()
         torch.set_num_threads(cfg.train.n_threads)
         handler = logging.FileHandler(folder / "log.txt")
+        handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk stops the run where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in ("equibench", "bench")]
         for logger in loggers:
@@ -103,7 +104,8 @@ def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
         finally:
             for logger in loggers:
                 logger.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
 
 
 def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
@@ -157,7 +159,9 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
     """Train, or take the weights of the run that this one depends on; returns their optimiser step."""
     parent = weights_run(cfg)
     if parent is None:
-        step = train(cfg, model, data.train, data.valid, folder)
+        if cfg.train.n_processes > 1:
+            parallel.start(parallel.train_folder, cfg.train.n_processes, cfg.train.device, str(folder))
+        step = train(cfg, model, data.train, data.valid, folder)  # after several processes, only what they have made
         manifest["cost"] |= training_cost(folder)
     else:
         manifest["weights_from"] = parent.run_name(data.fingerprint)
@@ -174,10 +178,10 @@ def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
     """Remove samples of another number of steps or of other sampling settings, and evaluations of either."""
     if not (folder / "config.yaml").exists():
         return
-    before, page = yaml.safe_load((folder / "config.yaml").read_text()), cfg.page()
-    if before["sample"] != page["sample"] or before["train"]["n_steps"] != page["train"]["n_steps"]:
+    before = read_run(folder)
+    if before.sample != cfg.sample or before.train.n_steps != cfg.train.n_steps:
         forget_samples(folder)
-    if before["evaluate"] != page["evaluate"]:
+    if before.evaluate != cfg.evaluate:
         (folder / "eval.json").unlink(missing_ok=True)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bench import records
+from bench.checkpoint import STATE, about_of
 from bench.config import RunConfig, weights_run
 from bench.evaluate import versions
 from bench.registry import methods
@@ -40,6 +41,7 @@ def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -
             "device": device_name(cfg.train.device),
             "dtype": "float32; training under bf16 autocast" if cfg.train.bf16 else "float32",
             "n_threads": cfg.train.n_threads,
+            **({"n_processes": cfg.train.n_processes} if cfg.train.n_processes > 1 else {}),
             "compile": "eager",
             "versions": versions(),
             "platform": platform.platform(),
@@ -58,6 +60,8 @@ def training_cost(folder: Path) -> dict[str, Any]:
     rates = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(ends)]
     calls = sum((b["step"] - a["step"]) * b.get("network_calls", 1) for a, b in pairwise(ends))
     cost = {"train_seconds": steps[-1]["seconds"], "train_network_calls": round(calls)}
+    parts = about_of(folder / STATE).get("micro_batches", 1)
+    cost |= {"micro_batches": parts} if parts > 1 else {}
     return cost | {"step_seconds": statistics.median(rates[1:] or rates)}
 
 

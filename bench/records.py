@@ -8,13 +8,17 @@ A run's folder holds
     eval.json          metrics of the samples and the likelihood: `EVALUATION`
     samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions)
     drawn.sdf          the first few samples with their inferred bonds, for the figures
-    state.safetensors  checkpoint; log.txt  the log
+    state.safetensors  checkpoint; previous.safetensors  the one before; stable.safetensors  where the cool-down began
+    diverged.json      of a run that stopped because its loss was no longer finite: the offending step
+    log.txt            the log
 
 Every file is written to a temporary name, synced and renamed, so that a reader sees the old one or the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import tempfile
@@ -61,6 +65,7 @@ MANIFEST: dict[str, Any] = {
         "device": str,
         "dtype": str,
         "n_threads": int,
+        "n_processes?": int,  # that trained this run together, where there was more than one
         "compile": str,  # 'eager', 'inductor', or 'eager (reason why it fell back)'
         "versions": dict,  # package -> version
         "platform": str,
@@ -74,6 +79,7 @@ MANIFEST: dict[str, Any] = {
         "train_network_calls?": int,
         "peak_memory_mb?": Number,
         "n_parallel?": int,  # runs that shared the machine
+        "micro_batches?": int,  # per training batch at the end, where memory did not hold a whole one
     },
     "imported?": {  # of a run whose weights come from a public code's checkpoint; its status is 'imported'
         "file": str,
@@ -168,27 +174,65 @@ def _names(types: Any) -> str:
     return " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write a file so that a crash at any moment leaves the old content or the new one.
 
-    Raises OSError with one line that names the file (no space, read-only folder); the old file is untouched.
+    Args:
+        keep: name that the old content takes; between the two renames there is no `path`, and `keep` is the old one.
+    Raises:
+        OSError: no space, no quota, read-only folder; one line that names the file. The old content is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.chmod(0o644)
+        if keep is not None and path.exists():
+            path.replace(keep)
+        temporary.replace(path)
+        _sync_folder(path.parent)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(
-                error.errno, f"{error.strerror}: could not write {path}; nothing already written was changed"
-            ) from error
+            raise _not_written(path, error) from error
         raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and sync. A crash, or a full disk, can cut it short: `read_steps` leaves such a last line out."""
+    try:
+        with path.open("a") as file:
+            file.write(f"{line}\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> OSError:
+    text = error.strerror or str(error)
+    return OSError(
+        error.errno, f"{text}: could not write {path}; nothing already written was lost, the same command continues"
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on disk once its folder is; file systems that cannot sync a folder say EINVAL."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, record: Mapping[str, Any], schema: Mapping[str, Any] | None = None) -> None:

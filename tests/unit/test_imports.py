@@ -27,8 +27,8 @@ LINES = [
         "bench.method bench.backbones bench.data bench.metrics",
         "methods",
         "bench.config bench.published bench.parity",
-        "bench.model bench.batches bench.optimise bench.checkpoint",
-        "bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute "
+        "bench.model bench.batches bench.parts bench.optimise bench.checkpoint",
+        "bench.parallel bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute "
         "bench.floor bench.timing",
         "bench.runners bench.publish bench.listing bench.score bench.import_weights bench.scaling "
         "bench.mini_card bench.make_mini",
