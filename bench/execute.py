@@ -140,8 +140,9 @@ def check_device(cfg: RunConfig) -> None:
 def reason_of(error: Exception) -> str:
     """A failure in one line, for the record. Memory runs out under several names; all of them read alike."""
     first = str(error).splitlines()[0] if str(error) else ""
-    # torch's CPU allocator raises a bare RuntimeError
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    # torch's CPU allocator raises a bare RuntimeError, and a reader may say what did not fit
+    if isinstance(error, kinds) or isinstance(error.__cause__, kinds) or "DefaultCPUAllocator" in str(error):
         return f"out of memory: {first or 'no more could be had'}; lower train.batch_size or sample.batch_size"
     return f"{type(error).__name__}: {first}"
 

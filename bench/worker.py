@@ -28,10 +28,6 @@ CONTINUES = "the same command continues it"  # end of the line on a run that was
 GRACE_SECONDS = 5.0  # of a run that is asked to stop, before it is killed
 SETTLE_SECONDS = 1.0  # where the whole job is being killed, the run is not to blame, and this process dies meanwhile
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to stop; of any other signal a run dies as a failure
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-)  # someone wants it to stop; what a run dies of otherwise failed it
 
 
 class Job:
