@@ -248,7 +248,8 @@ def _labelled(runs: Frame) -> Frame:
 
 
 def _labels(runs: Frame, kind: str) -> Any:
-    """'name size', with options appended only where runs of one name and size differ in them within the study."""
+    """'name size', or 'name WIDTHxDEPTH' where there is no named size but these options; more options are appended only
+    where runs of one name and size differ in them within the study."""
     names = [f"{kind}.{key}" for key in NAMES if f"{kind}.{key}" in runs]
     options = [c for c in runs if isinstance(c, str) and c.startswith(f"{kind}.") and c not in names]
 
@@ -256,7 +257,11 @@ def _labels(runs: Frame, kind: str) -> Any:
         words = [str(row[name]) for name in names if pd.notna(row[name])]
         if not words:
             return None
-        told = [f"{option.removeprefix(f'{kind}.')}={_shown(row[option])}" for option in varying[tuple(words)]]
+        different, shape = varying[tuple(words)], [f"{kind}.width", f"{kind}.depth"]
+        if len(words) == 1 and all(pd.notna(row.get(option)) for option in shape):
+            words.append("x".join(_shown(row[option]) for option in shape))
+            different = [option for option in different if option not in shape]
+        told = [f"{option.removeprefix(f'{kind}.')}={_shown(row[option])}" for option in different]
         return " ".join(words) + (f" ({', '.join(told)})" if told else "")
 
     varying: dict[tuple, list[str]] = {}

@@ -151,6 +151,9 @@ def reference(data: DataSet, cache: Path) -> dict[str, Any]:
     from bench.metrics.scores import score
     from bench.metrics.validity import smiles_of
 
+    if reason := unscorable(data):
+        log.warning("samples are not scored: %s", reason)
+        return {"train_smiles": None, "data_row": {**no_metrics(len(data.test)), "split": "test"}}
     # another RDKit can judge another set of molecules valid
     path = cache / f"reference-{data.fingerprint}-rdkit{metadata.version('rdkit')}.json"
     if path.exists():
@@ -162,6 +165,22 @@ def reference(data: DataSet, cache: Path) -> dict[str, Any]:
     return made
 
 
+def unscorable(data: DataSet) -> str | None:
+    """Why samples of this data set have no stability and no validity: an element without bond lengths; or None."""
+    from bench.metrics.stability import BondTable, UnknownElementError
+
+    try:
+        BondTable.load().check(data.train)
+    except UnknownElementError as error:
+        return f"{data.label}: {error}"
+    return None
+
+
+def no_metrics(n_molecules: int) -> dict[str, Any]:
+    """`bench.records.METRICS` of molecules that cannot be scored."""
+    return {**dict.fromkeys(records.METRICS), "n_molecules": n_molecules}
+
+
 def evaluate(
     cfg: RunConfig, model: Model, step: int, samples: Structures, data: DataSet, folder: Path
 ) -> dict[str, Any]:
@@ -169,9 +188,13 @@ def evaluate(
     from bench.metrics.scores import score
 
     known = reference(data, folder.parent / ".cache")
-    scores = score(samples, known["train_smiles"])
+    metrics, intervals, bonds = no_metrics(len(samples)), {}, None
     first = np.arange(min(N_DRAWN, len(samples)))
-    files.write(folder / "drawn.sdf", samples.select(first), bonds=[scores.bonds[int(i)] for i in first])
+    if known["train_smiles"] is not None:
+        scores = score(samples, known["train_smiles"])
+        metrics, intervals = scores.summary(), scores.intervals(seed=0)
+        bonds = [scores.bonds[int(i)] for i in first]
+    files.write(folder / "drawn.sdf", samples.select(first), bonds=bonds)
     record = {
         "schema": records.SCHEMA_VERSION,
         "run": folder.name,
@@ -179,8 +202,8 @@ def evaluate(
         "weights": "ema",
         "n_sampling_steps": cfg.sample.n_steps,
         "sampling_seed": cfg.sample.seed,
-        "metrics": scores.summary(),
-        "intervals": scores.intervals(seed=0),
+        "metrics": metrics,
+        "intervals": intervals,
         "nll": likelihood(cfg, model, data),
         "data_row": known["data_row"],
         "versions": versions(),

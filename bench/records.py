@@ -105,9 +105,10 @@ STEP: dict[str, Any] = {
 }
 METRICS: dict[str, Any] = {
     "n_molecules": int,
-    "atom_stability": Number,
-    "molecule_stability": Number,
-    "validity": Number,
+    # null, all of them, for data with elements of which the bond table knows nothing
+    "atom_stability": (int, float, type(None)),
+    "molecule_stability": (int, float, type(None)),
+    "validity": (int, float, type(None)),
     "uniqueness": (int, float, type(None)),  # of the valid ones; null when none is valid
     "novelty": (int, float, type(None)),  # of the unique ones; null without training molecules
 }

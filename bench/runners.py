@@ -93,8 +93,7 @@ def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
     """The items of a study, runs that others depend on before them. Writes nothing.
 
     Raises:
-        DataError, ConfigError: the data set cannot be had or has elements that cannot be scored, or a configuration is
-            wrong.
+        DataError, ConfigError: the data set cannot be had, or a configuration is wrong.
     """
     items: dict[Path, Item] = {}
     loaded: dict[str, DataSet] = {}
@@ -103,7 +102,6 @@ def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
         key = repr(cfg.data)
         if key not in loaded:
             loaded[key] = load_data(cfg)
-            check_elements(loaded[key])
         data, reason, parent = loaded[key], reason_to_skip(cfg), weights_run(cfg)
         folder = runs_root / study.name / cfg.run_name(data.fingerprint)
         if folder in items:
@@ -133,16 +131,6 @@ def write_plan(study: StudyConfig, items: list[Item], study_folder: Path, argume
         reason = reason_to_skip(item.cfg)
         if reason and not (item.folder / "manifest.json").exists():
             item.record("skipped", reason)
-
-
-def check_elements(data: DataSet) -> None:
-    """Refuse, before anything is trained, a data set whose samples could not be scored."""
-    from bench.metrics.stability import BondTable, UnknownElementError
-
-    try:
-        BondTable.load().check(data.train)
-    except UnknownElementError as error:
-        raise ConfigError(f"{data.label}: {error}") from error
 
 
 class CancelledError(KeyboardInterrupt):

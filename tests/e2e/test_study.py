@@ -297,3 +297,25 @@ def test_mistakes_get_one_line_that_says_what_to_do(tmp_path, arguments, words):
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_molecules_without_bond_lengths_are_trained_on_and_not_scored(tmp_path):
+    """A set with chlorine: likelihood and cost stand in the table, stability and validity are dashes."""
+    frame = "5\n\nC 0 0 0\nCl {} 0 0\nH -0.36 1.03 0\nH -0.36 -0.5 0.9\nH -0.36 -0.5 -0.9\n"
+    (tmp_path / "molecules").mkdir()
+    (tmp_path / "molecules" / "all.xyz").write_text("".join(frame.format(1.7 + i / 1000) for i in range(60)))
+    page = json.loads(json.dumps(TINY))
+    page["base"]["data"] = {"name": "folder", "dir": "molecules"}
+    page["base"]["train"]["n_steps"] = 4
+    page["grid"] = {"method": ["plain"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}
+    (tmp_path / "page.yaml").write_text(yaml.safe_dump(page))
+    done = command("run", "page.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "samples are not scored" in done.stderr
+    assert "element Cl" in done.stderr
+    (evaluation,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/tiny/*/eval.json"))
+    assert evaluation["metrics"] == dict.fromkeys(evaluation["metrics"]) | {"n_molecules": 24}
+    assert evaluation["nll"]["n_molecules"] > 0
+    shown = command("report", "tiny", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "plain" in shown.stdout

@@ -112,6 +112,15 @@ def test_options_enter_the_label_only_where_they_differ(folder):
     assert {m for m in load(folder).methods if m.startswith("bare")} == {"bare (n_draws=4)", "bare (n_draws=64)"}
 
 
+def test_a_backbone_without_a_named_size_is_told_by_width_and_depth(folder):
+    for seed in (0, 1):
+        page = {"name": "dit", "width": 64, "depth": 7}
+        edit(folder / run_name("bare", "dit", seed) / "manifest.json", backbone=page)
+    assert ("bare", "dit 64x7") in load(folder).groups
+    edit(folder / run_name("bare", "dit", 1) / "manifest.json", backbone=page | {"depth": 4})
+    assert {("bare", "dit 64x7"), ("bare", "dit 64x4")} <= set(load(folder).groups)
+
+
 def sweep(folder, rates):
     first = folder / run_name("bare", "dit", 0)
     second = folder / "bare-dit-s0-1111111111"

@@ -15,9 +15,9 @@ INTRODUCTION = """# Which test shows which property
 
 The properties are those of the specification (methods, section 7). Each has at least one test with a negative control:
 a deliberately wrong variant that the same comparison must refuse. `make test` runs the fast tier, `make test-all` both.
-T31 (crystals) and T33 (flow matching) concern settings that are not part of this suite. The guarantees of all registered methods are in
-`tests/property/test_guarantees.py`, exact resuming in `tests/property/test_resume.py`, published numbers in
-`tests/parity/test_published.py`.
+T31 (crystals) and T33 (flow matching) concern settings that are not part of this suite. The guarantees of all
+registered methods are in `tests/property/test_guarantees.py`, exact resuming in `tests/property/test_resume.py`,
+published numbers in `tests/parity/test_published.py`.
 
 This table is made from the tests' docstrings by `python tests/unit/test_tests_table.py`.
 
