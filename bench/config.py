@@ -334,7 +334,7 @@ def study_names() -> list[str]:
 
 def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
     """Read a study by name or by path and apply `key=value` arguments (`launch.` keys or keys of `base`; not what the
-    grid sets).
+    grid sets). The config.yaml of a run is a study too, of this run alone, named after its own with '-again'.
 
     Raises:
         ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
@@ -349,6 +349,9 @@ def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
         raise ConfigError(f"no study at {name!r}{hint}")
     try:
         page = OmegaConf.load(path)
+        if "method" in page:
+            base = {str(key): value for key, value in page.items() if key != "study"}
+            page = OmegaConf.create({"study": f"{page.get('study')}-again", "base": base})
         for item in overrides or []:
             if "=" not in item:
                 raise ConfigError(f"argument {item!r} is not of the form key=value")

@@ -12,6 +12,8 @@ A run's folder holds
     diverged.json      of a run that stopped because its loss was no longer finite: the offending step
     log.txt            the log
 
+and beside the runs of a study, runs.json: the runs that its newest plan asks for, `PLAN`.
+
 Every file is written to a temporary name, synced and renamed, so that a reader sees the old one or the new one.
 """
 
@@ -69,6 +71,9 @@ MANIFEST: dict[str, Any] = {
         "compile": str,  # 'eager', 'inductor', or 'eager (reason why it fell back)'
         "versions": dict,  # package -> version
         "platform": str,
+        "n_cores?": int,  # of the machine
+        "memory_mb?": Number,  # of the machine, or what its control group allows; of the device, on a GPU
+        "driver?": (str, type(None)),  # of the GPU
     },
     "parameters": {"backbone": int, "method": int, "total": int},
     "cost": {  # filled as the run goes
@@ -141,6 +146,15 @@ EVALUATION: dict[str, Any] = {
     },
     "data_row": {**METRICS, "split": str},
     "versions": dict,
+    "written_by?": str,  # version of equibench; a manifest has it under code
+}
+PLAN: dict[str, Any] = {
+    "schema": int,
+    "written_by": str,
+    "study": str,
+    "argument": str,  # the study as the user named it, for messages
+    "created": str,
+    "runs": list,  # of each run the keys of its manifest that `provenance.planned` gives, and its config
 }
 
 
@@ -151,8 +165,8 @@ def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
     version = record.get("schema", SCHEMA_VERSION)
     if "schema" in schema and version != SCHEMA_VERSION:
         raise RecordError(
-            f"{where}: written with record schema {version}, this equibench reads schema {SCHEMA_VERSION}; "
-            "use the version that wrote it"
+            f"{where}: written with record schema {version} by equibench {_writer(record)}, this equibench reads "
+            f"schema {SCHEMA_VERSION}; use the version that wrote it, or a newer one"
         )
     known = {key.rstrip("?") for key in schema}
     for key in sorted(set(record) - known):
@@ -168,6 +182,13 @@ def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
             check(value, expected, f"{where}: {name}")
         elif not isinstance(value, expected) or (isinstance(value, bool) and expected in (int, Number)):
             raise RecordError(f"{where}: {name!r} is {value!r}, expected {_names(expected)}")
+
+
+def _writer(record: Mapping[str, Any]) -> str:
+    """Version of equibench that a record of any schema names."""
+    code = record.get("code")
+    named = code.get("version") if isinstance(code, dict) else record.get("written_by")
+    return str(named) if named else "of unknown version"
 
 
 def _names(types: Any) -> str:
@@ -275,6 +296,21 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
         check(step, STEP, f"{path}:{number}")
         steps.append(step)
     return steps
+
+
+def last_steps(path: Path, n: int = 2) -> list[dict[str, Any]]:
+    """The last whole lines of steps.jsonl, unchecked, for displays that look often."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, size - 16_384))
+        lines = file.read().split(b"\n")[:-1]  # what follows the last line break is being written
+    found = []
+    for line in lines[1:] if start else lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found[-n:]
 
 
 def run_folders(study: Path) -> Iterator[Path]:
