@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
-from bench.records import EVALUATION, MANIFEST, PLAN, STEP, RecordError, flatten, read_json, read_steps, run_folders
+from bench.records import (
+    EVALUATION,
+    MANIFEST,
+    PLAN,
+    STEP,
+    RecordError,
+    flatten,
+    read_config,
+    read_json,
+    read_steps,
+    run_folders,
+)
 
 # A pandas DataFrame. Typed loosely: pandas' own annotations give unions for every selection, too wide to check.
 Frame = Any
@@ -186,13 +196,10 @@ def _queued(folder: Path, begun: set[str]) -> tuple[list[dict[str, Any]], list[s
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
-    file = path / "config.yaml"
     try:
-        page = yaml.safe_load(file.read_text()) if file.exists() else {}
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        return {}, [f"{file}: settings left out, not readable as YAML ({' '.join(str(error).split())})"]
-    if not isinstance(page, dict):
-        return {}, [f"{file}: settings left out, expected a mapping, got {type(page).__name__}"]
+        page = read_config(path)
+    except (RecordError, OSError) as error:
+        return {}, [f"{path.name}: settings left out: {error}"]
     return _settings(page), []
 
 
@@ -220,7 +227,7 @@ def _read_curve(path: Path) -> tuple[Frame, str | None]:
         if text:
             raise RecordError(f"{file}: column {text[0]!r} holds text, expected numbers; publish the study again")
         return curve, None
-    except (RecordError, OSError, UnicodeDecodeError, pd.errors.ParserError) as error:
+    except (ValueError, OSError) as error:  # RecordError, and pandas' own of a damaged curves.csv
         return pd.DataFrame(), f"{path.name}: curve left out: {error}"
 
 

@@ -22,14 +22,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bench.optimise import MovingAverage, Optimiser, QueueClip
-from bench.records import write_atomically
+from bench.reading import said, size_of
+from bench.records import Number, RecordError, check, parse, write_atomically
 
+# of a state or of averaged weights; files without a checksum were written before there was one
+ABOUT = {"step": int, "seconds": Number, "sha256?": str, "micro_batches?": int}
 # newest, the one before, and where the cool-down began
 STATE, PREVIOUS, STABLE = "state.safetensors", "previous.safetensors", "stable.safetensors"
-# files without a checksum were written before there was one, with these two keys alone
-UNCHECKED = {"step", "seconds"}
-CHECKED = UNCHECKED | {"sha256"}
-OPTIONAL = {"micro_batches"}
 
 
 class CheckpointError(RuntimeError):
@@ -79,22 +78,21 @@ def load_state(
         CheckpointError: of another model.
     """
     tensors, about = read_tensors(path)
-    try:
-        for name, p in weights.items():
-            with torch.no_grad():
-                p.copy_(tensors[f"weights/{name}"])
-            average.shadow[name].copy_(tensors[f"average/{name}"])
-        for key, value in tensors.items():
-            if key.startswith("optimiser/"):
-                _, moment, name = key.split("/", 2)
-                optimiser.state(weights[name])[moment] = value.to(weights[name].device)
-        queue.norms.copy_(tensors["queue/norms"])
-        queue.pushed.copy_(tensors["queue/pushed"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path}: does not fit this run's model ({error}); move it away to start again"
-        ) from error
-    return int(about["step"]), float(about["seconds"]), int(about.get("micro_batches", 1))
+    moments = []
+    for key, value in tensors.items():
+        if key.startswith("optimiser/"):
+            _, moment, name = (key + "//").split("/", 2)
+            p = weights.get(name.removesuffix("//"))
+            if p is None or value.shape not in ((), p.shape) or not value.is_floating_point():
+                raise _unfit(path, f"array {key!r} has no place")
+            moments.append((p, moment, value))
+    places: dict[str, Tensor] = {"queue/norms": queue.norms, "queue/pushed": queue.pushed}
+    for name, p in weights.items():
+        places |= {f"weights/{name}": p, f"average/{name}": average.shadow[name]}
+    _copy(path, tensors, places)
+    for p, moment, value in moments:
+        optimiser.state(p)[moment] = value.to(p.device)
+    return about["step"], float(about["seconds"]), about.get("micro_batches", 1)
 
 
 def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
@@ -104,13 +102,28 @@ def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
         CheckpointError: unreadable, or of another model.
     """
     tensors, about = read_tensors(path)
-    try:
-        with torch.no_grad():
-            for name, p in weights.items():
-                p.copy_(tensors[f"average/{name}"])
-    except (KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: does not fit this run's model ({error})") from error
-    return int(about["step"])
+    _copy(path, tensors, {f"average/{name}": p for name, p in weights.items()})
+    return about["step"]
+
+
+def _copy(path: Path, tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Copy arrays to their places, once all are known to fit: `copy_` would broadcast and convert."""
+    for name, place in places.items():
+        if name not in tensors:
+            raise _unfit(path, f"array {name!r} is missing")
+        value = tensors[name]
+        if (value.shape, value.dtype) != (place.shape, place.dtype):
+            raise _unfit(
+                path,
+                f"array {name!r} is {value.dtype} {tuple(value.shape)}, expected {place.dtype} {tuple(place.shape)}",
+            )
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(tensors[name])
+
+
+def _unfit(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: does not fit this run's model ({why}); move it away to start again")
 
 
 def save_average(path: Path, state: Path) -> None:
@@ -143,8 +156,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     about = about_of(path)
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+    except Exception as error:  # safetensors' own, and torch's and Python's for shapes and types that it lets through
+        raise _damaged(path, said(error)) from error
     if "sha256" in about and about["sha256"] != _digest(tensors, about):
         raise _damaged(path, "its checksum does not fit its content")
     return tensors, about
@@ -153,20 +166,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def about_of(path: Path) -> dict[str, Any]:
     """Step, seconds and micro-batches of a checkpoint, from its header alone, which is not checked."""
     try:
+        size_of(path)
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
-            about = json.loads((file.metadata() or {})["equibench"])
+            about = parse((file.metadata() or {})["equibench"])
+        check(about, ABOUT, "about")
+        if about["step"] < 0 or about["seconds"] < 0:
+            raise RecordError(f"step {about['step']} after {about['seconds']} s")
+        return about
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}; train the run first") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise _damaged(path, error) from error
-    if not isinstance(about, dict) or about.keys() - OPTIONAL not in (UNCHECKED, CHECKED):
-        raise _damaged(path, "its header is not that of a checkpoint")
-    return about
+        raise _damaged(path, said(error)) from error
 
 
-def _damaged(path: Path, why: object) -> DamagedError:
-    reason = " ".join(str(why).split())
-    return DamagedError(f"{path}: not readable as a checkpoint ({reason}); move it away to start again")
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(f"{path}: not readable as a checkpoint ({why}); move it away to start again")
 
 
 def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:

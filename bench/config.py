@@ -8,6 +8,7 @@ resolved page.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import hashlib
@@ -16,7 +17,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,13 @@ from typing import Any
 from bench.diffusion.process import DiffusionConfig
 from bench.groups import GroupName
 from bench.method import Method
+from bench.pages import PageError, read_page
+from bench.reading import cut, is_folder_name, said
 from bench.registry import Registry, backbones, datasets, methods, nearest
 
+MAX_RUNS = 10_000  # of one study
+MAX_LEVELS = 1_000_000
+CLUSTERS = ("local", "debug", "slurm")
 STUDIES = Path(__file__).parent / "configs" / "studies"
 
 
@@ -33,11 +39,15 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, what came and what was expected."""
 
 
+def _shown(value: Any) -> str:
+    return cut(repr(value))
+
+
 def _require(where: str, **conditions: tuple[Any, bool, str]) -> None:
     """Raise ConfigError for the first (value, holds, expected) that does not hold."""
     for key, (value, holds, expected) in conditions.items():
         if not holds:
-            raise ConfigError(f"'{where}.{key}' is {value!r}, expected {expected}")
+            raise ConfigError(f"'{where}.{key}' is {_shown(value)}, expected {expected}")
 
 
 class Clip(enum.StrEnum):
@@ -155,7 +165,7 @@ class EvaluateConfig:
 class LaunchConfig:
     """How runs are executed through submitit; never part of a result."""
 
-    cluster: str = "local"  # local | debug (in this process) | slurm
+    cluster: str = "local"  # one of CLUSTERS; debug is in this process
     n_parallel: int = 2  # runs at a time on a local machine
     timeout_min: int = 1440
     cpus_per_task: int = 1
@@ -183,7 +193,10 @@ class RunConfig:
         self.method = _complete(methods, self.method, "method")
         self.backbone = _complete(backbones, self.backbone, "backbone")
         self.data = _complete(datasets, self.data, "data")
+        if not is_folder_name(self.study):
+            raise ConfigError(f"'study' is {_shown(self.study)}, expected a name that a folder can have")
         most = self.diffusion.n_levels
+        _require("diffusion", n_levels=(most, 1 <= most <= MAX_LEVELS, f"a number from 1 to {MAX_LEVELS}"))
         _require(
             "sample", n_steps=(self.sample.n_steps, self.sample.n_steps <= most, f"at most diffusion.n_levels = {most}")
         )
@@ -231,14 +244,14 @@ class StudyConfig:
 def build(cls: Any, values: Any, where: str = "") -> Any:
     """An instance of dataclass `cls` from nested plain values; unknown keys and wrong types raise ConfigError."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or cls.__name__} is {values!r}, expected a mapping of options")
+        raise ConfigError(f"{where or cls.__name__} is {_shown(values)}, expected a mapping of options")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""
     for key in values:
         if key not in known:
             hint = nearest(str(key), known) if known else "it has no options"
-            raise ConfigError(f"unknown key '{prefix}{key}'; {hint}")
+            raise ConfigError(f"unknown key '{prefix}{cut(str(key))}'; {hint}")
     for f in dataclasses.fields(cls):
         if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"'{prefix}{f.name}' is missing; it has no default")
@@ -257,28 +270,28 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         try:
             return kind(value)
-        except ValueError:
+        except (ValueError, TypeError):
             raise ConfigError(
-                f"'{where}' is {value!r}, expected one of {', '.join(str(k.value) for k in kind)}"
+                f"'{where}' is {_shown(value)}, expected one of {', '.join(str(k.value) for k in kind)}"
             ) from None
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"'{where}' is {value!r}, expected a list")
+            raise ConfigError(f"'{where}' is {_shown(value)}, expected a list")
         inner = typing.get_args(kind)[0]
         return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if isinstance(value, str):  # a plug-in without options may be given by its name
             return {"name": value}
         if not isinstance(value, Mapping):
-            raise ConfigError(f"'{where}' is {value!r}, expected a name or a mapping with 'name'")
+            raise ConfigError(f"'{where}' is {_shown(value)}, expected a name or a mapping with 'name'")
         return dict(value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML 1.1 reads 1e-4 as a string
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)  # YAML 1.1 reads 1e-4 as a string
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"'{where}' is {value!r}, expected {kind.__name__}")
+        raise ConfigError(f"'{where}' is {_shown(value)}, expected {kind.__name__}")
+    if (kind is float and math.isnan(value)) or (kind is int and not -(2**63) <= value < 2**63):
+        raise ConfigError(f"'{where}' is {_shown(value)}, expected a number of at most 64 bits")
     return value
 
 
@@ -308,9 +321,10 @@ def _complete(registry: Registry, options: Mapping[str, Any], where: str) -> dic
     head = {"name": name}
     if size is not None:
         sizes = getattr(entry.build, "sizes", {})
-        if size not in sizes:
+        if not isinstance(size, str) or size not in sizes:
             raise ConfigError(
-                f"'{where}.size' is {size!r}; {nearest(size, sizes) if sizes else f'{name} has no named sizes'}"
+                f"'{where}.size' is {_shown(size)}; "
+                f"{nearest(str(size), sizes) if sizes else f'{name} has no named sizes'}"
             )
         options = {**sizes[size], **options}
         head["size"] = size
@@ -339,7 +353,6 @@ def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
     Raises:
         ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
     """
-    import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -348,23 +361,74 @@ def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
         hint = "" if path.parent != STUDIES else f"; {nearest(name, study_names())}"
         raise ConfigError(f"no study at {name!r}{hint}")
     try:
-        page = OmegaConf.load(path)
-        if "method" in page:
-            base = {str(key): value for key, value in page.items() if key != "study"}
-            page = OmegaConf.create({"study": f"{page.get('study')}-again", "base": base})
+        plain = read_page(path)
+    except (PageError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    if isinstance(plain, dict) and "method" in plain:
+        base = {key: value for key, value in plain.items() if key != "study"}
+        plain = {"study": f"{plain.get('study')}-again", "base": base}
+    _check_shape(plain, str(path))
+    try:
+        page = OmegaConf.create(plain)
         for item in overrides or []:
             if "=" not in item:
                 raise ConfigError(f"argument {item!r} is not of the form key=value")
             key = item if item.startswith("launch.") else f"base.{item}"
             page = OmegaConf.merge(page, OmegaConf.from_dotlist([key]))
-        plain = OmegaConf.to_container(page, resolve=True)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
-    if not isinstance(plain, dict):
-        raise ConfigError(f"{path}: expected a mapping with study, base, grid and launch")
-    resolved = {str(k): v for k, v in plain.items()}
+        resolved: Any = OmegaConf.to_container(page, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {said(error)}") from error
     _refuse_hidden(resolved, overrides or [])
     return resolve_study(resolved, str(path))
+
+
+def _check_shape(page: Any, where: str) -> None:
+    """The outline of a study page: ConfigError unless `resolve_study` can read it.
+
+    Interpolations (`${...}`, which OmegaConf would resolve) are refused: they could read the environment into a record,
+    and grow without bound.
+    """
+    if not isinstance(page, dict):
+        raise ConfigError(f"{where}: expected a mapping with study, base, grid and launch")
+    for key in page:
+        if key not in ("study", "base", "grid", "launch"):
+            raise ConfigError(
+                f"{where}: unknown key {_shown(key)}; {nearest(str(key), ('study', 'base', 'grid', 'launch'))}"
+            )
+    if not isinstance(page.get("study"), str):
+        raise ConfigError(f"{where}: 'study' is missing; give the study a name")
+    grids = page.get("grid") or {}
+    grids = grids if isinstance(grids, list) else [grids]
+    for name, value in (*((key, page.get(key) or {}) for key in ("base", "launch")), *(("grid", g) for g in grids)):
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{where}: {name!r} is {_shown(value)}, expected a mapping from names")
+    for grid in grids:
+        for key, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"{where}: grid key {_shown(key)} is {_shown(values)}, expected a list of values")
+    if (n_runs := sum(math.prod(map(len, grid.values())) for grid in grids)) > MAX_RUNS:
+        raise ConfigError(
+            f"{where}: the grid asks for {n_runs} runs, expected at most {MAX_RUNS}; write several studies"
+        )
+    if _has_interpolation(page):
+        raise ConfigError(f"{where}: holds '${{...}}', which is not filled in here; write the value out")
+
+
+def _has_interpolation(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_interpolation(inner) for pair in value.items() for inner in pair)
+    if isinstance(value, list):
+        return any(map(_has_interpolation, value))
+    return isinstance(value, str) and "${" in value
+
+
+@contextlib.contextmanager
+def naming(where: str | Path) -> Iterator[None]:
+    """Faults of what a page holds, with the page's name before them."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _refuse_hidden(page: Mapping[str, Any], overrides: list[str]) -> None:
@@ -382,26 +446,19 @@ def _refuse_hidden(page: Mapping[str, Any], overrides: list[str]) -> None:
 
 def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
     """The runs of a study page, in grid order."""
-    for key in page:
-        if key not in ("study", "base", "grid", "launch"):
-            raise ConfigError(f"{where}: unknown key {key!r}; {nearest(key, ('study', 'base', 'grid', 'launch'))}")
-    if not isinstance(page.get("study"), str):
-        raise ConfigError(f"{where}: 'study' is missing; give the study a name")
+    _check_shape(page, where)
     grids = page.get("grid") or {}
-    grids = grids if isinstance(grids, list) else [grids]
     runs = []
-    for grid in grids:
-        for key, values in grid.items():
-            if not isinstance(values, list) or not values:
-                raise ConfigError(f"{where}: grid key {key!r} is {values!r}, expected a list of values")
+    for grid in grids if isinstance(grids, list) else [grids]:
         for combination in itertools.product(*grid.values()):
             run: dict[str, Any] = json.loads(json.dumps(page.get("base") or {}))
-            for key, value in zip(grid, combination, strict=True):
-                set_dotted(run, key, value)
-            runs.append(build(RunConfig, {"study": page["study"], **run}))
-    launch = build(LaunchConfig, page.get("launch") or {}, "launch")
-    if launch.cluster not in ("local", "debug", "slurm"):
-        raise ConfigError(f"'launch.cluster' is {launch.cluster!r}, expected local, debug or slurm")
+            with naming(where):
+                for key, value in zip(grid, combination, strict=True):
+                    set_dotted(run, key, value)
+                runs.append(build(RunConfig, {"study": page["study"], **run}))
+    with naming(where):
+        launch = build(LaunchConfig, page.get("launch") or {}, "launch")
+        _require("launch", cluster=(launch.cluster, launch.cluster in CLUSTERS, "local, debug or slurm"))
     return StudyConfig(page["study"], runs, launch, page)
 
 
@@ -410,20 +467,22 @@ def set_dotted(page: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         page = page.setdefault(parent, {})
+        if not isinstance(page, dict):
+            raise ConfigError(f"'{cut(dotted)}' cannot be set: '{parent}' is {_shown(page)}, expected a mapping")
     page[last] = value
 
 
 def read_run(folder: Path) -> RunConfig:
     """The configuration of a run's folder."""
-    import yaml
-
     path = folder / "config.yaml"
     try:
-        return build(RunConfig, yaml.safe_load(path.read_text()))
+        page = read_page(path)
     except FileNotFoundError:
         raise ConfigError(f"{folder} is no run folder: it has no config.yaml") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not readable as YAML ({error})") from error
+    except (PageError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    with naming(path):
+        return build(RunConfig, page)
 
 
 def weights_run(cfg: RunConfig) -> RunConfig | None:

@@ -16,20 +16,22 @@ from __future__ import annotations
 import functools
 import io
 import re
-import zipfile
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import numpy as np
 
+from bench import npz
+from bench.reading import cut, said, size_of
 from bench.records import write_atomically
 from bench.structures import Structures
 
 T = TypeVar("T")
 MAX_NUMBER = 86  # radon
+MAX_LINE = 1 << 20  # characters of a line of xyz
 EXTENDED = "Properties=species:S:1:pos:R:3"
 
 
@@ -63,9 +65,10 @@ def read(path: Path | str) -> Structures:
     path = Path(path)
     reader = _of_suffix(path, _READERS)
     try:
+        size_of(path)
         structures = reader(path)
     except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from error
+        raise FileError(f"{path}: {said(error)}") from error
     except MemoryError as error:
         raise FileError(f"{path}: does not fit in memory; split it into several files") from error
     if not len(structures):
@@ -107,8 +110,8 @@ def _of_suffix(path: Path, known: dict[str, T]) -> T:
 def _read_xyz(path: Path) -> Structures:
     numbers, positions, sizes = array("q"), array("d"), array("q")
     known = _numbers()
-    with path.open(encoding="utf-8", errors="replace") as file:
-        lines = enumerate(file, start=1)
+    with path.open(encoding="utf-8-sig", errors="replace") as file:  # a byte order mark is no part of a number
+        lines = enumerate(_lines(file, path), start=1)
         for line_number, line in lines:
             if not line.strip():
                 continue
@@ -139,6 +142,15 @@ def _read_xyz(path: Path) -> Structures:
     return to_structures(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
 
 
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise FileError(f"{path}:{number}: a line of more than {MAX_LINE} characters; this is no xyz file")
+        yield line
+
+
 def _count(line: str, where: str) -> int:
     word = line.strip()
     if not (word.isascii() and word.isdigit() and len(word) < 19 and int(word) > 0):
@@ -148,12 +160,12 @@ def _count(line: str, where: str) -> int:
 
 def _coordinate(word: str, path: Path, line: int, frame: str) -> float:
     try:
-        value = float(word)
+        # Python's float also knows 1_000 and the digits of other scripts, which a damaged file may hold
+        value = float(word.replace("*^", "e")) if word.isascii() and "_" not in word else None
     except ValueError:
-        try:
-            value = float(word.replace("*^", "e"))
-        except ValueError:
-            raise FileError(f"{path}:{line}: {frame}: got {_cut(word)}, expected a coordinate in angstrom") from None
+        value = None
+    if value is None:
+        raise FileError(f"{path}:{line}: {frame}: got {_cut(word)}, expected a coordinate in angstrom")
     if not isfinite(value):
         raise FileError(f"{path}:{line}: {frame}: coordinate {_cut(word)} is not finite")
     return value
@@ -216,15 +228,13 @@ def _write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> by
 
 def _read_npz(path: Path) -> Structures:
     try:
-        with zipfile.ZipFile(path) as archive:
-            shapes = {name: _header(archive, name, path) for name in ("num_atoms", "charges", "positions")}
-        _check_layout(shapes, path)
-        with np.load(path, allow_pickle=False) as file:
-            num_atoms, charges, positions = file["num_atoms"], file["charges"], file["positions"]
-    except (FileError, OSError, MemoryError):
-        raise
-    except Exception as error:  # a damaged archive raises a dozen kinds of error from zipfile, zlib, lzma and numpy
-        raise FileError(f"{path}: no npz archive, or a damaged one ({error})") from error
+        arrays = npz.read_arrays(path, ("num_atoms", "charges", "positions"))
+    except npz.NpzError as error:
+        raise FileError(f"{path}: {error}") from error
+    _check_layout(arrays, path)
+    num_atoms, charges, positions = arrays.values()
+    if not len(num_atoms):
+        raise FileError(f"{path}: holds no molecule, expected at least one")
     positions = positions.astype(np.float32 if positions.dtype.itemsize <= 4 else np.float64, copy=False)
     room = charges.shape[1] if charges.ndim == 2 else len(charges)
     if (wrong := (num_atoms < 1) | (num_atoms > room)).any():
@@ -258,44 +268,15 @@ def _fault(structures: Structures) -> str | None:
     return None
 
 
-def _header(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of one array, held against the bytes that are there, so that nothing large is made in vain."""
-    have = [entry.removesuffix(".npy") for entry in archive.namelist()]
-    if name not in have:
-        raise FileError(
-            f"{path}: array {name!r} is missing; expected num_atoms, charges, positions, got {_cut(', '.join(have))}"
-        )
-    with archive.open(f"{name}.npy") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read_header(file)
-            n_header = file.tell()
-        except (ValueError, SyntaxError) as error:
-            raise FileError(f"{path}: array {name!r} is damaged ({_cut(str(error))})") from error
-    if dtype.hasobject:
-        raise FileError(
-            f"{path}: array {name!r} holds pickled objects, which are never loaded; save it as plain numbers"
-        )
-    size = int(np.prod(shape, dtype=object)) * dtype.itemsize + n_header
-    if size != archive.getinfo(f"{name}.npy").file_size:
-        raise FileError(
-            f"{path}: array {name!r} declares shape {shape}, but the file holds something else; it is damaged"
-        )
-    return shape, dtype
-
-
-def _check_layout(arrays: dict[str, tuple[tuple[int, ...], np.dtype]], path: Path) -> None:
+def _check_layout(arrays: dict[str, np.ndarray], path: Path) -> None:
     for name, kinds, expected in (
         ("num_atoms", "iu", "integers"),
         ("charges", "iu", "integers"),
         ("positions", "fiu", "reals"),
     ):
-        if arrays[name][1].kind not in kinds:
-            raise FileError(f"{path}: array {name!r} holds {arrays[name][1]}, expected {expected}")
-    n, charges, positions = (arrays[name][0] for name in ("num_atoms", "charges", "positions"))
+        if arrays[name].dtype.kind not in kinds:
+            raise FileError(f"{path}: array {name!r} holds {cut(str(arrays[name].dtype))}, expected {expected}")
+    n, charges, positions = (arrays[name].shape for name in ("num_atoms", "charges", "positions"))
     padded = len(charges) == 2 and n == charges[:1]
     if len(n) != 1 or not (padded or len(charges) == 1) or positions != (*charges, 3):
         raise FileError(

@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
 from bench import records
 from bench.checkpoint import write_average
-from bench.config import ConfigError, RunConfig, build, reason_to_skip
+from bench.config import ConfigError, RunConfig, build, naming, reason_to_skip
 from bench.data.dataset import grouped
 from bench.data.qm9 import ELEMENTS
-from bench.data.sizes import SizeDistribution
 from bench.diffusion.schedule import polynomial_2
 from bench.execute import load_data
 from bench.groups import GroupName
 from bench.model import Model
+from bench.pages import PageError
+from bench.pages import read_page as read_yaml
 from bench.provenance import describe, now
 from bench.published import Checkpoint, Reading, read_checkpoint, understand
+from bench.reading import cut, said
+from bench.sample import sizes_of
 from bench.state_dict import PublishedError
 
 SCHEDULE_TOLERANCE = 1e-5  # of max |gamma|; the file's table is float32
@@ -58,11 +62,11 @@ def read_page(path: Path | None) -> ImportConfig:
     if path is None:
         return ImportConfig()
     try:
-        return build(ImportConfig, yaml.safe_load(path.read_text()) or {})
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from None
+        page = read_yaml(path)
+    except (PageError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    with naming(path):
+        return build(ImportConfig, {} if page is None else page)
 
 
 def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
@@ -93,8 +97,11 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
         )
     cfg.diffusion.include_charges = bool(charges)
 
-    model = Model.build(cfg, about["elements"], about["mean_atoms"])
     try:
+        with torch.device("meta"):  # shapes first: a damaged file can tell of a network that no memory holds
+            outline = Model.build(cfg, about["elements"], about["mean_atoms"])
+            reading.load(checkpoint.weights, outline.denoiser.backbone, outline.method)
+        model = Model.build(cfg, about["elements"], about["mean_atoms"])
         reading.load(checkpoint.weights, model.denoiser.backbone, model.method)
     except PublishedError as error:
         raise PublishedError(f"{path}: {error}") from None
@@ -137,7 +144,7 @@ def configure(checkpoint: Checkpoint, reading: Reading, page: ImportConfig, stud
             if diffusion.setdefault(key, value) != value:
                 raise PublishedError(f"diffusion.{key} is given as {diffusion[key]!r}, the file's table has {value!r}")
         schedule = "the file's table gamma.gamma"
-    if "n_levels" in diffusion:
+    if isinstance(diffusion.get("n_levels"), int):
         sample.setdefault("n_steps", min(diffusion["n_levels"], 1000))
     values = {"method": reading.method, "backbone": reading.backbone, "data": page.data, "group": page.group}
     cfg = build(RunConfig, {"study": study, **values, "diffusion": diffusion, "sample": sample})
@@ -176,12 +183,14 @@ def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, An
         return {"elements": list(data.elements), "mean_atoms": data.mean_atoms, "sizes": sizes}, data.record()
     elements = list(ELEMENTS) if page.elements is None else page.elements
     if elements != sorted(set(elements)) or not elements:
-        raise ConfigError(f"'elements' is {elements}, expected nuclear charges in ascending order")
+        raise ConfigError(f"'elements' is {cut(str(elements))}, expected nuclear charges in ascending order")
     try:
         counts = {int(n): int(count) for n, count in page.sizes.items()}
-        SizeDistribution(counts)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"'sizes' is not a mapping from numbers of atoms to molecules ({error})") from None
+        sizes_of({"elements": elements, "mean_atoms": 1, "sizes": {str(n): c for n, c in counts.items()}}, Path("page"))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(
+            f"'elements' and 'sizes' are not nuclear charges and numbers of atoms -> molecules ({said(error)})"
+        ) from None
     total = sum(counts.values())
     mean = sum(n * count for n, count in counts.items()) / total
     about = {"elements": elements, "mean_atoms": mean, "sizes": {str(n): counts[n] for n in sorted(counts)}}

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from bench.npz import read_arrays
+from bench.reading import cut, said, size_of
 from bench.registry import Registry, backbones, methods
 from bench.state_dict import PublishedError, PublishedWeights, StateDict
 
@@ -348,43 +349,57 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def _read_arrays(path: Path) -> dict[str, Tensor]:
     try:
+        n_bytes = size_of(path)
         with path.open("rb") as file:
             head = file.read(9)
         if not head:
             raise PublishedError(f"{path}: is empty")
         if head[8:] == b"{":
             content: Any = load_file(path)
-        elif head[:2] == b"PK" and any(name.endswith(".npy") for name in zipfile.ZipFile(path).namelist()):
-            content = _npz(path)
+        elif head[:2] == b"PK" and _is_npz(path, n_bytes):
+            arrays = read_arrays(path)
+            named = {name.removeprefix("param:"): v for name, v in arrays.items() if name.startswith("param:")}
+            content = {name: torch.from_numpy(value) for name, value in (named or arrays).items()}
         elif head[:6] == b"\x93NUMPY":
             raise PublishedError(f"{path}: is a numpy array, expected a state dict (torch.save, safetensors or npz)")
         else:
             with warnings.catch_warnings():  # of a pickle that is then refused
                 warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=True)
+    except PublishedError:
+        raise
     except pickle.UnpicklingError as error:
         strange = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds {strange[1]}" if strange else "it is no file of torch.save, or damaged"
+        why = f"it holds {cut(strange[1])}" if strange else "it is no file of torch.save, or damaged"
         raise PublishedError(f"{path}: {why}; a state dict of tensors alone is read, and nothing is executed") from None
     except OSError as error:
-        raise PublishedError(f"{path}: {error.strerror or error}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
-        if isinstance(error, PublishedError):
-            raise
-        raise PublishedError(
-            f"{path}: cut short or damaged ({str(error).splitlines()[0] or 'it ends early'})"
-        ) from None
-    if not isinstance(content, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) and v.is_floating_point() for k, v in content.items()
-    ):
+        raise PublishedError(f"{path}: {said(error)}") from None
+    except Exception as error:  # of a damaged file, torch raises whatever its pickle leads to
+        raise PublishedError(f"{path}: cut short or damaged ({said(error)})") from None
+    if not isinstance(content, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in content.items()):
         raise PublishedError(f"{path}: holds {type(content).__name__}, expected a state dict: names -> float arrays")
     if not content:
         raise PublishedError(f"{path}: holds no arrays")
-    return dict(content)
+    return {name: value.detach() for name, value in content.items()}
 
 
-def _npz(path: Path) -> dict[str, Tensor]:
-    with np.load(path, allow_pickle=False) as file:
-        named = {name.removeprefix("param:"): file[name] for name in file.files if name.startswith("param:")}
-        arrays = named or {name: file[name] for name in file.files}
-    return {name: torch.from_numpy(value) for name, value in arrays.items()}
+def _is_npz(path: Path, n_bytes: int) -> bool:
+    """Whether a zip file is one of numpy; if it is torch's, that nothing in it unpacks to more than the file has."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if any(entry.filename.endswith(".npy") for entry in entries):
+        return True
+    if sum(entry.file_size for entry in entries) > n_bytes:
+        raise PublishedError(f"{path}: unpacks to more than its {n_bytes} bytes, which no file of torch.save does")
+    return False
+
+
+def _is_plain(value: Any) -> bool:
+    """Real numbers in memory, each element with its own place: a shape can be a lie where strides are zero."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and value.is_floating_point()
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )

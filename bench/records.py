@@ -28,7 +28,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.reading import cut, said, size_of
+
 SCHEMA_VERSION = 1
+MAX_BYTES = 1 << 26  # of a record; steps.jsonl may be longer
+MAX_LINE_BYTES = 1 << 20  # of steps.jsonl
 
 
 class RecordError(ValueError):
@@ -108,6 +112,11 @@ STEP: dict[str, Any] = {
     "diagnostics?": dict,  # what the method reports: name -> mean since the last line
     "valid_loss?": Number,  # same loss, EMA weights, fixed times and noise, validation split
 }
+DATA: dict[str, Any] = {  # data.json: what sampling needs to know of the data set
+    "elements": list,  # nuclear charges, ascending
+    "mean_atoms": Number,
+    "sizes": dict,  # number of atoms -> training molecules
+}
 METRICS: dict[str, Any] = {
     "n_molecules": int,
     # null, all of them, for data with elements of which the bond table knows nothing
@@ -165,12 +174,12 @@ def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
     version = record.get("schema", SCHEMA_VERSION)
     if "schema" in schema and version != SCHEMA_VERSION:
         raise RecordError(
-            f"{where}: written with record schema {version} by equibench {_writer(record)}, this equibench reads "
-            f"schema {SCHEMA_VERSION}; use the version that wrote it, or a newer one"
+            f"{where}: written{_writer(record)} with record schema {cut(repr(version))}, this equibench reads schema "
+            f"{SCHEMA_VERSION}; use the version that wrote it, or a newer one"
         )
     known = {key.rstrip("?") for key in schema}
     for key in sorted(set(record) - known):
-        raise RecordError(f"{where}: unknown key {key!r}; expected {', '.join(sorted(known))}")
+        raise RecordError(f"{where}: unknown key {cut(key)!r}; expected {', '.join(sorted(known))}")
     for key, expected in schema.items():
         name = key.rstrip("?")
         if name not in record:
@@ -181,14 +190,14 @@ def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
         if isinstance(expected, Mapping):
             check(value, expected, f"{where}: {name}")
         elif not isinstance(value, expected) or (isinstance(value, bool) and expected in (int, Number)):
-            raise RecordError(f"{where}: {name!r} is {value!r}, expected {_names(expected)}")
+            raise RecordError(f"{where}: {name!r} is {cut(repr(value))}, expected {_names(expected)}")
 
 
 def _writer(record: Mapping[str, Any]) -> str:
-    """Version of equibench that a record of any schema names."""
+    """' by equibench 0.3.0', where a record of any schema says so."""
     code = record.get("code")
-    named = code.get("version") if isinstance(code, dict) else record.get("written_by")
-    return str(named) if named else "of unknown version"
+    version = code.get("version") if isinstance(code, dict) else record.get("written_by")
+    return f" by equibench {cut(version, 30)}" if isinstance(version, str) else ""
 
 
 def _names(types: Any) -> str:
@@ -263,15 +272,84 @@ def write_json(path: Path, record: Mapping[str, Any], schema: Mapping[str, Any] 
     write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Read one record; RecordError when it is no JSON or breaks its schema."""
+def parse(text: str) -> Any:
+    """JSON as it is written here.
+
+    Raises:
+        ValueError: no JSON; NaN, infinity or a number beyond 64 bits; a key twice; text that is no Unicode.
+    """
     try:
-        record = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not readable as JSON ({error}); delete it to have it made again") from error
+        value = json.loads(
+            text, object_pairs_hook=_once, parse_constant=_no_number, parse_float=_finite, parse_int=_int64
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair can be read, and never written
+    return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"key {cut(twice)!r} comes twice")
+    return found
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"{word} is no JSON")
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    return value if abs(value) < float("inf") else _no_number(cut(word, 20))
+
+
+def _int64(word: str) -> int:
+    if len(word) > 20 or not -(2**63) <= int(word) < 2**63:
+        raise ValueError(f"{cut(word, 20)} has more than 64 bits")
+    return int(word)
+
+
+def read_json(path: Path, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Read one record.
+
+    Raises:
+        RecordError: no JSON object as `parse` takes it, or one that breaks its schema.
+        OSError: missing, no regular file, or more than MAX_BYTES long.
+    """
+    size_of(path, MAX_BYTES)
+    try:
+        record = parse(path.read_bytes().decode())
+    except ValueError as error:
+        raise RecordError(f"{path}: not readable as JSON ({said(error)}); delete it to have it made again") from error
     if schema is not None:
         check(record, schema, str(path))
+    elif not isinstance(record, dict):
+        raise RecordError(f"{path}: expected an object, got {type(record).__name__}")
     return record
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's config.yaml, as plain data; empty where there is none.
+
+    Raises:
+        RecordError: not readable, or no mapping.
+        OSError: no regular file, or longer than a page.
+    """
+    from bench.pages import PageError, read_page  # here, so that records need the standard library alone
+
+    path = folder / "config.yaml"
+    try:
+        page = read_page(path)
+    except FileNotFoundError:
+        return {}
+    except PageError as error:
+        raise RecordError(str(error)) from error
+    if not isinstance(page, dict):
+        raise RecordError(f"{path}: expected a mapping, got {type(page).__name__}")
+    return page
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -283,18 +361,28 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Lines of steps.jsonl; a last line cut short by a crash is left out, any other fault raises RecordError."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    steps = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            step = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise RecordError(f"{path}:{number}: not readable as JSON ({error})") from error
-        check(step, STEP, f"{path}:{number}")
-        steps.append(step)
+    """Lines of steps.jsonl; none where there is no file. A last line cut short by a crash is left out.
+
+    Raises:
+        RecordError: any other fault of a line.
+        OSError: no regular file.
+    """
+    if not path.exists():
+        return []
+    size_of(path)
+    steps, fault = [], None
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
+            if fault is not None:
+                raise fault
+            try:
+                step = parse(line.decode())
+            except ValueError as error:  # is it the last line?
+                fault = RecordError(f"{path}:{number}: not readable as JSON ({said(error)})")
+                fault.__cause__ = error
+                continue
+            check(step, STEP, f"{path}:{number}")
+            steps.append(step)
     return steps
 
 

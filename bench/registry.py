@@ -82,6 +82,8 @@ class Registry:
 
     def __getitem__(self, name: str) -> Entry:
         self.discover()
+        if not isinstance(name, str):
+            raise UnknownNameError(f"the name of a {self.kind} is {name!r:.80}, expected text")
         if name not in self.entries:
             if name in self.unavailable:
                 raise UnknownNameError(f"{self.kind} {name!r} cannot be imported: {self.unavailable[name]}")

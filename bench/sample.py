@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +16,11 @@ from bench.data.sizes import SizeDistribution
 from bench.diffusion.process import Diffusion
 from bench.diffusion.sampler import sample
 from bench.diffusion.schedule import NoiseLevel
+from bench.files import MAX_NUMBER
 from bench.model import Model
 from bench.molecules import Layout, Molecules
-from bench.records import MANIFEST, read_json
+from bench.reading import cut, is_folder_name
+from bench.records import DATA, MANIFEST, RecordError, read_json
 from bench.streams import Stream, Streams, seed_of
 from bench.structures import Structures
 
@@ -111,16 +114,33 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     cfg = read_run(folder)
     cfg.train.device = device
     manifest = read_json(folder / "manifest.json", MANIFEST)
-    about = read_json(folder / "data.json")
+    about = read_json(folder / "data.json", DATA)
+    sizes = sizes_of(about, folder / "data.json")
     model = Model.build(cfg, about["elements"], about["mean_atoms"])
     step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
     model.to(device).eval()
-    sizes = SizeDistribution({int(n): count for n, count in about["sizes"].items()})
     return Run(cfg, model, sizes, step)
+
+
+def sizes_of(about: dict[str, Any], path: Path) -> SizeDistribution:
+    """Sizes that data.json states; RecordError unless they, elements and mean can be those of molecules."""
+    elements, counts = about["elements"], about["sizes"]
+    if not elements or not all(type(z) is int and 1 <= z <= MAX_NUMBER for z in elements):
+        raise RecordError(f"{path}: 'elements' is {cut(str(elements))}, expected nuclear charges")
+    if not about["mean_atoms"] > 0:
+        raise RecordError(f"{path}: 'mean_atoms' is {about['mean_atoms']}, expected a positive number")
+    if not all(n.isascii() and n.isdigit() and len(n) <= 6 and type(count) is int for n, count in counts.items()):
+        raise RecordError(f"{path}: 'sizes' is {cut(str(counts))}, expected numbers of atoms -> molecules")
+    try:
+        return SizeDistribution({int(n): count for n, count in counts.items()})
+    except ValueError as error:
+        raise RecordError(f"{path}: 'sizes': {cut(str(error))}") from error
 
 
 def weights_file(folder: Path, weights_from: str | None) -> Path:
     """Where a run's averaged weights lie: its own state, published weights, or those of the run it depends on."""
+    if weights_from is not None and not is_folder_name(weights_from):
+        raise RecordError(f"{folder}: 'weights_from' is {cut(weights_from)!r}, expected the name of a folder beside it")
     home = folder if weights_from is None else folder.parent / weights_from
     published = home / "weights.safetensors"
     return published if published.exists() else home / "state.safetensors"

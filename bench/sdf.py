@@ -5,6 +5,7 @@ Molecules are read as they stand (no sanitisation, hydrogens kept, bonds ignored
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from rdkit import Chem, rdBase
 
-from bench.files import MAX_NUMBER, FileError, to_structures
+from bench.files import MAX_LINE, MAX_NUMBER, FileError, to_structures
 from bench.structures import Structures
 
 BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
@@ -38,10 +39,39 @@ def read_sdf(path: Path) -> Structures:
 
 
 def _mols(path: Path) -> Iterator[Chem.Mol | None]:
-    if not path.read_bytes()[:1]:
-        return
-    with path.open("rb") as file, rdBase.BlockLogs():
-        yield from Chem.ForwardSDMolSupplier(file, sanitize=False, removeHs=False)
+    with rdBase.BlockLogs():
+        for block in _blocks(path):
+            try:
+                yield Chem.MolFromMolBlock(block, sanitize=False, removeHs=False) if _has_its_atoms(block) else None
+            except (RuntimeError, ValueError):  # of what RDKit's parser did not expect
+                yield None
+
+
+def _blocks(path: Path) -> Iterator[str]:
+    """Text of each molecule, up to its line $$$$; blank lines behind the last are none."""
+    lines: list[str] = []
+    # RDKit takes bytes for UTF-8, which names need not be
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        while line := file.readline(MAX_LINE + 1):
+            if len(line) > MAX_LINE:
+                raise FileError(f"{path}: a line of more than {MAX_LINE} characters; this is no sdf file")
+            if line.startswith("$$$$"):
+                yield "".join(lines)
+                lines = []
+            else:
+                lines.append(line)
+    if "".join(lines).strip():
+        yield "".join(lines)
+
+
+def _has_its_atoms(block: str) -> bool:
+    """Whether there are as many lines as atoms and bonds are declared: RDKit makes room for them before it looks."""
+    n_lines = block.count("\n")
+    counts = (block.split("\n", 4) + [""] * 4)[3]
+    declared = [counts[:3], counts[3:6]]
+    for words in re.findall(r"^M +V30 +COUNTS(.*)$", block, re.MULTILINE):
+        declared += words.split()
+    return all(int(n) <= n_lines for word in declared if (n := word.strip()).isdecimal())
 
 
 def write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> bytes:

@@ -429,7 +429,7 @@ def _resume(
         name of the file (None: from the start), and step, seconds and micro-batches.
     """
     plan = folder / "plan.json"
-    planned = _planned(plan) if plan.exists() else settings.n_steps
+    planned = read_json(plan, {"n_steps": int})["n_steps"] if plan.exists() else settings.n_steps
     states: dict[str, int] = {}
     damaged: dict[str, DamagedError] = {}
     for name in (STATE, PREVIOUS, STABLE):
@@ -473,12 +473,6 @@ def _resume(
                 (folder / name).unlink(missing_ok=True)
         write_atomically(plan, json.dumps({"n_steps": settings.n_steps}).encode())
     return chosen, found
-
-
-def _planned(plan: Path) -> int:
-    record = read_json(plan)
-    check(record, {"n_steps": int}, str(plan))
-    return record["n_steps"]
 
 
 def _write_steps(path: Path, steps: list[dict[str, Any]]) -> None:

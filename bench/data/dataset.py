@@ -8,8 +8,6 @@ package whose `load(cfg) -> DataSet` carries `@datasets.register(name, Config)`;
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from bench import files
+from bench import files, npz
 from bench.data.sizes import size_histogram
+from bench.reading import said
 from bench.structures import Structures
 
 SPLITS = ("train", "valid", "test")
@@ -61,8 +60,12 @@ class DataSet:
             if len(structures) == 0:
                 raise DataError(f"{self.label}: the {split} split is empty; every split needs at least one molecule")
             if structures.positions.dtype != np.float32:
-                single = replace(structures, positions=structures.positions.astype(np.float32))
+                with np.errstate(over="ignore"):
+                    single = replace(structures, positions=structures.positions.astype(np.float32))
                 object.__setattr__(self, split, single)
+                structures = single
+            if not np.isfinite(structures.positions).all():
+                raise DataError(f"{self.label}: the {split} split has a coordinate that is not finite in float32")
             strange = set(np.unique(structures.numbers).tolist()) - set(self.elements)
             if strange:
                 raise DataError(
@@ -140,10 +143,9 @@ def read_with(path: Path, key: str) -> tuple[Structures, np.ndarray | None]:
     """
     structures = files.read(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            array = archive.get(key)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: array {key!r} is damaged ({error}); fetch the file again") from error
+        array = npz.read_arrays(path, (), (key,)).get(key)
+    except (npz.NpzError, OSError) as error:
+        raise DataError(f"{path}: {said(error)}; fetch the file again") from error
     if array is not None and (array.shape != (len(structures),) or array.dtype.kind not in "iu"):
         raise DataError(
             f"{path}: array {key!r} is {array.dtype} of shape {array.shape}, "

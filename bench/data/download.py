@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from bench.data.dataset import DataError
+from bench.reading import cut, said
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,12 @@ def fetch(artefact: Artefact, folder: Path, start_seconds: float = START_SECONDS
         CannotStartError: no mirror began to send within `start_seconds`, or the folder cannot be written to.
         DownloadError: the download broke off (what came is kept) or brought another file (which is deleted).
     """
-    target, part = folder / artefact.name, folder / f"{artefact.name}.part"
-    with _locked(folder / f"{artefact.name}.lock"):
+    target, part, lock = (folder / f"{artefact.name}{suffix}" for suffix in ("", ".part", ".lock"))
+    for path in (target, part, lock):
+        # through a link, another file would be written; a pipe would never end
+        if (path.is_symlink() and path != target) or (path.exists() and not path.is_file()):
+            raise CannotStartError(f"{path} is in the way: expected a regular file or none; remove it")
+    with _locked(lock):
         if target.exists() and artefact.fault(target) is None:
             return target
         _complete(artefact, part, start_seconds)
@@ -93,7 +98,7 @@ def _locked(path: Path) -> Iterator[None]:
     """Runs that start together would write one .part file: the others wait here and find the file done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        file = path.open("a")
     except OSError as error:
         raise CannotStartError(
             f"cannot write to the cache folder {path.parent} ({error.strerror}); set EQUIBENCH_CACHE to another one"
@@ -120,6 +125,10 @@ def _complete(artefact: Artefact, part: Path, start_seconds: float) -> None:
                     f"the download of {artefact.name} broke off after {part.stat().st_size} of {artefact.size} bytes "
                     f"({error}); the same command carries on from there"
                 ) from error
+        except OSError as error:
+            raise DownloadError(
+                f"cannot write {part} ({said(error)}); make room, the same command carries on from there"
+            ) from error
 
 
 def _first_answer(artefact: Artefact, had: int, seconds: float) -> tuple[http.client.HTTPResponse, bytes]:
@@ -176,14 +185,17 @@ def _receive(artefact: Artefact, part: Path, had: int, response: http.client.HTT
     resumed = response.status == 206
     log.info("downloading %s (%d bytes) from %s", artefact.name, artefact.size, urlsplit(response.url).netloc)
     bar = tqdm(total=artefact.size, initial=had * resumed, unit="B", unit_scale=True, desc=artefact.name, disable=None)
+    came = had * resumed
     with response, bar, part.open("ab" if resumed else "wb") as file:
         while chunk:
-            try:
-                file.write(chunk)
-            except OSError as error:
+            came += len(chunk)
+            if came > artefact.size:  # of a server that states no length; it could go on for ever
+                part.unlink()
                 raise DownloadError(
-                    f"cannot write {part} ({error.strerror}); make room, the same command carries on from there"
-                ) from error
+                    f"{urlsplit(response.url).netloc} sent more than the {artefact.size} bytes of {artefact.name}; "
+                    f"what came was deleted. Run the command again, or fetch it by hand from {artefact.urls[0]}"
+                )
+            file.write(chunk)
             bar.update(len(chunk))
             try:
                 chunk = response.read1(CHUNK)
@@ -197,5 +209,4 @@ def _reason(error: Exception) -> str:
     """One line out of what urllib raises."""
     cause = getattr(error, "reason", error)  # of a URLError; a string in an HTTPError
     status = f"HTTP status {error.code} " if isinstance(error, urllib.error.HTTPError) else ""
-    text = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return status + text.splitlines()[0]
+    return status + (said(cause) if isinstance(cause, Exception) else cut(str(cause)))

@@ -7,9 +7,11 @@ geometries in angstrom. References: Ramakrishnan et al., Sci. Data 1, 140022 (20
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import re
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from bench.data.dataset import DataError, grouped
 from bench.data.download import Artefact
+from bench.reading import cut, said, size_of
 from bench.structures import Structures
 
 N_MOLECULES = 133_885
@@ -52,6 +55,10 @@ TRAIN_SIZES = {3: 1, 17: 13_025, 18: 13_364, 19: 13_832, 29: 25}
 
 MEMBER = re.compile(r"(?:\./)?(?:[\w.-]+/)?dsgdb9nsd_(\d{6})\.xyz")
 MAX_MEMBER_BYTES = 1 << 16  # the largest file of the official archive has a few kB
+MAX_OTHERS = 1000  # folders and extended headers
+MAX_LIST_BYTES = 1 << 24
+NUMBERED = re.compile(r"[0-9]{1,9}")
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 
 
 def parse_xyz(text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -61,50 +68,76 @@ def parse_xyz(text: str) -> tuple[np.ndarray, np.ndarray]:
     element, x, y, z and Mulliken charge. Small numbers are written as by Mathematica: 2.1*^-6.
     """
     lines = text.split("\n")
-    n = int(lines[0])
+    n = int(lines[0]) if re.fullmatch(r" *[0-9]{1,6}\s*", lines[0]) else 0
     rows = [line.split() for line in lines[2 : 2 + n]]
     if n < 1 or len(rows) != n or min(map(len, rows)) < 4:
-        raise ValueError(f"line 1 says {n} atoms, expected as many lines of element, x, y, z")
+        raise ValueError(f"line 1 says {cut(lines[0].strip(), 20)!r} atoms, expected as many lines of element, x, y, z")
     numbers = np.array([ELEMENTS[row[0]] for row in rows], dtype=np.int64)
-    positions = np.array([[float(value.replace("*^", "e")) for value in row[1:4]] for row in rows])
-    if not np.isfinite(positions).all():
+    positions = np.array([[_coordinate(word) for word in row[1:4]] for row in rows])
+    if not (np.abs(positions) <= np.finfo(np.float32).max).all():
         raise ValueError("a coordinate is not finite")
     return numbers, positions.astype(np.float32)
+
+
+def _coordinate(word: str) -> float:
+    text = word.replace("*^", "e")
+    if not NUMBER.fullmatch(text):  # float() also takes nan, inf and 1_0
+        raise ValueError(f"got {cut(word, 20)!r}, expected a coordinate in angstrom, a finite number")
+    return float(text)
 
 
 def read_archive(path: Path, n_molecules: int = N_MOLECULES) -> Structures:
     """Molecules of the figshare archive in the order of their ids.
 
-    The archive is read as a stream and nothing is unpacked to disk. Raises DataError when it is damaged or holds
-    anything else than one regular, small xyz file for each molecule.
+    The archive is read as a stream and nothing is unpacked to disk. Raises DataError when it is missing, damaged or
+    holds anything else than one regular, small xyz file for each molecule.
     """
     molecules: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     bar = tqdm(total=n_molecules, unit=" molecules", desc=f"reading {path.name}", disable=None)
-    member = None
+    name = None
     try:
-        with bar, tarfile.open(path, "r|bz2") as archive:
-            for member in archive:
-                if member.isdir():
-                    continue
-                name = MEMBER.fullmatch(member.name)
-                file = archive.extractfile(member) if member.isreg() and member.size <= MAX_MEMBER_BYTES else None
-                if name is None or file is None:
+        size_of(path)
+        with bar, bz2.BZ2File(path) as stream:
+            for name, content in _small_files(stream):
+                match = MEMBER.fullmatch(name)
+                if match is None:
                     raise ValueError("is no xyz file of QM9")
-                index = int(name[1]) - 1
+                index = int(match[1]) - 1
                 if index in molecules or not 0 <= index < n_molecules:
                     raise ValueError(f"comes twice, or its number is not in 1 to {n_molecules}")
-                molecules[index] = parse_xyz(file.read().decode("ascii"))
+                molecules[index] = parse_xyz(content.decode("ascii"))
                 bar.update()
-    except (ValueError, KeyError, IndexError, EOFError, OSError, tarfile.TarError) as error:
-        where = f"member {member.name!r}: " if member is not None else ""
-        raise DataError(f"{path}: {where}{_said(error)}; fetch the archive again from {ARCHIVE.urls[0]}") from error
+    except (ValueError, KeyError, EOFError, OSError, tarfile.TarError) as error:
+        where = "" if name is None else f"member {cut(name)!r}: "
+        what = f"unknown element {cut(str(error), 20)}" if isinstance(error, KeyError) else said(error)
+        raise DataError(f"{path}: {where}{what}; fetch the archive again from {ARCHIVE.urls[0]}") from error
     if len(molecules) != n_molecules:
         raise DataError(f"{path}: {grouped(len(molecules))} molecules, expected {grouped(n_molecules)}; fetch it again")
     return Structures.from_list([molecules[i] for i in range(n_molecules)])
 
 
-def _said(error: Exception) -> str:
-    return f"unknown element {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+def _small_files(stream: bz2.BZ2File) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file of a tar; ValueError for a member that is no small regular file.
+
+    Not by `tarfile.open`, which unpacks bz2 without bound, and reads extended headers of any size. Those are skipped
+    here: all that they could tell are other names, and another name is refused.
+    """
+    n_others = 0
+    while len(block := stream.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE and any(block):
+        info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        header = info.type in (tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if info.isdir() or header:
+            n_others += 1
+        if not (info.isdir() or header or info.type in (tarfile.REGTYPE, tarfile.AREGTYPE)):
+            raise ValueError(f"member {cut(info.name)!r} is no regular file, so is no xyz file of QM9")
+        if not 0 <= info.size <= MAX_MEMBER_BYTES or n_others > MAX_OTHERS:
+            raise ValueError(f"member {cut(info.name)!r} of {info.size} bytes is no xyz file of QM9")
+        padded = 0 if info.isdir() else -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        content = stream.read(padded)
+        if len(content) < padded:
+            raise EOFError(f"member {cut(info.name)!r} is cut short")
+        if not (info.isdir() or header):
+            yield info.name, content[: info.size]
 
 
 def read_excluded(path: Path) -> np.ndarray:
@@ -113,10 +146,13 @@ def read_excluded(path: Path) -> np.ndarray:
     Raises DataError when the file is no such list; that it is the right one shows in the split's fingerprint.
     """
     try:
-        tokens = [line.split(maxsplit=1)[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: no text file; fetch it again from {EXCLUDED.urls[0]}") from error
-    return np.unique([int(token) - 1 for token in tokens if token.isdecimal()]).astype(np.int64)
+        size_of(path, MAX_LIST_BYTES)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = said(error) if isinstance(error, OSError) else "no text file"
+        raise DataError(f"{path}: {why}; fetch it again from {EXCLUDED.urls[0]}") from error
+    ids = [int(token) - 1 for line in lines for token in line.split(maxsplit=1)[:1] if NUMBERED.fullmatch(token)]
+    return np.unique(np.array(ids, dtype=np.int64))
 
 
 def split_ids(excluded: np.ndarray, n_molecules: int = N_MOLECULES, n_train: int = N_TRAIN) -> dict[str, np.ndarray]:

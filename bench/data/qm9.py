@@ -10,12 +10,12 @@ from __future__ import annotations
 import io
 import logging
 import os
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from bench import npz
 from bench.data import gdb9, mini
 from bench.data.dataset import SPLITS, DataError, DataSet, grouped, read_with
 from bench.data.download import CannotStartError, fetch
@@ -111,10 +111,12 @@ def _parsed_once(path: Path) -> Structures:
     cached = cache_folder() / f"qm9-{gdb9.ARCHIVE.sha256[:16]}.npz"
     if cached.is_file():
         try:
-            with np.load(cached, allow_pickle=False) as arrays:
-                numbers, ptr = arrays["numbers"].astype(np.int64), arrays["ptr"].astype(np.int64)
-                return Structures(numbers, arrays["positions"], ptr)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            numbers, positions, ptr = npz.read_arrays(cached, ("numbers", "positions", "ptr")).values()
+            molecules = Structures(numbers.astype(np.int64), positions, ptr.astype(np.int64))
+            if (molecules.n_atoms < 1).any() or positions.dtype != np.float32:
+                raise ValueError("it holds something else")
+            return molecules
+        except (OSError, ValueError, IndexError):
             log.warning("%s is damaged and is made again", cached)
     molecules = gdb9.read_archive(path)
     content = io.BytesIO()

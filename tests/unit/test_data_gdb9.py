@@ -75,10 +75,12 @@ def link() -> tarfile.TarInfo:
         ({name(3): WATER}, "not in 1 to 2"),
         ({f"a/{name(1)}": METHANE}, "comes twice"),
         ({name(2): WATER.replace("O\t0.", "Q\t0.")}, "unknown element 'Q'"),
-        ({name(2): WATER.replace("0.76", "x")}, "could not convert"),
+        ({name(2): WATER.replace("0.76", "x")}, "got 'x', expected a coordinate"),
         ({name(2): WATER.replace("0.76", "nan")}, "finite"),
-        ({name(2): "4" + WATER[1:].split("1\t2\nO")[0]}, "says 4 atoms"),
-        ({name(2): ""}, "invalid literal"),
+        ({name(2): WATER.replace("0.76", "1_0")}, "got '1_0', expected a coordinate"),
+        ({name(2): WATER.replace("0.76", "1e39")}, "not finite"),  # in float32, as it is kept
+        ({name(2): "4" + WATER[1:].split("1\t2\nO")[0]}, "says '4' atoms"),
+        ({name(2): ""}, "line 1 says '' atoms"),
         ({}, "1 molecules, expected 2"),
     ],
 )
