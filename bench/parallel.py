@@ -71,7 +71,7 @@ def joined(device: str, **init: Any) -> Iterator[None]:
     """This process as one of several; `init` as for torch.distributed, by default torchrun's environment."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", init.get("rank", 0))))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or init.get("rank", 0)))
     dist.init_process_group("nccl" if on_gpu else "gloo", **init)
     try:
         yield

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from bench import files
 from bench.data.dataset import SPLITS, DataError, DataSet, grouped
@@ -119,7 +119,5 @@ def _fault(positions: np.ndarray) -> str | None:
     """Why a molecule with these positions [n, 3] cannot be used, or None."""
     if len(positions) < 2:
         return f"{len(positions)} atom(s), at least 2 needed"
-    closest = float(
-        cKDTree(positions).query(positions, k=2)[0][:, 1].min()
-    )  # not all pairs: a file may be one molecule
+    closest = float(KDTree(positions).query(positions, k=2)[0][:, 1].min())  # not all pairs: a file may be one molecule
     return f"two atoms {closest:.2f} angstrom apart" if closest < CLOSEST_ANGSTROM else None
