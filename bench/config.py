@@ -290,7 +290,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             value = float(value)  # YAML 1.1 reads 1e-4 as a string
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"'{where}' is {_shown(value)}, expected {kind.__name__}")
-    if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+    if (isinstance(value, float) and math.isnan(value)) or (type(value) is int and not -(2**63) <= value < 2**63):
         raise ConfigError(f"'{where}' is {_shown(value)}, expected a number of at most 64 bits")
     return value
 

@@ -23,6 +23,7 @@ from bench.data.dataset import grouped
 from bench.data.qm9 import ELEMENTS
 from bench.diffusion.schedule import polynomial_2
 from bench.execute import load_data
+from bench.files import MAX_NUMBER
 from bench.groups import GroupName
 from bench.model import Model
 from bench.pages import PageError
@@ -182,15 +183,13 @@ def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, An
         sizes = {str(n): count for n, count in data.size_histogram.items()}
         return {"elements": list(data.elements), "mean_atoms": data.mean_atoms, "sizes": sizes}, data.record()
     elements = list(ELEMENTS) if page.elements is None else page.elements
-    if elements != sorted(set(elements)) or not elements:
+    if elements != sorted(set(elements)) or not elements or not 1 <= elements[0] <= elements[-1] <= MAX_NUMBER:
         raise ConfigError(f"'elements' is {cut(str(elements))}, expected nuclear charges in ascending order")
     try:
         counts = {int(n): int(count) for n, count in page.sizes.items()}
         sizes_of({"elements": elements, "mean_atoms": 1, "sizes": {str(n): c for n, c in counts.items()}}, Path("page"))
     except (ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(
-            f"'elements' and 'sizes' are not nuclear charges and numbers of atoms -> molecules ({said(error)})"
-        ) from None
+        raise ConfigError(f"'sizes' is not a mapping from numbers of atoms to molecules ({said(error)})") from None
     total = sum(counts.values())
     mean = sum(n * count for n, count in counts.items()) / total
     about = {"elements": elements, "mean_atoms": mean, "sizes": {str(n): counts[n] for n in sorted(counts)}}

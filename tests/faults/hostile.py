@@ -24,6 +24,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -582,12 +583,14 @@ def _of_weights() -> list[Reader]:
     ]
 
 
-class Answer(io.BytesIO):
-    """A mirror's answer, as far as the downloader looks at it."""
+class Answer(HTTPResponse):
+    """A mirror's answer, as far as the downloader looks at it; no connection is behind it."""
 
     def __init__(self, content: bytes, status: int) -> None:
-        super().__init__(content)
-        self.status, self.url = status, "http://mirror.invalid/a.bin"
+        self.content, self.status, self.url, self.fp = io.BytesIO(content), status, "http://mirror.invalid/a.bin", None
+
+    def read1(self, n: int = -1) -> bytes:
+        return self.content.read1(n)
 
 
 def _of_downloads() -> Reader:

@@ -225,8 +225,8 @@ def config(fixture: Fixture, **options) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is no npz file"),
-        (b"PK\x03\x04 cut short", "not readable as npz"),
+        (b"", "no npz archive"),
+        (b"PK\x03\x04 cut short", "no npz archive, or a damaged one"),
         ({"x": np.zeros(3)}, "of no known kind; expected a noise schedule"),
         (without(stored("egnn"), "eps"), "array 'eps' is missing"),
         (without(stored("egnn"), "param:egnn.e_block_1.gcl_0.node_mlp.2.bias"), "no array for blocks.1.node_out.bias"),
@@ -259,5 +259,5 @@ def test_a_missing_file_is_told(tmp_path, caplog):
 
 def test_reading_needs_no_pickle(tmp_path):
     np.savez(tmp_path / "objects.npz", eps=np.array([{}], dtype=object))
-    with pytest.raises(FixtureError, match="not readable as npz"):
+    with pytest.raises(FixtureError, match="holds pickled objects"):
         Fixture.read(tmp_path / "objects.npz")

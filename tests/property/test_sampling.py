@@ -251,7 +251,12 @@ INVARIANT = [(m, b) for m, b in fitting_pairs() if methods[m].build.guarantee in
 def test_samples_of_an_untrained_network_have_no_orientation(method, backbone):
     """T20: 2e3 systems of three atoms, random weights, 20 steps: fixed-frame statistics are 0 within |z| < 5, for
     every method whose guarantee is exact or in law."""
-    assert anisotropy_z(model_of(method, backbone, dtype=torch.float32)) < Z_MAX
+    model = model_of(method, backbone, dtype=torch.float32)
+    if backbone == "e3":  # its products of random features overflow within 20 steps
+        with torch.no_grad():
+            for p in model.denoiser.parameters():
+                p.mul_(0.3)
+    assert anisotropy_z(model) < Z_MAX
 
 
 def test_samples_of_a_network_without_symmetry_have_an_orientation():

@@ -198,4 +198,4 @@ def test_reports_are_built_without_torch(tmp_path):
     )
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert printed.split() == ["False", "bench", "bench.records"]
+    assert printed.split() == ["False", "bench", "bench.pages", "bench.reading", "bench.records"]
