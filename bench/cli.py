@@ -234,7 +234,10 @@ def report(args: argparse.Namespace) -> int:
 
 def study_folder(name: str) -> Path:
     """Where a study's records lie: a path, else runs/NAME, else results/NAME."""
-    candidates = [Path(name), RUNS / name, RESULTS / name]
+    from bench.pages import study_of
+
+    study = study_of(name)
+    candidates = [Path(name), RUNS / study, RESULTS / study]
     for folder in candidates:
         if (folder / "runs.json").exists() or (folder.is_dir() and any(folder.glob("*/manifest.json"))):
             return folder
@@ -244,9 +247,10 @@ def study_folder(name: str) -> Path:
 def publish(args: argparse.Namespace) -> int:
     """`equibench publish`."""
     from analysis.report import build
+    from bench.pages import study_of
     from bench.publish import publish as copy
 
-    target = copy(args.study, RUNS, RESULTS)
+    target = copy(study_of(args.study), RUNS, RESULTS)
     print(f"published: {build(target)}")  # noqa: T201
     return 0
 

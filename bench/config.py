@@ -25,14 +25,13 @@ from typing import Any
 from bench.diffusion.process import DiffusionConfig
 from bench.groups import GroupName
 from bench.method import Method
-from bench.pages import PageError, read_page
+from bench.pages import STUDIES, PageError, read_page
 from bench.reading import cut, is_folder_name, said
 from bench.registry import Registry, backbones, datasets, methods, nearest
 
 MAX_RUNS = 10_000  # of one study
 MAX_LEVELS = 1_000_000
 CLUSTERS = ("local", "debug", "slurm")
-STUDIES = Path(__file__).parent / "configs" / "studies"
 
 
 class ConfigError(ValueError):
