@@ -151,7 +151,8 @@ def test_a_newer_schema_is_refused_with_the_version_that_wrote_it(tmp_path: Path
         (other / "eval.json", records.EVALUATION, "3.2.0"),
     ):
         with pytest.raises(
-            records.RecordError, match=rf"record schema 7 by equibench {version}, .* reads schema 1; use"
+            records.RecordError,
+            match=f"by equibench {version} with record schema 7, this equibench reads schema 1; use",
         ):
             records.read_json(path, schema)
     study = load(folder)
