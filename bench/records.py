@@ -24,6 +24,7 @@ import errno
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from bench.reading import cut, said, size_of
 SCHEMA_VERSION = 1
 MAX_BYTES = 1 << 26  # of a record; steps.jsonl may be longer
 MAX_LINE_BYTES = 1 << 20  # of steps.jsonl
+CHECKSUM = "checksum"  # a key of every record on disk, CRC-32 of its values; readers give records without it
 
 
 class RecordError(ValueError):
@@ -235,11 +237,11 @@ def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> No
         raise
 
 
-def append_line(path: Path, line: str) -> None:
-    """Append one line and sync. A crash, or a full disk, can cut it short: `read_steps` leaves such a last line out."""
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a record and sync. A crash, or a full disk, can cut it short: `read_steps` leaves such a last line out."""
     try:
         with path.open("a") as file:
-            file.write(f"{line}\n")
+            file.write(as_line(record))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -269,7 +271,36 @@ def write_json(path: Path, record: Mapping[str, Any], schema: Mapping[str, Any] 
     """Check against the schema, if one is given, and write; NaN is refused because it is not JSON."""
     if schema is not None:
         check(record, schema, str(path))
-    write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(sealed(record), indent=1, allow_nan=False) + "\n").encode())
+
+
+def as_line(record: Mapping[str, Any]) -> str:
+    """A record as one line of a file of many."""
+    return json.dumps(sealed(record)) + "\n"
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the checksum of its values, because a flipped bit in a digit breaks no schema."""
+    return {**record, CHECKSUM: _checksum(record)}
+
+
+def unsealed(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """A record without its checksum; one that never had any (an older one, or written by hand) is taken as it is.
+
+    Raises:
+        RecordError: its values are not those that were written.
+    """
+    given = record.pop(CHECKSUM, None)
+    if given is not None and given != _checksum(record):
+        raise RecordError(
+            f"{where}: its values do not agree with its {CHECKSUM}, so it was damaged, or edited by hand; "
+            f"have it made again, or take {CHECKSUM!r} out of it to use it as it is"
+        )
+    return record
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True, allow_nan=False).encode()):08x}"
 
 
 def parse(text: str) -> Any:
@@ -324,10 +355,11 @@ def read_json(path: Path, schema: Mapping[str, Any] | None = None) -> dict[str, 
         record = parse(path.read_bytes().decode())
     except ValueError as error:
         raise RecordError(f"{path}: not readable as JSON ({said(error)}); delete it to have it made again") from error
+    if not isinstance(record, dict):
+        raise RecordError(f"{path}: expected an object, got {type(record).__name__}")
+    record = unsealed(record, str(path))
     if schema is not None:
         check(record, schema, str(path))
-    elif not isinstance(record, dict):
-        raise RecordError(f"{path}: expected an object, got {type(record).__name__}")
     return record
 
 
@@ -381,6 +413,8 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
                 fault = RecordError(f"{path}:{number}: not readable as JSON ({said(error)})")
                 fault.__cause__ = error
                 continue
+            if isinstance(step, dict):
+                step = unsealed(step, f"{path}:{number}")
             check(step, STEP, f"{path}:{number}")
             steps.append(step)
     return steps

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -24,7 +23,7 @@ from bench.molecules import Molecules
 from bench.optimise import MovingAverage, Optimiser, QueueClip, clip_gradients, learning_rate, progress
 from bench.parallel import Processes
 from bench.parts import Part, undisturbed
-from bench.records import STEP, append_line, check, read_json, read_steps, write_atomically, write_json
+from bench.records import STEP, append_line, as_line, check, read_json, read_steps, write_atomically, write_json
 from bench.streams import StepStreams, Streams
 from bench.structures import Structures
 
@@ -231,7 +230,7 @@ def train(
                 line["valid_loss"] = validation()
                 average.swap(weights)
             check(line, STEP, "steps.jsonl")
-            append_line(folder / "steps.jsonl", json.dumps(line))
+            append_line(folder / "steps.jsonl", line)
             log.info("step %d of %d, loss %.4f", step, settings.n_steps, line["loss"])
             on_log(step)
             if finished or time.monotonic() - saved > settings.checkpoint_seconds:
@@ -471,9 +470,9 @@ def _resume(
         for name, other in states.items():  # of another end
             if other > step and name != chosen:
                 (folder / name).unlink(missing_ok=True)
-        write_atomically(plan, json.dumps({"n_steps": settings.n_steps}).encode())
+        write_json(plan, {"n_steps": settings.n_steps})
     return chosen, found
 
 
 def _write_steps(path: Path, steps: list[dict[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in steps).encode())
+    write_atomically(path, "".join(map(as_line, steps)).encode())

@@ -18,6 +18,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from bench.records import read_json, read_steps
+
 TINY = {
     "study": "tiny",
     "base": {
@@ -71,14 +73,14 @@ def contents(runs: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for folder in sorted(p.parent for p in runs.glob("*/manifest.json")):
         if (folder / "steps.jsonl").exists():
-            lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+            lines = read_steps(folder / "steps.jsonl")
             found[f"{folder.name}/steps"] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
             state = load_file(folder / "state.safetensors")
             found |= {f"{folder.name}/{name}": array.tobytes() for name, array in state.items()}
         if (folder / "samples.npz").exists():
             with np.load(folder / "samples.npz", allow_pickle=False) as samples:
                 found |= {f"{folder.name}/samples/{name}": samples[name].tobytes() for name in samples.files}
-            evaluation = json.loads((folder / "eval.json").read_text())
+            evaluation = read_json(folder / "eval.json")
             found[f"{folder.name}/eval"] = {k: evaluation[k] for k in ("metrics", "nll", "intervals", "step")}
     return found
 

@@ -4,7 +4,6 @@ For every registered method that trains, on tiny backbones.
 """
 
 import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +22,7 @@ from bench.checkpoint import CheckpointError, read_tensors, write_tensors
 from bench.config import RunConfig
 from bench.model import Model
 from bench.publish import curves
-from bench.records import RecordError, read_steps
+from bench.records import RecordError, read_json, read_steps
 from bench.registry import methods
 from bench.streams import StepStreams, Streams
 from bench.structures import Structures
@@ -203,7 +202,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     with pytest.raises(TrainingError, match=r"lower train\.lr"):
         trained(tmp_path, cfg, data=far)
     assert (tmp_path / "state.safetensors").read_bytes() == before
-    told = json.loads((tmp_path / "diverged.json").read_text())
+    told = read_json(tmp_path / "diverged.json")
     assert (told["step"], told["seen_after"], told["last_checkpoint"]) == (2, 3, 2)
     assert len(told["molecules"]) == cfg.train.batch_size
     assert {type(m["loss"]) for m in told["molecules"]} == {str}  # every molecule is too far out
@@ -221,7 +220,7 @@ def test_the_offending_step_and_molecule_are_told(tmp_path):
     far = Structures(TRAIN.numbers, positions, TRAIN.ptr)
     with pytest.raises(TrainingError, match="not finite"):
         trained(tmp_path, cfg, data=far)
-    told = json.loads((tmp_path / "diverged.json").read_text())
+    told = read_json(tmp_path / "diverged.json")
     model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
     batches = Batches(TRAIN, model.diffusion, 4, cfg.seed)
     first = next(step for step in range(12) if broken in batches.indices(step))
@@ -396,4 +395,4 @@ def test_streams_of_a_step_are_functions_of_seed_stream_and_step():
 
 def test_plan_is_recorded_beside_the_run(tmp_path):
     trained(tmp_path, config("plain", "dit"))
-    assert json.loads((tmp_path / "plan.json").read_text()) == {"n_steps": N_STEPS}
+    assert read_json(tmp_path / "plan.json") == {"n_steps": N_STEPS}
