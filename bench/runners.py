@@ -353,13 +353,16 @@ def watch_queue() -> None:
     slurm.SlurmJob.watcher = Watcher(int(QUEUE_SECONDS))
 
 
+# the last line of the first kind that there is: of the node's daemon, of sbatch or srun, of a traceback, any
+TELLING = (r"^slurmstepd\S*: error: (.+)", r"^\w+: error: (.+)", r"^[\w.]+(?:Error|Exception): .+", r"^.+")
+
+
 def word(error: Exception) -> str:
-    """The line that says most in what submitit raises: Slurm's last one, an exception's, or the first."""
-    text = str(error)
-    said = re.findall(r"^[\w-]+: error: (.+)", text, flags=re.MULTILINE)  # as in sbatch: error: ...
-    raised = re.findall(r"^[\w.]+(?:Error|Exception): .+", text, flags=re.MULTILINE)
-    line = (said or raised or text.splitlines()[:1] or [""])[-1]
-    return line.strip("* ") or type(error).__name__
+    """The line that says most of what submitit raises, which may hold all that a job has written."""
+    for kind in TELLING:
+        if found := re.findall(kind, str(error), flags=re.MULTILINE):
+            return found[-1].strip("* ")
+    return type(error).__name__
 
 
 def outcome(item: Item) -> str | None:
@@ -407,5 +410,9 @@ class Progress:
                 bar.set_postfix_str(at.stage)
         elif time.monotonic() - self.last_line > LINE_SECONDS:
             self.last_line = time.monotonic()
-            for item in running:
-                tqdm.write(f"{item.folder.name}: {position(item.folder)}", file=sys.stderr)
+            positions = {item.folder.name: position(item.folder) for item in running}
+            begun = {name: at for name, at in positions.items() if at.stage != "starting"}
+            for name, at in begun.items():
+                tqdm.write(f"{name}: {at}", file=sys.stderr)
+            if len(begun) < len(positions):  # on Slurm they may wait for days
+                tqdm.write(f"{len(positions) - len(begun)} submitted and not begun", file=sys.stderr)

@@ -1,4 +1,5 @@
 """A real Slurm of one node, for tests: `python tests/slurm/cluster.py start|stop FOLDER` (as root, on Debian or Ubuntu).
+`install` alone installs what is missing, or says in one line why it cannot.
 
 Controller, node daemon and munge run from one folder that holds their configuration, state, logs and key; nothing of
 the machine's own Slurm is touched. The node claims more cores than there are, so that small runs lie side by side. A
@@ -247,18 +248,22 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 2 or arguments[0] not in ("start", "stop"):
-        print("usage: python tests/slurm/cluster.py start|stop FOLDER", file=sys.stderr)
-        return 2
-    cluster = Cluster(Path(arguments[1]))
-    if arguments[0] == "stop":
-        cluster.stop()
-        return 0
+    match arguments:
+        case ["stop", folder]:
+            Cluster(Path(folder)).stop()
+            return 0
+        case ["start", _] | ["install"]:
+            pass
+        case _:
+            print("usage: python tests/slurm/cluster.py start FOLDER | stop FOLDER | install", file=sys.stderr)
+            return 2
     if reason := install():
         print(reason, file=sys.stderr)
         return 1
-    cluster.start()
-    print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}")
+    if arguments[0] == "start":
+        cluster = Cluster(Path(arguments[1]))
+        cluster.start()
+        print(f"export SLURM_CONF={cluster.environment['SLURM_CONF']}")
     return 0
 
 

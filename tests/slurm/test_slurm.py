@@ -150,9 +150,7 @@ def test_the_jobs_of_a_killed_launcher_are_taken_up(cluster, straight, tmp_path)
     assert same(study, straight, 1)
 
 
-def test_cancelled_runs_and_jobs_that_slurm_lets_go_are_continued_by_the_same_command(cluster, straight, tmp_path):
-    """`equibench cancel` while a run trains; then a job cancelled behind the launcher's back, as where a cluster does not
-    queue again: the launcher learns of it without accounting."""
+def test_cancel_ends_a_running_job_and_leaves_its_run_resumable(cluster, straight, tmp_path):
     study = Study(cluster, tmp_path, grid([0]))
     launcher = study.start()
     study.wait_paused(1)
@@ -162,15 +160,21 @@ def test_cancelled_runs_and_jobs_that_slurm_lets_go_are_continued_by_the_same_co
     assert study.end(launcher) == 130
     wait_for(lambda: not cluster.ask("squeue", "--noheader"), "the job to end")
     assert lines(study)["haar-dit-s0"].startswith("killed")
+    study.go_on()
+    assert study.end(study.start()) == 0
+    assert same(study, straight, 0)
 
+
+def test_a_job_that_slurm_lets_go_is_noticed_without_accounting(cluster, straight, tmp_path):
+    """As on a cluster that cancels where others queue again: here behind the launcher's back, which tells and ends."""
+    study = Study(cluster, tmp_path, grid([0]))
     launcher = study.start()
-    study.wait_paused(2)
-    cluster.ask("scancel", *(number for number, job in study.jobs().items() if job["JobState"] == "RUNNING"))
+    study.wait_paused(1)
+    cluster.ask("scancel", *study.jobs())
     assert study.end(launcher) == 1
     assert "CANCELLED" in study.log.read_text()
     assert "the same command continues it" in study.log.read_text()
     assert manifests(study)[0]["status"] == "running"
-
     study.go_on()
     assert study.end(study.start()) == 0
     assert same(study, straight, 0)
