@@ -94,7 +94,9 @@ def slurm_jobs(study_folder: Path, but: Path | None = None) -> list[tuple[str, Q
 
     None where Slurm must be asked and does not answer. `but`: as for `launchers`.
     """
-    jobs = [(run, job) for one in launchers(study_folder, but) if one.cluster == "slurm" for run, job in one.jobs.items()]
+    jobs = [
+        (run, job) for one in launchers(study_folder, but) if one.cluster == "slurm" for run, job in one.jobs.items()
+    ]
     if not jobs:
         return []
     known = queue()
@@ -118,7 +120,9 @@ def cancel(study_folder: Path, grace: float = GRACE_SECONDS) -> list[str]:
     }
     waiting = slurm_jobs(study_folder)
     if waiting is None:
-        raise RuntimeError("squeue is not here or does not answer, so Slurm's jobs cannot be cancelled; nothing was stopped")
+        raise RuntimeError(
+            "squeue is not here or does not answer, so Slurm's jobs cannot be cancelled; nothing was stopped"
+        )
     on_slurm = {(run, job.number) for run, job in waiting}
     on_slurm |= {(run, who.job) for run, who in workers.items() if who.slurm and who.job}
     here = {one.who.pid for one in found if one.alive and one.who.is_here}

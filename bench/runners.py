@@ -240,7 +240,7 @@ class Needs:
 
 
 def needs(cfg: RunConfig, launch: LaunchConfig) -> Needs:
-    """Of a run: a core for each thread and a GPU for each process that uses one, also where the page does not say so."""
+    """A core for each thread of a run and a GPU for each process that uses one, also where the page does not say so."""
     gpus = max(launch.gpus_per_node, cfg.train.n_processes) if cfg.train.device != "cpu" else 0
     return Needs(max(launch.cpus_per_task, cfg.train.n_processes * cfg.train.n_threads), gpus)
 

@@ -1,4 +1,4 @@
-"""Slurm's queue (standard library alone). `squeue` is asked and nothing else: not every cluster keeps accounts (`sacct`)."""
+"""Slurm's queue (standard library alone), from `squeue`: not every cluster keeps the accounts that `sacct` shows."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """What Slurm does to jobs, and what is lost by it: `python -m faults.slurm` prints rows as JSON (none without a Slurm).
 
-Runs of a tiny study train as jobs of a real Slurm of one node (`slurm.cluster`), each until a random step. There a time
-limit meets them, or a job of a higher partition takes their place, or the node loses its power. Slurm queues them again,
-and what they end with is compared bit for bit with the study run straight through on this machine.
+Runs of a tiny study train as jobs of a real Slurm of one node (`slurm.cluster`), each until a random step. There a
+time limit meets them, or a job of a higher partition takes their place, or the node loses its power. Slurm queues them
+again, and what they end with is compared bit for bit with the study run straight through on this machine.
 """
 
 from __future__ import annotations
@@ -64,8 +64,14 @@ class Study:
         return subprocess.run(line, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
 
     def wait_paused(self, n: int) -> None:
-        """Until n runs stand at a training step."""
-        wait_for(lambda: len([p for p in self.pause.iterdir() if p.name != "go"]) >= n, f"{n} runs to train", SECONDS)
+        """Until n jobs, and all there are, stand at a training step or have been queued again before."""
+
+        def paused() -> bool:
+            jobs = self.jobs().values()
+            there = [job for job in jobs if (self.pause / job["JobId"]).exists() or job["Restarts"] != "0"]
+            return n <= len(there) == len(jobs)
+
+        wait_for(paused, f"{n} runs to train", SECONDS)
 
     def go_on(self) -> None:
         (self.pause / "go").touch()

@@ -1,4 +1,4 @@
-"""A real Slurm of one node, for tests: `python tests/slurm/cluster.py start|stop FOLDER` (as root, on Debian or Ubuntu).
+"""A real Slurm of one node, for tests: `python tests/slurm/cluster.py start|stop FOLDER` as root on Debian or Ubuntu.
 `install` alone installs what is missing, or says in one line why it cannot.
 
 Controller, node daemon and munge run from one folder that holds their configuration, state, logs and key; nothing of
@@ -152,7 +152,7 @@ class Cluster:
     def stop(self) -> None:
         """End jobs and daemons; no process is left."""
         if self.pid("slurmctld"):
-            with contextlib.suppress(subprocess.SubprocessError):
+            with contextlib.suppress(subprocess.SubprocessError, TimeoutError):  # what is left is killed below
                 self.ask("scancel", "--me")
                 wait_for(lambda: not self.ask("squeue", "--noheader"), "the jobs to end")
         self.kill_node()
@@ -161,7 +161,7 @@ class Cluster:
                 send([pid], signal.SIGTERM)
                 with contextlib.suppress(TimeoutError):
                     wait_for(lambda name=name: self.pid(name) is None, f"{name} to end", 10.0)
-                send([pid], signal.SIGKILL)
+                send([pid] if self.pid(name) else [], signal.SIGKILL)
 
     def pid(self, name: str) -> int | None:
         """Of a daemon that runs; None of one that has ended."""
@@ -238,7 +238,7 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = SECOND
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {seconds:g} s for {what}")
-        time.sleep(0.1)
+        time.sleep(0.3)
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:

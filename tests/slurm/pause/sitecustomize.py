@@ -1,8 +1,8 @@
-"""Read by every Python whose PYTHONPATH has this folder: a run in the first life of a Slurm job stops at a training step.
+"""Read by every Python whose PYTHONPATH has this folder: a run in the first life of a Slurm job waits at a random step.
 
-It tells so by a file of the job's number in the folder that EQUIBENCH_TEST_PAUSE names, and goes on once there is a file
-`go`. A test can so do to a run what it wants while it trains, however busy the machine is. A job that was queued again
-goes on at once.
+It tells so by a file of the job's number in the folder that EQUIBENCH_TEST_PAUSE names, and goes on once there is a
+file `go`. So a test can do to a run what it wants while it trains, however busy the machine is. A job that was queued
+again does not wait.
 """
 
 import importlib.abc
