@@ -23,8 +23,9 @@ from slurm.cluster import Cluster, install, wait_for
 
 PAUSE = Path(__file__).parents[1] / "slurm" / "pause"
 BASE = {**TINY["base"], "train": {**TINY["base"]["train"], "n_steps": 20, "valid_every": 10}}
-# the limit leaves a run time to start on a busy machine; Slurm looks every 30 s
-LAUNCH = {"cluster": "slurm", "slurm_partition": "low", "timeout_min": 2, "slurm_signal_delay_s": 15}
+LAUNCH = {"cluster": "slurm", "slurm_partition": "low", "timeout_min": 60}
+# leaves a run time to start on a busy machine; Slurm looks at limits every 30 s
+SHORT = {"timeout_min": 2, "slurm_signal_delay_s": 15}
 SECONDS = 900.0  # for a study to end
 
 
@@ -117,17 +118,17 @@ def queued_again(study: Study) -> bool:
     return all(job["Restarts"] != "0" for job in study.jobs().values())
 
 
-FAULTS: dict[str, tuple[Callable[[Study], None], str]] = {
-    "Slurm time limit": (time_limit, "signal before the limit; queued again through submitit"),
-    "Slurm preemption": (preemption, "by a job of a higher partition; queued again by Slurm"),
-    "Slurm node restart": (node_restart, "SIGKILL of all its processes, node down and back; queued again by Slurm"),
+FAULTS: dict[str, tuple[Callable[[Study], None], dict[str, Any], str]] = {
+    "Slurm time limit": (time_limit, SHORT, "signal before the limit; queued again through submitit"),
+    "Slurm preemption": (preemption, {}, "by a job of a higher partition; queued again by Slurm"),
+    "Slurm node restart": (node_restart, {}, "SIGKILL of all its processes, node down and back; queued again by Slurm"),
 }
 
 
 def trial(cluster: Cluster, straight: Path, fault: str, n: int, folder: Path) -> dict[str, Any]:
     """The row of n runs that meet a fault together; a run may meet it more than once."""
-    happens, detail = FAULTS[fault]
-    study = Study(cluster, folder, grid(range(n)))
+    happens, launch, detail = FAULTS[fault]
+    study = Study(cluster, folder, grid(range(n)), **launch)
     launcher = study.start()
     study.wait_paused(n)
     happens(study)

@@ -39,6 +39,14 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_straight(tmp_path_factory.mktemp("straight"), 2)
 
 
+@pytest.fixture(autouse=True)
+def empty_queue(cluster: Cluster) -> Iterator[None]:
+    """Nothing of one test is left for the next."""
+    yield
+    cluster.ask("scancel", "--me")
+    wait_for(lambda: not cluster.ask("squeue", "--noheader"), "an empty queue")
+
+
 @pytest.fixture
 def held(cluster: Cluster) -> Iterator[Cluster]:
     """The cluster, while it starts nothing."""
@@ -84,7 +92,7 @@ def test_what_runs_need_is_asked_for_and_cancelled_while_it_waits(held, tmp_path
     asked = set()
     for job in study.jobs().values():
         given = [job[key] for key in ("TimeLimit", "MinMemoryNode", "Requeue", "Comment")]
-        assert given == ["00:02:00", "512M", "1", "sweep"]
+        assert given == ["01:00:00", "512M", "1", "sweep"]
         asked.add((job.get("ArrayTaskId"), job["CPUs/Task"], job.get("TresPerNode")))
     assert asked == {("0-1%2", "1", None), (None, "3", None), (None, "1", "gres:gpu:1")}
     shown = lines(study)
