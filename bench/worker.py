@@ -58,7 +58,7 @@ class Job:
                 stdin.write(json.dumps(page))  # to no avail where the process is dead already; its code says why
             waiter.join()
         except subprocess.SubprocessError as error:
-            # `scontrol requeue`, which submitit calls after `checkpoint`, has failed: Slurm is queueing the job again by
+            # `scontrol requeue`, which submitit calls after `checkpoint`, has failed: Slurm queues the job again by
             # itself, or never will. A result would tell the launcher that the job is over; without one it looks
             raise SystemExit(1) from error
         finally:
