@@ -8,6 +8,7 @@ again, and what they end with is compared bit for bit with the study run straigh
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -45,6 +46,16 @@ class Study:
         self.path = write_study(folder, base=BASE, grid=grid, launch=LAUNCH | launch)
         self.runs, self.pause, self.log = folder / "runs/tiny", folder / "pause", folder / "launcher.log"
         self.pause.mkdir()
+        self.launchers: list[subprocess.Popen[bytes]] = []
+
+    def close(self) -> None:
+        """Leave nothing of it in Slurm, nor a launcher, however the trial went."""
+        for launcher in self.launchers:
+            launcher.kill()
+            launcher.wait()
+        if left := [job["JobId"] for job in self.jobs().values() if job["JobState"] in ("PENDING", "RUNNING")]:
+            self.cluster.ask("scancel", *left)
+        wait_for(lambda: not self.cluster.ask("squeue", "--noheader"), "an empty queue")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -57,7 +68,9 @@ class Study:
         """`equibench run` of it, in a process of its own."""
         line = [sys.executable, "-m", "bench.cli", "run", str(self.path), *arguments]
         with self.log.open("a") as log:
-            return subprocess.Popen(line, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+            launcher = subprocess.Popen(line, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
+        self.launchers.append(launcher)
+        return launcher
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another command of ours."""
@@ -128,16 +141,16 @@ FAULTS: dict[str, tuple[Callable[[Study], None], dict[str, Any], str]] = {
 def trial(cluster: Cluster, straight: Path, fault: str, n: int, folder: Path) -> dict[str, Any]:
     """The row of n runs that meet a fault together; a run may meet it more than once."""
     happens, launch, detail = FAULTS[fault]
-    study = Study(cluster, folder, grid(range(n)), **launch)
-    launcher = study.start()
-    study.wait_paused(n)
-    happens(study)
-    code = study.end(launcher)
-    met = {number: int(job["Restarts"]) for number, job in study.jobs().items()}
+    with contextlib.closing(Study(cluster, folder, grid(range(n)), **launch)) as study:
+        launcher = study.start()
+        study.wait_paused(n)
+        happens(study)
+        code = study.end(launcher)
+        n_trials = sum(int(job["Restarts"]) for job in study.jobs().values())
     ours, theirs = contents(study.runs), contents(straight / "runs/tiny")
     theirs = {key: value for key, value in theirs.items() if any(f"-s{seed}-" in key for seed in range(n))}
     lost = {key.split("/")[0] for key in theirs if ours.get(key) != theirs[key]}
-    return row(fault, sum(met.values()), n if code else len(lost), f"{detail}; {n} runs")
+    return row(fault, n_trials, n if code else len(lost), f"{detail}; {n} runs")
 
 
 def run_straight(folder: Path, n: int) -> Path:

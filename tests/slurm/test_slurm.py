@@ -5,11 +5,12 @@ Where Slurm's packages are not there and cannot be installed, the tests are skip
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -39,12 +40,15 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_straight(tmp_path_factory.mktemp("straight"), 2)
 
 
-@pytest.fixture(autouse=True)
-def empty_queue(cluster: Cluster) -> Iterator[None]:
-    """Nothing of one test is left for the next."""
-    yield
-    cluster.ask("scancel", "--me")
-    wait_for(lambda: not cluster.ask("squeue", "--noheader"), "an empty queue")
+@pytest.fixture
+def study_of(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Study]]:
+    """Makes the study of a test; nothing of it is left for the next."""
+    with contextlib.ExitStack() as stack:
+
+        def make(cells: list[dict], **launch: object) -> Study:
+            return stack.enter_context(contextlib.closing(Study(cluster, tmp_path, cells, **launch)))
+
+        yield make
 
 
 @pytest.fixture
@@ -79,14 +83,14 @@ def executed_once(study: Study) -> bool:
     return all(path.read_text().count("INFO done\n") == 1 for path in study.runs.glob("*/log.txt"))
 
 
-def test_what_runs_need_is_asked_for_and_cancelled_while_it_waits(held, tmp_path):
+def test_what_runs_need_is_asked_for_and_cancelled_while_it_waits(held, study_of):
     """One array for each distinct need; `status` shows them queued, `cancel` empties the queue."""
     cells = [
         {**grid([0, 1])[0]},
         {**grid([2])[0], "train.n_threads": [3]},
         {**grid([3])[0], "train.device": ["cuda"]},
     ]
-    study = Study(held, tmp_path, cells, mem_gb=0.5, slurm_options={"comment": "sweep"})
+    study = study_of(cells, mem_gb=0.5, slurm_options={"comment": "sweep"})
     launcher = study.start()
     wait_for(lambda: len(held.ask("squeue", "--array", "--noheader").splitlines()) == 4, "four jobs", 300.0)
     asked = set()
@@ -106,8 +110,8 @@ def test_what_runs_need_is_asked_for_and_cancelled_while_it_waits(held, tmp_path
     wait_for(lambda: not held.ask("squeue", "--noheader"), "an empty queue")
 
 
-def test_a_study_ends_done_and_a_dependent_run_comes_after_its_parent(cluster, straight, tmp_path):
-    study = Study(cluster, tmp_path, WITH_CHILD)
+def test_a_study_ends_done_and_a_dependent_run_comes_after_its_parent(straight, study_of):
+    study = study_of(WITH_CHILD)
     study.go_on()
     assert study.end(study.start()) == 0, study.log.read_text()
     assert all(line.startswith("done") for line in lines(study).values())
@@ -118,9 +122,9 @@ def test_a_study_ends_done_and_a_dependent_run_comes_after_its_parent(cluster, s
     assert submitted >= datetime.fromisoformat(json.loads(parent.read_text())["updated"]).timestamp()
 
 
-def test_a_killed_run_fails_alone_and_is_retried_on_request(cluster, straight, tmp_path):
+def test_a_killed_run_fails_alone_and_is_retried_on_request(straight, study_of):
     """SIGKILL of the process of one run of an array; `status` shows the runs at work, then which has failed."""
-    study = Study(cluster, tmp_path, grid([0, 1]))
+    study = study_of(grid([0, 1]))
     launcher = study.start()
     study.wait_paused(2)
     shown = lines(study)
@@ -140,9 +144,9 @@ def test_a_killed_run_fails_alone_and_is_retried_on_request(cluster, straight, t
     assert same(study, straight, 1)
 
 
-def test_the_jobs_of_a_killed_launcher_are_taken_up(cluster, straight, tmp_path):
+def test_the_jobs_of_a_killed_launcher_are_taken_up(straight, study_of):
     """The same command waits for them, runs what was never submitted, and submits nothing twice."""
-    study = Study(cluster, tmp_path, grid([0, 1]), slurm_array_parallelism=1)
+    study = study_of(grid([0, 1]), slurm_array_parallelism=1)
     launcher = study.start()
     study.wait_paused(1)
     launcher.kill()
@@ -158,8 +162,8 @@ def test_the_jobs_of_a_killed_launcher_are_taken_up(cluster, straight, tmp_path)
     assert same(study, straight, 1)
 
 
-def test_cancel_ends_a_running_job_and_leaves_its_run_resumable(cluster, straight, tmp_path):
-    study = Study(cluster, tmp_path, grid([0]))
+def test_cancel_ends_a_running_job_and_leaves_its_run_resumable(cluster, straight, study_of):
+    study = study_of(grid([0]))
     launcher = study.start()
     study.wait_paused(1)
     cancelled = study.call("cancel", "tiny")
@@ -173,9 +177,9 @@ def test_cancel_ends_a_running_job_and_leaves_its_run_resumable(cluster, straigh
     assert same(study, straight, 0)
 
 
-def test_a_job_that_slurm_lets_go_is_noticed_without_accounting(cluster, straight, tmp_path):
+def test_a_job_that_slurm_lets_go_is_noticed_without_accounting(cluster, straight, study_of):
     """As on a cluster that cancels where others queue again: here behind the launcher's back, which tells and ends."""
-    study = Study(cluster, tmp_path, grid([0]))
+    study = study_of(grid([0]))
     launcher = study.start()
     study.wait_paused(1)
     cluster.ask("scancel", *study.jobs())
@@ -188,8 +192,8 @@ def test_a_job_that_slurm_lets_go_is_noticed_without_accounting(cluster, straigh
     assert same(study, straight, 0)
 
 
-def test_a_partition_that_is_not_there_is_refused_in_one_line(cluster, tmp_path):
-    study = Study(cluster, tmp_path, grid([0]), slurm_partition="nowhere")
+def test_a_partition_that_is_not_there_is_refused_in_one_line(study_of):
+    study = study_of(grid([0]), slurm_partition="nowhere")
     done = study.call("run", str(study.path))
     assert done.returncode == 2
     assert "slurm refuses 1 runs that need 1 cores and 0 GPUs each" in done.stderr.splitlines()[-1]
