@@ -322,7 +322,8 @@ def make_executor(launch: LaunchConfig, wanted: Needs, folder: Path) -> Any:
     except RuntimeError as error:
         line = f"launch.cluster={launch.cluster}: {error} Use launch.cluster=local on one machine"
         raise ConfigError(line) from error
-    parameters: dict[str, Any] = {"timeout_min": launch.timeout_min, "name": "equibench", "gpus_per_node": wanted.gpus}
+    gpus = wanted.gpus or None  # not asked for at all where a cluster may know none
+    parameters: dict[str, Any] = {"timeout_min": launch.timeout_min, "name": "equibench", "gpus_per_node": gpus}
     if on_slurm:
         parameters |= {
             "cpus_per_task": wanted.cpus,
