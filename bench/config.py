@@ -166,11 +166,23 @@ class LaunchConfig:
 
     cluster: str = "local"  # one of CLUSTERS; debug is in this process
     n_parallel: int = 2  # runs at a time on a local machine
-    timeout_min: int = 1440
+    timeout_min: int = 1440  # of a job; a run that meets it is queued again and goes on from its checkpoint
+    # at least; a run with several threads, processes or a GPU asks for as many as it uses (`bench.runners.needs`)
     cpus_per_task: int = 1
     gpus_per_node: int = 0
+    mem_gb: float | None = None  # of a run; by default what the cluster gives
     slurm_partition: str | None = None
-    slurm_array_parallelism: int = 16
+    slurm_array_parallelism: int = 16  # runs at a time in Slurm, waiting there or running
+    slurm_signal_delay_s: int = 90  # before its time limit, when a job is told to make room for its continuation
+    slurm_options: dict[str, str] = field(default_factory=dict)  # further ones of sbatch: {account: ..., qos: ...}
+
+    def __post_init__(self) -> None:
+        counts = ("n_parallel", "timeout_min", "cpus_per_task", "slurm_array_parallelism")
+        _require("launch", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
+        delay, limit = self.slurm_signal_delay_s, 60 * self.timeout_min
+        if self.cluster == "slurm":
+            expected = f"less than the {limit} s of launch.timeout_min"
+            _require("launch", slurm_signal_delay_s=(delay, 0 < delay < limit, expected))
 
 
 @dataclass

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.locks import Holder, hold, holder, last_holder
+from bench.slurm import QueuedJob, queue
 
 GRACE_SECONDS = 10.0
 CONTROLLER = "submitit.local._local"  # as in the command line of submitit's controller
@@ -69,10 +69,12 @@ def registered(study_folder: Path, cluster: str) -> Iterator[Register]:
                 other.unlink(missing_ok=True)
 
 
-def launchers(study_folder: Path) -> list[Launcher]:
-    """Launchers that work, and those that died without tidying up."""
+def launchers(study_folder: Path, but: Path | None = None) -> list[Launcher]:
+    """Launchers that work, and those that died without tidying up; a launcher must leave out its own file."""
     found = []
     for path in sorted((study_folder / ".launchers").glob("*.jsonl")):
+        if path == but:
+            continue
         now = holder(path)
         who = now or last_holder(path)
         if who is None:
@@ -87,14 +89,18 @@ def launchers(study_folder: Path) -> list[Launcher]:
     return found
 
 
-def slurm_jobs(study_folder: Path) -> dict[str, str]:
-    """Run -> job that launchers of the study have submitted to Slurm and that Slurm still has."""
-    jobs = {run: job for one in launchers(study_folder) if one.cluster == "slurm" for run, job in one.jobs.items()}
-    if not jobs or shutil.which("squeue") is None:
-        return {}
-    done = subprocess.run(["squeue", "--me", "--noheader", "--array", "--format=%i"], capture_output=True, text=True)
-    known = set(done.stdout.split())
-    return {run: job for run, job in jobs.items() if job in known}
+def slurm_jobs(study_folder: Path, but: Path | None = None) -> list[tuple[str, QueuedJob]] | None:
+    """Runs and the jobs that launchers of the study have submitted for them and that Slurm still has.
+
+    None where Slurm must be asked and does not answer. `but`: as for `launchers`.
+    """
+    jobs = [
+        (run, job) for one in launchers(study_folder, but) if one.cluster == "slurm" for run, job in one.jobs.items()
+    ]
+    if not jobs:
+        return []
+    known = queue()
+    return None if known is None else [(run, known[job]) for run, job in jobs if job in known]
 
 
 def cancel(study_folder: Path, grace: float = GRACE_SECONDS) -> list[str]:
@@ -105,13 +111,20 @@ def cancel(study_folder: Path, grace: float = GRACE_SECONDS) -> list[str]:
 
     Returns:
         lines on what was stopped; one that begins with 'not stopped' for each process that is out of reach.
+    Raises:
+        RuntimeError: there are jobs in Slurm, and it does not answer. Nothing was stopped.
     """
     found = launchers(study_folder)
     workers = {
         path.parent.name: who for path in sorted(study_folder.glob("*/lock")) if (who := holder(path)) is not None
     }
-    on_slurm = slurm_jobs(study_folder)
-    on_slurm |= {run: who.job for run, who in workers.items() if who.slurm and who.job}
+    waiting = slurm_jobs(study_folder)
+    if waiting is None:
+        raise RuntimeError(
+            "squeue is not here or does not answer, so Slurm's jobs cannot be cancelled; nothing was stopped"
+        )
+    on_slurm = {(run, job.number) for run, job in waiting}
+    on_slurm |= {(run, who.job) for run, who in workers.items() if who.slurm and who.job}
     here = {one.who.pid for one in found if one.alive and one.who.is_here}
     here |= {who.pid for who in workers.values() if who.is_here and not who.slurm}
     controllers = {
@@ -129,7 +142,7 @@ def cancel(study_folder: Path, grace: float = GRACE_SECONDS) -> list[str]:
     for pid in tree - controllers:  # a controller that is interrupted leaves its job one second
         send(pid, signal.SIGINT)
     if on_slurm:
-        subprocess.run(["scancel", *sorted(set(on_slurm.values()))], check=True)
+        subprocess.run(["scancel", *sorted({job for _, job in on_slurm})], check=True)
     deadline = time.monotonic() + grace
     while any(map(alive, tree)) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -140,7 +153,7 @@ def cancel(study_folder: Path, grace: float = GRACE_SECONDS) -> list[str]:
     lines = [f"launcher stopped: {one.who}" for one in found if one.alive and one.who.is_here]
     lines += [f"launcher told to stop: {one.who}" for one in found if one.alive and not one.who.is_here]
     lines += [f"run stopped: {run}" for run, who in workers.items() if who.is_here and not who.slurm]
-    lines += [f"Slurm job cancelled: {job}, {run}" for run, job in sorted(on_slurm.items())]
+    lines += [f"Slurm job cancelled: {job}, {run}" for run, job in sorted(on_slurm)]
     if late:
         lines.append(f"killed after {grace:g} s: {len(late)} processes that did not end")
     lines += [

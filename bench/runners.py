@@ -1,14 +1,16 @@
 """A study's runs through submitit: what is missing is executed, what was cut is resumed, what failed is reported.
 
 Several launchers may work on one study: each run is held by one process at a time (`bench.locks`), and a launcher takes
-what others have finished.
+what others have finished. On Slurm it also waits for what others, alive or dead, have left in the queue.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
+import re
 import sys
 import time
 from dataclasses import dataclass, field
@@ -23,9 +25,10 @@ from bench.config import ConfigError, LaunchConfig, RunConfig, StudyConfig, reas
 from bench.data.dataset import DataSet
 from bench.evaluate import package_version
 from bench.execute import is_done, load_data
-from bench.launches import Register, registered
+from bench.launches import Register, registered, slurm_jobs
 from bench.locks import BusyError, Holder, holder, locked
 from bench.provenance import describe, now, planned
+from bench.slurm import COMMAND, read_queue
 from bench.status import position
 from bench.worker import BUSY, CONTINUES, Job
 
@@ -33,6 +36,9 @@ log = logging.getLogger("equibench")
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 30.0  # between progress lines where there is no terminal
+QUEUE_SECONDS = 15.0  # between questions to Slurm, once a job is older than twice that
+AGAIN_SECONDS = 60.0  # before Slurm is asked again to take what it has refused
+MAX_TIMEOUTS = 100  # of one job, each of which its run survives
 
 
 @dataclass
@@ -157,16 +163,16 @@ def run_study(study: StudyConfig, runs_root: Path, retry: bool = False, argument
             waiting.append(item)
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
     if waiting:
-        executor = make_executor(study.launch, study_folder / ".submitit", any_on_gpu(waiting))
         with registered(study_folder, study.launch.cluster) as register, Progress(len(waiting)) as progress:
-            work_off(waiting, study.launch, executor, register, progress)
+            work_off(waiting, study.launch, Submission(study.launch, study_folder, register), register, progress)
     return items
 
 
-def work_off(waiting: list[Item], launch: LaunchConfig, executor: Any, register: Register, progress: Progress) -> None:
+def work_off(
+    waiting: list[Item], launch: LaunchConfig, submit: Submission, register: Register, progress: Progress
+) -> None:
     """Submit what can start as places come free, until nothing waits or runs."""
     at_a_time = {"debug": 1, "local": launch.n_parallel, "slurm": launch.slurm_array_parallelism}[launch.cluster]
-    sharing = launch.n_parallel if launch.cluster == "local" else 1
     running: list[Item] = []
     while waiting or running:
         if register.cancelled:
@@ -179,9 +185,12 @@ def work_off(waiting: list[Item], launch: LaunchConfig, executor: Any, register:
                 waiting.append(item)
                 continue
             progress.finished(item, item.outcome or "done")
-        ready, elsewhere = sort_waiting(waiting)
+        ready, elsewhere = sort_waiting(waiting, submit.by_others())
         # two launchers on one machine share its places; one on another machine has places of its own
-        taken = len(running) + sum(launch.cluster == "slurm" or who.is_here for who in elsewhere.values())
+        taken = len(running) + sum(
+            launch.cluster == "slurm" or (who is not None and who.is_here) for who in elsewhere.values()
+        )
+        starting: list[Item] = []
         for item in ready[: max(0, at_a_time - taken)]:
             waiting.remove(item)
             if item.status == "done":
@@ -193,54 +202,168 @@ def work_off(waiting: list[Item], launch: LaunchConfig, executor: Any, register:
                 item.outcome = f"not started: it needs {item.needs.folder.name}, which is {item.needs.status}"
                 progress.finished(item, item.outcome)
             else:
-                item.job = executor.submit(
-                    Job(here=launch.cluster == "debug"), item.cfg.page(), str(item.folder.absolute()), sharing
-                )
-                register.submitted(item.folder.name, item.job.job_id)
-                running.append(item)
+                starting.append(item)
+        refused = submit(starting)
+        waiting += refused
+        running += [item for item in starting if item not in refused]
         progress.show([*running, *(item for item in waiting if item.folder in elsewhere)])
         if waiting or running:
             time.sleep(0.0 if launch.cluster == "debug" else POLL_SECONDS)
 
 
-def sort_waiting(waiting: list[Item]) -> tuple[list[Item], dict[Path, Holder]]:
-    """Items that can be started, and who works on which other folder; the others wait for their parent."""
-    ready, elsewhere = [], {}
+def sort_waiting(waiting: list[Item], queued: set[str]) -> tuple[list[Item], dict[Path, Holder | None]]:
+    """Items that can be started, and who works on which other folder, or None where the run waits in Slurm's queue; the
+    rest waits for its parent."""
+    ready: list[Item] = []
+    elsewhere: dict[Path, Holder | None] = {}
     for item in waiting:
         needs = item.needs
         if needs is not None and (needs in waiting or (needs.job is not None and not needs.job.done())):
             continue
         who = holder(item.folder / "lock")
-        if who is None:
+        if who is None and item.folder.name not in queued:
             ready.append(item)
         else:
             item.shared, elsewhere[item.folder] = True, who
     return ready, elsewhere
 
 
-def any_on_gpu(items: list[Item]) -> bool:
-    return any(item.cfg.train.device != "cpu" for item in items)
+# ---------------------------------------------------------------------- submitit
 
 
-def make_executor(launch: LaunchConfig, folder: Path, on_gpu: bool) -> Any:
-    """submitit's executor for the cluster named; runs on a GPU get one each, also where the page does not say so."""
+@dataclass(frozen=True)
+class Needs:
+    """What one run asks the cluster for; runs of equal needs go into one array."""
+
+    cpus: int
+    gpus: int
+
+
+def needs(cfg: RunConfig, launch: LaunchConfig) -> Needs:
+    """A core for each thread of a run and a GPU for each process that uses one, also where the page does not say so."""
+    gpus = max(launch.gpus_per_node, cfg.train.n_processes) if cfg.train.device != "cpu" else 0
+    return Needs(max(launch.cpus_per_task, cfg.train.n_processes * cfg.train.n_threads), gpus)
+
+
+class Submission:
+    """Hands runs to submitit, those of equal needs together, and enters them into the launcher's register."""
+
+    def __init__(self, launch: LaunchConfig, study_folder: Path, register: Register) -> None:
+        self.launch, self.study_folder, self.register = launch, study_folder, register
+        self.executors: dict[Needs, Any] = {}
+        self.not_before = -math.inf
+        self.asked, self.queued = -math.inf, set[str]()
+        # each run computes with its own number of threads; libraries that start earlier must not take all cores
+        os.environ.setdefault("OMP_NUM_THREADS", str(launch.cpus_per_task))
+        if launch.cluster == "slurm":
+            watch_queue()
+
+    def __call__(self, items: list[Item]) -> list[Item]:
+        """Submit; returns those that the cluster does not take now.
+
+        Raises:
+            ConfigError: there is no such cluster, or it refuses the first submission, as it will refuse the next.
+        """
+        from submitit.core.utils import FailedJobError
+
+        groups: dict[Needs, list[Item]] = {}
+        for item in items:
+            groups.setdefault(needs(item.cfg, self.launch), []).append(item)
+        refused: list[Item] = []
+        for wanted, group in groups.items():
+            if time.monotonic() < self.not_before:
+                refused += group
+                continue
+            first = wanted not in self.executors
+            if first:
+                self.executors[wanted] = make_executor(self.launch, wanted, self.study_folder / ".submitit")
+            try:
+                self.submit(self.executors[wanted], group)
+            except FailedJobError as error:
+                each = f"{wanted.cpus} cores and {wanted.gpus} GPUs each"
+                line = f"{self.launch.cluster} refuses {len(group)} runs that need {each}: {word(error)}"
+                if first:
+                    raise ConfigError(line) from error
+                log.warning("%s; trying again every %d s", line, AGAIN_SECONDS)
+                self.not_before = time.monotonic() + AGAIN_SECONDS
+                refused += group
+        return refused
+
+    def submit(self, executor: Any, group: list[Item]) -> None:
+        sharing = self.launch.n_parallel if self.launch.cluster == "local" else 1
+        job = Job(here=self.launch.cluster == "debug")
+        with executor.batch():  # on Slurm an array
+            jobs = [executor.submit(job, item.cfg.page(), str(item.folder.absolute()), sharing) for item in group]
+        for item, item.job in zip(group, jobs, strict=True):
+            self.register.submitted(item.folder.name, item.job.job_id)
+
+    def by_others(self) -> set[str]:
+        """Runs with a job in Slurm's queue that another launcher has submitted, which may have died since."""
+        if self.launch.cluster == "slurm" and time.monotonic() - self.asked > QUEUE_SECONDS:
+            jobs = slurm_jobs(self.study_folder, but=self.register.path)
+            if jobs is not None:  # else Slurm does not answer, and what was known goes on
+                self.queued = {run for run, _ in jobs}
+            self.asked = time.monotonic()
+        return self.queued
+
+
+def make_executor(launch: LaunchConfig, wanted: Needs, folder: Path) -> Any:
+    """submitit's executor for the cluster named.
+
+    Raises:
+        ConfigError: there is no such cluster here.
+    """
     import submitit
 
+    on_slurm = launch.cluster == "slurm"
+    more: dict[str, Any] = {"slurm_max_num_timeout": MAX_TIMEOUTS} if on_slurm else {}
     try:
-        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=launch.cluster)
-    except RuntimeError as error:  # no such cluster here
+        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=launch.cluster, **more)
+    except RuntimeError as error:
         line = f"launch.cluster={launch.cluster}: {error} Use launch.cluster=local on one machine"
         raise ConfigError(line) from error
-    gpus = max(launch.gpus_per_node, int(on_gpu))
+    gpus = wanted.gpus or None  # not asked for at all where a cluster may know none
     parameters: dict[str, Any] = {"timeout_min": launch.timeout_min, "name": "equibench", "gpus_per_node": gpus}
-    if launch.cluster == "slurm":
-        parameters["cpus_per_task"] = launch.cpus_per_task
-        if launch.slurm_partition:
-            parameters["slurm_partition"] = launch.slurm_partition
+    if on_slurm:
+        parameters |= {
+            "cpus_per_task": wanted.cpus,
+            "mem_gb": launch.mem_gb,
+            "slurm_partition": launch.slurm_partition,
+            "slurm_array_parallelism": launch.slurm_array_parallelism,
+            "slurm_signal_delay_s": launch.slurm_signal_delay_s,
+            # also where the cluster's default is to let a preempted job, or one of a lost node, go
+            "slurm_additional_parameters": {"requeue": True, **launch.slurm_options},
+            "slurm_srun_args": [f"--cpus-per-task={wanted.cpus}"],  # which srun does not take over from its job
+        }
     executor.update_parameters(**parameters)
-    # each run computes with its own number of threads; libraries that start earlier must not take all cores
-    os.environ.setdefault("OMP_NUM_THREADS", str(launch.cpus_per_task))
     return executor
+
+
+def watch_queue() -> None:
+    """Have submitit learn from `squeue` that a job is gone; it would ask `sacct`, which needs accounting."""
+    from submitit.slurm import slurm
+
+    class Watcher(slurm.SlurmInfoWatcher):
+        def _make_command(self) -> list[str] | None:
+            return list(COMMAND) if self._registered - self._finished else None
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            known = read_queue(string if isinstance(string, str) else string.decode())
+            return {job: {"State": "PENDING" if job in known else "GONE"} for job in self._registered}
+
+    slurm.SlurmJob.watcher = Watcher(int(QUEUE_SECONDS))
+
+
+# the last line of the first kind that there is: of the node's daemon, of sbatch or srun, of a traceback, any
+TELLING = (r"^slurmstepd\S*: error: (.+)", r"^\w+: error: (.+)", r"^[\w.]+(?:Error|Exception): .+", r"^.+")
+
+
+def word(error: Exception) -> str:
+    """The line that says most of what submitit raises, which may hold all that a job has written."""
+    for kind in TELLING:
+        if found := re.findall(kind, str(error), flags=re.MULTILINE):
+            return found[-1].strip("* ")
+    return type(error).__name__
 
 
 def outcome(item: Item) -> str | None:
@@ -248,8 +371,7 @@ def outcome(item: Item) -> str | None:
     try:
         line = item.job.result()
     except Exception as error:  # killed, lost by the cluster
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        return f"ended without a word ({reason}); {CONTINUES}"
+        return f"ended without a word ({word(error)}); {CONTINUES}"
     if line and line != BUSY and not line.endswith(CONTINUES):
         item.record_failure(line)
     return line
@@ -289,5 +411,9 @@ class Progress:
                 bar.set_postfix_str(at.stage)
         elif time.monotonic() - self.last_line > LINE_SECONDS:
             self.last_line = time.monotonic()
-            for item in running:
-                tqdm.write(f"{item.folder.name}: {position(item.folder)}", file=sys.stderr)
+            positions = {item.folder.name: position(item.folder) for item in running}
+            begun = {name: at for name, at in positions.items() if at.stage != "starting"}
+            for name, at in begun.items():
+                tqdm.write(f"{name}: {at}", file=sys.stderr)
+            if len(begun) < len(positions):  # on Slurm they may wait for days
+                tqdm.write(f"{len(positions) - len(begun)} submitted and not begun", file=sys.stderr)

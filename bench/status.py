@@ -18,6 +18,7 @@ import yaml
 from bench import records
 from bench.launches import launchers, slurm_jobs
 from bench.locks import holder, last_holder
+from bench.slurm import QueuedJob
 
 # in the order in which totals name them
 STATES = ("done", "running", "queued", "killed", "failed", "skipped", "imported", "unreadable")
@@ -92,7 +93,7 @@ def states(study_folder: Path) -> list[State]:
     """Every run that the study's newest plan asks for, and every other one that lies in its folder."""
     planned = [run["run"] for run in read_plan(study_folder)["runs"]]
     others = sorted(folder.name for folder in records.run_folders(study_folder) if folder.name not in planned)
-    waiting = slurm_jobs(study_folder)
+    waiting = dict(slurm_jobs(study_folder) or [])
     return [state(study_folder / run, waiting.get(run)) for run in (*planned, *others)]
 
 
@@ -102,7 +103,7 @@ def read_plan(study_folder: Path) -> dict[str, Any]:
     return records.read_json(path, records.PLAN) if path.exists() else {"runs": [], "argument": ""}
 
 
-def state(folder: Path, slurm_job: str | None = None) -> State:
+def state(folder: Path, slurm_job: QueuedJob | None = None) -> State:
     """How one run stands; `slurm_job`: a job of it that Slurm still has."""
     who = holder(folder / "lock")
     try:
@@ -116,7 +117,7 @@ def state(folder: Path, slurm_job: str | None = None) -> State:
         at = position(folder) if status == "running" else Position("starting", 0, 0)
         return State(folder.name, "running", f"{at}; {who}")
     if slurm_job is not None and status in ("queued", "running"):
-        return State(folder.name, "queued", f"Slurm job {slurm_job}")
+        return State(folder.name, "queued", str(slurm_job))
     if status == "running":
         last = last_holder(folder / "lock")
         by = f", last held by {last}" if last else ""

@@ -16,9 +16,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from bench import records
 from bench.locks import BusyError, locked
@@ -49,9 +50,17 @@ class Job:
         # a group of its own, so that the processes that it starts can be ended with it
         self.child = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(theirs,), process_group=0, text=True)
         os.close(theirs)
+        # waited for in a thread: `checkpoint` interrupts this one, and would wait for the lock that a wait here holds
+        waiter = threading.Thread(target=self.child.wait, daemon=True)
         try:
-            with contextlib.suppress(BrokenPipeError):  # dead already; its code says why
-                self.child.communicate(json.dumps(page))
+            waiter.start()
+            with contextlib.suppress(BrokenPipeError), cast(IO[str], self.child.stdin) as stdin:
+                stdin.write(json.dumps(page))  # to no avail where the process is dead already; its code says why
+            waiter.join()
+        except subprocess.SubprocessError as error:
+            # `scontrol requeue`, which submitit calls after `checkpoint`, has failed: Slurm queues the job again by
+            # itself, or never will. A result would tell the launcher that the job is over; without one it looks
+            raise SystemExit(1) from error
         finally:
             self.stop()
         with os.fdopen(ours) as pipe:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 RECORD = ROOT / "results" / "reliability.json"
 MARKS = "<!-- measured:begin -->", "<!-- measured:end -->"
-CAMPAIGNS = ("kills", "hostile")
+CAMPAIGNS = ("kills", "hostile", "slurm")
 NONE_YET = "not measured"
 
 

@@ -227,7 +227,8 @@ def test_slurm_jobs_are_cancelled_by_number(study: Path, monkeypatch: pytest.Mon
     """With commands of Slurm's names that write down how they are called: those that Slurm still has are cancelled."""
     tools = Path("tools").absolute()
     tools.mkdir()
-    for name, does in (("squeue", "echo 41; echo 42; echo 50_1"), ("scancel", f'echo "$@" > {tools}/called')):
+    known = r"41|RUNNING|None\n42|PENDING|Priority\n50_1|PENDING|Resources\n"
+    for name, does in (("squeue", f"printf '{known}'"), ("scancel", f'echo "$@" > {tools}/called')):
         (tools / name).write_text(f"#!/bin/sh\n{does}\n")
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
@@ -237,7 +238,8 @@ def test_slurm_jobs_are_cancelled_by_number(study: Path, monkeypatch: pytest.Mon
     head = [{"host": "login", "pid": 1, "since": ""}, {"cluster": "slurm"}]
     jobs = [{"run": waiting, "job": "40"}, {"run": waiting, "job": "42"}, {"run": ended, "job": "39"}]
     entry.write_text("".join(json.dumps(line) + "\n" for line in [*head, *jobs]))
-    assert status.state(study / waiting, launches.slurm_jobs(study)[waiting]).words == "Slurm job 42"
+    in_slurm = dict(launches.slurm_jobs(study) or [])
+    assert status.state(study / waiting, in_slurm[waiting]).words == "Slurm job 42, pending (Priority)"
     lines = launches.cancel(study)
     assert lines == [f"Slurm job cancelled: 42, {waiting}"]
     assert (tools / "called").read_text() == "42\n"
