@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -109,7 +110,7 @@ def test_two_launchers_share_a_study_without_clobbering(straight, tmp_path, star
     processes = [started(path), started(path)]
     wait_for(training(tmp_path / "runs/tiny"))
     assert command("report", "tiny", cwd=tmp_path).returncode == 0
-    assert "PARTIAL: 0 of 3 runs done" in (tmp_path / "runs/tiny/report/report.md").read_text()
+    assert re.search("PARTIAL: [0-2] of 3 runs done", (tmp_path / "runs/tiny/report/report.md").read_text())
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     ours, theirs = contents(tmp_path / "runs/tiny"), contents(straight / "runs/tiny")
     assert ours.keys() == theirs.keys()
@@ -155,7 +156,7 @@ def test_plan_measures_and_writes_nothing(tmp_path):
 def test_a_published_page_makes_its_run_again(straight, tmp_path):
     """What `trace` prints: the same folder name and the same samples."""
     (folder,) = (straight / "runs/tiny").glob("edm-egnn-*")
-    traced = command("trace", "tiny", "edm", "atom_stability", cwd=straight).stdout
+    traced = command("trace", "tiny", "edm egnn", "atom_stability", cwd=straight).stdout
     (again,) = (line.split()[1:] for line in traced.splitlines() if line.startswith("again"))
     assert again[:2] == ["equibench", "run"]
     assert yaml.safe_load((straight / again[2]).read_text())["method"]["name"] == "edm"

@@ -517,8 +517,9 @@ def _of_weights() -> list[Reader]:
 
     def state(path: Path) -> None:
         parts = training()
-        step, seconds = load_state(path, *parts)
+        step, seconds, micro_batches = load_state(path, *parts)
         assert step >= 0 <= seconds
+        assert micro_batches >= 1
         assert [tuple(p.shape) for p in parts[0].values()] == [(4, 3), (4,)]
 
     def average(path: Path) -> None:
