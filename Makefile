@@ -11,7 +11,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-all perf performance smoke ablation-qm9 report publish readme clean
+.PHONY: help install lint format test test-all test-slurm test-faults perf performance smoke ablation-qm9 report publish readme clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,10 +36,16 @@ format: $(INSTALLED) ## Mend style and format
 	$(BIN)/ruff format .
 
 test: $(INSTALLED) ## Run the fast tests (minutes, CPU); with QM9_DIR also those on real QM9
-	$(PYTEST) -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow and not slurm' $(ARGS)
 
 test-all: $(INSTALLED) ## Run all tests, the long statistical ones too
 	$(PYTEST) $(ARGS)
+
+test-slurm: $(INSTALLED) ## Test on a real Slurm of one node, which is started and stopped (as root; installs slurm-wlm and munge)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/slurm -m slurm -rs $(ARGS)
+
+test-faults: $(INSTALLED) ## Kill, cut and damage a tiny study, and write the table of docs/reliability.md (ARGS='--kills 50 --damaged 10')
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m faults.table $(ARGS)
 
 perf: $(INSTALLED) ## Time hooks, networks and stages, ours against the padded reference (PERF_SIZE=published for that size)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/perf -o addopts= --benchmark-only --benchmark-group-by=group $(ARGS)

@@ -2,8 +2,9 @@
 
 Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
 manifest.json, eval.json, curves.csv with the same columns); config.yaml, where present, tells apart runs that differ in
-a setting other than method, backbone and seed. A record that cannot be read becomes one line in
-`Study.problems` and a run of status 'unreadable'; the rest of the study is still shown.
+a setting other than method, backbone and seed. A live study also has runs.json, which names the runs that have not
+begun. A record that cannot be read becomes one line in `Study.problems` and a run of status 'unreadable'; the rest of
+the study is still shown.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pandas as pd
 from bench.records import (
     EVALUATION,
     MANIFEST,
+    PLAN,
     STEP,
     RecordError,
     flatten,
@@ -50,8 +52,8 @@ class Study:
         runs: one row per run, oldest first. Columns: keys of manifest.json and, under 'eval.' and 'config.', those of
             eval.json and config.yaml, nested keys joined by dots; `method` and `backbone` (labels); `path`; `counted`
             (done, evaluated, and the newest of its method, backbone, seed and data); `borrowed` (trains nothing: its
-            training cost is that of the run in `weights_from`). `status` is done, running, failed, skipped, duplicate,
-            unreadable, or 'not evaluated' for done without eval.json.
+            training cost is that of the run in `weights_from`). `status` is done, running, queued (asked for and not
+            begun), failed, skipped, duplicate, unreadable, or 'not evaluated' for done without eval.json.
         curves: one row per logging interval: run, method, backbone, seed and the keys of a STEP record.
         problems: one line per record that could not be read.
     """
@@ -130,6 +132,8 @@ def load(folder: Path) -> Study:
         rows.append(row)
         if len(curve):
             curves.append(curve.assign(run=row["run"]))
+    queued, faults = _queued(folder, {row["run"] for row in rows})
+    rows, problems = rows + queued, problems + faults
     if not rows:
         raise FileNotFoundError(
             f"no runs in {folder}; expected sub-folders with a manifest.json (equibench run writes them)"
@@ -173,14 +177,36 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[str]]:
     return row | flatten(evaluation, "eval."), faults
 
 
+def _queued(folder: Path, begun: set[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of runs that the newest plan asks for and that have no record yet."""
+    path = folder / "runs.json"
+    try:
+        runs = read_json(path, PLAN)["runs"] if path.exists() else []
+        return [
+            flatten({key: value for key, value in run.items() if key != "config"})
+            | _settings(run["config"])
+            | {"path": folder / run["run"], "status": "queued", "reason": "not begun when this was made"}
+            for run in runs
+            if run["run"] not in begun
+        ], []
+    except (RecordError, OSError) as error:
+        return [], [str(error)]
+    except (TypeError, KeyError, AttributeError):
+        return [], [f"{path}: left out, its runs are not what a plan holds; call `equibench run` again"]
+
+
 def _read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
         page = read_config(path)
     except (RecordError, OSError) as error:
         return {}, [f"{path.name}: settings left out: {error}"]
-    return flatten(
-        {key: value for key, value in page.items() if key not in ("study", "seed", "method", "backbone")}, "config."
-    ), []
+    return _settings(page), []
+
+
+def _settings(page: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's page as columns, without what its manifest says."""
+    own = {key: value for key, value in page.items() if key not in ("study", "seed", "method", "backbone")}
+    return flatten(own, "config.")
 
 
 def _read_curve(path: Path) -> tuple[Frame, str | None]:

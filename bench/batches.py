@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from bench.diffusion.process import Diffusion
@@ -36,7 +37,10 @@ class Batches:
             self._epoch, self._order = epoch, torch.randperm(len(self.structures), generator=rng)
         return self._order[i * self.batch_size : (i + 1) * self.batch_size]
 
-    def __call__(self, step: int) -> Molecules:
+    def in_order(self, step: int) -> np.ndarray:
+        """Molecules of a step, in the order in which they stand in its batch."""
         index = self.indices(step).numpy()
-        index = index[self.structures.n_atoms[index].argsort(kind="stable")]
-        return self.diffusion.encode(self.structures.select(index), self.device)
+        return index[self.structures.n_atoms[index].argsort(kind="stable")]
+
+    def __call__(self, step: int) -> Molecules:
+        return self.diffusion.encode(self.structures.select(self.in_order(step)), self.device)

@@ -1,11 +1,16 @@
 """Checkpoints: one safetensors file per state, with everything that a bitwise continuation needs.
 
 Random streams follow from the step, and batches from the step and the seed, so a state is: weights, their average,
-optimiser moments, the clip queue, the step, and the seconds trained.
+optimiser moments, the clip queue, the step, the seconds trained and the number of micro-batches.
+
+What is known about the tensors is JSON in the file's own header, with the SHA-256 of itself and of all tensors: there
+is no second file that could fall behind. The newest state and the one before it are kept; a damaged file is a
+`DamagedError`, on which training takes the other one (`bench.train`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,11 +25,18 @@ from bench.optimise import MovingAverage, Optimiser, QueueClip
 from bench.reading import said, size_of
 from bench.records import Number, RecordError, check, parse, write_atomically
 
-ABOUT = {"step": int, "seconds": Number}  # of a state or of averaged weights
+# of a state or of averaged weights; files without a checksum were written before there was one
+ABOUT = {"step": int, "seconds": Number, "sha256?": str, "micro_batches?": int}
+# newest, the one before, and where the cool-down began
+STATE, PREVIOUS, STABLE = "state.safetensors", "previous.safetensors", "stable.safetensors"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read or does not fit the configuration."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that is cut short, changed, or no checkpoint at all."""
 
 
 def save_state(
@@ -35,17 +47,19 @@ def save_state(
     average: MovingAverage,
     optimiser: Optimiser,
     queue: QueueClip,
+    micro_batches: int = 1,
+    keep: Path | None = None,
 ) -> None:
-    """Write a state atomically."""
+    """Write a state atomically; the one that stood at `path` becomes `keep`, if a name is given."""
     tensors: dict[str, Tensor] = {}
     for name, p in weights.items():
-        tensors[f"weights/{name}"] = p.detach()
+        tensors[f"weights/{name}"] = p
         tensors[f"average/{name}"] = average.shadow[name]
         for key, value in optimiser.state(p).items():
             tensors[f"optimiser/{key}/{name}"] = value
     tensors["queue/norms"], tensors["queue/pushed"] = queue.norms, queue.pushed
-    metadata = {"equibench": json.dumps({"step": step, "seconds": seconds})}
-    write_atomically(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata))
+    about = {"step": step, "seconds": seconds} | ({"micro_batches": micro_batches} if micro_batches > 1 else {})
+    write_tensors(path, tensors, about, keep)
 
 
 def load_state(
@@ -54,15 +68,16 @@ def load_state(
     average: MovingAverage,
     optimiser: Optimiser,
     queue: QueueClip,
-) -> tuple[int, float]:
-    """Restore a state in place.
+) -> tuple[int, float, int]:
+    """Restore a state in place, once all of the file has been found undamaged.
 
     Returns:
-        step and seconds trained.
+        step, seconds trained, micro-batches per batch.
     Raises:
-        CheckpointError: unreadable, or of another model.
+        DamagedError: unreadable, or not what was written.
+        CheckpointError: of another model.
     """
-    tensors, about = _read(path)
+    tensors, about = read_tensors(path)
     moments = []
     for key, value in tensors.items():
         if key.startswith("optimiser/"):
@@ -77,7 +92,7 @@ def load_state(
     _copy(path, tensors, places)
     for p, moment, value in moments:
         optimiser.state(p)[moment] = value.to(p.device)
-    return about["step"], float(about["seconds"])
+    return about["step"], float(about["seconds"]), about.get("micro_batches", 1)
 
 
 def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
@@ -86,7 +101,7 @@ def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
     Raises:
         CheckpointError: unreadable, or of another model.
     """
-    tensors, about = _read(path)
+    tensors, about = read_tensors(path)
     _copy(path, tensors, {f"average/{name}": p for name, p in weights.items()})
     return about["step"]
 
@@ -111,24 +126,45 @@ def _unfit(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path}: does not fit this run's model ({why}); move it away to start again")
 
 
-def state_step(path: Path) -> int:
-    """Step of a state, from its header alone."""
-    return _about(path)["step"]
-
-
 def save_average(path: Path, state: Path) -> None:
     """Only the averaged weights of a state, for publication."""
-    tensors, about = _read(state)
+    tensors, about = read_tensors(state)
     write_average(path, {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}, about)
 
 
 def write_average(path: Path, average: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """A file of averaged weights alone; `about` has the step and the seconds trained."""
-    tensors = {f"average/{name}": value.detach().contiguous() for name, value in average.items()}
-    write_atomically(path, save(tensors, {"equibench": json.dumps(about)}))
+    write_tensors(path, {f"average/{name}": value for name, value in average.items()}, about)
 
 
-def _about(path: Path) -> dict[str, Any]:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], keep: Path | None = None
+) -> None:
+    """Tensors with what is known about them, and the checksum of both."""
+    known = {key: value for key, value in about.items() if key != "sha256"}
+    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    known["sha256"] = _digest(held, known)
+    write_atomically(path, save(held, {"equibench": json.dumps(known)}), keep)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a checkpoint and what is known about them.
+
+    Raises:
+        DamagedError: the file is cut short, or its content is not what its checksum says.
+    """
+    about = about_of(path)
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors' own, and torch's and Python's for shapes and types that it lets through
+        raise _damaged(path, said(error)) from error
+    if "sha256" in about and about["sha256"] != _digest(tensors, about):
+        raise _damaged(path, "its checksum does not fit its content")
+    return tensors, about
+
+
+def about_of(path: Path) -> dict[str, Any]:
+    """Step, seconds and micro-batches of a checkpoint, from its header alone, which is not checked."""
     try:
         size_of(path)
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
@@ -140,16 +176,18 @@ def _about(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}; train the run first") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise _unreadable(path, error) from error
+        raise _damaged(path, said(error)) from error
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    about = _about(path)
-    try:
-        return load_file(path), about
-    except Exception as error:  # safetensors' own, and torch's and Python's for shapes and types that it lets through
-        raise _unreadable(path, error) from error
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(f"{path}: not readable as a checkpoint ({why}); move it away to start again")
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path}: not readable as a checkpoint ({said(error)}); move it away to start again")
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    known = {key: value for key, value in about.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

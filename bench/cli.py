@@ -60,11 +60,32 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "overrides", nargs="*", metavar="key=value", help="e.g. train.n_steps=2000 launch.cluster=slurm"
     )
-    command.add_argument("--retry-failed", action="store_true", help="also execute runs that have failed before")
+    command.add_argument("--retry", action="store_true", help="also execute runs that have failed before")
+
+    command = add("plan", plan, "measure what a study would take and refuse what does not fit the memory")
+    command.add_argument("study")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="as for `run`")
+    command.add_argument("--memory", type=float, metavar="GIB", help="of the machine or GPU (default: this one's)")
+
+    command = add("status", status, "how the runs of a study stand, also while it goes")
+    command.add_argument("study", help="name of a study with records in runs/ or results/, or path of such a folder")
+
+    command = add("logs", logs, "the end of a run's log and of its job's errors")
+    command.add_argument("run_name", metavar="RUN", help="name of a run, a prefix that no other has, or a folder")
+    command.add_argument("-n", type=int, default=40, metavar="LINES", help="of each (default 40)")
+    command.add_argument("--follow", action="store_true", help="go on printing the log until the run stops")
+
+    command = add("cancel", cancel, "stop the launchers and jobs of a study; `run` continues it")
+    command.add_argument("study")
 
     command = add("report", report, "tables and figures of a study, from its records")
     command.add_argument("study", help="name of a study with records in runs/ or results/, or path of such a folder")
     command.add_argument("--out", type=Path, help="folder to write (default: report/ in the study's folder)")
+
+    command = add("trace", trace, "the runs behind a cell of the main table, and how to make them again")
+    command.add_argument("table", metavar="TABLE", help="study in runs/ or results/, or path of its folder")
+    command.add_argument("row", metavar="ROW", help="method, or 'method backbone' where it has several; or data")
+    command.add_argument("column", metavar="COLUMN", help="as in main.csv, e.g. atom_stability")
 
     command = add("publish", publish, "copy a study's records, curves and small weights into results/")
     command.add_argument("study")
@@ -133,23 +154,70 @@ def run_study(args: argparse.Namespace) -> int:
     from bench.config import load_study
     from bench.runners import run_study as execute_study
 
+    log = logging.getLogger("equibench")
     study = load_study(args.study, args.overrides)
-    items = execute_study(study, RUNS, args.retry_failed)
-    failed = [item for item in items if item.status not in ("done", "skipped")]
-    for item in failed:
-        why = item.outcome or "failed before; --retry-failed takes it up again"
-        logging.getLogger("equibench").error("%s: %s; see %s", item.folder.name, why, item.folder / "log.txt")
-    done = sum(item.status == "done" for item in items)
-    skipped = sum(item.status == "skipped" for item in items)
-    logging.getLogger("equibench").info(
-        "%s: %d done, %d skipped, %d not finished; now `equibench report %s`",
-        study.name,
-        done,
-        skipped,
-        len(failed),
-        args.study,
-    )
-    return 1 if failed else 0
+    items = execute_study(study, RUNS, args.retry, args.study)
+    unfinished = [item for item in items if item.status not in ("done", "skipped")]
+    for item in unfinished:
+        log.error("%s: %s; `equibench logs %s`", item.folder.name, item.outcome or item.reason, item.folder.name)
+    before = sum(item.outcome is None for item in unfinished)
+    if before:
+        log.error("%d failed before and left alone; `equibench run %s --retry` takes them up again", before, args.study)
+    done, skipped = (sum(item.status == word for item in items) for word in ("done", "skipped"))
+    words = "%s: %d done, %d skipped, %d not finished; now `equibench report %s`"
+    log.info(words, study.name, done, skipped, len(unfinished), study.name)
+    return 1 if unfinished else 0
+
+
+def plan(args: argparse.Namespace) -> int:
+    """`equibench plan`; 1 when something does not fit."""
+    from bench.config import load_study
+    from bench.estimate import MemoryShortError, estimate, table
+
+    study = load_study(args.study, args.overrides)
+    try:
+        print(table(estimate(study, RUNS, args.memory)))  # noqa: T201
+    except MemoryShortError as error:
+        logging.getLogger("equibench").error("equibench: %s", error)
+        return 1
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """`equibench status`."""
+    from bench.status import status as display
+
+    print(display(study_folder(args.study)))  # noqa: T201
+    return 0
+
+
+def logs(args: argparse.Namespace) -> int:
+    """`equibench logs`."""
+    from bench import status
+
+    folder = status.find_run(args.run_name, [RUNS])
+    print(status.logs(folder, args.n), flush=True)  # noqa: T201
+    for text in status.follow(folder) if args.follow else ():
+        print(text, end="", flush=True)  # noqa: T201
+    return 0
+
+
+def cancel(args: argparse.Namespace) -> int:
+    """`equibench cancel`; 1 when some process is out of reach."""
+    from bench.launches import cancel as stop
+
+    lines = stop(study_folder(args.study))
+    print("\n".join(lines) or "nothing was running")  # noqa: T201
+    return int(any(line.startswith("not stopped") for line in lines))
+
+
+def trace(args: argparse.Namespace) -> int:
+    """`equibench trace`."""
+    from analysis.load import load
+    from analysis.trace import trace as follow
+
+    print(follow(load(study_folder(args.table)), args.row, args.column))  # noqa: T201
+    return 0
 
 
 def report(args: argparse.Namespace) -> int:
@@ -166,9 +234,12 @@ def report(args: argparse.Namespace) -> int:
 
 def study_folder(name: str) -> Path:
     """Where a study's records lie: a path, else runs/NAME, else results/NAME."""
-    candidates = [Path(name), RUNS / name, RESULTS / name]
+    from bench.pages import study_of
+
+    study = study_of(name)
+    candidates = [Path(name), RUNS / study, RESULTS / study]
     for folder in candidates:
-        if folder.is_dir() and any(folder.glob("*/manifest.json")):
+        if (folder / "runs.json").exists() or (folder.is_dir() and any(folder.glob("*/manifest.json"))):
             return folder
     raise ValueError(f"no records of study {name!r} in {RUNS}/ or {RESULTS}/; execute `equibench run {name}` first")
 
@@ -176,9 +247,10 @@ def study_folder(name: str) -> Path:
 def publish(args: argparse.Namespace) -> int:
     """`equibench publish`."""
     from analysis.report import build
+    from bench.pages import study_of
     from bench.publish import publish as copy
 
-    target = copy(args.study, RUNS, RESULTS)
+    target = copy(study_of(args.study), RUNS, RESULTS)
     print(f"published: {build(target)}")  # noqa: T201
     return 0
 

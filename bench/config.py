@@ -25,14 +25,13 @@ from typing import Any
 from bench.diffusion.process import DiffusionConfig
 from bench.groups import GroupName
 from bench.method import Method
-from bench.pages import PageError, read_page
+from bench.pages import STUDIES, PageError, read_page
 from bench.reading import cut, is_folder_name, said
 from bench.registry import Registry, backbones, datasets, methods, nearest
 
 MAX_RUNS = 10_000  # of one study
 MAX_LEVELS = 1_000_000
 CLUSTERS = ("local", "debug", "slurm")
-STUDIES = Path(__file__).parent / "configs" / "studies"
 
 
 class ConfigError(ValueError):
@@ -64,6 +63,13 @@ class OptimiserName(enum.StrEnum):
     MUON = "muon"
 
 
+class OnOutOfMemory(enum.StrEnum):
+    """Stop, or take each batch in twice as many micro-batches, whose gradients are summed, and go on."""
+
+    FAIL = "fail"
+    ACCUMULATE = "accumulate"
+
+
 @dataclass
 class TrainConfig:
     """Optimisation; defaults are those of the published SymDiff QM9 runs unless a comment says otherwise."""
@@ -93,9 +99,12 @@ class TrainConfig:
     compile: bool = False  # torch.compile of the networks' inner functions; falls back to eager with one line
     n_threads: int = 1
     device: str = "cpu"
+    # the two below change results by rounding alone
+    on_out_of_memory: OnOutOfMemory = OnOutOfMemory.FAIL
+    n_processes: int = 1  # that share each batch, on one machine; `bench.parallel` says how torchrun starts them
 
     def __post_init__(self) -> None:
-        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads")
+        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads", "n_processes")
         _require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
         _require(
             "train",
@@ -109,6 +118,11 @@ class TrainConfig:
                 self.max_seconds,
                 self.max_seconds is None or self.max_seconds > 0,
                 "a positive number or null",
+            ),
+            on_out_of_memory=(
+                self.on_out_of_memory.value,
+                self.on_out_of_memory is OnOutOfMemory.FAIL or self.n_processes == 1,
+                "'fail' with several processes",
             ),
         )
 
@@ -152,11 +166,23 @@ class LaunchConfig:
 
     cluster: str = "local"  # one of CLUSTERS; debug is in this process
     n_parallel: int = 2  # runs at a time on a local machine
-    timeout_min: int = 1440
+    timeout_min: int = 1440  # of a job; a run that meets it is queued again and goes on from its checkpoint
+    # at least; a run with several threads, processes or a GPU asks for as many as it uses (`bench.runners.needs`)
     cpus_per_task: int = 1
     gpus_per_node: int = 0
+    mem_gb: float | None = None  # of a run; by default what the cluster gives
     slurm_partition: str | None = None
-    slurm_array_parallelism: int = 16
+    slurm_array_parallelism: int = 16  # runs at a time in Slurm, waiting there or running
+    slurm_signal_delay_s: int = 90  # before its time limit, when a job is told to make room for its continuation
+    slurm_options: dict[str, str] = field(default_factory=dict)  # further ones of sbatch: {account: ..., qos: ...}
+
+    def __post_init__(self) -> None:
+        counts = ("n_parallel", "timeout_min", "cpus_per_task", "slurm_array_parallelism")
+        _require("launch", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
+        delay, limit = self.slurm_signal_delay_s, 60 * self.timeout_min
+        if self.cluster == "slurm":
+            expected = f"less than the {limit} s of launch.timeout_min"
+            _require("launch", slurm_signal_delay_s=(delay, 0 < delay < limit, expected))
 
 
 @dataclass
@@ -196,13 +222,14 @@ class RunConfig:
     def identity(self, fingerprint: str) -> str:
         """Hash of all that decides the trained weights, the data's content included.
 
-        Not part of it: how far training goes (so that it can be extended), what is logged, how the result is sampled
-        and evaluated, and where the data lies.
+        Not part of it: how far training goes (so that it can be extended), what is logged, how many
+        processes share the work, how the result is sampled and evaluated, and where the data lies.
         """
         page = self.page()
         for key in ("study", "sample", "evaluate"):
             del page[key]
-        for key in ("n_steps", "log_every", "valid_every", "n_valid", "checkpoint_seconds"):
+        how = ("checkpoint_seconds", "on_out_of_memory", "n_processes")
+        for key in ("n_steps", "log_every", "valid_every", "n_valid", *how):
             del page["train"][key]
         page["data"] = fingerprint
         return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()[:10]
@@ -332,7 +359,7 @@ def study_names() -> list[str]:
 
 def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
     """Read a study by name or by path and apply `key=value` arguments (`launch.` keys or keys of `base`; not what the
-    grid sets).
+    grid sets). The config.yaml of a run is a study too, of this run alone, named after its own with '-again'.
 
     Raises:
         ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
@@ -348,6 +375,9 @@ def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
         plain = read_page(path)
     except (PageError, OSError) as error:
         raise ConfigError(str(error)) from error
+    if isinstance(plain, dict) and "method" in plain:
+        base = {key: value for key, value in plain.items() if key != "study"}
+        plain = {"study": f"{plain.get('study')}-again", "base": base}
     _check_shape(plain, str(path))
     try:
         page = OmegaConf.create(plain)

@@ -207,9 +207,18 @@ def evaluate(
         "nll": likelihood(cfg, model, data),
         "data_row": known["data_row"],
         "versions": versions(),
+        "written_by": package_version(),
     }
     records.write_json(folder / "eval.json", record, records.EVALUATION)
     return record
+
+
+def package_version() -> str:
+    """Of equibench itself."""
+    try:
+        return metadata.version("equibench")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def versions() -> dict[str, str]:

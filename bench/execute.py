@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
-from bench import records
+from bench import parallel, records
 from bench.checkpoint import load_average
 from bench.compilation import compile_networks
-from bench.config import ConfigError, RunConfig, options_of, weights_run
+from bench.config import ConfigError, RunConfig, options_of, read_run, weights_run
 from bench.data.dataset import DataError, DataSet
 from bench.data.sizes import SizeDistribution
 from bench.evaluate import evaluate, sample_run
+from bench.locks import locked
 from bench.model import Model
 from bench.provenance import describe, now, peak_memory_mb, training_cost
 from bench.registry import datasets
@@ -29,28 +28,9 @@ from bench.train import train
 log = logging.getLogger("equibench")
 
 
-class BusyError(RuntimeError):
-    """Another process is working on this run."""
-
-
 def load_data(cfg: RunConfig) -> DataSet:
     """The run's data set."""
     return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; the lock dies with its process, so a crash leaves none behind.
-
-    A POSIX record lock: it works on network file systems, and children (a pool that scores) do not inherit it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BusyError(f"{folder} is being worked on by another process") from None
-        yield
 
 
 def is_done(cfg: RunConfig, folder: Path) -> bool:
@@ -59,9 +39,9 @@ def is_done(cfg: RunConfig, folder: Path) -> bool:
         manifest = records.read_json(folder / "manifest.json")
         if manifest["status"] != "done" or not (folder / "eval.json").exists():
             return False
-        if records.read_config(folder) != cfg.page():
+        if read_run(folder).page() != cfg.page():  # options that came later have their defaults
             return False
-    except (FileNotFoundError, records.RecordError, KeyError):
+    except (FileNotFoundError, records.RecordError, KeyError, ConfigError):
         return False
     return not samples_are_older(folder, manifest["weights_from"])
 
@@ -91,6 +71,7 @@ def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
             leftover.unlink()
         torch.set_num_threads(cfg.train.n_threads)
         handler = logging.FileHandler(folder / "log.txt")
+        handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk stops the run where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in ("equibench", "bench")]
         for logger in loggers:
@@ -103,15 +84,12 @@ def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
         finally:
             for logger in loggers:
                 logger.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
 
 
 def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
-    if torch.device(cfg.train.device).type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            f"train.device is {cfg.train.device!r}, but torch sees no GPU here; set train.device=cpu, "
-            "or launch.gpus_per_node=1 on a machine that has one"
-        )
+    check_device(cfg)
     data = load_data(cfg)
     if cfg.run_name(data.fingerprint) != folder.name:
         raise DataError(f"{folder.name} was planned on other data than {data.label} ({data.source}), which is here now")
@@ -145,19 +123,39 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
         manifest["cost"] |= cost
         evaluate(cfg, model, step, samples, data, folder)
     except Exception as error:
-        line = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-            save("failed", line)
+            save("failed", reason_of(error))
         raise
     save("done")
     log.info("done")
+
+
+def check_device(cfg: RunConfig) -> None:
+    """Refuse a GPU that is not there."""
+    if torch.device(cfg.train.device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"train.device is {cfg.train.device!r}, but torch sees no GPU here; set train.device=cpu, "
+            "or launch.gpus_per_node=1 on a machine that has one"
+        )
+
+
+def reason_of(error: Exception) -> str:
+    """A failure in one line, for the record. Memory runs out under several names; all of them read alike."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    # torch's CPU allocator raises a bare RuntimeError, and a reader may say what did not fit
+    if isinstance(error, kinds) or isinstance(error.__cause__, kinds) or "DefaultCPUAllocator" in str(error):
+        return f"out of memory: {first or 'no more could be had'}; lower train.batch_size or sample.batch_size"
+    return f"{type(error).__name__}: {first}"
 
 
 def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, manifest: dict[str, Any]) -> int:
     """Train, or take the weights of the run that this one depends on; returns their optimiser step."""
     parent = weights_run(cfg)
     if parent is None:
-        step = train(cfg, model, data.train, data.valid, folder)
+        if cfg.train.n_processes > 1:
+            parallel.start(parallel.train_folder, cfg.train.n_processes, cfg.train.device, str(folder))
+        step = train(cfg, model, data.train, data.valid, folder)  # after several processes, only what they have made
         manifest["cost"] |= training_cost(folder)
     else:
         manifest["weights_from"] = parent.run_name(data.fingerprint)
@@ -172,13 +170,12 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
 
 def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
     """Remove samples of another number of steps or of other sampling settings, and evaluations of either."""
-    before, page = records.read_config(folder), cfg.page()
-    if not before:
+    if not (folder / "config.yaml").exists():
         return
-    n_steps = records.flatten(before).get("train.n_steps")
-    if before.get("sample") != page["sample"] or n_steps != page["train"]["n_steps"]:
+    before = read_run(folder)
+    if before.sample != cfg.sample or before.train.n_steps != cfg.train.n_steps:
         forget_samples(folder)
-    if before.get("evaluate") != page["evaluate"]:
+    if before.evaluate != cfg.evaluate:
         (folder / "eval.json").unlink(missing_ok=True)
 
 

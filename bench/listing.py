@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import yaml
-
-from bench.config import STUDIES, ConfigError, RunConfig, build, reason_to_skip, study_names
+from bench.config import ConfigError, RunConfig, build, reason_to_skip, study_names
+from bench.pages import STUDIES, study_of
 from bench.registry import Registry, backbones, datasets, methods
 
 
@@ -19,7 +18,7 @@ def listing() -> str:
     for name in study_names():
         text = (STUDIES / f"{name}.yaml").read_text()
         first = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
-        lines.append(f"  {name:24}{yaml.safe_load(text)['study']:16} {first}")
+        lines.append(f"  {name:24}{study_of(name):16} {first}")
     return "\n\n".join([*parts, "\n".join(lines)])
 
 

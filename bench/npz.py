@@ -51,7 +51,7 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, optional: Sequen
                     "save it again with np.savez, which does not compress"
                 )
             return {name: _array(archive, entry) for name, entry in found.items()}
-    except (NpzError, OSError):
+    except (NpzError, OSError, MemoryError):  # too little memory is no fault of the file
         raise
     except Exception as error:  # a damaged archive raises a dozen kinds of error from zipfile, zlib and numpy
         raise NpzError(f"no npz archive, or a damaged one ({said(error)})") from error

@@ -13,6 +13,7 @@ import yaml
 
 from bench.reading import cut, said, size_of
 
+STUDIES = Path(__file__).parent / "configs" / "studies"  # pages of ours
 MAX_BYTES = 1 << 18
 MAX_NODES = 20_000  # with aliases written out
 MAX_DEPTH = 40
@@ -95,3 +96,9 @@ def read_page(path: Path) -> Any:
         raise PageError(f"{path}: not readable as YAML ({line}{cut(error.problem or error.context or '')})") from error
     except Exception as error:  # of numbers that only look like numbers, PyYAML raises whatever Python does
         raise PageError(f"{path}: not readable as YAML ({said(error)})") from error
+
+
+def study_of(name: str) -> str:
+    """The study that one of our pages adds to (several may add to one); any other name stands for itself."""
+    path = STUDIES / f"{name}.yaml"
+    return str(read_page(path)["study"]) if path.is_file() else name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import resource
 import statistics
@@ -15,8 +16,9 @@ from typing import Any
 import torch
 
 from bench import records
+from bench.checkpoint import STATE, about_of
 from bench.config import RunConfig, weights_run
-from bench.evaluate import versions
+from bench.evaluate import package_version, versions
 from bench.registry import methods
 
 
@@ -24,30 +26,41 @@ def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -
     """A manifest as it stands before anything was done; `data` is `DataSet.record()`."""
     return {
         "schema": records.SCHEMA_VERSION,
-        "run": name,
-        "study": cfg.study,
+        **planned(cfg, name, data),
         "status": "running",
         "reason": None,
-        "method": cfg.method,
-        "backbone": cfg.backbone,
-        "seed": cfg.seed,
-        "guarantee": str(methods[cfg.method["name"]].build.guarantee),
-        "n_steps": 0 if weights_run(cfg) else cfg.train.n_steps,
         "weights_from": None,
-        "data": data,
         "code": code_version(),
         "environment": {
             "device": device_name(cfg.train.device),
             "dtype": "float32; training under bf16 autocast" if cfg.train.bf16 else "float32",
             "n_threads": cfg.train.n_threads,
+            **({"n_processes": cfg.train.n_processes} if cfg.train.n_processes > 1 else {}),
             "compile": "eager",
             "versions": versions(),
             "platform": platform.platform(),
+            "n_cores": os.cpu_count() or 1,
+            "memory_mb": memory_mb(cfg.train.device),
+            "driver": driver(cfg.train.device),
         },
         "parameters": {"backbone": 0, "method": 0, "total": 0},
         "cost": {"n_parallel": n_parallel},
         "created": now(),
         "updated": now(),
+    }
+
+
+def planned(cfg: RunConfig, name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a run that is known before it starts."""
+    return {
+        "run": name,
+        "study": cfg.study,
+        "method": cfg.method,
+        "backbone": cfg.backbone,
+        "seed": cfg.seed,
+        "guarantee": str(methods[cfg.method["name"]].build.guarantee),
+        "n_steps": 0 if weights_run(cfg) else cfg.train.n_steps,
+        "data": data,
     }
 
 
@@ -58,6 +71,8 @@ def training_cost(folder: Path) -> dict[str, Any]:
     rates = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(ends)]
     calls = sum((b["step"] - a["step"]) * b.get("network_calls", 1) for a, b in pairwise(ends))
     cost = {"train_seconds": steps[-1]["seconds"], "train_network_calls": round(calls)}
+    parts = about_of(folder / STATE).get("micro_batches", 1)
+    cost |= {"micro_batches": parts} if parts > 1 else {}
     return cost | {"step_seconds": statistics.median(rates[1:] or rates)}
 
 
@@ -85,7 +100,8 @@ def forget_peak_memory(device: str) -> None:
 def device_name(device: str) -> str:
     """Of the processor that computes."""
     if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
+        # a launcher on a login node plans what it cannot compute
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else f"{device}, none here"
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -93,10 +109,30 @@ def device_name(device: str) -> str:
     return f"CPU: {platform.processor() or platform.machine()}"
 
 
+def memory_mb(device: str) -> float:
+    """What can be used at most, in MiB: the GPU's memory, or the machine's, within the control group's limit."""
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).total_memory / 2**20
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        with contextlib.suppress(OSError, ValueError):  # absent, or 'max'
+            limits.append(int(path.read_text()))
+    return min(limits) / 2**20
+
+
+def driver(device: str) -> str | None:
+    """Version of the GPU's driver."""
+    if torch.device(device).type != "cuda":
+        return None
+    with contextlib.suppress(OSError):
+        # the first word of the first line that begins with a digit: ... Kernel Module  550.54.15  ...
+        words = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].split()
+        return next((word for word in words if word[:1].isdigit() and "." in word), None)
+    return None
+
+
 def code_version() -> dict[str, Any]:
     """Package version and, in a checkout, its commit and whether its code differs from that."""
-    from importlib import metadata
-
     home = Path(__file__).parent
 
     def git(*args: str) -> str | None:
@@ -110,11 +146,11 @@ def code_version() -> dict[str, Any]:
 
     # results are no code: publishing them must not mark the next run as modified
     changes = git("status", "--porcelain", "--", ":(top)bench", ":(top)methods")
-    try:
-        version = metadata.version("equibench")
-    except metadata.PackageNotFoundError:
-        version = "not installed"
-    return {"version": version, "commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+    return {
+        "version": package_version(),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+    }
 
 
 def now() -> str:

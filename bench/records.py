@@ -8,16 +8,23 @@ A run's folder holds
     eval.json          metrics of the samples and the likelihood: `EVALUATION`
     samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions)
     drawn.sdf          the first few samples with their inferred bonds, for the figures
-    state.safetensors  checkpoint; log.txt  the log
+    state.safetensors  checkpoint; previous.safetensors  the one before; stable.safetensors  where the cool-down began
+    diverged.json      of a run that stopped because its loss was no longer finite: the offending step
+    log.txt            the log
+
+and beside the runs of a study, runs.json: the runs that its newest plan asks for, `PLAN`.
 
 Every file is written to a temporary name, synced and renamed, so that a reader sees the old one or the new one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +34,7 @@ from bench.reading import cut, said, size_of
 SCHEMA_VERSION = 1
 MAX_BYTES = 1 << 26  # of a record; steps.jsonl may be longer
 MAX_LINE_BYTES = 1 << 20  # of steps.jsonl
+CHECKSUM = "checksum"  # a key of every record on disk, CRC-32 of its values; readers give records without it
 
 
 class RecordError(ValueError):
@@ -65,9 +73,13 @@ MANIFEST: dict[str, Any] = {
         "device": str,
         "dtype": str,
         "n_threads": int,
+        "n_processes?": int,  # that trained this run together, where there was more than one
         "compile": str,  # 'eager', 'inductor', or 'eager (reason why it fell back)'
         "versions": dict,  # package -> version
         "platform": str,
+        "n_cores?": int,  # of the machine
+        "memory_mb?": Number,  # of the machine, or what its control group allows; of the device, on a GPU
+        "driver?": (str, type(None)),  # of the GPU
     },
     "parameters": {"backbone": int, "method": int, "total": int},
     "cost": {  # filled as the run goes
@@ -78,6 +90,7 @@ MANIFEST: dict[str, Any] = {
         "train_network_calls?": int,
         "peak_memory_mb?": Number,
         "n_parallel?": int,  # runs that shared the machine
+        "micro_batches?": int,  # per training batch at the end, where memory did not hold a whole one
     },
     "imported?": {  # of a run whose weights come from a public code's checkpoint; its status is 'imported'
         "file": str,
@@ -144,6 +157,15 @@ EVALUATION: dict[str, Any] = {
     },
     "data_row": {**METRICS, "split": str},
     "versions": dict,
+    "written_by?": str,  # version of equibench; a manifest has it under code
+}
+PLAN: dict[str, Any] = {
+    "schema": int,
+    "written_by": str,
+    "study": str,
+    "argument": str,  # the study as the user named it, for messages
+    "created": str,
+    "runs": list,  # of each run the keys of its manifest that `provenance.planned` gives, and its config
 }
 
 
@@ -155,7 +177,7 @@ def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
     if "schema" in schema and version != SCHEMA_VERSION:
         raise RecordError(
             f"{where}: written{_writer(record)} with record schema {cut(repr(version))}, this equibench reads schema "
-            f"{SCHEMA_VERSION}; use the version that wrote it"
+            f"{SCHEMA_VERSION}; use the version that wrote it, or a newer one"
         )
     known = {key.rstrip("?") for key in schema}
     for key in sorted(set(record) - known):
@@ -174,9 +196,9 @@ def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
 
 
 def _writer(record: Mapping[str, Any]) -> str:
-    """' by equibench 0.3.0', where a manifest of any schema says so."""
+    """' by equibench 0.3.0', where a record of any schema says so."""
     code = record.get("code")
-    version = code.get("version") if isinstance(code, dict) else None
+    version = code.get("version") if isinstance(code, dict) else record.get("written_by")
     return f" by equibench {cut(version, 30)}" if isinstance(version, str) else ""
 
 
@@ -184,34 +206,101 @@ def _names(types: Any) -> str:
     return " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> None:
     """Write a file so that a crash at any moment leaves the old content or the new one.
 
-    Raises OSError with one line that names the file (no space, read-only folder); the old file is untouched.
+    Args:
+        keep: name that the old content takes; between the two renames there is no `path`, and `keep` is the old one.
+    Raises:
+        OSError: no space, no quota, read-only folder; one line that names the file. The old content is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.chmod(0o644)
+        if keep is not None and path.exists():
+            path.replace(keep)
+        temporary.replace(path)
+        _sync_folder(path.parent)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(
-                error.errno, f"{error.strerror}: could not write {path}; nothing already written was changed"
-            ) from error
+            raise _not_written(path, error) from error
         raise
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a record and sync. A crash, or a full disk, can cut it short: `read_steps` leaves such a last line out."""
+    try:
+        with path.open("a") as file:
+            file.write(as_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> OSError:
+    text = error.strerror or str(error)
+    return OSError(
+        error.errno, f"{text}: could not write {path}; nothing already written was lost, the same command continues"
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on disk once its folder is; file systems that cannot sync a folder say EINVAL."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, record: Mapping[str, Any], schema: Mapping[str, Any] | None = None) -> None:
     """Check against the schema, if one is given, and write; NaN is refused because it is not JSON."""
     if schema is not None:
         check(record, schema, str(path))
-    write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(path, (json.dumps(sealed(record), indent=1, allow_nan=False) + "\n").encode())
+
+
+def as_line(record: Mapping[str, Any]) -> str:
+    """A record as one line of a file of many."""
+    return json.dumps(sealed(record)) + "\n"
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the checksum of its values, because a flipped bit in a digit breaks no schema."""
+    return {**record, CHECKSUM: _checksum(record)}
+
+
+def unsealed(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """A record without its checksum; one that never had any (an older one, or written by hand) is taken as it is.
+
+    Raises:
+        RecordError: its values are not those that were written.
+    """
+    given = record.pop(CHECKSUM, None)
+    if given is not None and given != _checksum(record):
+        raise RecordError(
+            f"{where}: its values do not agree with its {CHECKSUM}, so it was damaged, or edited by hand; "
+            f"have it made again, or take {CHECKSUM!r} out of it to use it as it is"
+        )
+    return record
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True, allow_nan=False).encode()):08x}"
 
 
 def parse(text: str) -> Any:
@@ -266,10 +355,11 @@ def read_json(path: Path, schema: Mapping[str, Any] | None = None) -> dict[str, 
         record = parse(path.read_bytes().decode())
     except ValueError as error:
         raise RecordError(f"{path}: not readable as JSON ({said(error)}); delete it to have it made again") from error
+    if not isinstance(record, dict):
+        raise RecordError(f"{path}: expected an object, got {type(record).__name__}")
+    record = unsealed(record, str(path))
     if schema is not None:
         check(record, schema, str(path))
-    elif not isinstance(record, dict):
-        raise RecordError(f"{path}: expected an object, got {type(record).__name__}")
     return record
 
 
@@ -323,9 +413,26 @@ def read_steps(path: Path) -> list[dict[str, Any]]:
                 fault = RecordError(f"{path}:{number}: not readable as JSON ({said(error)})")
                 fault.__cause__ = error
                 continue
+            if isinstance(step, dict):
+                step = unsealed(step, f"{path}:{number}")
             check(step, STEP, f"{path}:{number}")
             steps.append(step)
     return steps
+
+
+def last_steps(path: Path, n: int = 2) -> list[dict[str, Any]]:
+    """The last whole lines of steps.jsonl, unchecked, for displays that look often."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        start = file.seek(max(0, size - 16_384))
+        lines = file.read().split(b"\n")[:-1]  # what follows the last line break is being written
+    found = []
+    for line in lines[1:] if start else lines:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found[-n:]
 
 
 def run_folders(study: Path) -> Iterator[Path]:

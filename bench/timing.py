@@ -28,7 +28,7 @@ from bench.provenance import code_version, device_name, forget_peak_memory, peak
 from bench.registry import datasets, methods
 from bench.streams import Streams
 from bench.structures import Structures
-from bench.train import clock, training_loss, training_step
+from bench.train import BatchLoss, clock, training_loss, training_step
 
 WARM_UP = 2  # steps before the clock counts
 DENSITY = 0.1  # atoms per cubic angstrom of a made-up cloud, about that of an organic solid
@@ -73,10 +73,10 @@ def time_steps(
 
     weights = model.named_weights()
     average, optimiser = MovingAverage(weights, settings.ema_decay), Optimiser(weights.values(), settings)
-    queue = QueueClip(device)
+    queue, loss_of = QueueClip(device), BatchLoss(model)
 
     def step(i: int, x0: Molecules) -> object:
-        return training_step(model, x0, streams.at(i), settings, weights, average, optimiser, queue, settings.lr)
+        return training_step(loss_of, x0, streams.at(i), settings, weights, average, optimiser, queue, settings.lr)
 
     def forward(i: int, x0: Molecules) -> object:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):

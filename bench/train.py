@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import logging
 import math
 import time
@@ -16,27 +16,32 @@ import torch
 from torch import Tensor, nn
 
 from bench.batches import Batches
-from bench.checkpoint import CheckpointError, load_state, save_state, state_step
-from bench.config import RunConfig, TrainConfig
+from bench.checkpoint import PREVIOUS, STABLE, STATE, CheckpointError, DamagedError, about_of, load_state, save_state
+from bench.config import OnOutOfMemory, RunConfig, TrainConfig
 from bench.model import Model
 from bench.molecules import Molecules
 from bench.optimise import MovingAverage, Optimiser, QueueClip, clip_gradients, learning_rate, progress
-from bench.records import STEP, check, read_json, read_steps, write_atomically
+from bench.parallel import Processes
+from bench.parts import Part, undisturbed
+from bench.records import STEP, append_line, as_line, check, read_json, read_steps, write_atomically, write_json
 from bench.streams import StepStreams, Streams
 from bench.structures import Structures
 
 log = logging.getLogger("equibench.train")
 
 
+DIVERGED = 1e6  # loss above which no step of an interval may stay: a network that answers zero is near 1
+
+
 class TrainingError(RuntimeError):
-    """Training stopped: the loss is no longer finite."""
+    """Training stopped: the loss diverged, or memory does not suffice."""
 
 
-def training_loss(model: Model, x0: Molecules, rng: StepStreams) -> Tensor:
-    """Loss of each molecule of a batch [B]: the whole of what is compared between methods.
+def training_loss(model: Model, x0: Molecules, rng: StepStreams, part: Part | None = None) -> Tensor:
+    """Loss of each molecule of a batch [B], or of a part of it: the whole of what is compared between methods.
 
     Args:
-        x0: clean, scaled, centred molecules.
+        x0: clean, scaled, centred molecules; the whole batch.
         rng: the step's streams; `method` draws never shift the others.
     """
     diffusion, method = model.diffusion, model.method
@@ -45,13 +50,29 @@ def training_loss(model: Model, x0: Molecules, rng: StepStreams) -> Tensor:
     eps = diffusion.noise(x0.layout, rng.noise, x0.x.dtype)
     z_t = diffusion.noising(x0, eps, level)
     target = diffusion.noise_target(method.target(x0, z_t, level, rng.method), x0, eps, level)
-    eps_hat = method.predict(model.denoiser, z_t, level, rng.method)
+    if part is None:
+        eps_hat = method.predict(model.denoiser, z_t, level, rng.method)
+    else:
+        x0, z_t, target, level = part.of(x0), part.of(z_t), part.of(target), part.of_level(level)
+        with part.draws(rng.method):
+            eps_hat = method.predict(undisturbed(model.denoiser), z_t, level, rng.method)
     error = method.loss(eps_hat, target, level)
     return diffusion.training_loss(error, eps_hat, target, x0, z_t, level)
 
 
+class BatchLoss(nn.Module):
+    """`training_loss` as a module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x0: Molecules, rng: StepStreams, part: Part | None) -> Tensor:
+        return training_loss(self.model, x0, rng, part)
+
+
 def training_step(
-    model: Model,
+    loss_of: nn.Module,
     x0: Molecules,
     rng: StepStreams,
     settings: TrainConfig,
@@ -60,20 +81,48 @@ def training_step(
     optimiser: Optimiser,
     queue: QueueClip,
     rate: float,
+    micro_batches: int = 1,
+    processes: Processes = Processes(),  # noqa: B008 - it is frozen
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One optimiser step on a batch at a learning rate: what a run repeats, and what `equibench time` measures.
 
+    Args:
+        loss_of: a `BatchLoss`.
+        micro_batches: parts of the batch that are taken one after the other; their gradients are summed.
+        processes: each takes its share of the batch.
     Returns:
-        loss, gradient norm before clipping, whether it was clipped (0. or 1.): scalars on the device.
+        losses [B] (0 where another process has the molecule), gradient norm before clipping, whether it was clipped
+        (0. or 1.): on the device.
+    Raises:
+        torch.OutOfMemoryError: before anything but gradients was changed, so that the step can be made again.
     """
-    with torch.autocast(x0.x.device.type, torch.bfloat16, enabled=settings.bf16):
-        loss = training_loss(model, x0, rng).mean()
     optimiser.zero_grad()
-    loss.backward()
-    norm, clipped = clip_gradients(list(weights.values()), settings, queue)
-    optimiser.step(rate)
-    average.update(weights)
-    return loss.detach(), norm, clipped
+    losses = gradients(loss_of, x0, rng, settings, micro_batches, processes)
+    try:
+        norm, clipped = clip_gradients(list(weights.values()), settings, queue)
+        optimiser.step(rate)
+        average.update(weights)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError("out of memory for the optimiser's state; choose a smaller model") from error
+    return losses, norm, clipped
+
+
+def gradients(
+    loss_of: nn.Module, x0: Molecules, rng: StepStreams, settings: TrainConfig, micro_batches: int, processes: Processes
+) -> Tensor:
+    """Leave the gradient of the mean loss of a batch in the weights; returns the losses [B] of this process."""
+    n = micro_batches * processes.n
+    losses = torch.zeros(len(x0), device=x0.x.device)
+    for i in range(micro_batches):
+        part = None if n == 1 else Part(x0.layout, processes.rank + i * processes.n, n)
+        with torch.autocast(x0.x.device.type, torch.bfloat16, enabled=settings.bf16):
+            # every part from the same, unused streams
+            mine = loss_of(x0, dataclasses.replace(rng), part)
+            # gradients are averaged over processes
+            loss = mine.mean() * (len(mine) * processes.n / len(x0))
+        loss.backward()
+        losses[slice(None) if part is None else part.molecules] = mine.detach().to(losses.dtype)
+    return losses
 
 
 def train(
@@ -87,7 +136,8 @@ def train(
     """Train a run from its last checkpoint, or from the start, to its last step.
 
     Writes steps.jsonl and checkpoints into `folder`; a killed run that is called again gives, on a CPU with the same
-    number of threads, the same losses and weights bit for bit.
+    number of threads, the same losses and weights bit for bit. Several processes of torch.distributed train it
+    together (`bench.parallel`).
 
     Args:
         structures: training molecules.
@@ -96,10 +146,12 @@ def train(
     Returns:
         optimiser steps done; the model then holds the averaged weights.
     Raises:
-        TrainingError: a loss was not finite; the last checkpoint is from before.
+        TrainingError: a loss was not finite, with the step in diverged.json; the last checkpoint is from before. Or
+            out of memory.
+        CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
         OSError: a file could not be written.
     """
-    settings = cfg.train
+    settings, processes = cfg.train, Processes.here()
     device = torch.device(settings.device)
     model.to(device)
     weights = model.named_weights()
@@ -108,43 +160,61 @@ def train(
     queue = QueueClip(device)
     streams = Streams(cfg.seed, device)
     batches = Batches(structures, model.diffusion, settings.batch_size, cfg.seed, settings.device)
+    if batches.batch_size < processes.n:
+        raise TrainingError(f"a batch of {batches.batch_size} molecules cannot be shared by {processes.n} processes")
     validation = Validation(model, valid, settings)
 
-    step, seconds = _resume(folder, settings, weights, average, optimiser, queue)
-    steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= step]
-    _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
+    state = (weights, average, optimiser, queue)
+    step, seconds, micro_batches = _resume_together(folder, settings, processes, *state)
+    if processes.writes:
+        steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= step]
+        if step != (steps[-1]["step"] if steps else 0):
+            log.warning("%s: lines before step %d are missing, and are not made again", folder / "steps.jsonl", step)
+        _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
+        (folder / DIVERGED_FILE).unlink(missing_ok=True)
+    loss_of = processes.wrap(BatchLoss(model))
     saved = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
     diagnostics: dict[str, Tensor] = {}  # sums of what the method reports
-    finite = torch.ones((), dtype=torch.bool, device=device)
+    watch = Watch(step, batches.batch_size, device)
     calls = 0  # of the network, in training steps since the last line
 
     while progress(step, seconds, settings) < 1:
         # at a logging interval, so that a run resumed from here averages its losses over whole intervals
-        if step == cooldown_start(settings) // settings.log_every * settings.log_every:
-            save_state(folder / "stable.safetensors", step, seconds, weights, average, optimiser, queue)
+        if processes.writes and step == cooldown_start(settings) // settings.log_every * settings.log_every:
+            save_state(folder / STABLE, step, seconds, *state, micro_batches)
         rate = learning_rate(step, seconds, settings)
         x0 = batches(step)
 
         started, before = clock(device), model.denoiser.n_calls
-        loss, norm, clipped = training_step(
-            model, x0, streams.at(step), settings, weights, average, optimiser, queue, rate
-        )
-        finite &= torch.isfinite(loss) & torch.isfinite(norm)
+        try:
+            losses, norm, clipped = training_step(
+                loss_of, x0, streams.at(step), settings, *state, rate, micro_batches, processes
+            )
+        except torch.OutOfMemoryError as error:
+            micro_batches = halved(step, len(x0), micro_batches, settings, processes, error)
+            continue
+        loss = losses.mean()
+        watch(loss, losses, norm)
         totals += torch.stack([loss.double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()])
         for name, value in model.method.diagnostics.items():
             diagnostics[name] = diagnostics.get(name, 0) + value.double()
         seconds += clock(device) - started
-        calls += model.denoiser.n_calls - before
+        calls += (model.denoiser.n_calls - before) // micro_batches  # each on a part of the batch
         step += 1
+        if settings.max_seconds is not None:
+            seconds = processes.of_first(seconds)
 
         finished = progress(step, seconds, settings) >= 1
         if step % settings.log_every == 0 or finished:
-            if not finite:
+            if fault := watch.fault(weights, processes):
+                if processes.writes:
+                    _record_fault(folder, fault, step, model, batches, streams, settings)
                 raise TrainingError(
-                    f"loss or gradient not finite within the {settings.log_every} steps before {step}; "
+                    f"{fault.reason} at step {fault.step} ({DIVERGED_FILE} has its molecules); "
                     "lower train.lr, or clip harder; the last checkpoint is kept"
                 )
+            processes.sum(totals[:1])  # the other quantities are the same everywhere
             line = {"step": step, "seconds": round(seconds, 4), "lr": rate}
             line |= dict(zip(("loss", "grad_norm", "clipped"), (totals[:3] / totals[3]).tolist(), strict=True))
             line["network_calls"] = calls / totals[3].item()
@@ -153,19 +223,137 @@ def train(
                 diagnostics = {}
             totals.zero_()
             calls = 0
+            if not processes.writes:
+                continue
             if step % settings.valid_every == 0 or finished:
                 average.swap(weights)
                 line["valid_loss"] = validation()
                 average.swap(weights)
             check(line, STEP, "steps.jsonl")
-            _append_step(folder / "steps.jsonl", line)
+            append_line(folder / "steps.jsonl", line)
             log.info("step %d of %d, loss %.4f", step, settings.n_steps, line["loss"])
             on_log(step)
             if finished or time.monotonic() - saved > settings.checkpoint_seconds:
-                save_state(folder / "state.safetensors", step, seconds, weights, average, optimiser, queue)
+                save_state(folder / STATE, step, seconds, *state, micro_batches, keep=folder / PREVIOUS)
                 saved = time.monotonic()
     average.swap(weights)  # what is sampled and evaluated is the average
     return step
+
+
+def halved(
+    step: int,
+    batch_size: int,
+    micro_batches: int,
+    settings: TrainConfig,
+    processes: Processes,
+    error: torch.OutOfMemoryError,
+) -> int:
+    """Twice as many micro-batches, for a batch that memory did not hold.
+
+    Raises:
+        TrainingError: the configuration does not ask for it, or a micro-batch is one molecule already.
+    """
+    size = math.ceil(batch_size / (micro_batches * processes.n))
+    line = f"out of memory at step {step} with {size} molecules at a time"
+    if settings.on_out_of_memory is OnOutOfMemory.FAIL or processes.n > 1:
+        advice = "lower train.batch_size" + ("" if processes.n > 1 else ", or set train.on_out_of_memory=accumulate")
+        raise TrainingError(f"{line}; {advice}") from error
+    if 2 * micro_batches > batch_size:
+        raise TrainingError(f"{line}, and fewer there are not; choose a smaller model") from error
+    log.warning("%s; from here on %d micro-batches per batch of %d", line, 2 * micro_batches, batch_size)
+    return 2 * micro_batches
+
+
+# ---------------------------------------------------------------------- losses that are no longer finite
+
+DIVERGED_FILE = "diverged.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Why training stops, and the step that began it: losses [B] and gradient norm."""
+
+    reason: str
+    step: int
+    losses: list[float]
+    norm: float
+
+
+class Watch:
+    """Looks at every step without waiting for the device; `fault` reads what was seen, at logging intervals.
+
+    What is kept is of the last step or, once a step was not finite, of that first one.
+    """
+
+    def __init__(self, start: int, batch_size: int, device: torch.device) -> None:
+        self.start = start
+        self.sound = torch.ones((), dtype=torch.bool, device=device)
+        self.n_sound = torch.zeros((), dtype=torch.int64, device=device)  # steps before the first fault
+        self.norm = torch.zeros((), device=device)
+        self.losses = torch.zeros(batch_size, device=device)
+        self.lowest = torch.full((), math.inf, device=device)  # loss of a step since the last look
+
+    def __call__(self, loss: Tensor, losses: Tensor, norm: Tensor) -> None:
+        self.norm = torch.where(self.sound, norm, self.norm)
+        self.losses = torch.where(self.sound, losses, self.losses)
+        self.sound = self.sound & torch.isfinite(loss) & torch.isfinite(norm)
+        self.n_sound += self.sound
+        self.lowest = torch.minimum(self.lowest, loss)
+
+    def fault(self, weights: dict[str, nn.Parameter], processes: Processes) -> Fault | None:
+        """What is wrong, for all processes alike, or None. Weights are looked at too: they are saved next."""
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in weights.values()]))
+        sound, finite = torch.stack([self.sound, torch.isfinite(norms).all()]).tolist()
+        bad = torch.tensor([not sound, not finite, self.lowest.item() > DIVERGED], dtype=torch.float64)
+        self.lowest = torch.full_like(self.lowest, math.inf)
+        not_sound, not_finite, high = (processes.sum(bad.to(self.norm.device)) > 0).tolist()
+        if not (not_sound or not_finite or high):
+            return None
+        if not_sound:
+            reason = "loss or gradient not finite"
+        elif not_finite:
+            reason = "weights not finite after the update"
+        else:
+            reason = f"loss above {DIVERGED:.0e} in every step of an interval"
+        # a gradient that is not finite is everybody's, so all processes stand at the same step
+        step = self.start + int(self.n_sound.item()) - int(sound)
+        return Fault(reason, step, processes.sum(self.losses.double()).tolist(), self.norm.item())
+
+
+def _record_fault(
+    folder: Path,
+    fault: Fault,
+    seen: int,
+    model: Model,
+    batches: Batches,
+    streams: Streams,
+    settings: TrainConfig,
+) -> None:
+    """What there is to know of the offending step; batch and times are functions of the step."""
+    order = batches.in_order(fault.step)
+    t = model.diffusion.schedule.draw(len(order), streams.at(fault.step).time).t.tolist()
+    kept = [about_of(path)["step"] for name in (STATE, PREVIOUS) if (path := folder / name).exists()]
+    record = {
+        "reason": fault.reason,
+        "step": fault.step,  # that many steps were done before it
+        "seen_after": seen,
+        "last_checkpoint": max(kept, default=0),
+        "batch_size": len(order),
+        "loss": _number(sum(fault.losses) / len(order)),
+        "gradient_norm": _number(fault.norm),
+        "lr": settings.lr,
+        "molecules": [
+            {"index": int(i), "n_atoms": int(n), "t": time_, "loss": _number(loss)}
+            for i, n, time_, loss in zip(order, batches.structures.n_atoms[order], t, fault.losses, strict=True)
+        ],
+    }
+    with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+        write_json(folder / DIVERGED_FILE, record)
+
+
+def _number(value: float) -> float | str:
+    """JSON has no word for what is not finite."""
+    return value if math.isfinite(value) else str(value)
 
 
 def clock(device: torch.device) -> float:
@@ -215,17 +403,41 @@ class Validation:
         return torch.cat(losses).double().mean().item()
 
 
-def _resume(folder: Path, settings: TrainConfig, weights, average, optimiser, queue) -> tuple[int, float]:
-    """Restore the newest state that lies on the path to this run's end.
+def _resume_together(
+    folder: Path, settings: TrainConfig, processes: Processes, weights, average, optimiser, queue
+) -> tuple[int, float, int]:
+    """`_resume` by the process that writes; the others read what it has chosen."""
+    chosen, found = None, (0, 0.0, 1)
+    if processes.writes:
+        chosen, found = _resume(folder, settings, weights, average, optimiser, queue)
+    chosen = processes.of_first(chosen)
+    if chosen is not None and not processes.writes:
+        found = load_state(folder / chosen, weights, average, optimiser, queue)
+    return found
+
+
+def _resume(
+    folder: Path, settings: TrainConfig, weights, average, optimiser, queue
+) -> tuple[str | None, tuple[int, float, int]]:
+    """Restore the newest undamaged state that lies on the path to this run's end.
 
     A run that was cooled down to an earlier end continues from where its cool-down began, so that extending a run
     gives what planning it longer would have given.
+
+    Returns:
+        name of the file (None: from the start), and step, seconds and micro-batches.
     """
     plan = folder / "plan.json"
     planned = read_json(plan, {"n_steps": int})["n_steps"] if plan.exists() else settings.n_steps
-    states = {
-        path: state_step(path) for name in ("state", "stable") if (path := folder / f"{name}.safetensors").exists()
-    }
+    states: dict[str, int] = {}
+    damaged: dict[str, DamagedError] = {}
+    for name in (STATE, PREVIOUS, STABLE):
+        if (folder / name).exists():
+            try:
+                states[name] = int(about_of(folder / name)["step"])
+            except DamagedError as error:
+                damaged[name] = error
+    on_path = states
     if planned != settings.n_steps:
         if max(states.values(), default=0) > settings.n_steps:
             raise CheckpointError(
@@ -234,26 +446,33 @@ def _resume(folder: Path, settings: TrainConfig, weights, average, optimiser, qu
             )
         if settings.cooldown_fraction > 0:
             # beyond the start of the earlier cool-down, states belong to the earlier end
-            on_path = cooldown_start(dataclasses.replace(settings, n_steps=min(planned, settings.n_steps)))
-            states = {path: step for path, step in states.items() if step <= on_path}
-    step, seconds = 0, 0.0
-    if states:
-        step, seconds = load_state(max(states, key=lambda path: states[path]), weights, average, optimiser, queue)
+            last = cooldown_start(dataclasses.replace(settings, n_steps=min(planned, settings.n_steps)))
+            on_path = {name: step for name, step in states.items() if step <= last}
+    chosen, found = None, (0, 0.0, 1)
+    for name in sorted(on_path, key=lambda name: -on_path[name]):
+        try:
+            chosen, found = name, load_state(folder / name, weights, average, optimiser, queue)
+            break
+        except DamagedError as error:
+            damaged[name] = error
+    if damaged and chosen is None:
+        raise CheckpointError(" and ".join(str(error) for error in damaged.values()))
+    for name, error in damaged.items():
+        log.warning("%s; it is set aside as %s.damaged, training continues from %s", error, name, chosen)
+        (folder / name).replace(folder / f"{name}.damaged")  # not over the good one before it, at the next checkpoint
+    step, seconds, micro_batches = found
+    if chosen:
         log.info("continuing at step %d", step)
     if planned != settings.n_steps or not plan.exists():
-        if step:
-            save_state(folder / "state.safetensors", step, seconds, weights, average, optimiser, queue)
-        else:
-            (folder / "state.safetensors").unlink(missing_ok=True)
-        write_atomically(plan, json.dumps({"n_steps": settings.n_steps}).encode())
-    return step, seconds
+        if chosen:
+            save_state(folder / STATE, step, seconds, weights, average, optimiser, queue, micro_batches)
+            chosen = STATE
+        for name, other in states.items():  # of another end
+            if other > step and name != chosen:
+                (folder / name).unlink(missing_ok=True)
+        write_json(plan, {"n_steps": settings.n_steps})
+    return chosen, found
 
 
 def _write_steps(path: Path, steps: list[dict[str, Any]]) -> None:
-    write_atomically(path, "".join(json.dumps(line) + "\n" for line in steps).encode())
-
-
-def _append_step(path: Path, line: dict[str, Any]) -> None:
-    """A crash can cut this line short, which readers leave out and a resumed run writes again."""
-    with path.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    write_atomically(path, "".join(map(as_line, steps)).encode())

@@ -18,6 +18,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from bench.records import read_json, read_steps
+
 TINY = {
     "study": "tiny",
     "base": {
@@ -71,14 +73,14 @@ def contents(runs: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for folder in sorted(p.parent for p in runs.glob("*/manifest.json")):
         if (folder / "steps.jsonl").exists():
-            lines = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+            lines = read_steps(folder / "steps.jsonl")
             found[f"{folder.name}/steps"] = [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
             state = load_file(folder / "state.safetensors")
             found |= {f"{folder.name}/{name}": array.tobytes() for name, array in state.items()}
         if (folder / "samples.npz").exists():
             with np.load(folder / "samples.npz", allow_pickle=False) as samples:
                 found |= {f"{folder.name}/samples/{name}": samples[name].tobytes() for name in samples.files}
-            evaluation = json.loads((folder / "eval.json").read_text())
+            evaluation = read_json(folder / "eval.json")
             found[f"{folder.name}/eval"] = {k: evaluation[k] for k in ("metrics", "nll", "intervals", "step")}
     return found
 
@@ -227,6 +229,28 @@ def test_extending_a_run_equals_planning_it_longer(straight, tmp_path):
     shorter = command("run", str(path), "train.n_steps=24", cwd=tmp_path)
     assert shorter.returncode == 1
     assert "can be extended but not cut" in shorter.stderr
+
+
+@SLOW
+def test_several_processes_train_one_run(straight, tmp_path):
+    """By option, and by torchrun on a run's folder: the losses of one process, which the manifest tells apart."""
+    grid = [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}]
+    path = write_study(tmp_path, grid=grid)
+    done = command("run", str(path), "train.n_processes=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs/tiny").glob("haar-*")
+    assert json.loads((folder / "manifest.json").read_text())["environment"]["n_processes"] == 2
+
+    def losses(run: Path) -> list[float]:
+        return [json.loads(line)["loss"] for line in (run / "steps.jsonl").read_text().splitlines()]
+
+    assert losses(folder) == pytest.approx(losses(straight / "runs/tiny" / folder.name), rel=1e-4)
+    other = tmp_path / "torchrun" / folder.name
+    other.mkdir(parents=True)
+    shutil.copy(folder / "config.yaml", other)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "bench.parallel"]
+    subprocess.run([*line, str(other)], cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
+    assert losses(other) == pytest.approx(losses(folder), rel=1e-6)
 
 
 def test_one_failing_run_does_not_stop_the_others(tmp_path):

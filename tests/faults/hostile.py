@@ -2,7 +2,7 @@
 
 A reader may accept a file, if what it returns makes sense, or refuse it by its documented exception in one line that
 names the file. Anything else is a loss: another exception, a crash, memory out of proportion, a file changed outside
-the reader's folder, code that ran. `PYTHONPATH=.:tests python -m faults.hostile [N]` prints the table as JSON.
+the reader's folder, code that ran. `PYTHONPATH=.:tests python -m faults.hostile [N]` prints rows as JSON.
 """
 
 from __future__ import annotations
@@ -517,8 +517,9 @@ def _of_weights() -> list[Reader]:
 
     def state(path: Path) -> None:
         parts = training()
-        step, seconds = load_state(path, *parts)
+        step, seconds, micro_batches = load_state(path, *parts)
         assert step >= 0 <= seconds
+        assert micro_batches >= 1
         assert [tuple(p.shape) for p in parts[0].values()] == [(4, 3), (4,)]
 
     def average(path: Path) -> None:
@@ -646,6 +647,21 @@ def main(n: int = PER_READER) -> list[dict[str, Any]]:
     return rows
 
 
+def table_rows(judged: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same as `faults.table` has them."""
+    from faults.kills import row
+
+    return [
+        row(
+            f"damaged file for: {one['reader']}",
+            one["inputs"],
+            len(one["losses"]),
+            f"accepted: {one['accepted']}, refused: {one['refused']}",
+        )
+        for one in judged
+    ]
+
+
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else PER_READER
     if len(sys.argv) > 2:
@@ -653,4 +669,6 @@ if __name__ == "__main__":
         with tempfile.TemporaryDirectory() as place:
             print(json.dumps(judge(one, count, Path(place))))
     else:
-        print(json.dumps(main(count), indent=1))
+        judged = main(count)
+        print(json.dumps([one["losses"] for one in judged if one["losses"]], indent=1), file=sys.stderr)
+        print(json.dumps(table_rows(judged), indent=1))

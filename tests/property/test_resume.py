@@ -4,7 +4,6 @@ For every registered method that trains, on tiny backbones.
 """
 
 import io
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +17,12 @@ from safetensors.torch import load_file
 from support import ELEMENTS, MEAN_ATOMS, fitting_pairs, run_config, structures
 from torch import Tensor
 
-from bench.checkpoint import CheckpointError
+from bench.batches import Batches
+from bench.checkpoint import CheckpointError, read_tensors, write_tensors
 from bench.config import RunConfig
 from bench.model import Model
 from bench.publish import curves
-from bench.records import read_steps
+from bench.records import RecordError, read_json, read_steps
 from bench.registry import methods
 from bench.streams import StepStreams, Streams
 from bench.structures import Structures
@@ -109,23 +109,18 @@ def test_checkpoints_between_logs_lose_no_step(method, tmp_path):
 )
 def test_a_state_with_one_part_changed_gives_another_result(part, tmp_path):
     """Each part of a checkpoint is needed: changed by a little, training ends elsewhere."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     cfg = config("plain", "dit", clip_norm=1e-3, optimiser="muon")
     straight = trained(tmp_path / "straight", cfg)
     folder = tmp_path / "cut"
     killed(folder, cfg, 4)
     state = folder / "state.safetensors"
-    tensors = load_file(state)
-    with safe_open(state, "pt") as file:  # type: ignore[no-untyped-call]
-        metadata = file.metadata()
+    tensors, about = read_tensors(state)
     changed = [name for name in tensors if name.startswith(part)]
     assert changed
     for name in changed:
         # queue norms start at 3000, so that only a small queue binds
         tensors[name] = torch.full_like(tensors[name], 1e-3) if part == "queue/norms" else tensors[name] * 1.01 + 1e-3
-    save_file(tensors, state, metadata)
+    write_tensors(state, tensors, about)
     assert not same(trained(folder, cfg), straight)
 
 
@@ -207,6 +202,42 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     with pytest.raises(TrainingError, match=r"lower train\.lr"):
         trained(tmp_path, cfg, data=far)
     assert (tmp_path / "state.safetensors").read_bytes() == before
+    told = read_json(tmp_path / "diverged.json")
+    assert (told["step"], told["seen_after"], told["last_checkpoint"]) == (2, 3, 2)
+    assert len(told["molecules"]) == cfg.train.batch_size
+    assert {type(m["loss"]) for m in told["molecules"]} == {str}  # every molecule is too far out
+    trained(tmp_path, cfg)  # on sound data the run goes on, and what was told of it is gone
+    assert not (tmp_path / "diverged.json").exists()
+
+
+def test_the_offending_step_and_molecule_are_told(tmp_path):
+    """One molecule too far out, logs every fourth step: the step that drew it, its place, time and loss, no other's."""
+    cfg = config("plain", "egnn", log_every=4, n_steps=12)
+    cfg.seed = 1
+    positions = TRAIN.positions.copy()
+    broken = 7
+    positions[TRAIN.ptr[broken] : TRAIN.ptr[broken + 1]] *= np.float32(1e30)
+    far = Structures(TRAIN.numbers, positions, TRAIN.ptr)
+    with pytest.raises(TrainingError, match="not finite"):
+        trained(tmp_path, cfg, data=far)
+    told = read_json(tmp_path / "diverged.json")
+    model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
+    batches = Batches(TRAIN, model.diffusion, 4, cfg.seed)
+    first = next(step for step in range(12) if broken in batches.indices(step))
+    assert told["step"] == first
+    assert sorted(m["index"] for m in told["molecules"]) == sorted(batches.indices(first).tolist())
+    assert [m["index"] for m in told["molecules"] if isinstance(m["loss"], str)] == [broken]
+    times = model.diffusion.schedule.draw(4, Streams(cfg.seed).at(first).time).t
+    assert [m["t"] for m in told["molecules"]] == pytest.approx(times.tolist())
+    assert isinstance(told["gradient_norm"], str)
+    assert not (tmp_path / "state.safetensors").exists()  # the first interval already had it: nothing bad was saved
+
+
+def test_weights_that_an_update_spoils_are_not_saved(tmp_path):
+    """A learning rate beyond float32: loss and gradient are finite, the weights after them are not."""
+    with pytest.raises(TrainingError, match="weights not finite after the update at step 0"):
+        trained(tmp_path, config("plain", "dit", lr=1e38, warmup_steps=0, cooldown_fraction=0.0))
+    assert not (tmp_path / "state.safetensors").exists()
 
 
 def test_a_log_line_cut_short_is_written_again(tmp_path):
@@ -219,13 +250,59 @@ def test_a_log_line_cut_short_is_written_again(tmp_path):
     assert left_behind(tmp_path / "cut")[1] == left_behind(tmp_path / "straight")[1]
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_short, flipped])
+def test_after_a_damaged_checkpoint_the_one_before_is_used(damage, tmp_path, caplog):
+    """One line says so, the damaged file is set aside, and the run ends as if nothing had been."""
+    cfg = config("symdiff", "dit")
+    straight = trained(tmp_path / "straight", cfg)
+    folder = tmp_path / "cut"
+    killed(folder, cfg, 3)
+    damage(folder / "state.safetensors")
+    assert same(trained(folder, cfg), straight)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "state.safetensors: not readable as a checkpoint" in warning
+    assert "continues from previous.safetensors" in warning
+    assert (folder / "state.safetensors.damaged").exists()
+    assert left_behind(folder)[1] == left_behind(tmp_path / "straight")[1]
+
+
+def test_when_all_checkpoints_are_damaged_nothing_is_deleted(tmp_path):
     cfg = config("plain", "dit")
     killed(tmp_path, cfg, 3)
-    state = tmp_path / "state.safetensors"
-    state.write_bytes(state.read_bytes()[:-10])
-    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
+    for name in ("state", "previous"):
+        flipped(tmp_path / f"{name}.safetensors")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match=r"state\.safetensors.*previous\.safetensors") as raised:
         trained(tmp_path, cfg)
+    assert len(str(raised.value).splitlines()) == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_damaged_start_of_the_cool_down_is_not_trained_over(tmp_path):
+    """Extending needs it: with `stable` damaged there is an error, not a silent start from nothing."""
+    trained(tmp_path, config("plain", "dit"))
+    flipped(tmp_path / "stable.safetensors")
+    with pytest.raises(CheckpointError, match=r"stable\.safetensors"):
+        trained(tmp_path, config("plain", "dit", n_steps=14))
+    trained(tmp_path, config("plain", "dit"))  # not needed for that
+
+
+def test_a_plan_that_cannot_be_read_is_one_line(tmp_path):
+    killed(tmp_path, config("plain", "dit"), 3)
+    for content in ("{", '{"n_steps": "8"}', "{}"):
+        (tmp_path / "plan.json").write_text(content)
+        with pytest.raises(RecordError, match=r"plan\.json"):
+            trained(tmp_path, config("plain", "dit"))
 
 
 def test_weights_of_another_model_are_refused(tmp_path):
@@ -318,4 +395,4 @@ def test_streams_of_a_step_are_functions_of_seed_stream_and_step():
 
 def test_plan_is_recorded_beside_the_run(tmp_path):
     trained(tmp_path, config("plain", "dit"))
-    assert json.loads((tmp_path / "plan.json").read_text()) == {"n_steps": N_STEPS}
+    assert read_json(tmp_path / "plan.json") == {"n_steps": N_STEPS}

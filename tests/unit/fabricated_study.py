@@ -16,7 +16,7 @@ import pandas as pd
 from rdkit import Chem, RDLogger
 from rdkit.Chem import AllChem
 
-from bench.records import EVALUATION, MANIFEST, STEP, check, write_json
+from bench.records import EVALUATION, MANIFEST, STEP, check, read_json, write_json
 
 GUARANTEES = {"bare": "none", "turned": "at_optimum", "turned_later": "in_law", "strict": "exact"}
 # (method, backbone, seed) -> atom stability, molecule stability
@@ -180,7 +180,7 @@ def write_steps(path: Path, lines: list[dict], published: bool) -> None:
 
 def edit(path: Path, **changes: object) -> None:
     """Change keys of a record; 'code.dirty' is written code__dirty."""
-    record = json.loads(path.read_text())
+    record = read_json(path)
     for key, value in changes.items():
         *parents, last = key.split("__")
         target = record

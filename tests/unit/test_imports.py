@@ -22,15 +22,16 @@ LINES = [
     line.split()
     for line in (
         "bench.structures bench.files bench.sdf bench.npz bench.pages bench.reading bench.molecules "
-        "bench.matrix_fisher bench.groups bench.streams bench.records bench.registry",
+        "bench.matrix_fisher bench.groups bench.streams bench.records bench.registry bench.locks bench.slurm "
+        "bench.launches bench.status",
         "bench.diffusion bench.state_dict bench.orbit_targets",
         "bench.method bench.backbones bench.data bench.metrics",
         "methods",
         "bench.config bench.published bench.parity",
-        "bench.model bench.batches bench.optimise bench.checkpoint",
-        "bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute "
-        "bench.floor bench.timing",
-        "bench.runners bench.publish bench.listing bench.score bench.import_weights bench.scaling "
+        "bench.model bench.batches bench.parts bench.optimise bench.checkpoint",
+        "bench.parallel bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute "
+        "bench.floor bench.timing bench.worker",
+        "bench.runners bench.estimate bench.publish bench.listing bench.score bench.import_weights bench.scaling "
         "bench.mini_card bench.make_mini",
         "bench.cli",
     )

@@ -6,7 +6,16 @@ import os
 import pytest
 
 from bench import records
-from bench.records import RecordError, check, read_json, read_steps, run_folders, write_atomically, write_json
+from bench.records import (
+    RecordError,
+    append_line,
+    check,
+    read_json,
+    read_steps,
+    run_folders,
+    write_atomically,
+    write_json,
+)
 
 SCHEMA = {"schema": int, "name": str, "value": (int, float), "note?": (str, type(None)), "inner": {"n": int}}
 GOOD = {"schema": records.SCHEMA_VERSION, "name": "a", "value": 1.5, "inner": {"n": 3}}
@@ -51,6 +60,26 @@ def test_json_is_written_and_read_back(tmp_path):
     path.write_text("{")
     with pytest.raises(RecordError, match="not readable as JSON"):
         read_json(path)
+
+
+def test_a_changed_value_is_noticed(tmp_path):
+    path, lines = tmp_path / "record.json", tmp_path / "steps.jsonl"
+    write_json(path, GOOD, SCHEMA)
+    for step in (1, 2):
+        append_line(lines, {"step": step, "seconds": 0.5, "loss": 0.25})
+    assert [line["loss"] for line in read_steps(lines)] == [0.25, 0.25]
+    path.write_text(path.read_text().replace("1.5", "1.7"))
+    lines.write_text(lines.read_text().replace("0.25", "0.24", 1))
+    with pytest.raises(RecordError, match=r"record\.json: its values do not agree with its checksum"):
+        read_json(path, SCHEMA)
+    with pytest.raises(RecordError, match=r"steps\.jsonl:1: its values do not agree"):
+        read_steps(lines)
+
+
+def test_a_record_without_a_checksum_is_taken(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({**GOOD, "value": 1.7}))
+    assert read_json(path, SCHEMA)["value"] == 1.7
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):

@@ -1,0 +1,92 @@
+"""What runs ask a cluster for, and what happens when it refuses them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from submitit.core.utils import FailedJobError
+from support import run_config
+
+from bench import runners
+from bench.config import ConfigError, LaunchConfig
+from bench.launches import Register
+from bench.runners import Item, Needs, Submission, needs, word
+
+
+class Executor:
+    """Takes jobs, or refuses them in sbatch's words."""
+
+    def __init__(self, refuses: bool = False) -> None:
+        self.refuses, self.n_jobs = refuses, 0
+
+    @contextlib.contextmanager
+    def batch(self):
+        yield
+        if self.refuses:
+            raise FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Job violates policy")
+
+    def submit(self, *_):
+        self.n_jobs += 1
+        return SimpleNamespace(job_id=str(self.n_jobs))
+
+
+@pytest.fixture
+def register() -> Register:
+    return Register(Path("none"), io.StringIO())
+
+
+def items(n: int, **train) -> list[Item]:
+    return [Item(run_config("haar", "dit", **train), Path(f"run{i}"), {}) for i in range(n)]
+
+
+def test_a_run_asks_for_its_threads_processes_and_gpus():
+    launch = LaunchConfig(cpus_per_task=2, gpus_per_node=1)
+    assert needs(run_config("haar", "dit"), launch) == Needs(cpus=2, gpus=0)
+    assert needs(run_config("haar", "dit", n_threads=4), launch) == Needs(cpus=4, gpus=0)
+    assert needs(run_config("haar", "dit", n_threads=4, n_processes=2), launch) == Needs(cpus=8, gpus=0)
+    assert needs(run_config("haar", "dit", device="cuda"), launch) == Needs(cpus=2, gpus=1)
+    assert needs(run_config("haar", "dit", device="cuda", n_processes=2), LaunchConfig()) == Needs(cpus=2, gpus=2)
+
+
+def test_what_is_refused_later_is_tried_again_after_a_while(register, monkeypatch, caplog):
+    """Control: where nothing was ever taken, it is an error of the page."""
+    executor, clock = Executor(), iter(range(0, 1000, 40))
+    monkeypatch.setattr(runners, "make_executor", lambda *_: executor)
+    monkeypatch.setattr(runners, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    submit = Submission(LaunchConfig(), Path("study"), register)
+    first, second = items(2), items(1)
+    assert submit(first) == []
+    executor.refuses = True
+    assert submit(second) == second
+    assert "local refuses 1 runs that need 1 cores and 0 GPUs each: Job violates policy; trying again" in caplog.text
+    executor.refuses, before = False, executor.n_jobs
+    assert submit(second) == second  # not asked, within the minute
+    assert executor.n_jobs == before
+    assert submit(second) == []
+    submitted = [json.loads(line)["run"] for line in register.file.getvalue().splitlines()]
+    assert submitted == ["run0", "run1", "run0"]
+
+    monkeypatch.setattr(runners, "make_executor", lambda *_: Executor(refuses=True))
+    with pytest.raises(ConfigError, match="Job violates policy"):
+        Submission(LaunchConfig(), Path("study"), register)(first)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "Job 3 has not produced any output (state: GONE)\nsubmitit WARNING (2026) - Bypassing signal SIGTERM\n"
+            "slurmstepd-n1: error: *** JOB 3 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT ***\nsrun: error: n1: Killed",
+            "JOB 3 ON n1 CANCELLED AT 2026 DUE TO TIME LIMIT",
+        ),
+        ("with trace:\nTraceback:\n  File x\nlib.SomeError: not queued again\n---", "lib.SomeError: not queued again"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_most_telling_line_is_shown(text, expected):
+    assert word(RuntimeError(text)) == expected
