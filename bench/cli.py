@@ -151,8 +151,8 @@ def list_all(args: argparse.Namespace) -> int:
 
 def run_study(args: argparse.Namespace) -> int:
     """`equibench run`; 1 when a run has failed."""
-    from bench.config import load_study
     from bench.runners import run_study as execute_study
+    from bench.studies import load_study
 
     log = logging.getLogger("equibench")
     study = load_study(args.study, args.overrides)
@@ -171,8 +171,8 @@ def run_study(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> int:
     """`equibench plan`; 1 when something does not fit."""
-    from bench.config import load_study
     from bench.estimate import MemoryShortError, estimate, table
+    from bench.studies import load_study
 
     study = load_study(args.study, args.overrides)
     try:

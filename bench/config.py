@@ -1,9 +1,6 @@
-"""Configuration: one YAML page per study, typed dataclasses beside what they configure, unknown keys refused by name.
+"""A run's configuration: typed dataclasses beside what they configure, built from plain data, unknown keys refused.
 
-A study page has a `base` (any part of a run's configuration), a `grid` (lists whose product are the runs; a list of
-grids is their union) and `launch` (how to execute, which never changes a result). OmegaConf reads and merges pages and
-`key=value` arguments; the typed objects are built here, so a run on a machine without OmegaConf needs only its own
-resolved page.
+Studies, which need OmegaConf, are read by `bench.studies`; a run needs only its own resolved page and this module.
 """
 
 from __future__ import annotations
@@ -12,7 +9,6 @@ import contextlib
 import dataclasses
 import enum
 import hashlib
-import itertools
 import json
 import math
 import types
@@ -25,28 +21,26 @@ from typing import Any
 from bench.diffusion.process import DiffusionConfig
 from bench.groups import GroupName
 from bench.method import Method
-from bench.pages import STUDIES, PageError, read_page
-from bench.reading import cut, is_folder_name, said
+from bench.pages import PageError, read_page
+from bench.reading import cut, is_folder_name
 from bench.registry import Registry, backbones, datasets, methods, nearest
 
-MAX_RUNS = 10_000  # of one study
 MAX_LEVELS = 1_000_000
-CLUSTERS = ("local", "debug", "slurm")
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key, what came and what was expected."""
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     return cut(repr(value))
 
 
-def _require(where: str, **conditions: tuple[Any, bool, str]) -> None:
+def require(where: str, **conditions: tuple[Any, bool, str]) -> None:
     """Raise ConfigError for the first (value, holds, expected) that does not hold."""
     for key, (value, holds, expected) in conditions.items():
         if not holds:
-            raise ConfigError(f"'{where}.{key}' is {_shown(value)}, expected {expected}")
+            raise ConfigError(f"'{where}.{key}' is {shown(value)}, expected {expected}")
 
 
 class Clip(enum.StrEnum):
@@ -105,8 +99,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads", "n_processes")
-        _require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
-        _require(
+        require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
+        require(
             "train",
             lr=(self.lr, 0 < self.lr < math.inf, "a positive number"),
             warmup_steps=(self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
@@ -137,7 +131,7 @@ class SampleConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             "sample",
             **{k: (n := getattr(self, k), n >= 1, "at least 1") for k in ("n_molecules", "n_steps", "batch_size")},
         )
@@ -155,9 +149,9 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         n = self.n_nll_molecules
-        _require("evaluate", n_nll_molecules=(n, n is None or n >= 1, "at least 1, or null for all"))
+        require("evaluate", n_nll_molecules=(n, n is None or n >= 1, "at least 1, or null for all"))
         counts = ("n_nll_passes", "n_mixture_draws")
-        _require("evaluate", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
+        require("evaluate", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
 
 
 @dataclass
@@ -178,11 +172,11 @@ class LaunchConfig:
 
     def __post_init__(self) -> None:
         counts = ("n_parallel", "timeout_min", "cpus_per_task", "slurm_array_parallelism")
-        _require("launch", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
+        require("launch", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
         delay, limit = self.slurm_signal_delay_s, 60 * self.timeout_min
         if self.cluster == "slurm":
             expected = f"less than the {limit} s of launch.timeout_min"
-            _require("launch", slurm_signal_delay_s=(delay, 0 < delay < limit, expected))
+            require("launch", slurm_signal_delay_s=(delay, 0 < delay < limit, expected))
 
 
 @dataclass
@@ -205,15 +199,15 @@ class RunConfig:
         self.backbone = _complete(backbones, self.backbone, "backbone")
         self.data = _complete(datasets, self.data, "data")
         if not is_folder_name(self.study):
-            raise ConfigError(f"'study' is {_shown(self.study)}, expected a name that a folder can have")
+            raise ConfigError(f"'study' is {shown(self.study)}, expected a name that a folder can have")
         most = self.diffusion.n_levels
-        _require("diffusion", n_levels=(most, 1 <= most <= MAX_LEVELS, f"a number from 1 to {MAX_LEVELS}"))
-        _require(
+        require("diffusion", n_levels=(most, 1 <= most <= MAX_LEVELS, f"a number from 1 to {MAX_LEVELS}"))
+        require(
             "sample", n_steps=(self.sample.n_steps, self.sample.n_steps <= most, f"at most diffusion.n_levels = {most}")
         )
         scale = self.backbone.get("time_scale", 1.0)
         as_published = scale == 1 or not self.diffusion.edm_compat
-        _require("backbone", time_scale=(scale, as_published, "1, as published, with diffusion.edm_compat"))
+        require("backbone", time_scale=(scale, as_published, "1, as published, with diffusion.edm_compat"))
 
     def page(self) -> dict[str, Any]:
         """Plain nested dictionary of every setting, as written to config.yaml."""
@@ -239,23 +233,13 @@ class RunConfig:
         return f"{self.method['name']}-{self.backbone['name']}-s{self.seed}-{self.identity(fingerprint)}"
 
 
-@dataclass
-class StudyConfig:
-    """A resolved study: its runs in order and how to launch them."""
-
-    name: str
-    runs: list[RunConfig]
-    launch: LaunchConfig
-    page: dict[str, Any]
-
-
 # ---------------------------------------------------------------------- typed objects from plain data
 
 
 def build(cls: Any, values: Any, where: str = "") -> Any:
     """An instance of dataclass `cls` from nested plain values; unknown keys and wrong types raise ConfigError."""
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or cls.__name__} is {_shown(values)}, expected a mapping of options")
+        raise ConfigError(f"{where or cls.__name__} is {shown(values)}, expected a mapping of options")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""
@@ -283,26 +267,26 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return kind(value)
         except (ValueError, TypeError):
             raise ConfigError(
-                f"'{where}' is {_shown(value)}, expected one of {', '.join(str(k.value) for k in kind)}"
+                f"'{where}' is {shown(value)}, expected one of {', '.join(str(k.value) for k in kind)}"
             ) from None
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise ConfigError(f"'{where}' is {_shown(value)}, expected a list")
+            raise ConfigError(f"'{where}' is {shown(value)}, expected a list")
         inner = typing.get_args(kind)[0]
         return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if isinstance(value, str):  # a plug-in without options may be given by its name
             return {"name": value}
         if not isinstance(value, Mapping):
-            raise ConfigError(f"'{where}' is {_shown(value)}, expected a name or a mapping with 'name'")
+            raise ConfigError(f"'{where}' is {shown(value)}, expected a name or a mapping with 'name'")
         return dict(value)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             value = float(value)  # YAML 1.1 reads 1e-4 as a string
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"'{where}' is {_shown(value)}, expected {kind.__name__}")
+        raise ConfigError(f"'{where}' is {shown(value)}, expected {kind.__name__}")
     if (isinstance(value, float) and math.isnan(value)) or (type(value) is int and not -(2**63) <= value < 2**63):
-        raise ConfigError(f"'{where}' is {_shown(value)}, expected a number of at most 64 bits")
+        raise ConfigError(f"'{where}' is {shown(value)}, expected a number of at most 64 bits")
     return value
 
 
@@ -334,7 +318,7 @@ def _complete(registry: Registry, options: Mapping[str, Any], where: str) -> dic
         sizes = getattr(entry.build, "sizes", {})
         if not isinstance(size, str) or size not in sizes:
             raise ConfigError(
-                f"'{where}.size' is {_shown(size)}; "
+                f"'{where}.size' is {shown(size)}; "
                 f"{nearest(str(size), sizes) if sizes else f'{name} has no named sizes'}"
             )
         options = {**sizes[size], **options}
@@ -349,88 +333,7 @@ def options_of(registry: Registry, page: Mapping[str, Any]) -> Any:
     )
 
 
-# ---------------------------------------------------------------------- pages
-
-
-def study_names() -> list[str]:
-    """Studies that come with the package."""
-    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
-
-
-def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
-    """Read a study by name or by path and apply `key=value` arguments (`launch.` keys or keys of `base`; not what the
-    grid sets). The config.yaml of a run is a study too, of this run alone, named after its own with '-again'.
-
-    Raises:
-        ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    path = Path(name) if name.endswith((".yaml", ".yml")) else STUDIES / f"{name}.yaml"
-    if not path.is_file():
-        hint = "" if path.parent != STUDIES else f"; {nearest(name, study_names())}"
-        raise ConfigError(f"no study at {name!r}{hint}")
-    try:
-        plain = read_page(path)
-    except (PageError, OSError) as error:
-        raise ConfigError(str(error)) from error
-    if isinstance(plain, dict) and "method" in plain:
-        base = {key: value for key, value in plain.items() if key != "study"}
-        plain = {"study": f"{plain.get('study')}-again", "base": base}
-    _check_shape(plain, str(path))
-    try:
-        page = OmegaConf.create(plain)
-        for item in overrides or []:
-            if "=" not in item:
-                raise ConfigError(f"argument {item!r} is not of the form key=value")
-            key = item if item.startswith("launch.") else f"base.{item}"
-            page = OmegaConf.merge(page, OmegaConf.from_dotlist([key]))
-        resolved: Any = OmegaConf.to_container(page, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {said(error)}") from error
-    _refuse_hidden(resolved, overrides or [])
-    return resolve_study(resolved, str(path))
-
-
-def _check_shape(page: Any, where: str) -> None:
-    """The outline of a study page: ConfigError unless `resolve_study` can read it.
-
-    Interpolations (`${...}`, which OmegaConf would resolve) are refused: they could read the environment into a record,
-    and grow without bound.
-    """
-    if not isinstance(page, dict):
-        raise ConfigError(f"{where}: expected a mapping with study, base, grid and launch")
-    for key in page:
-        if key not in ("study", "base", "grid", "launch"):
-            raise ConfigError(
-                f"{where}: unknown key {_shown(key)}; {nearest(str(key), ('study', 'base', 'grid', 'launch'))}"
-            )
-    if not isinstance(page.get("study"), str):
-        raise ConfigError(f"{where}: 'study' is missing; give the study a name")
-    grids = page.get("grid") or {}
-    grids = grids if isinstance(grids, list) else [grids]
-    for name, value in (*((key, page.get(key) or {}) for key in ("base", "launch")), *(("grid", g) for g in grids)):
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-            raise ConfigError(f"{where}: {name!r} is {_shown(value)}, expected a mapping from names")
-    for grid in grids:
-        for key, values in grid.items():
-            if not isinstance(values, list) or not values:
-                raise ConfigError(f"{where}: grid key {_shown(key)} is {_shown(values)}, expected a list of values")
-    if (n_runs := sum(math.prod(map(len, grid.values())) for grid in grids)) > MAX_RUNS:
-        raise ConfigError(
-            f"{where}: the grid asks for {n_runs} runs, expected at most {MAX_RUNS}; write several studies"
-        )
-    if _has_interpolation(page):
-        raise ConfigError(f"{where}: holds '${{...}}', which is not filled in here; write the value out")
-
-
-def _has_interpolation(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_has_interpolation(inner) for pair in value.items() for inner in pair)
-    if isinstance(value, list):
-        return any(map(_has_interpolation, value))
-    return isinstance(value, str) and "${" in value
+# ---------------------------------------------------------------------- runs
 
 
 @contextlib.contextmanager
@@ -440,47 +343,6 @@ def naming(where: str | Path) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
-
-
-def _refuse_hidden(page: Mapping[str, Any], overrides: list[str]) -> None:
-    """An argument for what the grid sets would be lost without a word."""
-    grids = page.get("grid") or {}
-    for item in overrides:
-        key = item.split("=", 1)[0]
-        for grid in grids if isinstance(grids, list) else [grids]:
-            for set_here in grid:
-                if key == set_here or key.startswith(f"{set_here}.") or set_here.startswith(f"{key}."):
-                    raise ConfigError(
-                        f"'{key}' cannot be given here: the study's grid sets '{set_here}'; edit a copy of its page"
-                    )
-
-
-def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
-    """The runs of a study page, in grid order."""
-    _check_shape(page, where)
-    grids = page.get("grid") or {}
-    runs = []
-    for grid in grids if isinstance(grids, list) else [grids]:
-        for combination in itertools.product(*grid.values()):
-            run: dict[str, Any] = json.loads(json.dumps(page.get("base") or {}))
-            with naming(where):
-                for key, value in zip(grid, combination, strict=True):
-                    set_dotted(run, key, value)
-                runs.append(build(RunConfig, {"study": page["study"], **run}))
-    with naming(where):
-        launch = build(LaunchConfig, page.get("launch") or {}, "launch")
-        _require("launch", cluster=(launch.cluster, launch.cluster in CLUSTERS, "local, debug or slurm"))
-    return StudyConfig(page["study"], runs, launch, page)
-
-
-def set_dotted(page: dict[str, Any], dotted: str, value: Any) -> None:
-    """page['a']['b'] = value for the key 'a.b'."""
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        page = page.setdefault(parent, {})
-        if not isinstance(page, dict):
-            raise ConfigError(f"'{cut(dotted)}' cannot be set: '{parent}' is {_shown(page)}, expected a mapping")
-    page[last] = value
 
 
 def read_run(folder: Path) -> RunConfig:

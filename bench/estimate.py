@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.config import RunConfig, StudyConfig, build, reason_to_skip, weights_run
+from bench.config import RunConfig, build, reason_to_skip, weights_run
 from bench.data.sizes import SizeDistribution
 from bench.evaluate import likelihood
 from bench.execute import load_data, reason_of
@@ -34,6 +34,7 @@ from bench.runners import Item
 from bench.runners import plan as plan_items
 from bench.sample import plan_chunks, sample_chunk
 from bench.status import duration
+from bench.studies import StudyConfig
 from bench.timing import time_steps
 from bench.train import clock
 

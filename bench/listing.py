@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from bench.config import ConfigError, RunConfig, build, reason_to_skip, study_names
+from bench.config import ConfigError, RunConfig, build, reason_to_skip
 from bench.pages import STUDIES, study_of
 from bench.registry import Registry, backbones, datasets, methods
+from bench.studies import study_names
 
 
 def listing() -> str:

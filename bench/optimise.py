@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -86,6 +87,13 @@ def learning_rate(step: int, seconds: float, cfg: TrainConfig) -> float:
     if cfg.cooldown_fraction > 0:
         rate *= min(1.0, (1 - progress(step, seconds, cfg)) / cfg.cooldown_fraction)
     return max(rate, 0.0)
+
+
+def cooldown_start(settings: TrainConfig) -> int:
+    """Step at which the learning rate begins to fall; -1 where it never does, or falls by the clock."""
+    if settings.cooldown_fraction == 0 or settings.max_seconds is not None:
+        return -1
+    return math.floor(settings.n_steps * (1 - settings.cooldown_fraction))
 
 
 class Optimiser:

@@ -21,7 +21,7 @@ import yaml
 from tqdm import tqdm
 
 from bench import records
-from bench.config import ConfigError, LaunchConfig, RunConfig, StudyConfig, reason_to_skip, weights_run
+from bench.config import ConfigError, LaunchConfig, RunConfig, reason_to_skip, weights_run
 from bench.data.dataset import DataSet
 from bench.evaluate import package_version
 from bench.execute import is_done, load_data
@@ -30,6 +30,7 @@ from bench.locks import BusyError, Holder, holder, locked
 from bench.provenance import describe, now, planned
 from bench.slurm import COMMAND, read_queue
 from bench.status import position
+from bench.studies import StudyConfig
 from bench.worker import BUSY, CONTINUES, Job
 
 log = logging.getLogger("equibench")

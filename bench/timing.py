@@ -17,7 +17,7 @@ import yaml
 
 from bench.batches import Batches
 from bench.compilation import compile_networks
-from bench.config import ConfigError, RunConfig, build, options_of, reason_to_skip, set_dotted
+from bench.config import ConfigError, RunConfig, build, options_of, reason_to_skip
 from bench.data.dataset import DataSet
 from bench.evaluate import versions
 from bench.floor import training_work
@@ -28,6 +28,7 @@ from bench.provenance import code_version, device_name, forget_peak_memory, peak
 from bench.registry import datasets, methods
 from bench.streams import Streams
 from bench.structures import Structures
+from bench.studies import set_dotted
 from bench.train import BatchLoss, clock, training_loss, training_step
 
 WARM_UP = 2  # steps before the clock counts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
@@ -16,21 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from bench.batches import Batches
-from bench.checkpoint import PREVIOUS, STABLE, STATE, CheckpointError, DamagedError, about_of, load_state, save_state
+from bench.checkpoint import PREVIOUS, STABLE, STATE, save_state
 from bench.config import OnOutOfMemory, RunConfig, TrainConfig
+from bench.divergence import DIVERGED_FILE, Watch, record_fault
 from bench.model import Model
 from bench.molecules import Molecules
-from bench.optimise import MovingAverage, Optimiser, QueueClip, clip_gradients, learning_rate, progress
+from bench.optimise import MovingAverage, Optimiser, QueueClip, clip_gradients, cooldown_start, learning_rate, progress
 from bench.parallel import Processes
 from bench.parts import Part, undisturbed
-from bench.records import STEP, append_line, as_line, check, read_json, read_steps, write_atomically, write_json
+from bench.records import STEP, append_line, as_line, check, read_steps, write_atomically
+from bench.resume import resume
 from bench.streams import StepStreams, Streams
 from bench.structures import Structures
 
 log = logging.getLogger("equibench.train")
-
-
-DIVERGED = 1e6  # loss above which no step of an interval may stay: a network that answers zero is near 1
 
 
 class TrainingError(RuntimeError):
@@ -165,7 +163,7 @@ def train(
     validation = Validation(model, valid, settings)
 
     state = (weights, average, optimiser, queue)
-    step, seconds, micro_batches = _resume_together(folder, settings, processes, *state)
+    step, seconds, micro_batches = resume(folder, settings, processes, *state)
     if processes.writes:
         steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= step]
         if step != (steps[-1]["step"] if steps else 0):
@@ -177,6 +175,7 @@ def train(
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
     diagnostics: dict[str, Tensor] = {}  # sums of what the method reports
     watch = Watch(step, batches.batch_size, device)
+    timer = Timer(device)
     calls = 0  # of the network, in training steps since the last line
 
     while progress(step, seconds, settings) < 1:
@@ -186,7 +185,8 @@ def train(
         rate = learning_rate(step, seconds, settings)
         x0 = batches(step)
 
-        started, before = clock(device), model.denoiser.n_calls
+        timer.start()
+        before = model.denoiser.n_calls
         try:
             losses, norm, clipped = training_step(
                 loss_of, x0, streams.at(step), settings, *state, rate, micro_batches, processes
@@ -199,21 +199,22 @@ def train(
         totals += torch.stack([loss.double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()])
         for name, value in model.method.diagnostics.items():
             diagnostics[name] = diagnostics.get(name, 0) + value.double()
-        seconds += clock(device) - started
+        timer.stop()
         calls += (model.denoiser.n_calls - before) // micro_batches  # each on a part of the batch
         step += 1
-        if settings.max_seconds is not None:
-            seconds = processes.of_first(seconds)
+        if settings.max_seconds is not None:  # waits for the device at each step
+            seconds = processes.of_first(seconds + timer.read())
 
         finished = progress(step, seconds, settings) >= 1
         if step % settings.log_every == 0 or finished:
             if fault := watch.fault(weights, processes):
                 if processes.writes:
-                    _record_fault(folder, fault, step, model, batches, streams, settings)
+                    record_fault(folder, fault, step, model, batches, streams, settings)
                 raise TrainingError(
                     f"{fault.reason} at step {fault.step} ({DIVERGED_FILE} has its molecules); "
                     "lower train.lr, or clip harder; the last checkpoint is kept"
                 )
+            seconds += timer.read()
             processes.sum(totals[:1])  # the other quantities are the same everywhere
             line = {"step": step, "seconds": round(seconds, 4), "lr": rate}
             line |= dict(zip(("loss", "grad_norm", "clipped"), (totals[:3] / totals[3]).tolist(), strict=True))
@@ -264,98 +265,6 @@ def halved(
     return 2 * micro_batches
 
 
-# ---------------------------------------------------------------------- losses that are no longer finite
-
-DIVERGED_FILE = "diverged.json"
-
-
-@dataclasses.dataclass(frozen=True)
-class Fault:
-    """Why training stops, and the step that began it: losses [B] and gradient norm."""
-
-    reason: str
-    step: int
-    losses: list[float]
-    norm: float
-
-
-class Watch:
-    """Looks at every step without waiting for the device; `fault` reads what was seen, at logging intervals.
-
-    What is kept is of the last step or, once a step was not finite, of that first one.
-    """
-
-    def __init__(self, start: int, batch_size: int, device: torch.device) -> None:
-        self.start = start
-        self.sound = torch.ones((), dtype=torch.bool, device=device)
-        self.n_sound = torch.zeros((), dtype=torch.int64, device=device)  # steps before the first fault
-        self.norm = torch.zeros((), device=device)
-        self.losses = torch.zeros(batch_size, device=device)
-        self.lowest = torch.full((), math.inf, device=device)  # loss of a step since the last look
-
-    def __call__(self, loss: Tensor, losses: Tensor, norm: Tensor) -> None:
-        self.norm = torch.where(self.sound, norm, self.norm)
-        self.losses = torch.where(self.sound, losses, self.losses)
-        self.sound = self.sound & torch.isfinite(loss) & torch.isfinite(norm)
-        self.n_sound += self.sound
-        self.lowest = torch.minimum(self.lowest, loss)
-
-    def fault(self, weights: dict[str, nn.Parameter], processes: Processes) -> Fault | None:
-        """What is wrong, for all processes alike, or None. Weights are looked at too: they are saved next."""
-        norms = torch.stack(torch._foreach_norm([p.detach() for p in weights.values()]))
-        sound, finite = torch.stack([self.sound, torch.isfinite(norms).all()]).tolist()
-        bad = torch.tensor([not sound, not finite, self.lowest.item() > DIVERGED], dtype=torch.float64)
-        self.lowest = torch.full_like(self.lowest, math.inf)
-        not_sound, not_finite, high = (processes.sum(bad.to(self.norm.device)) > 0).tolist()
-        if not (not_sound or not_finite or high):
-            return None
-        if not_sound:
-            reason = "loss or gradient not finite"
-        elif not_finite:
-            reason = "weights not finite after the update"
-        else:
-            reason = f"loss above {DIVERGED:.0e} in every step of an interval"
-        # a gradient that is not finite is everybody's, so all processes stand at the same step
-        step = self.start + int(self.n_sound.item()) - int(sound)
-        return Fault(reason, step, processes.sum(self.losses.double()).tolist(), self.norm.item())
-
-
-def _record_fault(
-    folder: Path,
-    fault: Fault,
-    seen: int,
-    model: Model,
-    batches: Batches,
-    streams: Streams,
-    settings: TrainConfig,
-) -> None:
-    """What there is to know of the offending step; batch and times are functions of the step."""
-    order = batches.in_order(fault.step)
-    t = model.diffusion.schedule.draw(len(order), streams.at(fault.step).time).t.tolist()
-    kept = [about_of(path)["step"] for name in (STATE, PREVIOUS) if (path := folder / name).exists()]
-    record = {
-        "reason": fault.reason,
-        "step": fault.step,  # that many steps were done before it
-        "seen_after": seen,
-        "last_checkpoint": max(kept, default=0),
-        "batch_size": len(order),
-        "loss": _number(sum(fault.losses) / len(order)),
-        "gradient_norm": _number(fault.norm),
-        "lr": settings.lr,
-        "molecules": [
-            {"index": int(i), "n_atoms": int(n), "t": time_, "loss": _number(loss)}
-            for i, n, time_, loss in zip(order, batches.structures.n_atoms[order], t, fault.losses, strict=True)
-        ],
-    }
-    with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-        write_json(folder / DIVERGED_FILE, record)
-
-
-def _number(value: float) -> float | str:
-    """JSON has no word for what is not finite."""
-    return value if math.isfinite(value) else str(value)
-
-
 def clock(device: torch.device) -> float:
     """Seconds, once the device has done all it was asked to."""
     if device.type == "cuda":
@@ -363,11 +272,38 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def cooldown_start(settings: TrainConfig) -> int:
-    """Step at which the learning rate begins to fall; -1 where it never does, or falls by the clock."""
-    if settings.cooldown_fraction == 0 or settings.max_seconds is not None:
-        return -1
-    return math.floor(settings.n_steps * (1 - settings.cooldown_fraction))
+class Timer:
+    """Sums the seconds between `start` and `stop`; only `read` waits for the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.on_gpu = device.type == "cuda"
+        self.seconds = 0.0
+        self.spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def start(self) -> None:
+        self.started = self._now()
+
+    def stop(self) -> None:
+        started, now = self.started, self._now()
+        if isinstance(started, float):
+            self.seconds += now - started
+        else:
+            self.spans.append((started, now))
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        if self.spans:
+            self.spans[-1][1].synchronize()
+        seconds = self.seconds + sum(start.elapsed_time(end) for start, end in self.spans) / 1000
+        self.seconds, self.spans = 0.0, []
+        return seconds
+
+    def _now(self) -> Any:
+        if not self.on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
 
 class Validation:
@@ -401,77 +337,6 @@ class Validation:
             error = 0.5 * eps_hat.combine(eps, torch.sub).squared_norm()
             losses.append(diffusion.training_loss(error, eps_hat, eps, x0, z_t, level))
         return torch.cat(losses).double().mean().item()
-
-
-def _resume_together(
-    folder: Path, settings: TrainConfig, processes: Processes, weights, average, optimiser, queue
-) -> tuple[int, float, int]:
-    """`_resume` by the process that writes; the others read what it has chosen."""
-    chosen, found = None, (0, 0.0, 1)
-    if processes.writes:
-        chosen, found = _resume(folder, settings, weights, average, optimiser, queue)
-    chosen = processes.of_first(chosen)
-    if chosen is not None and not processes.writes:
-        found = load_state(folder / chosen, weights, average, optimiser, queue)
-    return found
-
-
-def _resume(
-    folder: Path, settings: TrainConfig, weights, average, optimiser, queue
-) -> tuple[str | None, tuple[int, float, int]]:
-    """Restore the newest undamaged state that lies on the path to this run's end.
-
-    A run that was cooled down to an earlier end continues from where its cool-down began, so that extending a run
-    gives what planning it longer would have given.
-
-    Returns:
-        name of the file (None: from the start), and step, seconds and micro-batches.
-    """
-    plan = folder / "plan.json"
-    planned = read_json(plan, {"n_steps": int})["n_steps"] if plan.exists() else settings.n_steps
-    states: dict[str, int] = {}
-    damaged: dict[str, DamagedError] = {}
-    for name in (STATE, PREVIOUS, STABLE):
-        if (folder / name).exists():
-            try:
-                states[name] = int(about_of(folder / name)["step"])
-            except DamagedError as error:
-                damaged[name] = error
-    on_path = states
-    if planned != settings.n_steps:
-        if max(states.values(), default=0) > settings.n_steps:
-            raise CheckpointError(
-                f"{folder} was trained to {planned} steps; it can be extended but not cut to {settings.n_steps}: "
-                "choose more"
-            )
-        if settings.cooldown_fraction > 0:
-            # beyond the start of the earlier cool-down, states belong to the earlier end
-            last = cooldown_start(dataclasses.replace(settings, n_steps=min(planned, settings.n_steps)))
-            on_path = {name: step for name, step in states.items() if step <= last}
-    chosen, found = None, (0, 0.0, 1)
-    for name in sorted(on_path, key=lambda name: -on_path[name]):
-        try:
-            chosen, found = name, load_state(folder / name, weights, average, optimiser, queue)
-            break
-        except DamagedError as error:
-            damaged[name] = error
-    if damaged and chosen is None:
-        raise CheckpointError(" and ".join(str(error) for error in damaged.values()))
-    for name, error in damaged.items():
-        log.warning("%s; it is set aside as %s.damaged, training continues from %s", error, name, chosen)
-        (folder / name).replace(folder / f"{name}.damaged")  # not over the good one before it, at the next checkpoint
-    step, seconds, micro_batches = found
-    if chosen:
-        log.info("continuing at step %d", step)
-    if planned != settings.n_steps or not plan.exists():
-        if chosen:
-            save_state(folder / STATE, step, seconds, weights, average, optimiser, queue, micro_batches)
-            chosen = STATE
-        for name, other in states.items():  # of another end
-            if other > step and name != chosen:
-                (folder / name).unlink(missing_ok=True)
-        write_json(plan, {"n_steps": settings.n_steps})
-    return chosen, found
 
 
 def _write_steps(path: Path, steps: list[dict[str, Any]]) -> None:

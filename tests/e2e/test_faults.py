@@ -44,6 +44,10 @@ def manifests(runs: Path) -> dict[int, dict]:
     return {m["seed"]: m for m in (json.loads(path.read_text()) for path in runs.glob("*/manifest.json"))}
 
 
+def n_done(runs: Path) -> int:
+    return sum(m["status"] == "done" for m in manifests(runs).values())
+
+
 @pytest.fixture
 def started():
     """Start `equibench run`; what is left of it at the end is cancelled."""
@@ -109,8 +113,11 @@ def test_two_launchers_share_a_study_without_clobbering(straight, tmp_path, star
     path = write_study(tmp_path, launch={"cluster": "local", "n_parallel": n_parallel})
     processes = [started(path), started(path)]
     wait_for(training(tmp_path / "runs/tiny"))
+    before = n_done(tmp_path / "runs/tiny")
     assert command("report", "tiny", cwd=tmp_path).returncode == 0
-    assert re.search("PARTIAL: [0-2] of 3 runs done", (tmp_path / "runs/tiny/report/report.md").read_text())
+    partial = re.search("PARTIAL: ([0-2]) of 3 runs done", (tmp_path / "runs/tiny/report/report.md").read_text())
+    assert partial
+    assert before <= int(partial[1]) <= n_done(tmp_path / "runs/tiny")
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     ours, theirs = contents(tmp_path / "runs/tiny"), contents(straight / "runs/tiny")
     assert ours.keys() == theirs.keys()

@@ -436,8 +436,9 @@ def _of_molecules() -> list[Reader]:
 
 
 def _of_pages() -> list[Reader]:
-    from bench.config import ConfigError, load_study, read_run
+    from bench.config import ConfigError, read_run
     from bench.import_weights import read_page
+    from bench.studies import load_study
 
     def study(path: Path) -> None:
         runs = load_study(str(path)).runs

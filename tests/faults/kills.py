@@ -162,9 +162,9 @@ def flipped(content: bytes, rng: random.Random) -> bytes:
 
 def damage(n: int, seed: int, home: Path) -> list[dict[str, Any]]:
     """Rows for n truncations and n flips of each file of a run that was cut in training, in sampling, and is done."""
-    from bench.config import load_study
     from bench.execute import execute
     from bench.runners import plan
+    from bench.studies import load_study
 
     rng = random.Random(seed)
     grid = [{**STUDY["grid"][0], "method": ["haar"]}]

@@ -14,16 +14,14 @@ from bench.config import (
     RunConfig,
     TrainConfig,
     build,
-    load_study,
     options_of,
     read_run,
     reason_to_skip,
-    resolve_study,
-    study_names,
     weights_run,
 )
 from bench.groups import GroupName
 from bench.registry import backbones, methods
+from bench.studies import load_study, resolve_study, study_names
 
 PAGE: dict[str, Any] = {
     "study": "s",

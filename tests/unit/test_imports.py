@@ -27,10 +27,10 @@ LINES = [
         "bench.diffusion bench.state_dict bench.orbit_targets",
         "bench.method bench.backbones bench.data bench.metrics",
         "methods",
-        "bench.config bench.published bench.parity",
+        "bench.config bench.published bench.parity bench.studies",
         "bench.model bench.batches bench.parts bench.optimise bench.checkpoint",
-        "bench.parallel bench.train bench.sample bench.evaluate bench.compilation bench.provenance bench.execute "
-        "bench.floor bench.timing bench.worker",
+        "bench.parallel bench.divergence bench.resume bench.train bench.sample bench.evaluate bench.compilation "
+        "bench.provenance bench.execute bench.floor bench.timing bench.worker",
         "bench.runners bench.estimate bench.publish bench.listing bench.score bench.import_weights bench.scaling "
         "bench.mini_card bench.make_mini",
         "bench.cli",
@@ -202,7 +202,7 @@ def test_packages_stay_where_they_belong():
         ("methods.plain", "def f():\n    from torch_geometric.data import Data"),
         ("bench.runners", "import submitit"),
         ("bench.sample", "from rdkit import Chem"),
-        ("bench.config", "from omegaconf import OmegaConf"),
+        ("bench.studies", "from omegaconf import OmegaConf"),
         ("bench.data.sizes", "try:\n    from rdkit import Chem\nexcept ImportError:\n    pass"),
         ("analysis.stats", "def f():\n    import torch"),
     ],
@@ -212,7 +212,7 @@ def test_a_package_out_of_place_is_found(module: str, source: str):
 
 
 def test_a_deferred_import_and_the_backbone_that_may_are_let_through():
-    assert package_faults("bench.config", "def load():\n    from omegaconf import OmegaConf") == []
+    assert package_faults("bench.studies", "def load():\n    from omegaconf import OmegaConf") == []
     assert package_faults("bench.backbones.e3", "import torch_geometric.nn\ndef f():\n    from e3nn import o3") == []
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from analysis import readme
-from bench.config import study_names
 from bench.registry import methods
+from bench.studies import study_names
 
 ROOT = Path(__file__).parents[2]
 
