@@ -44,7 +44,7 @@ test-all: $(INSTALLED) ## Run all tests, the long statistical ones too
 test-slurm: $(INSTALLED) ## Test on a real Slurm of one node, which is started and stopped (as root; installs slurm-wlm and munge)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/slurm -m slurm -rs $(ARGS)
 
-test-faults: $(INSTALLED) ## Kill, cut and damage a tiny study, and write the table of docs/reliability.md (ARGS='--kills 50 --damaged 10')
+test-faults: $(INSTALLED) ## Kill, cut, damage, fill and share a tiny study, and write the table of docs/reliability.md (ARGS='kills disk')
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m faults.table $(ARGS)
 
 perf: $(INSTALLED) ## Time hooks, networks and stages, ours against the padded reference (PERF_SIZE=published for that size)

@@ -176,9 +176,8 @@ def _incomplete(study: Study) -> Section:
 
 
 def _reason(run: Frame) -> str:
-    if run["status"] == "running":
-        return "not finished when this report was made"
-    return _word(run["reason"])
+    told = _word(run["reason"])
+    return "not finished when this report was made" if run["status"] == "running" and told == MISSING else told
 
 
 def _word(value: object) -> str:

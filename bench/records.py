@@ -37,6 +37,11 @@ MAX_LINE_BYTES = 1 << 20  # of steps.jsonl
 CHECKSUM = "checksum"  # a key of every record on disk, CRC-32 of its values; readers give records without it
 
 
+CONTINUES = "the same command continues it"  # end of the line on a run that was stopped and has not failed
+# that there is no space, no quota, or that a file system is read-only, passes, and is no fault of a run
+OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
 class RecordError(ValueError):
     """A record that is not what its schema says; the message names file, key, what came and what was expected."""
 
@@ -250,9 +255,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 def _not_written(path: Path, error: OSError) -> OSError:
     text = error.strerror or str(error)
-    return OSError(
-        error.errno, f"{text}: could not write {path}; nothing already written was lost, the same command continues"
-    )
+    return OSError(error.errno, f"{text}: could not write {path}; nothing already written was lost, {CONTINUES}")
 
 
 def _sync_folder(folder: Path) -> None:

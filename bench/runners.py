@@ -31,7 +31,7 @@ from bench.provenance import describe, now, planned
 from bench.slurm import COMMAND, read_queue
 from bench.status import position
 from bench.studies import StudyConfig
-from bench.worker import BUSY, CONTINUES, Job
+from bench.worker import BUSY, Job
 
 log = logging.getLogger("equibench")
 
@@ -89,9 +89,9 @@ class Item:
         records.write_json(self.folder / "manifest.json", manifest, records.MANIFEST)
 
     def record_failure(self, reason: str) -> None:
-        """Where a job failed before it came to its record, or could not write it, say so in its place."""
+        """Where a job failed before it came to its record, or could not write it, say so in its place, if possible."""
         path = self.folder / "manifest.json"
-        with contextlib.suppress(BusyError), locked(self.folder):
+        with contextlib.suppress(BusyError, OSError), locked(self.folder):
             if not path.exists():
                 self.record("failed", reason)
 
@@ -372,8 +372,8 @@ def outcome(item: Item) -> str | None:
     try:
         line = item.job.result()
     except Exception as error:  # killed, lost by the cluster
-        return f"ended without a word ({word(error)}); {CONTINUES}"
-    if line and line != BUSY and not line.endswith(CONTINUES):
+        return f"ended without a word ({word(error)}); {records.CONTINUES}"
+    if line and line != BUSY and not line.endswith(records.CONTINUES):
         item.record_failure(line)
     return line
 

@@ -120,8 +120,8 @@ def state(folder: Path, slurm_job: QueuedJob | None = None) -> State:
         return State(folder.name, "queued", str(slurm_job))
     if status == "running":
         last = last_holder(folder / "lock")
-        by = f", last held by {last}" if last else ""
-        return State(folder.name, "killed", f"no process works on it{by}; was at: {position(folder)}")
+        why = manifest.get("reason") or "no process works on it" + (f", last held by {last}" if last else "")
+        return State(folder.name, "killed", f"{why}; was at: {position(folder)}")
     if status == "done":
         return State(folder.name, status, took(manifest))
     return State(folder.name, status, manifest.get("reason") or "")

@@ -25,7 +25,6 @@ from bench import records
 from bench.locks import BusyError, locked
 
 BUSY = "another process is working on it"
-CONTINUES = "the same command continues it"  # end of the line on a run that was stopped and has not failed
 GRACE_SECONDS = 5.0  # of a run that is asked to stop, before it is killed
 SETTLE_SECONDS = 1.0  # where the whole job is being killed, the run is not to blame, and this process dies meanwhile
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to stop; of any other signal a run dies as a failure
@@ -69,7 +68,7 @@ class Job:
             return json.loads(said)
         why = death(self.child.returncode)
         if -self.child.returncode in ASKED:
-            return f"{why}; {CONTINUES}"
+            return f"{why}; {records.CONTINUES}"
         time.sleep(SETTLE_SECONDS)
         record_failure(Path(folder), why)
         return why

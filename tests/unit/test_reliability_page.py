@@ -4,12 +4,45 @@ from faults import table
 from faults.kills import row
 
 
+def campaign(rows: list[dict], commit: str) -> dict:
+    return {"rows": rows, "code": {"commit": commit}, "device": "CPU", "created": "today"}
+
+
 def test_page_is_that_of_its_record():
     assert table.PAGE.read_text() == table.rendered()
 
 
 def test_trials_and_losses_are_summed_and_shown():
-    rows = [row("SIGKILL in training", 12, 0, "at random"), row("flipped bit in eval.json", 10, 3, "lost: 3")]
-    text = table.table({"rows": rows, "code": {"commit": "0123456789abcdef"}, "device": "CPU", "created": "today"})
-    assert "22 trials, 3 losses; CPU, commit 0123456789, today." in text
-    assert "| flipped bit in eval.json | 10 | 3 | lost: 3 |" in text
+    kills = campaign([row("SIGKILL in training", 12, 0, "at random")], "0123456789abcdef")
+    hostile = campaign([row("damaged file for: xyz", 10, 3, "accepted: 1")], "fedcba9876543210")
+    text = table.table({"campaigns": {"hostile": hostile, "kills": kills, "slurm": campaign([], "0")}})
+    assert "22 trials, 3 losses." in text
+    assert "| damaged file for: xyz | 10 | 3 | accepted: 1 |" in text
+    assert "`faults.kills`: CPU, commit 0123456789, today" in text
+    assert "slurm" not in text  # a machine without a Slurm has nothing to show
+
+
+def test_nothing_is_claimed_before_anything_was_measured():
+    assert table.table({"campaigns": {}}) == table.NONE_YET
+
+
+def test_a_failed_campaign_leaves_what_others_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "RECORD", tmp_path / "reliability.json")
+    monkeypatch.setattr(table, "PAGE", tmp_path / "page.md")
+    table.PAGE.write_text("<!-- measured:begin -->\n<!-- measured:end -->\n")
+
+    def measured(name: str) -> dict:
+        if name == "hostile":
+            raise RuntimeError
+        return campaign([row(f"fault of {name}", 1, 0, "")], "0123456789abcdef")
+
+    monkeypatch.setattr(table, "measured", measured)
+    try:
+        table.main([])
+    except RuntimeError:
+        assert "fault of disk" in table.PAGE.read_text()
+        assert table.record()["campaigns"].keys() == {"kills", "launchers", "disk"}
+    else:
+        raise AssertionError("the failure was hidden")
+    assert table.main(["slurm"]) == 0
+    assert table.record()["campaigns"].keys() == {"kills", "launchers", "disk", "slurm"}

@@ -1,0 +1,85 @@
+"""Two `equibench run` on one study at a time, and what is lost by it: `python -m faults.launchers` prints rows as JSON.
+
+Both start within a random time of each other; in every second trial one of them is killed at a random moment, with all
+that it had started, and the other has to end the study alone. It must end with the bits of the study run straight
+through, and without a kill no run may have been executed twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from e2e.test_study import command, contents, write_study
+from faults.kills import BASE, row
+
+STUDY = {
+    "base": BASE,
+    "grid": [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0, 1, 2]}],
+}
+APART = 2.0  # seconds between the two starts, at most
+KILLED_WITHIN = 15.0  # seconds
+SECONDS = 600.0  # for a study to end
+
+
+def trial(folder: Path, kill: bool, rng: random.Random, expected: dict[str, object]) -> tuple[bool, bool]:
+    """Whether one was killed before its end, and whether something was lost."""
+    path = write_study(folder, **STUDY, launch={"cluster": rng.choice(("debug", "local")), "n_parallel": 2})
+    first = command("run", str(path), cwd=folder, start=True)
+    time.sleep(rng.uniform(0, APART))
+    second = command("run", str(path), cwd=folder, start=True)
+    killed = False
+    if kill:
+        time.sleep(rng.uniform(0, KILLED_WITHIN))
+        killed = first.poll() is None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
+    codes = [process.wait(timeout=SECONDS) for process in (first, second)]
+    fine = codes[1] == 0 and (killed or codes[0] == 0)
+    logs = [log.read_text() for log in (folder / "runs/tiny").glob("*/log.txt")]
+    once = all(log.count("INFO done\n") == 1 for log in logs)
+    return killed, not (fine and (killed or once) and contents(folder / "runs/tiny") == expected)
+
+
+def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows of n studies shared by two launchers, and of n in which one of the two is killed."""
+    rng = random.Random(seed)
+    trials, losses = {False: 0, True: 0}, {False: 0, True: 0}
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        done = command("run", str(write_study(home / "straight", **STUDY)), cwd=home / "straight")
+        if done.returncode:
+            raise RuntimeError(f"the study fails without any fault: {done.stderr[-500:]}")
+        expected = contents(home / "straight/runs/tiny")
+        number = 0
+        while min(trials.values()) < n:
+            number += 1
+            killed, lost = trial(home / str(number), trials[True] < n and number % 2 == 0, rng, expected)
+            trials[killed] += 1
+            losses[killed] += lost
+    return [
+        row("two launchers on one study", trials[False], losses[False], "started within 2 s; each run executed once"),
+        row(
+            "two launchers, one killed", trials[True], losses[True], "with all it had started; the other ends the study"
+        ),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m faults.launchers", description=__doc__)
+    parser.add_argument("--trials", type=int, default=10, help="of each kind")
+    print(json.dumps(campaign(parser.parse_args().trials), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
