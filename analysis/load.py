@@ -127,7 +127,7 @@ def load(folder: Path) -> Study:
     rows, curves, problems = [], [], []
     for path in run_folders(folder):
         row, faults = _read_run(path)
-        curve, fault = _read_curve(path) if row["status"] != "unreadable" else (pd.DataFrame(), None)
+        curve, fault = _read_curve(path, row) if row["status"] != "unreadable" else (pd.DataFrame(), None)
         problems += [*faults, *([fault] if fault else [])]
         rows.append(row)
         if len(curve):
@@ -209,10 +209,11 @@ def _settings(page: Mapping[str, Any]) -> dict[str, Any]:
     return flatten(own, "config.")
 
 
-def _read_curve(path: Path) -> tuple[Frame, str | None]:
+def _read_curve(path: Path, run: Mapping[str, Any]) -> tuple[Frame, str | None]:
     try:
         if (path / "steps.jsonl").exists():
-            return pd.DataFrame([flatten(step) for step in read_steps(path / "steps.jsonl")]), None
+            until = run.get("eval.step") if run["status"] == "done" else None
+            return pd.DataFrame([flatten(step) for step in read_steps(path / "steps.jsonl", until)]), None
         file = path / "curves.csv"
         if not file.exists() or not file.read_text().strip():
             return pd.DataFrame(), None

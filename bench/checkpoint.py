@@ -5,7 +5,7 @@ optimiser moments, the clip queue, the step, the seconds trained and the number 
 
 What is known about the tensors is JSON in the file's own header, with the SHA-256 of itself and of all tensors: there
 is no second file that could fall behind. The newest state and the one before it are kept; a damaged file is a
-`DamagedError`, on which training takes the other one (`bench.train`).
+`DamagedError`, on which training takes the other one (`bench.resume`).
 """
 
 from __future__ import annotations

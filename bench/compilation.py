@@ -13,6 +13,7 @@ import torch
 
 from bench.data.dataset import DataSet
 from bench.model import Model
+from bench.records import disk_error
 from bench.streams import Streams
 from bench.train import training_loss
 
@@ -37,6 +38,8 @@ def compile_networks(model: Model, data: DataSet) -> str:
     try:
         training_loss(model, x0, Streams(0, device).at(0)).mean().backward()
     except Exception as error:  # whatever the compiler's tool chain raises
+        if disk_error(error):  # the compiler's cache; the next call would compile
+            raise
         for module, name in compiled:
             delattr(module, name)  # the class's own function shows again
         reason = f"eager (torch.compile failed: {str(error).strip().splitlines()[0][:120]})"

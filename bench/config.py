@@ -158,7 +158,7 @@ class EvaluateConfig:
 class LaunchConfig:
     """How runs are executed through submitit; never part of a result."""
 
-    cluster: str = "local"  # one of CLUSTERS; debug is in this process
+    cluster: str = "local"  # local, debug or slurm; debug is in this process
     n_parallel: int = 2  # runs at a time on a local machine
     timeout_min: int = 1440  # of a job; a run that meets it is queued again and goes on from its checkpoint
     # at least; a run with several threads, processes or a GPU asks for as many as it uses (`bench.runners.needs`)

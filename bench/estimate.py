@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.clock import clock
 from bench.config import RunConfig, build, reason_to_skip, weights_run
 from bench.data.sizes import SizeDistribution
 from bench.evaluate import likelihood
@@ -36,7 +37,6 @@ from bench.sample import plan_chunks, sample_chunk
 from bench.status import duration
 from bench.studies import StudyConfig
 from bench.timing import time_steps
-from bench.train import clock
 
 log = logging.getLogger("equibench")
 

@@ -57,8 +57,8 @@ def samples_are_older(folder: Path, weights_from: str | None) -> bool:
 def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
     """Do what is missing of one run. The outcome, also of a failure, stands in its manifest and log.
 
-    A run that is interrupted (signal, time limit, lost machine, full disk) stays 'running' in its record, and the next
-    call continues it; one that raises is 'failed'.
+    A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its record, and
+    the next call continues it; one that any other error stops is 'failed'.
 
     Raises:
         BusyError: another process has the run.
@@ -80,7 +80,7 @@ def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
             _execute(cfg, folder, n_parallel)
         except Exception as error:
             reason = reason_of(error)
-            log.error("%s", reason, exc_info=not reason.endswith(records.CONTINUES))
+            log.error("%s", reason, exc_info=records.disk_error(error) is None)
             raise
         finally:
             for logger in loggers:
@@ -126,7 +126,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
     except Exception as error:
         reason = reason_of(error)
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-            save("running" if reason.endswith(records.CONTINUES) else "failed", reason)
+            save("running" if records.disk_error(error) else "failed", reason)
         raise
     save("done")
     log.info("done")
@@ -148,7 +148,7 @@ def reason_of(error: Exception) -> str:
     # torch's CPU allocator raises a bare RuntimeError, and a reader may say what did not fit
     if isinstance(error, kinds) or isinstance(error.__cause__, kinds) or "DefaultCPUAllocator" in str(error):
         return f"out of memory: {first or 'no more could be had'}; lower train.batch_size or sample.batch_size"
-    if isinstance(error, OSError) and error.errno in records.OF_DISKS:
+    if records.disk_error(error):
         return f"{first.removesuffix(f', {records.CONTINUES}')}, {records.CONTINUES}"
     return f"{type(error).__name__}: {first}"
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.clock import clock
 from bench.model import Model
 from bench.molecules import Molecules
 from bench.streams import StepStreams
-from bench.train import clock
 
 aten = torch.ops.aten
 

@@ -1,4 +1,4 @@
-"""Launchers of a study and the jobs that they have submitted; `equibench cancel` (standard library alone).
+"""Launchers of a study and the jobs that they have submitted; `equibench cancel`.
 
 Each `equibench run` holds a file `.launchers/HOST-PID.jsonl` in the study's folder: its first line says who holds it
 (`bench.locks`), the others name a run and its job. A launcher stops by itself when its file is gone, so a study can be
@@ -17,9 +17,10 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
-from bench.locks import Holder, hold, holder, last_holder
+from bench.locks import Holder, hold, holder, last_holder, write_line
 from bench.slurm import QueuedJob, queue
 
 GRACE_SECONDS = 10.0
@@ -44,12 +45,12 @@ class Launcher:
 class Register:
     """A launcher's own file."""
 
-    def __init__(self, path: Path, file) -> None:
+    def __init__(self, path: Path, file: FileIO, cluster: str) -> None:
         self.path, self.file = path, file
+        write_line(file, {"cluster": cluster})
 
     def submitted(self, run: str, job: str) -> None:
-        self.file.write(json.dumps({"run": run, "job": job}) + "\n")
-        self.file.flush()
+        write_line(self.file, {"run": run, "job": job})
 
     @property
     def cancelled(self) -> bool:
@@ -61,9 +62,7 @@ def registered(study_folder: Path, cluster: str) -> Iterator[Register]:
     """Enter this launcher; its file goes when it ends with nothing left running, and stays when it is interrupted."""
     path = study_folder / ".launchers" / f"{socket.gethostname()}-{os.getpid()}.jsonl"
     with hold(path) as file:
-        file.write(json.dumps({"cluster": cluster}) + "\n")
-        file.flush()
-        yield Register(path, file)
+        yield Register(path, file, cluster)
         for other in path.parent.glob("*.jsonl"):  # a launcher that finds nothing left to do tidies up after the dead
             if other == path or holder(other) is None:  # asking for one's own would give the lock up
                 other.unlink(missing_ok=True)

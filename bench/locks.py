@@ -1,4 +1,4 @@
-"""Locks on files that die with their process, and who holds one (standard library alone).
+"""Locks on files that die with their process, and who holds one.
 
 POSIX record locks: they work on network file systems, a crash leaves none behind, and children (a pool that scores) do
 not inherit them. Two traps: they hold between processes, not within one, and a process that closes any handle of the
@@ -20,8 +20,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import IO
+from typing import Any
+
+from bench.records import writing
 
 # struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
 FLOCK = "hhqqi"
@@ -66,22 +69,34 @@ def this_process() -> Holder:
 
 
 @contextlib.contextmanager
-def hold(path: Path) -> Iterator[IO[str]]:
+def hold(path: Path) -> Iterator[FileIO]:
     """Hold a lock file, whose first line then says who does; yields it for more lines.
 
     Raises:
         BusyError: another process holds it.
+        OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:  # 'w' would wipe what a holder wrote
+    with path.open("ab", buffering=0) as file:  # 'w' would wipe what a holder wrote
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BusyError(f"{path.parent} is being worked on by another process") from None
         file.truncate(0)
-        file.write(json.dumps(asdict(this_process())) + "\n")
-        file.flush()
+        write_line(file, asdict(this_process()))
         yield file
+
+
+def write_line(file: FileIO, record: dict[str, Any]) -> None:
+    """Write a line of JSON into a file that is held; without a buffer, which closing the file would try to write again.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    content = (json.dumps(record) + "\n").encode()
+    with writing(Path(file.name)):
+        while content:
+            content = content[file.write(content) :]
 
 
 @contextlib.contextmanager

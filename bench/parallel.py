@@ -25,8 +25,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from bench.records import disk_error
 
 
 @dataclass(frozen=True)
@@ -84,18 +87,32 @@ def start(target: Any, n: int, device: str, *args: Any) -> None:
 
     The processes end with this one, however it ends, so that nobody writes into a run whose lock is free.
     """
+    # a full disk may leave no room for torch's own note of what was raised, and another process, which loses its
+    # connection, may end first
+    full = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as store:
-        given = (n, os.getpid(), f"file://{store}/store", device, target, args)
+        given = (n, os.getpid(), f"file://{store}/store", device, full, target, args)
         try:
-            torch.multiprocessing.spawn(_started, given, n)
-        except (torch.multiprocessing.ProcessRaisedException, torch.multiprocessing.ProcessExitedException) as error:
+            mp.spawn(_started, given, n)
+        except (mp.ProcessRaisedException, mp.ProcessExitedException, EOFError) as error:
+            if not full.empty():
+                raise OSError(*full.get()) from error
+            if isinstance(error, EOFError):
+                raise RuntimeError(f"one of {n} processes ended without a word") from error
             raise RuntimeError(f"process {error.error_index} of {n}: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _started(rank: int, n: int, parent: int, store: str, device: str, target: Any, args: tuple[Any, ...]) -> None:
+def _started(
+    rank: int, n: int, parent: int, store: str, device: str, full: Any, target: Any, args: tuple[Any, ...]
+) -> None:
     _die_with(parent)
     with joined(device, init_method=store, rank=rank, world_size=n):
-        target(*args)
+        try:
+            target(*args)
+        except Exception as error:
+            if disk := disk_error(error):
+                full.put((disk.errno, disk.strerror))
+            raise
 
 
 def _die_with(parent: int) -> None:

@@ -65,8 +65,11 @@ def planned(cfg: RunConfig, name: str, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def training_cost(folder: Path) -> dict[str, Any]:
-    """Times from the step records: the median over logging intervals leaves warm-up and interruptions out."""
+    """Times from the step records: the median over logging intervals leaves warm-up and interruptions out. Nothing
+    where all lines were lost."""
     steps = records.read_steps(folder / "steps.jsonl")
+    if not steps:
+        return {}
     ends = [{"step": 0, "seconds": 0.0}, *steps]
     rates = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(ends)]
     calls = sum((b["step"] - a["step"]) * b.get("network_calls", 1) for a, b in pairwise(ends))

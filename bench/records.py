@@ -54,7 +54,7 @@ MANIFEST: dict[str, Any] = {
     "run": str,  # the folder's name
     "study": str,
     "status": str,  # running | done | failed | skipped | imported
-    "reason": (str, type(None)),  # of a failure or a skip, one line
+    "reason": (str, type(None)),  # of a failure, a skip or a full disk, one line
     "method": dict,  # name and options
     "backbone": dict,  # name, size and options
     "seed": int,
@@ -244,18 +244,34 @@ def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> No
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Append a record and sync. A crash, or a full disk, can cut it short: `read_steps` leaves such a last line out."""
+    with writing(path), path.open("a") as file:
+        file.write(as_line(record))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Have an OSError in the block name the file."""
     try:
-        with path.open("a") as file:
-            file.write(as_line(record))
-            file.flush()
-            os.fsync(file.fileno())
+        yield
     except OSError as error:
         raise _not_written(path, error) from error
 
 
 def _not_written(path: Path, error: OSError) -> OSError:
-    text = error.strerror or str(error)
-    return OSError(error.errno, f"{text}: could not write {path}; nothing already written was lost, {CONTINUES}")
+    text = f"{error.strerror or error}: could not write {path}; nothing already written was lost"
+    return OSError(error.errno, f"{text}, {CONTINUES}" if error.errno in OF_DISKS else text)
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The error, or what caused it, if it is that of a disk on which nothing can be written."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in OF_DISKS:
+            return cause
+        cause = cause.__cause__
+    return None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -395,32 +411,40 @@ def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def read_steps(path: Path) -> list[dict[str, Any]]:
+def read_steps(path: Path, until: int | None = None) -> list[dict[str, Any]]:
     """Lines of steps.jsonl; none where there is no file. A last line cut short by a crash is left out.
 
+    Args:
+        until: step to which the lines of a run that has ended must go.
     Raises:
-        RecordError: any other fault of a line.
+        RecordError: any other fault of a line; or they end before.
         OSError: no regular file.
     """
-    if not path.exists():
-        return []
-    size_of(path)
     steps, fault = [], None
-    with path.open("rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES), b""), start=1):
-            if fault is not None:
-                raise fault
-            try:
-                step = parse(line.decode())
-            except ValueError as error:  # is it the last line?
-                fault = RecordError(f"{path}:{number}: not readable as JSON ({said(error)})")
-                fault.__cause__ = error
-                continue
-            if isinstance(step, dict):
-                step = unsealed(step, f"{path}:{number}")
-            check(step, STEP, f"{path}:{number}")
-            steps.append(step)
+    for number, line in enumerate(_lines(path), start=1):
+        if fault is not None:
+            raise fault
+        try:
+            step = parse(line.decode())
+        except ValueError as error:  # is it the last line?
+            fault = RecordError(f"{path}:{number}: not readable as JSON ({said(error)})")
+            fault.__cause__ = error
+            continue
+        if isinstance(step, dict):
+            step = unsealed(step, f"{path}:{number}")
+        check(step, STEP, f"{path}:{number}")
+        steps.append(step)
+    last = steps[-1]["step"] if steps else 0
+    if until is not None and last < until:
+        raise RecordError(f"{path}: ends at step {last}, expected {until}; lines at its end are missing or damaged")
     return steps
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if path.exists():
+        size_of(path)
+        with path.open("rb") as file:
+            yield from iter(lambda: file.readline(MAX_LINE_BYTES), b"")
 
 
 def last_steps(path: Path, n: int = 2) -> list[dict[str, Any]]:

@@ -7,10 +7,12 @@ what others have finished. On Slurm it also waits for what others, alive or dead
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -39,6 +41,7 @@ POLL_SECONDS = 0.5
 LINE_SECONDS = 30.0  # between progress lines where there is no terminal
 QUEUE_SECONDS = 15.0  # between questions to Slurm, once a job is older than twice that
 AGAIN_SECONDS = 60.0  # before Slurm is asked again to take what it has refused
+LITTLE = 1 << 16  # bytes; what a job says of itself takes less
 MAX_TIMEOUTS = 100  # of one job, each of which its run survives
 
 
@@ -293,7 +296,7 @@ class Submission:
     def submit(self, executor: Any, group: list[Item]) -> None:
         sharing = self.launch.n_parallel if self.launch.cluster == "local" else 1
         job = Job(here=self.launch.cluster == "debug")
-        with executor.batch():  # on Slurm an array
+        with records.writing(executor.folder), executor.batch():  # on Slurm an array
             jobs = [executor.submit(job, item.cfg.page(), str(item.folder.absolute()), sharing) for item in group]
         for item, item.job in zip(group, jobs, strict=True):
             self.register.submitted(item.folder.name, item.job.job_id)
@@ -371,8 +374,10 @@ def outcome(item: Item) -> str | None:
     """None where a job ended with a result; else one line. A job killed as a whole is no failure of the run."""
     try:
         line = item.job.result()
-    except Exception as error:  # killed, lost by the cluster
-        return f"ended without a word ({word(error)}); {records.CONTINUES}"
+    except Exception as error:  # killed, lost by the cluster, or no room for its word
+        left = shutil.disk_usage(item.folder.parent).free
+        why = word(error) if left > LITTLE else f"{os.strerror(errno.ENOSPC)}: {left} bytes for {item.folder}"
+        return f"ended without a word ({why}); {records.CONTINUES}"
     if line and line != BUSY and not line.endswith(records.CONTINUES):
         item.record_failure(line)
     return line

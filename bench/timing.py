@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from bench.batches import Batches
+from bench.clock import clock
 from bench.compilation import compile_networks
 from bench.config import ConfigError, RunConfig, build, options_of, reason_to_skip
 from bench.data.dataset import DataSet
@@ -29,7 +30,7 @@ from bench.registry import datasets, methods
 from bench.streams import Streams
 from bench.structures import Structures
 from bench.studies import set_dotted
-from bench.train import BatchLoss, clock, training_loss, training_step
+from bench.train import BatchLoss, training_loss, training_step
 
 WARM_UP = 2  # steps before the clock counts
 DENSITY = 0.1  # atoms per cubic angstrom of a made-up cloud, about that of an organic solid

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.batches import Batches
 from bench.checkpoint import PREVIOUS, STABLE, STATE, save_state
+from bench.clock import Timer
 from bench.config import OnOutOfMemory, RunConfig, TrainConfig
 from bench.divergence import DIVERGED_FILE, Watch, record_fault
 from bench.model import Model
@@ -263,47 +264,6 @@ def halved(
         raise TrainingError(f"{line}, and fewer there are not; choose a smaller model") from error
     log.warning("%s; from here on %d micro-batches per batch of %d", line, 2 * micro_batches, batch_size)
     return 2 * micro_batches
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, once the device has done all it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-class Timer:
-    """Sums the seconds between `start` and `stop`; only `read` waits for the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.on_gpu = device.type == "cuda"
-        self.seconds = 0.0
-        self.spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def start(self) -> None:
-        self.started = self._now()
-
-    def stop(self) -> None:
-        started, now = self.started, self._now()
-        if isinstance(started, float):
-            self.seconds += now - started
-        else:
-            self.spans.append((started, now))
-
-    def read(self) -> float:
-        """Seconds since the last reading."""
-        if self.spans:
-            self.spans[-1][1].synchronize()
-        seconds = self.seconds + sum(start.elapsed_time(end) for start, end in self.spans) / 1000
-        self.seconds, self.spans = 0.0, []
-        return seconds
-
-    def _now(self) -> Any:
-        if not self.on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
 
 
 class Validation:

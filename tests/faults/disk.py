@@ -47,22 +47,28 @@ def mount(folder: Path, *options: str) -> None:
         raise PermissionError("mounting a tmpfs is not permitted here") from error
 
 
-def told(stderr: str, runs: Path) -> bool:
-    """Whether one line of a failed command names a file of the study and says what is wrong with the disk."""
-    lines = [line for line in stderr.splitlines() if "No space left on device" in line]
-    return any(str(runs.name) in line for line in lines) and "Traceback" not in stderr
+def told(said: str, runs: Path) -> bool:
+    """Whether one line of a failed command names a place in the study and says what is wrong with the disk."""
+    lines = [line for line in said.splitlines() if "No space left on device" in line]
+    return any(str(runs) in line for line in lines) and "Traceback" not in said
 
 
-def trial(folder: Path, n_bytes: int, expected: dict[str, object]) -> tuple[bool, bool]:
+def trial(folder: Path, n_bytes: int, cluster: str, expected: dict[str, object]) -> tuple[bool, bool]:
     """Whether the disk was full before the end, and whether something was lost."""
     with tmpfs(folder, n_bytes):
-        path = write_study(folder, **STUDY)
+        path = write_study(folder, **STUDY, launch={"cluster": cluster})
         first = command("run", str(path), cwd=folder)
         full = first.returncode != 0
         fine = not full or told(first.stderr + first.stdout, folder / "runs")
         mount(folder, "remount", f"size={ENOUGH}")
         again = command("run", str(path), cwd=folder)
-        return full, not (fine and again.returncode == 0 and contents(folder / "runs/tiny") == expected)
+        try:
+            same = contents(folder / "runs/tiny") == expected
+        except OSError:  # a file is not there
+            same = False
+        if not (fine and again.returncode == 0 and same):
+            print(f"{cluster}, {n_bytes} bytes: {first.stderr[-1500:]}\nagain: {again.stderr[-1500:]}", file=sys.stderr)
+        return full, not (fine and again.returncode == 0 and same)
 
 
 def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -83,7 +89,10 @@ def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
         number = 0
         while trials < n:
             number += 1
-            full, lost = trial(home / str(number), rng.randint(LEAST, 512 * sum(blocks)), expected)
+            n_bytes, cluster = rng.randint(LEAST, 512 * sum(blocks)), ("debug", "local")[number % 2]
+            full, lost = trial(home / str(number), n_bytes, cluster, expected)
+            if lost and not full:
+                raise RuntimeError("the study fails on a disk that is not full")
             trials, losses = trials + full, losses + lost
     return [row("disk full", trials, losses, "a tmpfs with room for a random part of what the study writes")]
 

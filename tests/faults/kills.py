@@ -224,8 +224,8 @@ def ending(cfg: Any, folder: Path, expected: dict[str, object]) -> str:
         load_run(folder)
         files.read(folder / "samples.npz")
         records.read_json(folder / "manifest.json", records.MANIFEST)
-        records.read_json(folder / "eval.json", records.EVALUATION)
-        records.read_steps(folder / "steps.jsonl")
+        evaluation = records.read_json(folder / "eval.json", records.EVALUATION)
+        records.read_steps(folder / "steps.jsonl", evaluation["step"])
     except (ValueError, RuntimeError, OSError) as error:
         line = str(error)
         ours = type(error).__module__.startswith("bench.")

@@ -8,7 +8,6 @@ through, and without a kill no run may have been executed twice.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import random
@@ -37,17 +36,28 @@ def trial(folder: Path, kill: bool, rng: random.Random, expected: dict[str, obje
     first = command("run", str(path), cwd=folder, start=True)
     time.sleep(rng.uniform(0, APART))
     second = command("run", str(path), cwd=folder, start=True)
-    killed = False
     if kill:
         time.sleep(rng.uniform(0, KILLED_WITHIN))
-        killed = first.poll() is None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(first.pid, signal.SIGKILL)
-    codes = [process.wait(timeout=SECONDS) for process in (first, second)]
-    fine = codes[1] == 0 and (killed or codes[0] == 0)
+        stop(first)
+    try:
+        codes = [process.wait(timeout=SECONDS) for process in (first, second)]
+        found = contents(folder / "runs/tiny")
+    except (subprocess.TimeoutExpired, OSError):  # it hangs, or a file is not there
+        codes, found = [first.poll(), None], {}
+    finally:
+        stop(first)
+        stop(second)
+    killed = codes[0] == -signal.SIGKILL
     logs = [log.read_text() for log in (folder / "runs/tiny").glob("*/log.txt")]
     once = all(log.count("INFO done\n") == 1 for log in logs)
-    return killed, not (fine and (killed or once) and contents(folder / "runs/tiny") == expected)
+    return killed, not (codes[1] == 0 and (killed or (codes[0] == 0 and once)) and found == expected)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Kill a launcher and all it has started, if it has not ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -67,7 +77,12 @@ def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
             trials[killed] += 1
             losses[killed] += lost
     return [
-        row("two launchers on one study", trials[False], losses[False], "started within 2 s; each run executed once"),
+        row(
+            "two launchers on one study",
+            trials[False],
+            losses[False],
+            f"started within {APART:g} s; each run executed once",
+        ),
         row(
             "two launchers, one killed", trials[True], losses[True], "with all it had started; the other ends the study"
         ),

@@ -44,7 +44,7 @@ def record() -> dict[str, Any]:
 
 def table(record: dict[str, Any]) -> str:
     """A line for each fault, and where each campaign was run."""
-    found = {name: record["campaigns"][name] for name in CAMPAIGNS if record["campaigns"].get(name, {}).get("rows")}
+    found = {name: record["campaigns"][name] for name in CAMPAIGNS if name in record["campaigns"]}
     if not found:
         return NONE_YET
     rows = [row for campaign in found.values() for row in campaign["rows"]]
@@ -72,7 +72,11 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := set(given.campaigns) - set(CAMPAIGNS):
         parser.error(f"no campaign {', '.join(sorted(unknown))}; there are {', '.join(CAMPAIGNS)}")
     for name in [] if given.render else given.campaigns or CAMPAIGNS:
-        write_json(RECORD, {"schema": 1, "campaigns": {**record()["campaigns"], name: measured(name)}})
+        found = measured(name)
+        if not found["rows"]:  # it cannot be run here, and what another machine has found stays
+            print(f"{name}: no trials on this machine", file=sys.stderr)
+            continue
+        write_json(RECORD, {"schema": 1, "campaigns": {**record()["campaigns"], name: found}})
         write_atomically(PAGE, rendered().encode())
     write_atomically(PAGE, rendered().encode())
     return int(any(row["losses"] for campaign in record()["campaigns"].values() for row in campaign["rows"]))

@@ -70,10 +70,10 @@ def sampling(n_molecules: int, n_steps: int, reference: bool = False, **given: A
     import torch
     from reference.padded import use_reference
 
+    from bench.clock import clock
     from bench.data.sizes import SizeDistribution
     from bench.provenance import peak_memory_mb
     from bench.sample import Chunk, plan_chunks, sample_chunk
-    from bench.train import clock
 
     cfg, model, data = built(**given)
     sizes = SizeDistribution(data.size_histogram)
@@ -108,8 +108,8 @@ def hooks(repeats: int = 7, **given: Any) -> dict[str, Any]:
     import torch
 
     from bench.batches import Batches
+    from bench.clock import clock
     from bench.streams import Streams
-    from bench.train import clock
 
     cfg, model, data = built(**given)
     device, method, diffusion = torch.device(cfg.train.device), model.method, model.diffusion

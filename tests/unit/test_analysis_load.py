@@ -156,8 +156,8 @@ def test_two_data_sets_never_share_a_table(folder):
 
 def test_what_a_method_reports_of_itself_stays_in_the_curves(folder):
     """The same column from steps.jsonl and from a published curves.csv; runs without it have gaps."""
-    line = {"step": 1, "seconds": 0.5, "loss": 1.0}
     live, published = (folder / run_name("bare", "dit", seed) for seed in (0, 1))
+    line = {"step": json.loads((live / "eval.json").read_text())["step"], "seconds": 0.5, "loss": 1.0}
     for path in (live, published):
         (path / "steps.jsonl").unlink(missing_ok=True)
         (path / "curves.csv").unlink(missing_ok=True)
@@ -168,3 +168,13 @@ def test_what_a_method_reports_of_itself_stays_in_the_curves(folder):
     found = study.curves.set_index("run")["diagnostics.own"]
     assert found[live.name] == found[published.name] == 3.5
     assert found.drop([live.name, published.name]).isna().all()
+
+
+def test_a_curve_that_ends_before_its_run_is_told_and_left_out(folder):
+    path = folder / run_name("bare", "dit", 0)
+    lines = (path / "steps.jsonl").read_text().splitlines(keepends=True)
+    assert not any("curve left out" in problem for problem in load(folder).problems)
+    (path / "steps.jsonl").write_text("".join(lines[:-1]))
+    study = load(folder)
+    assert [problem for problem in study.problems if "curve left out" in problem and "ends at step" in problem]
+    assert path.name not in set(study.curves["run"])

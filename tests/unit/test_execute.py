@@ -46,9 +46,24 @@ def test_a_run_stopped_by_the_disk_has_not_failed(code, tmp_path):
 
 def test_any_other_error_is_a_failure(tmp_path):
     run = item(tmp_path)
-    manifest = stopped_by(OSError(errno.EACCES, os.strerror(errno.EACCES)), run)
+    with (
+        mock.patch("tempfile.mkstemp", side_effect=OSError(errno.EACCES, os.strerror(errno.EACCES))),
+        pytest.raises(OSError, match="could not write") as caught,
+    ):
+        records.write_atomically(tmp_path / "file", b"content")
+    manifest = stopped_by(caught.value, run)
     assert (manifest["status"], run.status) == ("failed", "failed")
+    assert records.CONTINUES not in manifest["reason"]
     assert "Traceback" in (run.folder / "log.txt").read_text()
+
+
+def test_a_disk_error_behind_another_one_counts(tmp_path):
+    run = item(tmp_path)
+    error = RuntimeError("cannot write the part")
+    error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    manifest = stopped_by(error, run)
+    assert manifest["status"] == "running"
+    assert manifest["reason"] == f"cannot write the part, {records.CONTINUES}"
 
 
 def test_the_line_ends_once_with_what_to_do(tmp_path):

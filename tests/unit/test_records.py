@@ -131,3 +131,19 @@ def test_only_folders_with_a_manifest_are_runs(tmp_path):
         (tmp_path / name / "manifest.json").write_text("{}")
     assert [folder.name for folder in run_folders(tmp_path)] == ["a", "b"]
     assert list(run_folders(tmp_path / "nowhere")) == []
+
+
+def test_lines_that_are_missing_at_the_end_of_a_run_are_noticed(tmp_path):
+    path = tmp_path / "steps.jsonl"
+    for step in (5, 10):
+        append_line(path, {"step": step, "seconds": 1.0})
+    assert [line["step"] for line in read_steps(path, until=10)] == [5, 10]
+    whole = path.read_bytes()
+    for content, last in ((whole[:-5], 5), (whole[: whole.index(b"\n") + 1], 5), (whole[:3], 0), (b"", 0)):
+        path.write_bytes(content)
+        assert len(read_steps(path)) == last // 5  # of a run that was cut, this is all there is
+        with pytest.raises(RecordError, match=f"steps.jsonl: ends at step {last}, expected 10"):
+            read_steps(path, until=10)
+    path.unlink()
+    with pytest.raises(RecordError, match="ends at step 0"):
+        read_steps(path, until=10)

@@ -15,11 +15,10 @@ def test_page_is_that_of_its_record():
 def test_trials_and_losses_are_summed_and_shown():
     kills = campaign([row("SIGKILL in training", 12, 0, "at random")], "0123456789abcdef")
     hostile = campaign([row("damaged file for: xyz", 10, 3, "accepted: 1")], "fedcba9876543210")
-    text = table.table({"campaigns": {"hostile": hostile, "kills": kills, "slurm": campaign([], "0")}})
+    text = table.table({"campaigns": {"hostile": hostile, "kills": kills}})
     assert "22 trials, 3 losses." in text
     assert "| damaged file for: xyz | 10 | 3 | accepted: 1 |" in text
     assert "`faults.kills`: CPU, commit 0123456789, today" in text
-    assert "slurm" not in text  # a machine without a Slurm has nothing to show
 
 
 def test_nothing_is_claimed_before_anything_was_measured():
@@ -31,10 +30,12 @@ def test_a_failed_campaign_leaves_what_others_found(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "PAGE", tmp_path / "page.md")
     table.PAGE.write_text("<!-- measured:begin -->\n<!-- measured:end -->\n")
 
+    slurm = False
+
     def measured(name: str) -> dict:
         if name == "hostile":
             raise RuntimeError
-        return campaign([row(f"fault of {name}", 1, 0, "")], "0123456789abcdef")
+        return campaign([row(f"fault of {name}", 1, 0, "")] if name != "slurm" or slurm else [], "0123456789abcdef")
 
     monkeypatch.setattr(table, "measured", measured)
     try:
@@ -44,5 +45,7 @@ def test_a_failed_campaign_leaves_what_others_found(tmp_path, monkeypatch):
         assert table.record()["campaigns"].keys() == {"kills", "launchers", "disk"}
     else:
         raise AssertionError("the failure was hidden")
-    assert table.main(["slurm"]) == 0
+    for slurm in (False, True, False):  # a machine without a Slurm takes nothing away
+        assert table.main(["slurm"]) == 0
+        assert ("slurm" in table.record()["campaigns"]) >= slurm
     assert table.record()["campaigns"].keys() == {"kills", "launchers", "disk", "slurm"}

@@ -4,7 +4,7 @@ from unittest import mock
 
 import torch
 
-from bench.train import Timer
+from bench.clock import Timer
 
 
 def test_spans_are_summed_and_what_lies_between_is_not_counted():
@@ -36,7 +36,8 @@ def test_on_a_gpu_only_reading_waits():
         def __init__(self, enable_timing: bool) -> None:
             assert enable_timing
 
-        def record(self) -> None: ...
+        def record(self, stream: str) -> None:
+            assert stream == "stream of cuda:1"
 
         def elapsed_time(self, end: "Event") -> float:
             assert waits  # it is an error before the device has come so far
@@ -45,8 +46,11 @@ def test_on_a_gpu_only_reading_waits():
         def synchronize(self) -> None:
             waits.append(self)
 
-    with mock.patch("torch.cuda.Event", Event):
-        timer = Timer(torch.device("cuda"))
+    with (
+        mock.patch("torch.cuda.Event", Event),
+        mock.patch("torch.cuda.current_stream", lambda device: f"stream of {device}"),
+    ):
+        timer = Timer(torch.device("cuda:1"))
         for _ in range(3):
             timer.start()
             timer.stop()
