@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +21,8 @@ from bench.runners import Item, Needs, Submission, needs, word
 class Executor:
     """Takes jobs, or refuses them in sbatch's words."""
 
+    folder = Path("study/.submitit")
+
     def __init__(self, refuses: bool = False) -> None:
         self.refuses, self.n_jobs = refuses, 0
 
@@ -36,8 +38,10 @@ class Executor:
 
 
 @pytest.fixture
-def register() -> Register:
-    return Register(Path("none"), io.StringIO())
+def register(tmp_path) -> Iterator[Register]:
+    path = tmp_path / "register.jsonl"
+    with path.open("ab", buffering=0) as file:
+        yield Register(path, file, "local")
 
 
 def items(n: int, **train) -> list[Item]:
@@ -68,7 +72,7 @@ def test_what_is_refused_later_is_tried_again_after_a_while(register, monkeypatc
     assert submit(second) == second  # not asked, within the minute
     assert executor.n_jobs == before
     assert submit(second) == []
-    submitted = [json.loads(line)["run"] for line in register.file.getvalue().splitlines()]
+    submitted = [json.loads(line)["run"] for line in register.path.read_text().splitlines()[1:]]
     assert submitted == ["run0", "run1", "run0"]
 
     monkeypatch.setattr(runners, "make_executor", lambda *_: Executor(refuses=True))
