@@ -22,12 +22,11 @@ PAGE = {"train": TRAIN, "sample": {"n_molecules": 10, "batch_size": 4}}
 HOLD = """
 import sys, signal, time
 from pathlib import Path
-from bench.locks import hold
+from bench.locks import hold, write_line
 if "deaf" in sys.argv:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 with hold(Path(sys.argv[1])) as file:
-    file.write('{"cluster": "local"}\\n')
-    file.flush()
+    write_line(file, {"cluster": "local"})
     print("held", flush=True)
     time.sleep(60)
 """
