@@ -96,6 +96,50 @@ def cooldown_start(settings: TrainConfig) -> int:
     return math.floor(settings.n_steps * (1 - settings.cooldown_fraction))
 
 
+class Muon(torch.optim.Muon):
+    """torch's Muon, in which matrices of one shape, or its transpose, are orthogonalised together.
+
+    One after the other, the small matrices of small networks take several times as long, which is a third of a step.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override] # no closure
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            for p in parameters:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov's
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for p, update in zip(parameters, updates, strict=True):
+                rows, columns = sorted(p.shape)
+                alike.setdefault((rows, columns), []).append((p, update))
+            for (rows, columns), pairs in alike.items():
+                wide = torch.stack([u if u.shape == (rows, columns) else u.T for _, u in pairs])
+                moved = newton_schulz(wide, group["ns_coefficients"], group["ns_steps"], group["eps"]).to(wide.dtype)
+                back = [m if p.shape == (rows, columns) else m.T for (p, _), m in zip(pairs, moved, strict=True)]
+                rate = group["lr"] * 0.2 * math.sqrt(columns)
+                torch._foreach_add_([p for p, _ in pairs], back, alpha=-rate)
+
+
+def newton_schulz(matrices: Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float) -> Tensor:
+    """Nearly the nearest matrices with orthonormal rows, [K, rows, columns] with rows <= columns, in bf16.
+
+    Source: Jordan et al. 2024, Muon: an optimizer for hidden layers; X <- a X + (b A + c A^2) X with A = X X^T.
+    """
+    a, b, c = coefficients
+    X = matrices.bfloat16()
+    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp(min=eps)
+    for _ in range(n_steps):
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X
+
+
 class Optimiser:
     """AdamW on all parameters, or Muon on the hidden matrices and AdamW on the rest (`TrainConfig.optimiser`).
 
@@ -115,9 +159,7 @@ class Optimiser:
             (hidden if cfg.optimiser is OptimiserName.MUON and is_hidden else rest).append(p)
         self.parts: list[torch.optim.Optimizer] = []
         if hidden:
-            self.parts.append(
-                torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.parts.append(Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"))
         if rest:
             betas = (0.9, cfg.adam_beta2)
             self.parts.append(
