@@ -99,7 +99,7 @@ def cooldown_start(settings: TrainConfig) -> int:
 class Muon(torch.optim.Muon):
     """torch's Muon, in which matrices of one shape, or its transpose, are orthogonalised together.
 
-    One after the other, the small matrices of small networks take several times as long, which is a third of a step.
+    One after the other, the small matrices of small networks take several times as long.
     """
 
     @torch.no_grad()
