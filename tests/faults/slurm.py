@@ -166,7 +166,11 @@ def campaign(n: int) -> list[dict[str, Any]]:
     if reason := install():
         print(f"no trials on Slurm: {reason}", file=sys.stderr)
         return []
-    with tempfile.TemporaryDirectory() as name, Cluster(Path(name) / "slurm") as cluster:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        tempfile.TemporaryDirectory(prefix="slurm") as place,  # of its own, because munge's user has to enter it
+        Cluster(Path(place)) as cluster,
+    ):
         straight = run_straight(Path(name) / "straight", n)
         return [trial(cluster, straight, fault, n, Path(name) / str(i)) for i, fault in enumerate(FAULTS)]
 
