@@ -7,12 +7,15 @@ import pytest
 import torch
 from support import (
     ELEMENTS,
+    ELEMENTS_OF_GROUPS,
+    GROUP_NAMES,
     Z_MAX,
     atoms_of,
     core,
     fitting_pairs,
     generator,
     model_of,
+    orthogonal,
     recorded_draws,
     relative_error,
     replayed_draws,
@@ -23,7 +26,7 @@ from bench.data.sizes import SizeDistribution
 from bench.diffusion.process import Diffusion, Predict
 from bench.diffusion.sampler import reverse_coefficients, sample, time_grid
 from bench.diffusion.schedule import NoiseLevel, polynomial_2
-from bench.groups import O3, Translated
+from bench.groups import O3, SO3, Group, Translated
 from bench.method import Guarantee
 from bench.model import Model
 from bench.molecules import Layout, Molecules
@@ -190,9 +193,9 @@ def test_samples_have_no_centre_of_mass():
     assert unbiased.mean_over_atoms(unbiased.x).abs().max() < 1e-6
 
 
-def turned_sample_error(method: str, translated: bool) -> float:
+def turned_sample_error(method: str, translated: bool, inner: Group, determinant: int) -> float:
     """|sample from turned noise and translated draws - turned sample|: invariance of what is generated, pathwise."""
-    Q = O3().haar(1, generator(9), torch.float64)[0]
+    Q = orthogonal(determinant, seed=9)
     layout = Layout([5, 7])
 
     class TurnedNoise(Diffusion):
@@ -207,7 +210,7 @@ def turned_sample_error(method: str, translated: bool) -> float:
             return super().noise(layout, rng, torch.float64)
 
     out = []
-    for kind, group in ((PlainNoise, O3()), (TurnedNoise, Translated(O3(), Q) if translated else O3())):
+    for kind, group in ((PlainNoise, inner), (TurnedNoise, Translated(inner, Q) if translated else inner)):
         model = model_of(method, "dit", group)
         model.diffusion.__class__ = kind
         rng = generator(2)
@@ -220,12 +223,13 @@ def turned_sample_error(method: str, translated: bool) -> float:
     return relative_error(out[1], out[0].rotate(Q.expand(2, 3, 3)))
 
 
+@pytest.mark.parametrize(("group", "determinant"), ELEMENTS_OF_GROUPS, ids=GROUP_NAMES)
 @pytest.mark.parametrize("method", ["symdiff", "symdiff_haar"])
-def test_stochastic_symmetrisation_carries_through_the_whole_sampler(method):
+def test_stochastic_symmetrisation_carries_through_the_whole_sampler(method, group, determinant):
     """T15: turned noise and translated draws give the turned sample; untranslated draws, or plain DiT, do not."""
-    assert turned_sample_error(method, translated=True) < 1e-5
-    assert turned_sample_error(method, translated=False) > 1e-2
-    assert turned_sample_error("plain", translated=True) > 1e-2
+    assert turned_sample_error(method, True, group, determinant) < 1e-5
+    assert turned_sample_error(method, False, group, determinant) > 1e-2
+    assert turned_sample_error("plain", True, group, determinant) > 1e-2
 
 
 # ---------------------------------------------------------------------- the law of samples in a fixed frame
@@ -247,11 +251,15 @@ def anisotropy_z(model: Model, n: int = 2000, n_steps: int = 20) -> float:
 INVARIANT = [(m, b) for m, b in fitting_pairs() if methods[m].build.guarantee in (Guarantee.EXACT, Guarantee.IN_LAW)]
 
 
-@pytest.mark.parametrize(("method", "backbone"), INVARIANT)
-def test_samples_of_an_untrained_network_have_no_orientation(method, backbone):
+@pytest.mark.parametrize(
+    ("method", "backbone", "group"),
+    [*((m, b, O3()) for m, b in INVARIANT), ("symdiff", "dit", SO3()), ("frames", "dit", SO3())],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_samples_of_an_untrained_network_have_no_orientation(method, backbone, group):
     """T20: 2e3 systems of three atoms, random weights, 20 steps: fixed-frame statistics are 0 within |z| < 5, for
     every method whose guarantee is exact or in law."""
-    model = model_of(method, backbone, dtype=torch.float32)
+    model = model_of(method, backbone, group, dtype=torch.float32)
     if backbone == "e3":  # its products of random features overflow within 20 steps
         with torch.no_grad():
             for p in model.denoiser.parameters():

@@ -54,7 +54,9 @@ def rows_of(source: str, where: str) -> Iterator[Row]:
             continue
         parsed = re.match(r"T(\d+)(?:, ([^:]*))?: (.+)", docstring)
         if parsed is None:
-            raise ValueError(f"{where}::{node.name}: docstring {docstring[:40]!r}, expected 'T7: ...' or 'T7, kind: ...'")
+            raise ValueError(
+                f"{where}::{node.name}: docstring {docstring[:40]!r}, expected 'T7: ...' or 'T7, kind: ...'"
+            )
         number, kind, rest = parsed.groups()
         shows = f"{kind}: {rest}" if kind else rest
         yield Row(int(number), f"{where}::{node.name}", tier(node), shows.removesuffix(".").replace("|", "\\|"))
