@@ -20,7 +20,7 @@ from bench.backbones.dit import DiT, GaussianPairEmbedding, Trunk, xavier_linear
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
 from bench.groups import gram_schmidt, product
-from bench.method import Guarantee, Method, Setting, symmetrised
+from bench.method import TURNED_BACK, Guarantee, Method, Setting, symmetrised
 from bench.molecules import Molecules
 from bench.registry import methods
 
@@ -100,6 +100,7 @@ class SymDiff(Method):
     """Stochastic symmetrisation by a learned rotation kernel over a Haar base; equivariant in law at any weights."""
 
     guarantee = Guarantee.IN_LAW
+    on_equivariant_backbone = TURNED_BACK
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"kernel_width": 16, "kernel_depth": 1, "kernel_heads": 2, "decoder_width": 16},
         "small": {"kernel_width": 48, "kernel_depth": 2, "kernel_heads": 4, "decoder_width": 32},

@@ -117,6 +117,35 @@ def test_in_law_draws_differ_from_call_to_call():
             assert relative_error(pair[0], pair[1]) > 0.1
 
 
+# ---------------------------------------------------------------------- where a method changes nothing
+
+
+@pytest.mark.parametrize("method", [m for m in methods if methods[m].build.predict is not Method.predict])
+def test_a_method_that_changes_nothing_on_an_equivariant_backbone_says_so(method):
+    """Predictions are those of the bare network there, and on another network they are not."""
+    _, _, level, z_t = states()
+    for backbone in [b for m, b in PAIRS if m == method]:
+        model = model_of(method, backbone)
+        error = relative_error(model.predict(z_t, level, generator(1)), model.denoiser(z_t, level))
+        nothing = backbones[backbone].build.equivariant and methods[method].build.on_equivariant_backbone is not None
+        assert error < 1e-9 if nothing else error > 1e-2
+
+
+def test_augmentation_changes_nothing_on_an_equivariant_backbone():
+    """With the noise turned along, example by example; on DiT it does."""
+    x0, eps, level, z_t = states()
+    R = O3().haar(len(x0), generator(5), torch.float64)
+    turned_along = core().noising(x0.rotate(R), eps.rotate(R), level), eps.rotate(R)
+    for backbone in backbones:
+        model = model_of("haar", backbone)
+        here, there = (
+            model.method.loss(model.predict(z, level, generator(1)), noise, level)
+            for z, noise in ((z_t, eps), turned_along)
+        )
+        error = relative_error(there, here)
+        assert error < 1e-9 if backbones[backbone].build.equivariant else error > 1e-2
+
+
 # ---------------------------------------------------------------------- at the optimum
 
 
