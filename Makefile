@@ -53,7 +53,7 @@ perf: $(INSTALLED) ## Time hooks, networks and stages, ours against the padded r
 performance: $(INSTALLED) ## Measure the table of docs/performance.md on all cores (under 8 minutes on two, if nothing else runs)
 	PYTHONPATH=.:tests $(BIN)/python -m perf.performance $(ARGS)
 
-smoke: ## Run every strategy for a few steps on the embedded set (two minutes)
+smoke: ## Run every method and backbone for a few steps on the embedded set (two minutes)
 	@$(MAKE) --no-print-directory ablation-qm9 PRESET=smoke
 
 ablation-qm9: $(INSTALLED) ## Run the comparison and print its table (PRESET=smoke|laptop|workstation|paper ARGS='key=value ...')

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.matrix_fisher import Envelope, mean_O3, mean_SO3
 
 
-def gram_schmidt(M: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
+def gram_schmidt(M: Float[Tensor, "*B 3 3"], proper: bool = False) -> Float[Tensor, "*B 3 3"]:
     """Orthonormalise the columns: the Q of M = Q T with T upper triangular and a positive diagonal.
 
     Closed form for 3x3, so nothing leaves the device and gradients are those of the QR factor. A column whose
@@ -24,7 +24,8 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
     twice, which keeps Q^T Q = I to rounding for condition numbers near 1/precision.
 
     Returns:
-        Q with det Q = sign det M; det Q = +1 where det M = 0.
+        Q with det Q = sign det M, det Q = +1 where det M = 0; with `proper` the same but for the sign of the third
+        column, which makes det Q = +1 throughout.
     """
     floor = torch.finfo(M.dtype).tiny ** 0.5
 
@@ -40,9 +41,10 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
     q2 = unit(v2)
     q2 = unit(q2 - (q1 * q2).sum(-1, keepdim=True) * q1)
     q3 = torch.linalg.cross(q1, q2)
-    orientation = (q3 * M[..., 2]).sum(-1, keepdim=True)
-    # sign(0) would zero the column, hence the comparison; the sign carries no gradient
-    q3 = torch.where(orientation < 0, -q3, q3)
+    if not proper:
+        orientation = (q3 * M[..., 2]).sum(-1, keepdim=True)
+        # sign(0) would zero the column, hence the comparison; the sign carries no gradient
+        q3 = torch.where(orientation < 0, -q3, q3)
     return torch.stack([q1, q2, q3], dim=-1)
 
 
@@ -101,8 +103,7 @@ class SO3(Group):
     proper = True
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
-        R = O3().haar(n, rng, dtype)
-        return torch.cat([R[..., :2], R[..., 2:] * torch.linalg.det(R)[:, None, None]], dim=-1)
+        return gram_schmidt(torch.randn(n, 3, 3, generator=rng, device=rng.device, dtype=dtype), proper=True)
 
     def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return mean_SO3(F)

@@ -24,17 +24,21 @@ def listing() -> str:
 
 
 def matrix() -> str:
-    """Which method runs on which backbone, at default options, and why the others do not."""
+    """Which method runs on which backbone, at default options, and why others do not, or change nothing there."""
     reasons: dict[str, int] = {}
+
+    def number(reason: str) -> str:
+        return f"({reasons.setdefault(reason, len(reasons) + 1)})"
+
     rows = []
     for method in methods:
         cells = []
         for backbone in backbones:
-            why = _reason(method, backbone)
-            cells.append("runs" if why is None else f"({reasons.setdefault(why, len(reasons) + 1)})")
+            why, note = _reason(method, backbone), _note(method, backbone)
+            cells.append(number(why) if why else f"runs {number(note)}" if note else "runs")
         rows.append(_row(method, cells))
     lines = [_row("", list(backbones)), *rows]
-    return "\n".join([*lines, "", *(f"({number}) {why}" for why, number in reasons.items())])
+    return "\n".join([*lines, "", *(f"{number(reason)} {reason}" for reason in reasons)])
 
 
 def _reason(method: str, backbone: str) -> str | None:
@@ -43,6 +47,12 @@ def _reason(method: str, backbone: str) -> str | None:
         return reason_to_skip(build(RunConfig, page))
     except ConfigError as error:  # an option without a default
         return str(error)
+
+
+def _note(method: str, backbone: str) -> str | None:
+    """What the method says of equivariant backbones, if this is one."""
+    why = methods[method].build.on_equivariant_backbone
+    return f"on an equivariant backbone, {why}" if why and backbones[backbone].build.equivariant else None
 
 
 def _row(name: str, cells: list[str]) -> str:

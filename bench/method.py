@@ -59,6 +59,7 @@ class Method(nn.Module):
         guarantee: tested for every backbone that the method accepts.
         needs_equivariant_backbone: refuse backbones that are not exactly equivariant.
         otherwise: name of the method to take instead on the backbones that this one refuses.
+        on_equivariant_backbone: why it changes nothing but cost on an exactly equivariant backbone; None: it does.
         weights_of: name of the method whose trained weights this one uses; it then trains nothing. An option of this
             name lets a study choose another one that defines no `predict`, with its options.
         references: papers to cite for it.
@@ -72,6 +73,7 @@ class Method(nn.Module):
     guarantee: ClassVar[Guarantee] = Guarantee.NONE
     needs_equivariant_backbone: ClassVar[bool] = False
     otherwise: ClassVar[str | None] = None
+    on_equivariant_backbone: ClassVar[str | None] = None
     weights_of: ClassVar[str | None] = None
     references: ClassVar[tuple[str, ...]] = ()
     published: ClassVar[PublishedWeights | None] = None
@@ -100,6 +102,10 @@ class Method(nn.Module):
     def loss(self, eps_hat: Molecules, eps: Molecules, level: NoiseLevel) -> Float[Tensor, "B"]:
         """Error of each molecule at t > 0, in noise space; t = 0 is the core's."""
         return weighted_error(eps_hat, eps, level)
+
+
+# of a prediction made of `symmetrised` terms, for `Method.on_equivariant_backbone`
+TURNED_BACK = "R k(R^-1 z) = k(z) for every R: predictions are those of the bare network, at a higher cost"
 
 
 def symmetrised(denoiser: Predict, z_t: Molecules, level: NoiseLevel, R: Float[Tensor, "B 3 3"]) -> Molecules:

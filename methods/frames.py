@@ -41,7 +41,7 @@ from torch import Tensor
 
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
-from bench.method import Guarantee, Method, NoOptions, Setting, symmetrised, symmetrised_mean
+from bench.method import TURNED_BACK, Guarantee, Method, NoOptions, Setting, symmetrised, symmetrised_mean
 from bench.molecules import Molecules
 from bench.registry import methods
 
@@ -92,6 +92,7 @@ class Frames(Method):
     """One of the molecule's PCA frames, drawn at random at every call; equivariant in law at any weights."""
 
     guarantee = Guarantee.IN_LAW
+    on_equivariant_backbone = TURNED_BACK
     references = (
         "Puny et al., Frame averaging for invariant and equivariant network design, arXiv:2110.03336",
         "Duval et al., FAENet, arXiv:2305.05577 (stochastic frame averaging)",

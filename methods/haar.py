@@ -19,6 +19,7 @@ class Haar(Method):
     """
 
     guarantee = Guarantee.AT_OPTIMUM
+    on_equivariant_backbone = "a turned example has the loss of the stored one, with the noise turned along"
     references = ("Zhang et al., SymDiff, arXiv:2410.06262 (DiT-Aug)",)
 
     def augment(self, x0: Molecules, rng: torch.Generator) -> Molecules:

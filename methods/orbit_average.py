@@ -19,7 +19,7 @@ import torch
 
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
-from bench.method import Guarantee, Method, Setting, symmetrised_mean
+from bench.method import TURNED_BACK, Guarantee, Method, Setting, symmetrised_mean
 from bench.molecules import Molecules
 from bench.registry import methods
 
@@ -44,6 +44,7 @@ class OrbitAverage(Method):
     """A trained denoiser averaged over K Haar draws at each sampling step; trains nothing."""
 
     guarantee = Guarantee.IN_LAW
+    on_equivariant_backbone = TURNED_BACK
     weights_of = "haar"
     references = (
         "Zhang et al., SymDiff, arXiv:2410.06262 (K = 1: SymDiff-H)",

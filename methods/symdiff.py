@@ -20,7 +20,7 @@ from bench.backbones.dit import DiT, GaussianPairEmbedding, Trunk, xavier_linear
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
 from bench.groups import gram_schmidt, product
-from bench.method import Guarantee, Method, Setting, symmetrised
+from bench.method import TURNED_BACK, Guarantee, Method, Setting, symmetrised
 from bench.molecules import Molecules
 from bench.registry import methods
 
@@ -42,13 +42,15 @@ class SymDiffConfig:
 
 
 class RotationKernel(nn.Module):
-    """f(y, eta, t) in O(3), invariant under permutations of atoms.
+    """f(y, eta, t) in O(3), or in SO(3), invariant under permutations of atoms.
 
     Args:
         cfg: sizes.
         pair_embedding: embedding of the atoms' distances; a DiT backbone shares its own, as published.
         time_scale: as in the DiT.
         n_features: F, of which a kernel with `atom_types` needs to know.
+        proper: det f = +1. Over SO(3) an improper f would ask the network about mirror images, from which it could not
+            tell the molecules: chirality would be lost.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class RotationKernel(nn.Module):
         pair_embedding: GaussianPairEmbedding,
         time_scale: float = 1.0,
         n_features: int = 0,
+        proper: bool = False,
     ) -> None:
         super().__init__()
+        self.proper = proper
         self.noise_dims, self.atom_types = cfg.noise_dims, cfg.atom_types
         self.pair_embedding = pair_embedding
         n_inputs = 3 + cfg.noise_dims + pair_embedding.linear.out_features + (n_features if cfg.atom_types else 0)
@@ -68,13 +72,15 @@ class RotationKernel(nn.Module):
         self.matrix = xavier_linear(cfg.decoder_width, 9)
 
     def forward(self, y: Molecules, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
-        """One orthogonal matrix per molecule; the columns of a 3x3 output are orthonormalised, det = its sign.
+        """One orthogonal matrix per molecule; the columns of a 3x3 output are orthonormalised.
+
+        Its determinant is the sign of the output's, or +1 with `proper`.
 
         Args:
             y: positions in the frame of the base rotation; features are an input with `atom_types` alone.
             eta: noise of each atom.
         """
-        return gram_schmidt(self.raw(y, eta, t))
+        return gram_schmidt(self.raw(y, eta, t), self.proper)
 
     def raw(self, y: Molecules, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
         """The 3x3 output before it is orthonormalised."""
@@ -94,6 +100,7 @@ class SymDiff(Method):
     """Stochastic symmetrisation by a learned rotation kernel over a Haar base; equivariant in law at any weights."""
 
     guarantee = Guarantee.IN_LAW
+    on_equivariant_backbone = TURNED_BACK
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"kernel_width": 16, "kernel_depth": 1, "kernel_heads": 2, "decoder_width": 16},
         "small": {"kernel_width": 48, "kernel_depth": 2, "kernel_heads": 4, "decoder_width": 32},
@@ -110,7 +117,7 @@ class SymDiff(Method):
             embedding, time_scale = backbone.pair_embedding, backbone.trunk.time.time_scale
         else:
             embedding, time_scale = GaussianPairEmbedding(cfg.pair_gaussians, cfg.pair_width), 1.0
-        self.kernel = RotationKernel(cfg, embedding, time_scale, setting.n_features)
+        self.kernel = RotationKernel(cfg, embedding, time_scale, setting.n_features, self.group.proper)
 
     def draw(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R ~ gamma(. | z_t), one per molecule; gradients flow into the kernel."""

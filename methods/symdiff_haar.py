@@ -6,7 +6,7 @@ import torch
 
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
-from bench.method import Guarantee, Method, NoOptions, symmetrised
+from bench.method import TURNED_BACK, Guarantee, Method, NoOptions, symmetrised
 from bench.molecules import Molecules
 from bench.registry import methods
 
@@ -21,6 +21,7 @@ class SymDiffHaar(Method):
     """
 
     guarantee = Guarantee.IN_LAW
+    on_equivariant_backbone = TURNED_BACK
     weights_of = "haar"
     references = ("Zhang et al., SymDiff, arXiv:2410.06262 (SymDiff-H)",)
 

@@ -16,7 +16,7 @@ from bench.config import RunConfig, build, options_of, reason_to_skip
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.process import Diffusion, DiffusionConfig
 from bench.diffusion.schedule import NoiseLevel
-from bench.groups import O3, Group
+from bench.groups import O3, SO3, Group
 from bench.method import Setting
 from bench.model import Model
 from bench.molecules import Layout, Molecules
@@ -28,6 +28,11 @@ MEAN_ATOMS = 7.5
 SIZES = (5, 9, 3, 9, 12, 4)  # unsorted, one size twice
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 Z_MAX = 5.0  # of a Monte-Carlo mean
+
+
+# of each group an element, and for O(3) one of either sign: what a guarantee over the group has to hold for
+ELEMENTS_OF_GROUPS = [(O3(), 1), (O3(), -1), (SO3(), 1)]
+GROUP_NAMES = ["O3 proper", "O3 improper", "SO3"]
 
 
 # ---------------------------------------------------------------------- molecules

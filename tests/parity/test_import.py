@@ -125,8 +125,10 @@ def test_the_record_says_where_the_weights_come_from(tmp_path):
     assert page["diffusion"]["edm_compat"]
 
 
-def test_an_imported_run_is_sampled_and_scored(tmp_path, capsys):
-    assert imported(tmp_path, state_dict("egnn"), {"data": "mini"}) == 0
+@pytest.mark.parametrize("name", ["egnn", "dit", "symdiff"])
+def test_an_imported_run_is_sampled_and_scored(tmp_path, capsys, name):
+    page = {key: value for key, value in PAGES[name].items() if key != "sizes"}  # those of the data set
+    assert imported(tmp_path, state_dict(name), {**page, "data": "mini"}) == 0
     folder = tmp_path / "published" / "run"
     assert read_json(folder / "manifest.json")["data"]["label"] == "mini (embedded, GFN2-xTB)"
     out = str(tmp_path / "a.xyz")

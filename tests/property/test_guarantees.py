@@ -7,6 +7,8 @@ each is shown a deliberately wrong model that it must catch.
 import pytest
 import torch
 from support import (
+    ELEMENTS_OF_GROUPS,
+    GROUP_NAMES,
     TOLERANCE,
     Z_MAX,
     atoms_of,
@@ -30,7 +32,7 @@ from support import (
 )
 from torch import Tensor, nn
 
-from bench.groups import O3, Translated
+from bench.groups import O3, SO3, Group, Translated
 from bench.method import Guarantee, Method
 from bench.model import Model
 from bench.molecules import Layout, Molecules
@@ -39,6 +41,7 @@ from bench.streams import Streams
 from bench.train import training_loss
 
 PAIRS = fitting_pairs()
+OVER_GROUPS = pytest.mark.parametrize(("group", "determinant"), ELEMENTS_OF_GROUPS, ids=GROUP_NAMES)
 
 
 def with_guarantee(guarantee: Guarantee) -> list[tuple[str, str]]:
@@ -56,10 +59,10 @@ def rotation_error(model: Model, dtype: torch.dtype, determinant: int) -> float:
     return relative_error(model.predict(turned(z_t, Q), level, generator(1)), turned(here, Q))
 
 
-@pytest.mark.parametrize("determinant", [1, -1])
+@OVER_GROUPS
 @pytest.mark.parametrize(("method", "backbone"), with_guarantee(Guarantee.EXACT))
-def test_exact_method_turns_with_its_input(method, backbone, determinant, precision):
-    model = model_of(method, backbone, dtype=precision)
+def test_exact_method_turns_with_its_input(method, backbone, group, determinant, precision):
+    model = model_of(method, backbone, group, dtype=precision)
     assert rotation_error(model, precision, determinant) < TOLERANCE[precision]
 
 
@@ -80,27 +83,28 @@ def test_other_backbones_do_not_turn_with_their_input(backbone):
 # ---------------------------------------------------------------------- in law
 
 
-def translated_error(make, dtype: torch.dtype, determinant: int) -> float:
+def translated_error(make, dtype: torch.dtype, group: Group, determinant: int) -> float:
     """|D(Q z; draws Q R) - Q D(z; draws R)|, where `make(group)` builds the model: 'in law' as an identity."""
     _, _, level, z_t = states(dtype=dtype)
     Q = orthogonal(determinant)
-    here = make(O3()).predict(z_t, level, generator(1))
-    there = make(Translated(O3(), Q)).predict(turned(z_t, Q), level, generator(1))
+    here = make(group).predict(z_t, level, generator(1))
+    there = make(Translated(group, Q)).predict(turned(z_t, Q), level, generator(1))
     return relative_error(there, turned(here, Q))
 
 
-@pytest.mark.parametrize("determinant", [1, -1])
+@OVER_GROUPS
 @pytest.mark.parametrize(("method", "backbone"), with_guarantee(Guarantee.IN_LAW))
-def test_in_law_method_turns_with_input_under_translated_draws(method, backbone, determinant, precision):
+def test_in_law_method_turns_with_input_under_translated_draws(method, backbone, group, determinant, precision):
     """T15: base R0 at z and Q R0 at Q z, all other draws alike, turn the prediction by Q and leave features alone."""
-    error = translated_error(lambda group: model_of(method, backbone, group, precision), precision, determinant)
+    error = translated_error(lambda g: model_of(method, backbone, g, precision), precision, group, determinant)
     assert error < TOLERANCE[precision]
 
 
+@pytest.mark.parametrize("group", [O3(), SO3()], ids=["O3", "SO3"])
 @pytest.mark.parametrize("control", ["plain", "symdiff_as_released"])
-def test_translated_draws_expose_methods_without_the_guarantee(control):
+def test_translated_draws_expose_methods_without_the_guarantee(control, group):
     """T15: the check refuses plain DiT, and SymDiff composed as in the released code."""
-    assert translated_error(lambda group: model_of(control, "dit", group), torch.float64, 1) > 0.1
+    assert translated_error(lambda g: model_of(control, "dit", g), torch.float64, group, 1) > 0.1
 
 
 def test_in_law_draws_differ_from_call_to_call():
@@ -113,10 +117,42 @@ def test_in_law_draws_differ_from_call_to_call():
             assert relative_error(pair[0], pair[1]) > 0.1
 
 
+# ---------------------------------------------------------------------- where a method changes nothing
+
+
+@pytest.mark.parametrize("method", [m for m in methods if methods[m].build.predict is not Method.predict])
+def test_a_method_that_changes_nothing_on_an_equivariant_backbone_says_so(method):
+    """Predictions are those of the bare network on such backbones, and of none that declares it elsewhere."""
+    _, _, level, z_t = states()
+    for backbone in [b for m, b in PAIRS if m == method]:
+        model = model_of(method, backbone)
+        error = relative_error(model.predict(z_t, level, generator(1)), model.denoiser(z_t, level))
+        declared = methods[method].build.on_equivariant_backbone is not None
+        if backbones[backbone].build.equivariant:
+            assert (error < 1e-9) == declared, f"error {error:.1e}: `on_equivariant_backbone` should say why"
+        elif declared:
+            assert error > 1e-2
+
+
+def test_augmentation_changes_nothing_on_an_equivariant_backbone():
+    """With the noise turned along, example by example; on DiT it does."""
+    x0, eps, level, z_t = states()
+    R = O3().haar(len(x0), generator(5), torch.float64)
+    turned_along = core().noising(x0.rotate(R), eps.rotate(R), level), eps.rotate(R)
+    for backbone in backbones:
+        model = model_of("haar", backbone)
+        here, there = (
+            model.method.loss(model.predict(z, level, generator(1)), noise, level)
+            for z, noise in ((z_t, eps), turned_along)
+        )
+        error = relative_error(there, here)
+        assert error < 1e-9 if backbones[backbone].build.equivariant else error > 1e-2
+
+
 # ---------------------------------------------------------------------- at the optimum
 
 
-def law_change(method: Method, n_draws: int, i: int) -> float:
+def law_change(method: Method, n_draws: int, i: int, determinants: tuple[int, ...] = (1, -1)) -> float:
     """|z| of the change of the law of (z_t, target) when both are turned by one Q, over low moments.
 
     One oriented molecule is drawn n times. First and second moments of (z_t, T), and bounded functions of them, are
@@ -140,7 +176,7 @@ def law_change(method: Method, n_draws: int, i: int) -> float:
         return torch.cat([z_x, T_x, products, torch.tanh(3 * z_x) * torch.tanh(T_x).roll(1, 1)], dim=1)
 
     worst = 0.0
-    for determinant in (1, -1):
+    for determinant in determinants:
         Q = orthogonal(determinant, seed=5)
         worst = max(worst, z_score(moments(turned(z_t, Q), turned(target, Q)) - moments(z_t, target)))
     return worst
@@ -148,12 +184,34 @@ def law_change(method: Method, n_draws: int, i: int) -> float:
 
 @pytest.mark.parametrize("i", [200, 700])
 @pytest.mark.parametrize("method", sorted({m for m, _ in with_guarantee(Guarantee.AT_OPTIMUM)}))
-def test_at_optimum_method_makes_the_law_of_state_and_target_invariant(method, i):
-    assert law_change(model_of(method, "dit").method, 10_000, i) < Z_MAX
+@pytest.mark.parametrize(("group", "determinants"), [(O3(), (1, -1)), (SO3(), (1,))], ids=["O3", "SO3"])
+def test_at_optimum_method_makes_the_law_of_state_and_target_invariant(method, group, determinants, i):
+    assert law_change(model_of(method, "dit", group).method, 10_000, i, determinants) < Z_MAX
 
 
 def test_plain_data_have_an_oriented_law():
     assert law_change(model_of("plain", "dit").method, 10_000, 200) > 10 * Z_MAX
+
+
+# ---------------------------------------------------------------------- what SO(3) leaves: chirality
+
+
+@pytest.mark.parametrize("method", ["orbit_rb", "orbit_rb_exact"])
+def test_targets_over_rotations_tell_mirror_images_apart(method):
+    """T40: over SO(3) the target at a state depends on which mirror image was noised; over O(3) the closed form does
+    not, and the sampled average of many local draws hardly."""
+    options = {"n_draws": 4000, "proposal": "local", "include_generator": False} if method == "orbit_rb" else {}
+    x0, _, _, z_t = states((5, 9, 12))
+    level = core().schedule.at(torch.full((3,), 300), torch.float64)
+    Q = orthogonal(-1)
+
+    def change(group: Group) -> float:
+        hook = model_of(method, "dit", group, **options).method
+        targets = [hook.target(x, z_t, level, generator(1)) for x in (x0, turned(x0, Q))]
+        return relative_error(targets[1].x, targets[0].x)
+
+    assert change(O3()) < (0.05 if options else 1e-9)
+    assert change(SO3()) > 0.2
 
 
 # ---------------------------------------------------------------------- permutations and batches

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support import Z_MAX, generator, model_of, orthogonal, randomise, relative_error, states, turned
+from support import (
+    ELEMENTS_OF_GROUPS,
+    GROUP_NAMES,
+    Z_MAX,
+    generator,
+    model_of,
+    orthogonal,
+    randomise,
+    relative_error,
+    states,
+    turned,
+)
 from torch import Tensor
 
 from bench.diffusion.schedule import NoiseLevel
@@ -39,15 +50,16 @@ def test_one_draw_is_symdiff_with_haar_rotations(backbone, precision):
     assert not torch.equal(out[2].x, expected.x)
 
 
+@pytest.mark.parametrize(("group", "determinant"), ELEMENTS_OF_GROUPS, ids=GROUP_NAMES)
 @pytest.mark.parametrize("n_draws", [1, 2, 4, 8])
-def test_average_is_equivariant_in_law_for_every_number_of_draws(n_draws):
+def test_average_is_equivariant_in_law_for_every_number_of_draws(n_draws, group, determinant):
     """T15: draws Q R at Q z where R at z turn the mean by Q, for any K; the same draws R at both do not."""
     _, _, level, z_t = states()
-    Q = orthogonal(-1)
-    here = turned(averaged(n_draws).predict(z_t, level, generator(1)), Q)
-    there = averaged(n_draws, Translated(O3(), Q)).predict(turned(z_t, Q), level, generator(1))
+    Q = orthogonal(determinant)
+    here = turned(averaged(n_draws, group).predict(z_t, level, generator(1)), Q)
+    there = averaged(n_draws, Translated(group, Q)).predict(turned(z_t, Q), level, generator(1))
     assert relative_error(there, here) < 1e-9
-    assert relative_error(averaged(n_draws).predict(turned(z_t, Q), level, generator(1)), here) > 1e-2
+    assert relative_error(averaged(n_draws, group).predict(turned(z_t, Q), level, generator(1)), here) > 1e-2
 
 
 @pytest.mark.parametrize("n_draws", [1, 3, 8])

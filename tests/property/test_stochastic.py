@@ -24,7 +24,7 @@ from bench.backbones.dit import DiT, GaussianPairEmbedding
 from bench.backbones.pairs import differences
 from bench.diffusion.process import weighted_error
 from bench.diffusion.schedule import NoiseLevel
-from bench.groups import O3, Translated, gram_schmidt
+from bench.groups import O3, SO3, Group, Translated, gram_schmidt
 from bench.method import symmetrised
 from bench.model import Model
 from bench.molecules import Layout, Molecules
@@ -82,12 +82,43 @@ def test_predictions_are_equivariant_in_law_over_few_draws():
 
 
 @pytest.mark.parametrize("determinant", [1, -1])
-def test_law_refuses_the_released_composition(determinant):
-    """T16: f(R0^-1 x) R0^-1 in place of R0 f(R0^-1 x) fails over the same 2e4 draws; `pytest -s` prints the scores."""
+def test_law_refuses_the_released_composition(determinant, record_property):
+    """T16: f(R0^-1 x) R0^-1 in place of R0 f(R0^-1 x) fails over the same 2e4 draws; pytest ends with the scores."""
     correct = law_z(strong(model_of("symdiff", "dit", dtype=torch.float32)), 20_000, determinant)
     released = law_z(as_released(), 20_000, determinant)
-    print(f"\nlargest |z|, det Q = {determinant:+d}: R0 f {correct:.1f}, f R0^-1 (as released) {released:.1f}")
+    scores = f"R0 f (symdiff) {correct:.1f}, f R0^-1 (symdiff_as_released) {released:.1f}"
+    record_property("scores", f"in law, largest |z| of 114 moments, det Q = {determinant:+d}: {scores}")
     assert correct < Z_MAX < released
+
+
+@pytest.mark.parametrize("method", ["symdiff", "symdiff_haar"])
+def test_law_over_rotations_tells_mirror_images_apart(method):
+    """T40: over SO(3) predictions are equivariant in law under rotations and not under reflections; over O(3) they are
+    under both (T16)."""
+    model = strong(model_of(method, "dit", SO3(), dtype=torch.float32))
+    assert law_z(model, 10_000, 1) < Z_MAX
+    assert law_z(model, 10_000, -1) > Z_MAX
+
+
+@pytest.mark.parametrize("method", ["symdiff", "symdiff_as_released"])
+def test_rotations_lie_in_the_group(method):
+    """Orthogonal, and over SO(3) without an improper one, also of a kernel whose raw output has either sign."""
+    x = states([6], seed=6)[3]
+    z_t = Molecules(x.x.repeat(200, 1), x.h.repeat(200, 1), Layout([6] * 200))
+    level = core().schedule.at(torch.full((200,), 300), torch.float64)
+
+    def determinants(group: Group, released: bool = False) -> Tensor:
+        kernel = strong(model_of(method, "dit", group)).method
+        assert isinstance(kernel, SymDiff)
+        if released:
+            kernel.kernel.proper = False  # the sign of the raw output, whatever the group
+        R = kernel.draw(z_t, level, generator(1))
+        torch.testing.assert_close(R.mT @ R, torch.eye(3, dtype=R.dtype).expand_as(R), rtol=0, atol=1e-9)
+        return torch.linalg.det(R)
+
+    assert (determinants(SO3()) > 0.99).all()
+    for mixed in (determinants(O3()), determinants(SO3(), released=True)):  # control: without it both signs occur
+        assert mixed.min() < 0 < mixed.max()
 
 
 def test_released_composition_is_in_law_where_the_kernel_ignores_its_input():

@@ -192,6 +192,15 @@ def test_every_study_of_ours_resolves(name):
     assert study.runs[: len(first.runs)] == first.runs
 
 
+def test_the_smoke_study_runs_every_plug_in_and_shows_a_refusal():
+    runs = load_study("qm9_smoke").runs
+    fitting = [cfg for cfg in runs if reason_to_skip(cfg) is None]
+    assert {cfg.method["name"] for cfg in fitting} == set(methods)
+    assert {cfg.backbone["name"] for cfg in fitting} == set(backbones)
+    assert 0 < len(fitting) < len(runs)
+    assert {cfg.method["name"] for cfg in load_study("qm9_laptop").runs} != set(methods)  # control
+
+
 def test_cells_without_sense_are_skipped_with_a_reason():
     for method in methods:
         for backbone in backbones:

@@ -16,7 +16,7 @@ from bench.registry import Entry, backbones, methods
 def cells(text: str) -> tuple[dict[tuple[str, str], str], dict[str, str]]:
     """(method, backbone) -> cell, and number -> reason."""
     table, _, notes = text.partition("\n\n")
-    head, *rows = (line.split() for line in table.splitlines())
+    head, *rows = (re.findall(r"runs \(\d+\)|\S+", line) for line in table.splitlines())
     found = {(row[0], backbone): cell for row in rows for backbone, cell in zip(head, row[1:], strict=True)}
     return found, dict(re.findall(r"^(\(\d+\)) (.+)$", notes, flags=re.MULTILINE))
 
@@ -27,8 +27,15 @@ def test_matrix_says_what_the_runner_does(capsys: pytest.CaptureFixture[str]):
     assert set(found) == {(method, backbone) for method in methods for backbone in backbones}
     for (method, backbone), cell in found.items():
         why = reason_to_skip(run_config(method, backbone))
-        assert cell == "runs" if why is None else reasons[cell] == why
-    assert "runs" in found.values()
+        note = methods[method].build.on_equivariant_backbone if backbones[backbone].build.equivariant else None
+        if why is not None:
+            assert reasons[cell] == why
+        elif note is not None:
+            assert reasons[cell.removeprefix("runs ")] == f"on an equivariant backbone, {note}"
+        else:
+            assert cell == "runs"
+    assert {cell[:4] for cell in found.values()} > {"runs"}
+    assert any(cell.startswith("runs (") for cell in found.values())
     assert len(set(reasons.values())) == len(reasons) > 0
 
 

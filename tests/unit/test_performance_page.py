@@ -4,6 +4,11 @@ from typing import Any
 
 import pytest
 from perf import performance
+from perf.cell import ROOT
+
+from bench.method import Method
+from bench.records import read_json
+from bench.registry import methods
 
 MACHINE = {
     "device": "CPU: made up",
@@ -73,6 +78,36 @@ def test_hooks_are_shares_of_steps(record):
         if cell["kind"] == "step" and cell["given"]["backbone"] == "egnn" and "result" in cell:
             cell["result"]["step_seconds"] *= 2
     line(performance.hooks(record), "haar | 10.00 | 30.00 | 0.00 | 0.5 % | 1.0 %")
+
+
+def beyond_the_limit(record: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Methods with a target of their own whose hooks take more of a published step than they may, or were not timed."""
+    own = {m for m in methods if methods[m].build.target is not Method.target}
+    found = {
+        cell["given"]["method"]: performance.shares(record, cell)
+        for cell in performance.of_kind(record, "hooks")
+        if "result" in cell and cell["given"]["size"] == performance.PUBLISHED
+    }
+    kept = {
+        m for m, of_step in found.items() if all(s is not None and s <= performance.MOST_OF_A_STEP for s in of_step)
+    }
+    return {m: found.get(m, []) for m in sorted(own - kept)}
+
+
+def test_hooks_of_orbit_targets_keep_to_their_share_of_a_published_step():
+    assert f"at most {100 * performance.MOST_OF_A_STEP:.0f} %" in performance.PAGE.read_text()
+    path = performance.RECORDS / "cpu.json"
+    if not path.exists():
+        pytest.skip(f"nothing is measured: no {path.relative_to(ROOT)} (make performance)")
+    assert beyond_the_limit(read_json(path)) == {}
+
+
+def test_a_share_above_the_limit_and_a_hook_that_was_not_timed_are_noticed(record):
+    assert beyond_the_limit(record) == {}
+    named = {cell["given"]["method"]: cell for cell in performance.of_kind(record, "hooks")}
+    named["orbit_rb"]["result"] = {"augment": 0.0, "target": 0.21, "loss": 0.0}  # of a step of 4 s
+    named["target_symmetrisation"]["kind"] = "gone"
+    assert beyond_the_limit(record) == {"orbit_rb": [0.0525, 0.0525], "target_symmetrisation": []}
 
 
 def test_a_cell_that_failed_says_so_and_a_device_without_record_too(record):

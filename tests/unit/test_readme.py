@@ -58,9 +58,36 @@ def test_a_readme_without_its_marks_is_refused(text):
         readme.filled(text, "table")
 
 
-@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")], ids=lambda path: path.name)
 def test_links_lead_to_files_of_the_repository(page):
     assert missing_links(page, page.read_text()) == []
+
+
+HEADINGS = ["Idea", "Formula", "Guarantee", "Cost", "When to use it", "Known defects of the public version"]
+SUMMARY = r"^\| \[`(\w+)`\]\((strategies/\w+\.md)\) \| [^|]* \| ([^|]*) \|"
+
+
+def faults_of_page(name: str, text: str) -> list[str]:
+    """What the page of a method lacks: its name in the title or as a word of code, or one of the headings, in order."""
+    headings = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    faults = [] if f"`{name}`" in text else ["name"]
+    return faults + (["headings"] if headings != HEADINGS else [])
+
+
+def test_every_method_has_a_page_in_the_summary_of_strategies():
+    docs = ROOT / "docs"
+    summary = re.findall(SUMMARY, (docs / "methods.md").read_text(), flags=re.MULTILINE)
+    assert sorted(name for name, _, _ in summary) == sorted(methods)
+    assert {docs / page for _, page, _ in summary} == set((docs / "strategies").glob("*.md"))
+    for name, page, guarantee in summary:
+        assert guarantee.startswith(str(methods[name].build.guarantee).replace("_", " "))
+        assert faults_of_page(name, (docs / page).read_text()) == [], f"{page} for {name}"
+
+
+def test_a_page_without_a_heading_or_its_name_is_found():
+    text = (ROOT / "docs" / "strategies" / "haar.md").read_text()
+    assert faults_of_page("haar", text.replace("## Cost", "")) == ["headings"]
+    assert faults_of_page("another", text) == ["name"]
 
 
 def test_a_dead_link_is_found():
