@@ -48,7 +48,7 @@ def test_moments_hold_to_1e_6_at_all_concentrations_and_shapes(monkeypatch):
     assert (d - reference).abs().max() < 1e-6
     with monkeypatch.context() as patch:  # control: plain Gauss-Legendre nodes on [0, 2] miss the peaks
         x, w = np.polynomial.legendre.leggauss(matrix_fisher.N_NODES)
-        patch.setattr(matrix_fisher, "_nodes", lambda: ((1 + x) / 2, w / 2))
+        patch.setattr(matrix_fisher, "_nodes", lambda _: (torch.tensor((1 + x) / 2), torch.tensor(w / 2)))
         assert (moments(s)[1] - reference).nan_to_num(nan=1).abs().max() > 1e-2
 
 
@@ -147,6 +147,46 @@ def test_proper_svd_has_proper_factors_and_carries_the_sign():
     assert ((U * s[:, None, :]) @ V.mT - F).abs().max() < 1e-12
     assert torch.equal(s[:, 2].sign(), torch.linalg.det(F).sign())
     assert (s[:, 2] < 0).any()
+
+
+def spectra_for_svd() -> torch.Tensor:
+    """Turned matrices of every shape at scales from 1e-300 to 1e300, products that leave rounding in place of zeros,
+    integers with equal, parallel and zero columns, graded columns and rows, and nothing: [B, 3, 3]."""
+    rng = torch.Generator().manual_seed(10)
+    s = torch.tensor([*SHAPES, (1, 1, 0), (1, 1e-8, 1e-16), (1, 1 - 1e-8, 1 - 2e-8)], dtype=torch.float64)
+    s = s.repeat_interleave(200, 0)
+    P, Q = SO3().haar(2 * len(s), rng, torch.float64).chunk(2)
+    shapes = (P * s[:, None, :]) @ Q.mT
+    integers = torch.randint(-1, 2, (2000, 3, 3), generator=rng).double()
+    columns = (8 * torch.randn(1000, 1, 3, generator=rng, dtype=torch.float64)).exp()
+    graded = columns * torch.randn(1000, 3, 3, generator=rng, dtype=torch.float64)
+    parts = [scale * shapes for scale in (1e-300, 1e-8, 1.0, 1e8, 1e300)]
+    return torch.cat([*parts, integers, graded, graded.mT, torch.zeros(1, 3, 3, dtype=torch.float64)])
+
+
+def test_svd_is_backward_stable_for_matrices_of_every_rank(monkeypatch):
+    """Orthonormal to 1e-14 with determinant 1, F = U diag(s) V^T and LAPACK's singular values to 1e-14 of the largest,
+    in decreasing order; three sweeps are too few."""
+    F = spectra_for_svd()
+    scale = F.abs().amax((1, 2)).clamp_min(1e-300)[:, None]
+    expected = torch.linalg.svdvals(F / scale[:, None])
+
+    def error() -> float:
+        U, s, V = proper_svd(F)
+        s = s / scale
+        above = torch.stack([s[:, 1] - s[:, 0], s[:, 2].abs() - s[:, 1], -s[:, 1]])
+        one = torch.eye(3, dtype=torch.float64)
+        wrong = (
+            *(U.mT @ U - one, torch.linalg.det(U) - 1, V.mT @ V - one, torch.linalg.det(V) - 1),
+            *((U * s[:, None]) @ V.mT - F / scale[:, None], s.abs() - expected, above.clamp_min(0)),
+        )
+        return max(w.abs().max().item() for w in wrong)
+
+    assert error() < 1e-14
+    monkeypatch.setattr(matrix_fisher, "N_SWEEPS", matrix_fisher.N_SWEEPS - 1)
+    assert error() < 1e-14  # there is one to spare
+    monkeypatch.setattr(matrix_fisher, "N_SWEEPS", 3)
+    assert error() > 1e-8  # control
 
 
 def test_an_average_does_not_see_the_coupling():
