@@ -33,7 +33,7 @@ READS_BACK = {
 FROM_HOST = {"lift_fresh", "lift_fresh_copy"}  # torch.tensor, from_numpy, new_tensor, an index that is a list
 
 
-class DeviceWait(AssertionError):
+class WaitError(AssertionError):
     """The host would have waited."""
 
 
@@ -52,7 +52,7 @@ class NoWaits(TorchDispatchMode):
         elsewhere = any(v.device.type != self.device for v in inputs)
         moved = name == "_to_copy" and (kwargs or {}).get("device") not in (None, inputs[0].device)
         if name in READS_BACK | FROM_HOST or masks or lengths or elsewhere or moved:
-            raise DeviceWait(f"{func} makes the host wait for the device, or copies to it")
+            raise WaitError(f"{func} makes the host wait for the device, or copies to it")
         return func(*args, **(kwargs or {}))
 
 
@@ -135,13 +135,13 @@ def reading(s: torch.Tensor) -> torch.Tensor:
 )
 def test_a_wait_for_the_device_is_noticed(name, replaced, by):
     """T22: the check refuses LAPACK's SVD, constants made on the host, lists as indices, decisions on values."""
-    with mock.patch.object(matrix_fisher, replaced, by), pytest.raises(DeviceWait):
+    with mock.patch.object(matrix_fisher, replaced, by), pytest.raises(WaitError):
         target(HOOKS[name], "cpu")
 
 
 def test_host_tensors_are_noticed():
     """T22: the check refuses nodes that are copied at every call."""
-    with mock.patch.object(matrix_fisher, "_nodes", matrix_fisher._nodes.__wrapped__), pytest.raises(DeviceWait):
+    with mock.patch.object(matrix_fisher, "_nodes", matrix_fisher._nodes.__wrapped__), pytest.raises(WaitError):
         target(HOOKS["exact O3"], "meta")
 
 

@@ -1,10 +1,13 @@
-"""The matrix-Fisher mean against closed forms, sampling, and finer quadrature."""
+"""The matrix-Fisher mean against closed forms, sampling, more nodes, and another formula in forty digits."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
 import torch
+from reference.matrix_fisher import STORED, row, spectra
 from scipy.special import ive
 
 from bench import matrix_fisher
@@ -32,6 +35,7 @@ def singular_values() -> torch.Tensor:
 
 
 def finer(s: torch.Tensor, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same formula with more nodes over a longer range."""
     with monkeypatch.context() as patch:
         patch.setattr(matrix_fisher, "N_NODES", 600)
         patch.setattr(matrix_fisher, "LOG_RANGE", 50.0)
@@ -41,7 +45,8 @@ def finer(s: torch.Tensor, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
     return found
 
 
-def test_moments_hold_to_1e_6_at_all_concentrations_and_shapes(monkeypatch):
+def test_more_nodes_change_moments_by_less_than_1e_6(monkeypatch):
+    """T22: at all concentrations and shapes; nodes that are not logarithmic miss the peaks."""
     s = singular_values()
     _, d = moments(s)
     _, reference = finer(s, monkeypatch)
@@ -50,6 +55,54 @@ def test_moments_hold_to_1e_6_at_all_concentrations_and_shapes(monkeypatch):
         x, w = np.polynomial.legendre.leggauss(matrix_fisher.N_NODES)
         patch.setattr(matrix_fisher, "_nodes", lambda _: (torch.tensor((1 + x) / 2), torch.tensor(w / 2)))
         assert (moments(s)[1] - reference).nan_to_num(nan=1).abs().max() > 1e-2
+
+
+REFERENCE = {
+    key: torch.tensor([row[key] for row in json.loads(STORED.read_text())], dtype=torch.float64)
+    for key in ("s", "log_c_less_sum", "d", "mean_O3")
+}
+
+
+def errors_of_means(factor: float = 1.0) -> tuple[float, float]:
+    """Largest deviation from forty digits over SO(3) and over O(3), for P diag(s) Q^T with random P, Q."""
+    s, n = REFERENCE["s"], len(REFERENCE["s"])
+
+    def error(group: SO3 | O3, diagonal: torch.Tensor) -> float:
+        P, Q = group.haar(2 * n, torch.Generator().manual_seed(11), torch.float64).chunk(2)
+        found = group.matrix_fisher_mean(factor * (P * s[:, None]) @ Q.mT)
+        return (found - (P * diagonal[:, None]) @ Q.mT).abs().max().item()
+
+    return error(SO3(), REFERENCE["d"]), error(O3(), REFERENCE["mean_O3"])
+
+
+def test_means_are_right_to_1e_6_by_another_formula_in_forty_digits():
+    """T22: generic of either orientation, planar and collinear, nearly planar, nearly collinear, from 1e-2 to 1e8, over
+    SO(3) and O(3) (tests/reference/matrix_fisher.py); half the concentration is refused."""
+    assert REFERENCE["s"][:, 0].max() == 1e8
+    assert max(errors_of_means()) < 1e-6
+    assert min(errors_of_means(0.5)) > 0.1
+
+
+def test_log_c_is_as_accurate_as_it_says():
+    """T22: 2e-3 by itself; in the difference that O(3) takes, for s3 of order one, 1e-6."""
+    s, expected = REFERENCE["s"], REFERENCE["log_c_less_sum"]
+    assert (moments(s)[0] - s.sum(1) - expected).abs().max() < 2e-3
+    # at s1 >= 1e3 and s3 of order one; the proper half's share p follows from mean_O3_3 = p d_3 - (1 - p) d'_3
+    close = (s[:, 0] >= 1e3) & (s[:, 2] != 0) & (s[:, 2].abs() < 2)
+    assert close.sum() == 5
+    mirrored = s * torch.tensor([1.0, 1.0, -1.0])
+    (log_c, d), (other_log_c, other_d) = moments(s[close]), moments(mirrored[close])
+    share = (REFERENCE["mean_O3"][close, 2] + other_d[:, 2]) / (d[:, 2] + other_d[:, 2])
+    assert (log_c - other_log_c - torch.logit(share)).abs().max() < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("i", [2, 11, 20, -2])
+def test_stored_reference_is_what_the_script_computes(i):
+    """T22: one generic, one improper, one collinear, one nearly planar spectrum, in forty digits again."""
+    again = row(spectra()[i])
+    for key, stored in REFERENCE.items():
+        assert (torch.tensor(again[key], dtype=torch.float64) - stored[i]).abs().max() < 1e-15
 
 
 def test_collinear_moments_are_langevins():
