@@ -19,8 +19,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mpmath import exp, log, mp, mpf, pi, quad, sin, sqrt
+
+Real = Any  # a number of mpmath, which carries no types
 
 STORED = Path(__file__).with_suffix(".json")
 DIGITS = 40
@@ -42,14 +45,14 @@ def spectra() -> list[tuple[str, ...]]:
     return [*grid, *OTHERS]
 
 
-def log_bingham(s: list[mpf]) -> mpf:
+def log_bingham(s: list[Real]) -> Real:
     """log c(s) - s1 - s2 - s3."""
     ends = [mpf(0), 2 * (s[1] + s[2]), 2 * (s[0] + s[2]), 2 * (s[0] + s[1])]
 
-    def cut(low: mpf, high: mpf, a: mpf, b: mpf) -> mpf:
+    def cut(low: Real, high: Real, a: Real, b: Real) -> Real:
         width = high - low
 
-        def f(phi: mpf) -> mpf:
+        def f(phi: Real) -> Real:
             x = low + width * sin(phi) ** 2
             return exp(-x) / sqrt((x - a) * (x - b))
 
@@ -63,11 +66,11 @@ def log_bingham(s: list[mpf]) -> mpf:
     return log(cut(ends[0], ends[1], ends[2], ends[3]) - cut(ends[2], ends[3], ends[0], ends[1]))
 
 
-def moments(s: list[mpf]) -> tuple[mpf, list[mpf]]:
+def moments(s: list[Real]) -> tuple[Real, list[Real]]:
     """log c - s1 - s2 - s3 and d = grad log c."""
     h = mpf(STEP)
 
-    def slope(k: int) -> mpf:
+    def slope(k: int) -> Real:
         above, below = ([v + sign * h * (n == k) for n, v in enumerate(s)] for sign in (1, -1))
         return (log_bingham(above) - log_bingham(below)) / (2 * h)
 
