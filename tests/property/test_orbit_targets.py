@@ -144,7 +144,7 @@ def bias_score(factor: float, group: Group, n: int = 4000) -> float:
 @BOTH_GROUPS
 @pytest.mark.parametrize("n", [4000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_target_is_the_posterior_mean(n, group):
-    """T26, exact version: E<T - R x0, psi(x_t)> = 0, |z| < 5; a wrong concentration (half of it) is noticed."""
+    """T26: exact version, E<T - R x0, psi(x_t)> = 0, |z| < 5; a wrong concentration (half of it) is noticed."""
     assert bias_score(1.0, group, n) < Z_MAX
     assert bias_score(0.5, group) > 2 * Z_MAX
 
@@ -304,7 +304,7 @@ def test_every_candidate_is_the_molecule_turned(proposal, permutations):
 
 
 def test_sampled_target_tends_to_the_data_at_low_noise():
-    """T23, sampled version: with uniform candidates and the generating element, T_hat = x0 to 1e-6 at t = 1."""
+    """T23: sampled version, with uniform candidates and the generating element, T_hat = x0 to 1e-6 at t = 1."""
     x0 = cloud(50, 3)
     z_t, _, level = noised(x0, 1, 4)
     for include, close in ((True, True), (False, False)):
@@ -314,7 +314,7 @@ def test_sampled_target_tends_to_the_data_at_low_noise():
 
 
 def test_sampled_target_turns_with_state_and_candidates():
-    """T24, sampled version: candidates h g_j with h x_t, or g_j h^-1 with h x0, turn T by h, or leave it; others do
+    """T24: sampled version, candidates h g_j with h x_t, or g_j h^-1 with h x0, turn T by h, or leave it; others do
     not."""
     x0 = cloud(6, 5)
     z_t, _, level = noised(x0, 800, 6)
@@ -499,7 +499,7 @@ def removed_by(cfg: OrbitAverageConfig, i: int) -> float:
 
 @pytest.mark.parametrize("i", [10, 100, 300, 500])
 def test_local_draws_remove_what_the_closed_form_removes(i):
-    """T29, sampled version: 64 local draws remove nearly 3 at every level, 64 uniform ones nothing at t <= 100."""
+    """T29: sampled version, 64 local draws remove nearly 3 at every level, 64 uniform ones nothing at t <= 100."""
     assert abs(removed_by(OrbitAverageConfig(proposal=LOCAL), i) - removed(i)) < 0.3
     if i <= 100:
         assert removed_by(OrbitAverageConfig(), i) < 0.1

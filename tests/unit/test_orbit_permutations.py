@@ -98,7 +98,7 @@ def over_enumerated_group(x0: Molecules, z_t: Molecules, level: NoiseLevel, grou
 
 
 def test_average_over_automorphisms_is_that_over_the_enumerated_group():
-    """T30, for graphs: draws from the automorphisms of butadiene's carbon chain (2) and of methanol (6) in one batch
+    """T30: for graphs, draws from the automorphisms of butadiene's carbon chain (2) and of methanol (6) in one batch
     approach rotations in closed form over the listed groups, 2e-2 angstrom; permutations within classes of equal
     features (24 each) do not, and neither does the identity alone."""
     graphs = [BUTADIENE, METHANOL]
