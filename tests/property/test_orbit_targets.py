@@ -668,7 +668,7 @@ def batch_error(cfg: OrbitAverageConfig, molecules: list[int], n_shared: int | N
 @pytest.mark.parametrize("molecules", [[2], [5, 4, 3, 2, 1, 0]], ids=["alone", "reversed"])
 @pytest.mark.parametrize("cfg", VARIANTS, ids=repr)
 def test_target_of_a_molecule_ignores_the_rest_of_the_batch(cfg, molecules):
-    """T9, for every kind of draws: per molecule, per atom, shared by the batch."""
+    """T9: for every kind of draws: per molecule, per atom, shared by the batch."""
     n_shared = None
     if cfg.shared_draws:
         n_shared = 1 if cfg.proposal is LOCAL else cfg.n_draws - 1
