@@ -1,10 +1,13 @@
-"""The matrix-Fisher mean against closed forms, sampling, and finer quadrature."""
+"""The matrix-Fisher mean against closed forms, sampling, more nodes, and another formula in forty digits."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
 import torch
+from reference.matrix_fisher import STORED, row, spectra
 from scipy.special import ive
 
 from bench import matrix_fisher
@@ -32,6 +35,7 @@ def singular_values() -> torch.Tensor:
 
 
 def finer(s: torch.Tensor, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same formula with more nodes over a longer range."""
     with monkeypatch.context() as patch:
         patch.setattr(matrix_fisher, "N_NODES", 600)
         patch.setattr(matrix_fisher, "LOG_RANGE", 50.0)
@@ -41,15 +45,64 @@ def finer(s: torch.Tensor, monkeypatch) -> tuple[torch.Tensor, torch.Tensor]:
     return found
 
 
-def test_moments_hold_to_1e_6_at_all_concentrations_and_shapes(monkeypatch):
+def test_more_nodes_change_moments_by_less_than_1e_6(monkeypatch):
+    """T22: at all concentrations and shapes; nodes that are not logarithmic miss the peaks."""
     s = singular_values()
     _, d = moments(s)
     _, reference = finer(s, monkeypatch)
     assert (d - reference).abs().max() < 1e-6
     with monkeypatch.context() as patch:  # control: plain Gauss-Legendre nodes on [0, 2] miss the peaks
         x, w = np.polynomial.legendre.leggauss(matrix_fisher.N_NODES)
-        patch.setattr(matrix_fisher, "_nodes", lambda: ((1 + x) / 2, w / 2))
+        patch.setattr(matrix_fisher, "_nodes", lambda _: (torch.tensor((1 + x) / 2), torch.tensor(w / 2)))
         assert (moments(s)[1] - reference).nan_to_num(nan=1).abs().max() > 1e-2
+
+
+REFERENCE = {
+    key: torch.tensor([row[key] for row in json.loads(STORED.read_text())], dtype=torch.float64)
+    for key in ("s", "log_c_less_sum", "d", "mean_O3")
+}
+
+
+def errors_of_means(factor: float = 1.0) -> tuple[float, float]:
+    """Largest deviation from forty digits over SO(3) and over O(3), for P diag(s) Q^T with random P, Q."""
+    s, n = REFERENCE["s"], len(REFERENCE["s"])
+
+    def error(group: SO3 | O3, diagonal: torch.Tensor) -> float:
+        P, Q = group.haar(2 * n, torch.Generator().manual_seed(11), torch.float64).chunk(2)
+        found = group.matrix_fisher_mean(factor * (P * s[:, None]) @ Q.mT)
+        return (found - (P * diagonal[:, None]) @ Q.mT).abs().max().item()
+
+    return error(SO3(), REFERENCE["d"]), error(O3(), REFERENCE["mean_O3"])
+
+
+def test_means_are_right_to_1e_6_by_another_formula_in_forty_digits():
+    """T22: generic of either orientation, planar and collinear, nearly planar, nearly collinear, from 1e-2 to 1e8, over
+    SO(3) and O(3) (tests/reference/matrix_fisher.py); half the concentration is refused."""
+    assert REFERENCE["s"][:, 0].max() == 1e8
+    assert max(errors_of_means()) < 1e-6
+    assert min(errors_of_means(0.5)) > 0.1
+
+
+def test_log_c_is_as_accurate_as_it_says():
+    """T22: 2e-3 by itself; in the difference that O(3) takes, for s3 of order one, 1e-6."""
+    s, expected = REFERENCE["s"], REFERENCE["log_c_less_sum"]
+    assert (moments(s)[0] - s.sum(1) - expected).abs().max() < 2e-3
+    # at s1 >= 1e3 and s3 of order one; the proper half's share p follows from mean_O3_3 = p d_3 - (1 - p) d'_3
+    close = (s[:, 0] >= 1e3) & (s[:, 2] != 0) & (s[:, 2].abs() < 2)
+    assert close.sum() == 5
+    mirrored = s * torch.tensor([1.0, 1.0, -1.0])
+    (log_c, d), (other_log_c, other_d) = moments(s[close]), moments(mirrored[close])
+    share = (REFERENCE["mean_O3"][close, 2] + other_d[:, 2]) / (d[:, 2] + other_d[:, 2])
+    assert (log_c - other_log_c - torch.logit(share)).abs().max() < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("i", [2, 11, 20, -2])
+def test_stored_reference_is_what_the_script_computes(i):
+    """T22: one generic, one improper, one collinear, one nearly planar spectrum, in forty digits again."""
+    again = row(spectra()[i])
+    for key, stored in REFERENCE.items():
+        assert (torch.tensor(again[key], dtype=torch.float64) - stored[i]).abs().max() < 1e-15
 
 
 def test_collinear_moments_are_langevins():
@@ -147,6 +200,46 @@ def test_proper_svd_has_proper_factors_and_carries_the_sign():
     assert ((U * s[:, None, :]) @ V.mT - F).abs().max() < 1e-12
     assert torch.equal(s[:, 2].sign(), torch.linalg.det(F).sign())
     assert (s[:, 2] < 0).any()
+
+
+def spectra_for_svd() -> torch.Tensor:
+    """Turned matrices of every shape at scales from 1e-300 to 1e300, products that leave rounding in place of zeros,
+    integers with equal, parallel and zero columns, graded columns and rows, and nothing: [B, 3, 3]."""
+    rng = torch.Generator().manual_seed(10)
+    s = torch.tensor([*SHAPES, (1, 1, 0), (1, 1e-8, 1e-16), (1, 1 - 1e-8, 1 - 2e-8)], dtype=torch.float64)
+    s = s.repeat_interleave(200, 0)
+    P, Q = SO3().haar(2 * len(s), rng, torch.float64).chunk(2)
+    shapes = (P * s[:, None, :]) @ Q.mT
+    integers = torch.randint(-1, 2, (2000, 3, 3), generator=rng).double()
+    columns = (8 * torch.randn(1000, 1, 3, generator=rng, dtype=torch.float64)).exp()
+    graded = columns * torch.randn(1000, 3, 3, generator=rng, dtype=torch.float64)
+    parts = [scale * shapes for scale in (1e-300, 1e-8, 1.0, 1e8, 1e300)]
+    return torch.cat([*parts, integers, graded, graded.mT, torch.zeros(1, 3, 3, dtype=torch.float64)])
+
+
+def test_svd_is_backward_stable_for_matrices_of_every_rank(monkeypatch):
+    """Orthonormal to 1e-14 with determinant 1, F = U diag(s) V^T and LAPACK's singular values to 1e-14 of the largest,
+    in decreasing order; three sweeps are too few."""
+    F = spectra_for_svd()
+    scale = F.abs().amax((1, 2)).clamp_min(1e-300)[:, None]
+    expected = torch.linalg.svdvals(F / scale[:, None])
+
+    def error() -> float:
+        U, s, V = proper_svd(F)
+        s = s / scale
+        above = torch.stack([s[:, 1] - s[:, 0], s[:, 2].abs() - s[:, 1], -s[:, 1]])
+        one = torch.eye(3, dtype=torch.float64)
+        wrong = (
+            *(U.mT @ U - one, torch.linalg.det(U) - 1, V.mT @ V - one, torch.linalg.det(V) - 1),
+            *((U * s[:, None]) @ V.mT - F / scale[:, None], s.abs() - expected, above.clamp_min(0)),
+        )
+        return max(w.abs().max().item() for w in wrong)
+
+    assert error() < 1e-14
+    monkeypatch.setattr(matrix_fisher, "N_SWEEPS", matrix_fisher.N_SWEEPS - 1)
+    assert error() < 1e-14  # there is one to spare
+    monkeypatch.setattr(matrix_fisher, "N_SWEEPS", 3)
+    assert error() > 1e-8  # control
 
 
 def test_an_average_does_not_see_the_coupling():

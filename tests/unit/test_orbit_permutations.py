@@ -8,14 +8,20 @@ import pytest
 import torch
 from support import Z_MAX, generator, states
 
+from bench.diffusion.schedule import NoiseLevel
+from bench.groups import SO3
+from bench.matrix_fisher import mean_SO3, moments, proper_svd
 from bench.molecules import Layout, Molecules
 from bench.orbit_targets import (
     OrbitAverageConfig,
     Permutations,
+    Proposal,
     atom_classes,
     automorphisms,
     draw_automorphisms,
     draw_permutations,
+    fisher_parameter,
+    orbit_average,
 )
 
 
@@ -81,3 +87,49 @@ def test_automorphisms_are_drawn_uniformly_and_for_each_molecule():
     assert set(counts) == {tuple(g) for g in groups[0].tolist()}
     assert max(abs(c - 2000) / 2000**0.5 for c in counts.values()) < Z_MAX
     assert set(map(tuple, (order[6:] - 6).T.tolist())) == {(0, 1, 2, 3), (3, 2, 1, 0)}
+
+
+def over_enumerated_group(x0: Molecules, z_t: Molecules, level: NoiseLevel, group: torch.Tensor) -> torch.Tensor:
+    """E[R x0_pi] for one molecule over all rotations, in closed form, and all listed permutations: sum_pi p_pi M_pi
+    x0_pi with p_pi ~ c(F_pi)."""
+    F = fisher_parameter(x0.x[group.T], z_t, level)[0]
+    p = moments(proper_svd(F)[1])[0].softmax(0)
+    return torch.einsum("p,pij,pnj->ni", p, mean_SO3(F), x0.x[group])
+
+
+def test_average_over_automorphisms_is_that_over_the_enumerated_group():
+    """T30: for graphs, draws from the automorphisms of butadiene's carbon chain (2) and of methanol (6) in one batch
+    approach rotations in closed form over the listed groups, 2e-2 angstrom; permutations within classes of equal
+    features (24 each) do not, and neither does the identity alone."""
+    graphs = [BUTADIENE, METHANOL]
+    parts = []
+    for seed, (colours, _) in enumerate(graphs):
+        h = torch.tensor([[float(c == e) for e in "CHO"] for c in colours], dtype=torch.float64)
+        x = torch.randn(len(h), 3, generator=generator(seed), dtype=torch.float64)
+        parts.append(Molecules(x, h, Layout([len(h)])).centred())
+    x0 = Molecules(torch.cat([m.x for m in parts]), torch.cat([m.h for m in parts]), Layout([4, 6]))
+    alpha, sigma = torch.full((2,), 0.6, dtype=torch.float64), torch.full((2,), 0.8, dtype=torch.float64)
+    level = NoiseLevel(alpha * 0 + 0.5, alpha, sigma, 2 * (alpha / sigma).log())
+    noise = x0.replace(x=torch.randn(10, 3, generator=generator(2), dtype=torch.float64)).centred()
+    z_t = x0.replace(x=0.6 * x0.x + 0.8 * noise.x)
+
+    groups = [automorphisms(*graph) for graph in graphs]
+    states = [z_t.x[:4], z_t.x[4:]]
+    one = NoiseLevel(*(v[:1] for v in (level.t, level.alpha, level.sigma, level.log_snr)))
+    expected = torch.cat(
+        [over_enumerated_group(m, m.replace(x=z), one, g) for m, z, g in zip(parts, states, groups, strict=True)]
+    )
+
+    def deviations(cfg: OrbitAverageConfig, order: torch.Tensor | None) -> list[float]:
+        found = orbit_average(x0, z_t, level, SO3(), generator(3), cfg, order).target
+        assert torch.equal(found.h, x0.h)
+        return [(found.x - expected)[atoms].abs().max().item() for atoms in (slice(4), slice(4, 10))]
+
+    n = 20_000
+    cfg = OrbitAverageConfig(8, include_generator=False, proposal=Proposal.LOCAL, n_permutations=n)
+    assert max(deviations(cfg, draw_automorphisms(groups, n, generator(4)))) < 2e-2
+    classes = OrbitAverageConfig(
+        8, include_generator=False, proposal=Proposal.LOCAL, permutations=Permutations.CLASSES, n_permutations=n
+    )
+    assert min(deviations(classes, None)) > 0.1
+    assert min(deviations(cfg, torch.arange(10)[:, None].expand(10, n))) > 0.1
