@@ -1,16 +1,19 @@
 """E3: equivariant message passing with features of higher order, on the couplings of e3nn.
 
 Thomas et al., Tensor field networks (arXiv:1802.08219); gates and residuals as in Batzner et al., NequIP
-(arXiv:2101.03164); radial weights that see both atoms' scalars and are shared by groups of channels as in Liao & Smidt,
-Equiformer (arXiv:2206.11990). Exactly equivariant under O(3), translations and permutations, at any weights.
+(arXiv:2101.03164); radial weights that see both atoms' scalars and are shared by groups of channels, and a norm of each
+degree before each block, as in Liao & Smidt, Equiformer (arXiv:2206.11990). Exactly equivariant under O(3),
+translations and permutations, at any weights.
 
 An atom has C channels for each degree l <= lmax, of parity (-1)^l: scalars 0e, vectors 1o, 2e, ... With v_ij =
 (x_i - x_j) / sqrt(d_ij^2 + 0.01), harmonics Y^l(v_ij), a basis b(d_ij) and C(l1, l2, l3) the Wigner 3j symbols, a block
-with linear maps U, V over channels, one for each degree:
-    w_ij^l2  = W2 SiLU(W1 [h_i^0, h_j^0, b(d_ij)])                                      a weight per degree and group
-    m_i^l3   = V^l3 [ sqrt(2 l3 + 1) C(l1, l2, l3) sum_{j != i} w_ij^l2 Y^l2(v_ij) (U h_j)^l1 ]_{l1, l2} / sqrt(n)
-    [u, g^l] = W4 SiLU(W3 [h_i^0, m_i^0, sqrt(1 + |m_i^l|^2)])
+with linear maps U, V over channels, one for each degree, and <h^l>^2 the mean square over channels and components:
+    s_i^l    = h_i^l / sqrt(<h_i^l>^2 + 0.01)                                           bounded, whatever h is
+    w_ij^l2  = W2 SiLU(W1 [s_i^0, s_j^0, b(d_ij)])                                      a weight per degree and group
+    m_i^l3   = V^l3 [ sqrt(2 l3 + 1) C(l1, l2, l3) sum_{j != i} w_ij^l2 Y^l2(v_ij) (U s_j)^l1 ]_{l1, l2} / sqrt(n)
+    [u, g^l] = W4 SiLU(W3 [s_i^0, m_i^0, sqrt(1 + |m_i^l|^2)])
     h_i^0 <- h_i^0 + u,  h_i^l <- h_i^l + sigmoid(g^l) m_i^l
+A block so changes h by a bounded amount, and for large states the network grows no faster than linearly (tested).
 Because C does not depend on j, it is applied after the sum, once per atom: the work on pairs is a small matrix product,
 where a tensor product on each pair as in e3nn would write [P, paths, 2 l3 + 1, C] (equal to it: tests/unit/test_e3.py).
 
@@ -36,6 +39,7 @@ from bench.registry import backbones
 
 SOFTENING = 0.1  # distance below which two atoms look as if in one place
 LARGEST = 30.0  # last centre of the distance basis
+SMALLEST = 0.1  # root mean square below which a block sees features as small: the norm enlarges none beyond tenfold
 
 
 @dataclass
@@ -48,6 +52,15 @@ class E3Config:
     n_groups: int = 16  # of channels with radial weights of their own; `width` of them is NequIP's choice
     n_basis: int = 24
     n_partners: float = 17.0  # of a QM9 atom: sums over partners are divided by its root
+
+    def __post_init__(self) -> None:
+        if self.lmax < 1:
+            raise ValueError(f"'lmax' of e3 is {self.lmax}, expected at least 1: positions are of degree 1")
+        for key in ("width", "depth", "n_groups"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"'{key}' of e3 is {getattr(self, key)}, expected at least 1")
+        if self.width % self.n_groups:
+            raise ValueError(f"'width' of e3 is {self.width}, expected a multiple of n_groups = {self.n_groups}")
 
 
 def paths(l_in: int, l_harmonic: int, l_out: int) -> list[tuple[int, int, int]]:
@@ -81,6 +94,17 @@ def harmonics(v: Float[Tensor, "P 3"], lmax: int) -> Float[Tensor, "M P"]:
 
     Y = o3.spherical_harmonics(list(range(lmax + 1)), v, normalize=False, normalization="component")
     return Y.t().contiguous()
+
+
+def normalise(h: Float[Tensor, "K A C"]) -> Float[Tensor, "K A C"]:
+    """h^l / sqrt(<h^l>^2 + 0.01), <h^l>^2 the mean square over channels and components, of each degree of each atom.
+
+    Without learned scales, which the linear maps behind it have already.
+    """
+    squares = h.square().mean(2)
+    parts = [squares[components(degree)] for degree in range(math.isqrt(len(h)))]
+    means = torch.cat([part.mean(0, keepdim=True).expand_as(part) for part in parts])
+    return h * (means + SMALLEST**2).rsqrt()[:, :, None]
 
 
 class DegreeLinear(nn.Module):
@@ -124,10 +148,12 @@ class Block(nn.Module):
         Y: Float[Tensor, "M P"],
         layout: Layout,
     ) -> Float[Tensor, "K_out A C"]:
-        message = self.message(h, self.radial_weights(h[0], basis, layout), Y, layout)
+        # weights times features are a square of h, that is after `depth` blocks its power 2^depth, were h not bounded
+        seen = normalise(h)
+        message = self.message(seen, self.radial_weights(seen[0], basis, layout), Y, layout)
         degrees = [message[components(degree)] for degree in range(self.l_out + 1)]
         norms = [(1 + part.square().sum(0)).sqrt() for part in degrees[1:]]
-        hidden = F.silu(self.node_in(torch.cat([h[0], message[0], *norms], dim=1)))
+        hidden = F.silu(self.node_in(torch.cat([seen[0], message[0], *norms], dim=1)))
         update, *gates = self.node_out(hidden).chunk(1 + self.l_out, dim=1)
         change = [update[None], *(gate.sigmoid() * part for gate, part in zip(gates, degrees[1:], strict=True))]
         new = torch.cat(change)
@@ -172,10 +198,6 @@ class E3(nn.Module):
 
     def __init__(self, cfg: E3Config, n_features: int) -> None:
         super().__init__()
-        if cfg.lmax < 1:
-            raise ValueError(f"lmax is {cfg.lmax}, but positions are of degree 1; choose 1 or more")
-        if cfg.width % cfg.n_groups:
-            raise ValueError(f"width {cfg.width} is not divisible by n_groups {cfg.n_groups}; choose a multiple")
         self.lmax = cfg.lmax
         centres = torch.linspace(math.log(SOFTENING), math.log(LARGEST), cfg.n_basis, dtype=torch.float64)
         self.register_buffer("centres", centres, persistent=False)

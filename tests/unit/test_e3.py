@@ -1,12 +1,13 @@
 """The e3 network against e3nn's own tensor product, and what of it is needed for the symmetry that it promises."""
 
+import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
 from e3nn import o3
-from support import core, generator, orthogonal, randomise, relative_error, states, turned
+from support import core, generator, orthogonal, randomise, relative_error, run_config, states, turned
 from torch import Tensor
 
 from bench.backbones import e3
@@ -196,11 +197,50 @@ def test_a_lone_atom_stays_where_it_is():
     assert torch.isfinite(out.h).all()
 
 
-def test_options_that_make_no_network_are_refused():
-    with pytest.raises(ValueError, match="width 6 is not divisible by n_groups 4"):
-        E3(E3Config(width=6, n_groups=4), F)
-    with pytest.raises(ValueError, match="lmax is 0"):
-        E3(E3Config(lmax=0), F)
+def growth(net: E3) -> float:
+    """How many times the answer grows from 1e3 to 1e4 times a state: 10 for a network linear in large states."""
+    z, t = states(sizes=[5, 9])[3], torch.tensor([0.5, 0.5], dtype=torch.float64)
+    small, large = (net(z.replace(x=scale * z.x, h=scale * z.h), t) for scale in (1e3, 1e4))
+    return max((large.x.norm() / small.x.norm()).item(), (large.h.norm() / small.h.norm()).item())
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_answer_grows_no_faster_than_the_state(depth, monkeypatch):
+    """A block changes features by a bounded amount; without its norm the answer grows at least like the square."""
+    net = network(E3Config(width=4, depth=depth, lmax=2, n_groups=2))
+    assert growth(net) < 11
+    monkeypatch.setattr(e3, "normalise", lambda h: h)
+    assert growth(net) > 50
+
+
+def test_norm_is_of_each_degree_of_each_atom():
+    """Mean square 1 of each where features are large, small features stay small, and zero stays zero."""
+    h = torch.randn(9, 4, 64, generator=generator(0), dtype=torch.float64) * torch.tensor([1e3, 10.0, 1e-3, 0])[:, None]
+    h[components(2)] *= 1e3
+    squares = [e3.normalise(h)[components(degree)].square().mean((0, 2)) for degree in range(3)]
+    for degree, of_atoms in enumerate(squares):
+        torch.testing.assert_close(of_atoms[:2], torch.ones(2, dtype=torch.float64), rtol=1e-3, atol=0)
+        assert (of_atoms[2] < 1e-3) == (degree < 2)  # 1e-3 for degrees 0 and 1, 1 for degree 2
+        assert not of_atoms[3]
+
+
+@pytest.mark.parametrize(
+    ("refused", "message", "accepted"),
+    [
+        ({"width": 6, "n_groups": 4}, "'width' of e3 is 6, expected a multiple of n_groups = 4", {"width": 8}),
+        ({"lmax": 0}, "'lmax' of e3 is 0, expected at least 1", {"lmax": 1}),
+        ({"depth": 0}, "'depth' of e3 is 0, expected at least 1", {"depth": 1}),
+        ({"n_groups": 0}, "'n_groups' of e3 is 0, expected at least 1", {"n_groups": 1}),
+    ],
+    ids=["width", "lmax", "depth", "n_groups"],
+)
+def test_options_that_make_no_network_are_refused_with_the_page(refused, message, accepted):
+    """In one line when a study's page is read, and not when its run starts; the nearest sound options are accepted."""
+    cfg = run_config("edm", "e3")
+    with pytest.raises(ValueError, match=message) as refusal:
+        dataclasses.replace(cfg, backbone={"name": "e3", **refused})
+    assert "\n" not in str(refusal.value)
+    dataclasses.replace(cfg, backbone={"name": "e3", **refused, **accepted})
 
 
 def test_a_network_built_on_meta_leaves_e3nn_in_order():
