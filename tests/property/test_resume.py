@@ -1,9 +1,11 @@
-"""Training cut and continued equals training straight through, bit for bit; methods with one seed are paired.
+"""Training and sampling cut and continued equal those straight through, bit for bit; methods with one seed are paired.
 
-For every registered method that trains, on tiny backbones.
+For every registered method (that trains), on tiny backbones.
 """
 
+import dataclasses
 import io
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +16,14 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import ELEMENTS, MEAN_ATOMS, fitting_pairs, run_config, structures
+from support import ELEMENTS, MEAN_ATOMS, fitting_pairs, model_of, run_config, structures
 from torch import Tensor
 
 from bench.batches import Batches
 from bench.checkpoint import CheckpointError, read_tensors, write_tensors
-from bench.config import RunConfig
+from bench.config import RunConfig, SampleConfig
+from bench.data.sizes import SizeDistribution
+from bench.evaluate import sample_run
 from bench.model import Model
 from bench.publish import curves
 from bench.records import RecordError, read_json, read_steps
@@ -92,6 +96,35 @@ def test_killed_and_resumed_training_equals_straight_training(method, backbone, 
     assert same(trained(tmp_path / "cut", cfg), straight)
     for ours, theirs in zip(left_behind(tmp_path / "cut"), left_behind(tmp_path / "straight"), strict=True):
         assert same(ours, theirs) if isinstance(ours, dict) else ours == theirs
+
+
+def sampled(folder: Path, cfg: RunConfig, kill_at: int | None = None) -> Structures:
+    """Samples of a new model, in three chunks of three steps; killed at a network call."""
+    calls = itertools.count(1)
+
+    def on_step() -> None:
+        if next(calls) == kill_at:
+            raise KilledError
+
+    model = model_of(cfg.method["name"], cfg.backbone["name"], dtype=torch.float32)
+    return sample_run(cfg, model, SizeDistribution({4: 1, 6: 2, 7: 1}), folder, on_step)[0]
+
+
+@pytest.mark.parametrize(("method", "backbone"), fitting_pairs())
+def test_cut_and_resumed_sampling_equals_straight_sampling(method, backbone, tmp_path):
+    """Killed in the second chunk and, continued, in the third; control: another seed of sampling."""
+    cfg = config(method, backbone)
+    cfg = dataclasses.replace(cfg, sample=SampleConfig(n_molecules=6, n_steps=3, batch_size=2))
+    straight = sampled(tmp_path / "straight", cfg)
+    for call in (5, 5):
+        with pytest.raises(KilledError):
+            sampled(tmp_path / "cut", cfg, call)
+    assert sorted(path.name for path in (tmp_path / "cut/chunks").glob("*.npz")) == ["00000.npz", "00001.npz"]
+    resumed = sampled(tmp_path / "cut", cfg)
+    for ours, theirs in zip(dataclasses.astuple(resumed), dataclasses.astuple(straight), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    other = dataclasses.replace(cfg, sample=dataclasses.replace(cfg.sample, seed=1))
+    assert not np.array_equal(sampled(tmp_path / "other", other).positions, straight.positions)
 
 
 @pytest.mark.parametrize("method", ["haar", "orbit_rb"])
