@@ -18,12 +18,17 @@ from analysis.load import Study
 from analysis.stats import Group
 from bench.records import write_atomically
 
-# Okabe & Ito's colours, safe for colour-blind readers (jfly.uni-koeln.de/color), without yellow: it is lost on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe & Ito's colours, safe for colour-blind readers (jfly.uni-koeln.de/color), without yellow: it is lost on white;
+# then three of Paul Tol's muted ones (personal.sron.nl/~pault)
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#882255", "#999933", "#332288"),
+)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 GREY = "#666666"
 WIDTH = 7.0  # inches: the text width of a two-column page
+LETTERS = 105  # of a legend, in that width
 
 STYLE: Any = {
     "figure.constrained_layout.use": True,
@@ -69,10 +74,14 @@ def name(group: Group) -> str:
 
 
 def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """One legend above all panels, in one line where it fits."""
-    letters = sum(len(str(handle.get_label())) + 6 for handle in handles)
-    lines = -(-letters // 105)
-    figure.legend(handles=handles, loc="outside upper center", ncols=-(-len(handles) // lines))
+    """One legend above all panels, in as few lines as fit."""
+    lengths = [len(str(handle.get_label())) + 6 for handle in handles]  # with the symbol
+
+    def width(n_lines: int) -> int:  # columns are filled one after the other
+        return sum(max(lengths[i : i + n_lines]) for i in range(0, len(lengths), n_lines))
+
+    n_lines = next((n for n in range(1, len(lengths)) if width(n) <= LETTERS), max(len(lengths), 1))
+    figure.legend(handles=handles, loc="outside upper center", ncols=-(-len(handles) // n_lines))
 
 
 def save(figure: Figure, out: Path, stem: str) -> list[Path]:

@@ -1,14 +1,18 @@
 """The whole report, its figures, and what it must not need."""
 
+import io
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from fabricated_study import edit, run_name, write_drawn, write_study
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 from rdkit import Chem
 
 from analysis import report
@@ -199,3 +203,22 @@ def test_reports_are_built_without_torch(tmp_path):
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.split() == ["False", "bench", "bench.pages", "bench.reading", "bench.records"]
+
+
+@pytest.mark.parametrize("n", [2, 5, 13])
+def test_a_legend_lies_within_its_figure(n, monkeypatch):
+    """Control: all in one line does not."""
+    labels = [f"{'target_symmetrisation'[: 5 + 3 * i]} / egnn 64x7" for i in range(n)]
+
+    def overhang() -> float:
+        with mpl.rc_context(style.STYLE):
+            figure = Figure(figsize=(style.WIDTH, 4.0))
+            figure.subplots()
+            style.legend(figure, [Line2D([], [], label=label) for label in labels])
+            figure.savefig(io.BytesIO())
+            box = figure.legends[0].get_window_extent()
+            return max(-box.x0, box.x1 - figure.bbox.x1)
+
+    assert overhang() <= 0
+    monkeypatch.setattr(style, "LETTERS", 10_000)
+    assert (overhang() > 0) == (n > 2)
