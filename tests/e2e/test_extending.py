@@ -87,7 +87,7 @@ def test_the_method_of_the_page_meets_the_contract_tests(user, tmp_path):
     (tmp_path / "methods" / "about_z.py").write_text(promising)
     refused = contract(tmp_path, "about_z and at_optimum")
     assert refused.returncode == 1, refused.stdout
-    assert re.search(r"FAILED .*invariant\[about_z-", refused.stdout)
+    assert re.search(r"FAILED .*invariant\[O3-about_z-", refused.stdout)
 
 
 def test_the_study_of_the_page_runs_to_its_table(user):

@@ -45,7 +45,7 @@ def manifests(runs: Path) -> dict[int, dict]:
 
 
 def n_done(runs: Path) -> int:
-    return sum(m["status"] == "done" for m in manifests(runs).values())
+    return sum(json.loads(path.read_text())["status"] == "done" for path in runs.glob("*/manifest.json"))
 
 
 @pytest.fixture
