@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bench.backbones.pair_mlp import attended_sum, pair_scores
 from bench.backbones.pairs import differences, off_diagonal, pair_input, weighted_sum
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
@@ -40,8 +41,6 @@ class MessagePassing(nn.Module):
         n_distances: columns of the pair input beside the two atoms' features.
     """
 
-    compilable: ClassVar[tuple[str, ...]] = ("message",)
-
     def __init__(self, width: int, n_distances: int) -> None:
         super().__init__()
         self.message_in = nn.Linear(2 * width + n_distances, width)
@@ -54,20 +53,13 @@ class MessagePassing(nn.Module):
         self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"], layout: Layout, mask: Tensor | None = None
     ) -> Float[Tensor, "A H"]:
         """h_i + W4 SiLU(W3 [h_i, sum_j a_ij m_ij]); without a mask [P] an atom is a partner of itself."""
-        message, attention = self.message(first_layer(self.message_in, h, distances, layout))
-        gathered = weighted_sum(attention if mask is None else attention * mask, message, layout)
+        first = first_terms(self.message_in, h, distances)
+        gathered = attended_sum(first, self.message_out, self.attention, mask, layout)
         return h + self.node_out(F.silu(self.node_in(torch.cat([h, gathered], dim=1))))
-
-    def message(self, first: Float[Tensor, "P H"]) -> tuple[Tensor, Tensor]:
-        """m_ij [P, H] and a_ij [P] from the first layer's output."""
-        message = F.silu(self.message_out(F.silu(first)))
-        return message, torch.sigmoid(_one_output(self.attention, message))
 
 
 class Block(MessagePassing):
     """One EGNN block; parameters named by what they do."""
-
-    compilable: ClassVar[tuple[str, ...]] = ("message", "strength")
 
     def __init__(self, width: int, coordinate_range: float) -> None:
         super().__init__(width, n_distances=2)
@@ -89,29 +81,31 @@ class Block(MessagePassing):
         d2 = difference.square().sum(1, keepdim=True)
         distances = torch.cat([d2, d0], dim=1)
         h = self.update(h, distances, layout, mask)
-        strength = self.strength(first_layer(self.coordinate_in, h, distances, layout))
+        first = first_terms(self.coordinate_in, h, distances)
+        strength = self.coordinate_range * torch.tanh(
+            pair_scores(first, self.coordinate_mid, self.coordinate_out, layout)
+        )
         x = x + weighted_sum(strength / ((d2[:, 0] + 1e-8).sqrt() + 1), difference, layout)
         return h, x
 
-    def strength(self, first: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
-        """15 tanh(V3 SiLU(V2 SiLU(.))) from the first layer's output."""
-        inner = F.silu(self.coordinate_mid(F.silu(first)))
-        return self.coordinate_range * torch.tanh(_one_output(self.coordinate_out, inner))
 
+def first_terms(
+    linear: nn.Linear, h: Float[Tensor, "A H"], D: Float[Tensor, "P C"]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Terms a_i, b_j, D, W_D of W [h_i, h_j, D_ij] + bias = a_i + b_j + D_ij W_D; products with h once per atom.
 
-def _one_output(linear: nn.Linear, inputs: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
-    """A layer of one output as a matrix-vector product, whose backward pass is an outer product, not a matrix one."""
-    out = torch.mv(inputs, linear.weight[0].to(inputs.dtype))  # autocast does not reach products with vectors
-    return out if linear.bias is None else out + linear.bias
+    In D's precision also under autocast, because distances do not survive bf16.
+    """
+    H, W = h.shape[1], linear.weight
+    a, b = F.linear(h, W[:, :H], linear.bias), F.linear(h, W[:, H : 2 * H])
+    return a.to(D.dtype), b.to(D.dtype), D, W[:, 2 * H :].t().to(D.dtype)
 
 
 def first_layer(
     linear: nn.Linear, h: Float[Tensor, "A H"], D: Float[Tensor, "P C"], layout: Layout
 ) -> Float[Tensor, "P K"]:
-    """W [h_i, h_j, D_ij] + b on all pairs; the products with h are made once per atom."""
-    H = h.shape[1]
-    W = linear.weight
-    return pair_input(F.linear(h, W[:, :H], linear.bias), F.linear(h, W[:, H : 2 * H]), D, W[:, 2 * H :].t(), layout)
+    """W [h_i, h_j, D_ij] + bias on all pairs."""
+    return pair_input(*first_terms(linear, h, D), layout)
 
 
 @backbones.register("egnn", EGNNConfig)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,21 +20,89 @@ from torch import Tensor
 from bench.molecules import Layout
 
 
+class Block(NamedTuple):
+    """Pairs (i, j) of b molecules of one size n, with all partners j of the atoms i among them, [b, r, n]."""
+
+    rows: slice  # atoms i, r of each molecule: all of them, or some of a single large one
+    partners: slice  # atoms j
+    pairs: slice  # within the chunk
+    b: int
+    r: int
+    n: int
+
+
+class Chunk(NamedTuple):
+    """Consecutive pairs: whole molecules, or some atoms of one with all their partners."""
+
+    start: int
+    n_pairs: int
+    blocks: list[Block]
+
+    @property
+    def pairs(self) -> slice:
+        return slice(self.start, self.start + self.n_pairs)
+
+
+def chunks(layout: Layout, n_pairs: int | None = None) -> list[Chunk]:
+    """All pairs of a layout sorted by size, cut between molecules, or between atoms i where a molecule is too large.
+
+    Args:
+        n_pairs: of a chunk at most, but for an atom with more partners; without it there is one chunk.
+    """
+    room = layout.n_pairs if n_pairs is None else n_pairs
+    out = [Chunk(0, 0, [])]
+    for n, n_molecules, start in layout.buckets:
+        # what a chunk is filled with: a run of molecules of n n pairs, or a run of one's atoms of n pairs
+        whole = n * n <= room
+        unit = n * n if whole else n
+        for first in [start] if whole else range(start, start + n_molecules * n, n):
+            left, atom = n_molecules if whole else n, first
+            while left:
+                here = out[-1]
+                fits = min(left, max(room - here.n_pairs, 0) // unit)
+                if not fits and here.n_pairs:
+                    out.append(Chunk(here.start + here.n_pairs, 0, []))
+                    continue
+                fits = max(fits, 1)
+                b, r = (fits, n) if whole else (1, fits)
+                rows = slice(atom, atom + b * r)
+                partners = rows if whole else slice(first, first + n)
+                block = Block(rows, partners, slice(here.n_pairs, here.n_pairs + fits * unit), b, r, n)
+                out[-1] = Chunk(here.start, block.pairs.stop, [*here.blocks, block])
+                left, atom = left - fits, rows.stop
+    return out
+
+
 def _blocks(layout: Layout) -> Iterator[tuple[slice, slice, int, int]]:
     """(atoms, pairs, b, n) of each block of a layout sorted by size."""
-    pair = 0
-    for n, b, atom in layout.buckets:
-        yield slice(atom, atom + b * n), slice(pair, pair + b * n * n), b, n
-        pair += b * n * n
+    for block in chunks(layout)[0].blocks:
+        yield block.rows, block.pairs, block.b, block.n
+
+
+def first_layer_into(out: Tensor, a: Tensor, b: Tensor, D: Tensor, W: Tensor, blocks: list[Block]) -> None:
+    """a_i + b_j + D_ij W on the pairs of a chunk."""
+    for block in blocks:
+        torch.add(
+            a[block.rows].view(block.b, block.r, 1, -1),
+            b[block.partners].view(block.b, 1, block.n, -1),
+            out=out[block.pairs].view(block.b, block.r, block.n, -1),
+        )
+    out.addmm_(D, W)
+
+
+def sum_into(over_j: Tensor, over_i: Tensor, values: Tensor, blocks: list[Block]) -> None:
+    """Sums over the pairs of a chunk: over j written for each i, over i added for each j."""
+    for block in blocks:
+        here = values[block.pairs].view(block.b, block.r, block.n, -1)
+        torch.sum(here, dim=2, out=over_j[block.rows].view(block.b, block.r, -1))
+        over_i[block.partners].view(block.b, block.n, -1).add_(here.sum(1))
 
 
 class _PairInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, D: Tensor, W: Tensor, layout: Layout) -> Tensor:
         out = a.new_empty(layout.n_pairs, a.shape[1])
-        for atoms, pairs, m, n in _blocks(layout):
-            torch.add(a[atoms].view(m, n, 1, -1), b[atoms].view(m, 1, n, -1), out=out[pairs].view(m, n, n, -1))
-        out.addmm_(D, W)
+        first_layer_into(out, a, b, D, W, chunks(layout)[0].blocks)
         ctx.save_for_backward(D, W)
         ctx.layout = layout
         return out
@@ -45,11 +113,8 @@ class _PairInput(torch.autograd.Function):
         D, W = ctx.saved_tensors
         grad = grad.contiguous()
         A, K = int(ctx.layout.sizes.sum()), grad.shape[1]
-        grad_a, grad_b = grad.new_empty(A, K), grad.new_empty(A, K)
-        for atoms, pairs, m, n in _blocks(ctx.layout):
-            block = grad[pairs].view(m, n, n, K)
-            torch.sum(block, dim=2, out=grad_a[atoms].view(m, n, K))
-            torch.sum(block, dim=1, out=grad_b[atoms].view(m, n, K))
+        grad_a, grad_b = grad.new_empty(A, K), grad.new_zeros(A, K)
+        sum_into(grad_a, grad_b, grad, chunks(ctx.layout)[0].blocks)
         grad_D = grad @ W.t() if ctx.needs_input_grad[2] else None
         return grad_a, grad_b, grad_D, D.t() @ grad, None
 
@@ -57,11 +122,8 @@ class _PairInput(torch.autograd.Function):
 def pair_input(
     a: Float[Tensor, "A K"], b: Float[Tensor, "A K"], D: Float[Tensor, "P C"], W: Float[Tensor, "C K"], layout: Layout
 ) -> Float[Tensor, "P K"]:
-    """a_i + b_j + D_ij W: a linear layer on [h_i, h_j, D_ij] whose node part is computed once per atom.
-
-    In D's precision also under autocast, because distances do not survive bf16.
-    """
-    return _PairInput.apply(a.to(D.dtype), b.to(D.dtype), D, W.to(D.dtype), layout)  # type: ignore[no-any-return]
+    """a_i + b_j + D_ij W: a linear layer on [h_i, h_j, D_ij] whose node part is computed once per atom."""
+    return _PairInput.apply(a, b, D, W, layout)  # type: ignore[no-any-return]
 
 
 class _WeightedSum(torch.autograd.Function):
