@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.backbones.pairs import differences, mean_over_partners
+from bench.backbones.gaussians import mean_gaussians
+from bench.backbones.pairs import differences
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -57,12 +58,10 @@ class GaussianPairEmbedding(nn.Module):
     def forward(self, x: Float[Tensor, "A 3"], layout: Layout) -> Float[Tensor, "A E"]:
         """Rotation-invariant embedding of each atom; `layout` sorted by size."""
         # 1e-30 keeps the gradient of the root finite on the diagonal, where it is multiplied by zero
-        distance = (differences(x, layout).square().sum(1, keepdim=True) + 1e-30).sqrt()
+        distance = (differences(x, layout).square().sum(1) + 1e-30).sqrt()
         scale = self.raw_scale.abs() + 0.01
-        # one multiply-add and one exponential on the large [P, K] array; 3.14159 is the published constant
-        scaled = torch.addcmul(-self.mean / (scale * math.sqrt(2)), distance, 1 / (scale * math.sqrt(2)))
-        gaussians = torch.exp(-scaled.square())
-        p = self.linear(mean_over_partners(gaussians, layout) / (math.sqrt(2 * 3.14159) * scale))
+        gaussians = mean_gaussians(distance, self.mean, 1 / (scale * math.sqrt(2)), layout)
+        p = self.linear(gaussians / (math.sqrt(2 * 3.14159) * scale))  # the published constant
         if self.edm_compat:
             n_columns = (layout.n_padded / layout.n_atoms.to(p.dtype)).index_select(0, layout.molecule)
             p = p + (n_columns - 1)[:, None] * self.linear.bias
@@ -164,15 +163,24 @@ class Block(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
         """c: SiLU of the time embedding."""
-        modulation = self.modulation(c).index_select(0, layout.molecule)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=1)
-        tokens = torch.addcmul(tokens, gate_a, self.attention(modulate(tokens, shift_a, scale_a), layout))
-        return torch.addcmul(tokens, gate_m, self.mlp(modulate(tokens, shift_m, scale_m)))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c).chunk(6, dim=1)
+        modulated = modulate(tokens, shift_a, scale_a, layout)
+        tokens = tokens + per_atom(gate_a, layout) * self.attention(modulated, layout)
+        modulated = modulate(tokens, shift_m, scale_m, layout)
+        return tokens + per_atom(gate_m, layout) * self.mlp(modulated)
 
 
-def modulate(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(
+    tokens: Float[Tensor, "A H"], shift: Float[Tensor, "B H"], scale: Float[Tensor, "B H"], layout: Layout
+) -> Float[Tensor, "A H"]:
     """(1 + scale) LayerNorm(tokens) + shift, the norm without parameters."""
-    return torch.addcmul(shift, 1 + scale, F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6))
+    normed = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+    return normed * per_atom(1 + scale, layout) + per_atom(shift, layout)
+
+
+def per_atom(values: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
+    """Each molecule's values for each of its atoms."""
+    return values.index_select(0, layout.molecule)
 
 
 class Trunk(nn.Module):
@@ -223,6 +231,6 @@ class DiT(nn.Module):
         x, h = z.layout.to_sorted(z.x), z.layout.to_sorted(z.h)
         tokens = torch.cat([self.atom_embedding(torch.cat([x, h], dim=1)), self.pair_embedding(x, layout)], dim=1)
         tokens, c = self.trunk(tokens, z.layout.molecules_to_sorted(t), layout)
-        shift, scale = self.modulation(c).index_select(0, layout.molecule).chunk(2, dim=1)
-        out = z.layout.from_sorted(self.head(modulate(tokens, shift, scale)))
+        shift, scale = self.modulation(c).chunk(2, dim=1)
+        out = z.layout.from_sorted(self.head(modulate(tokens, shift, scale, layout)))
         return z.replace(x=out[:, :3], h=out[:, 3:])

@@ -20,10 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.backbones.pairs import Block, Chunk, chunks, first_layer_into, sum_into
+from bench.backbones.pairs import Block, Chunk, cached_chunks, first_layer_into, sum_into
 from bench.molecules import Layout
 
-CACHED = 2**19  # numbers in one buffer of a chunk on a CPU; five are in use at a time
 ROWS = 64  # a bf16 product has a multiple of so many: oneDNN compiles a kernel for each shape, for milliseconds
 
 FirstLayer = tuple[Tensor, Tensor, Tensor, Tensor]  # a [A, K], b [A, K], D [P, C], W_in [C, K], all in one precision
@@ -47,11 +46,6 @@ class _Setting:
     dtype: torch.dtype  # of the products
     attended: bool
     kept: bool  # for a backward pass
-
-    def chunks(self, a: Tensor) -> tuple[list[Chunk], int]:
-        """The chunks, and the pairs of the largest."""
-        found = chunks(self.layout, max(1, CACHED // a.shape[1]) if a.device.type == "cpu" else None)
-        return found, max(chunk.n_pairs for chunk in found)
 
 
 class _Products:
@@ -100,7 +94,7 @@ class _PairMLP(torch.autograd.Function):
         mask: Tensor | None,
         setting: _Setting,
     ) -> Tensor:
-        plan, n_largest = setting.chunks(a)
+        plan, n_largest = cached_chunks(setting.layout, a.shape[1], a.device)
         products = _Products(setting, a, n_largest, 1)
         W, bias = W.to(setting.dtype), bias.to(setting.dtype)
         buffer = a.new_empty(n_largest, a.shape[1])
@@ -133,7 +127,7 @@ class _PairMLP(torch.autograd.Function):
         grad = grads[0].contiguous()
         a, b, D, W_in, W, w, mask, kept, attention = ctx.saved_tensors
         setting = ctx.setting
-        plan, n_largest = setting.chunks(a)
+        plan, n_largest = cached_chunks(setting.layout, a.shape[1], a.device)
         products = _Products(setting, a, n_largest, 3)
         buffers = a.new_empty(5, n_largest, a.shape[1])
         one = a.new_ones(())

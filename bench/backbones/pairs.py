@@ -20,6 +20,9 @@ from torch import Tensor
 from bench.molecules import Layout
 
 
+CACHED = 2**19  # numbers in one buffer of a chunk on a CPU; up to five are in use at a time
+
+
 class Block(NamedTuple):
     """Pairs (i, j) of b molecules of one size n, with all partners j of the atoms i among them, [b, r, n]."""
 
@@ -71,6 +74,12 @@ def chunks(layout: Layout, n_pairs: int | None = None) -> list[Chunk]:
                 out[-1] = Chunk(here.start, block.pairs.stop, [*here.blocks, block])
                 left, atom = left - fits, rows.stop
     return out
+
+
+def cached_chunks(layout: Layout, width: int, device: torch.device) -> tuple[list[Chunk], int]:
+    """Chunks of which a buffer of `width` numbers for each pair lies in a CPU's cache, and the pairs of the largest."""
+    found = chunks(layout, max(1, CACHED // width) if device.type == "cpu" else None)
+    return found, max(chunk.n_pairs for chunk in found)
 
 
 def _blocks(layout: Layout) -> Iterator[tuple[slice, slice, int, int]]:
@@ -270,11 +279,6 @@ class _Difference(torch.autograd.Function):
 def differences(x: Float[Tensor, "A K"], layout: Layout) -> Float[Tensor, "P K"]:
     """x_i - x_j, exactly zero for i = j (torch.cdist is not: its matrix formula errs by 1e-3 beyond 25 points)."""
     return _Difference.apply(x, layout)  # type: ignore[no-any-return]
-
-
-def mean_over_partners(v: Float[Tensor, "P K"], layout: Layout) -> Float[Tensor, "A K"]:
-    """(1/N) sum_j v_ij."""
-    return torch.cat([v[pairs].view(m * n, n, -1).mean(1) for _, pairs, m, n in _blocks(layout)])
 
 
 def off_diagonal(layout: Layout, like: Tensor) -> Float[Tensor, "P"]:

@@ -8,7 +8,7 @@ import torch
 from support import generator, model_of, relative_error, run_config, states
 from torch import Tensor, nn
 
-from bench.backbones import pair_mlp
+from bench.backbones import pairs
 from bench.model import Model
 from bench.streams import Streams
 from bench.train import training_loss
@@ -61,7 +61,7 @@ def test_gradients_are_those_of_the_padded_reference(pair, precision):
 
 def test_egnn_in_many_chunks_is_the_padded_reference(monkeypatch):
     """Chunks of a few atoms: remainders, and molecules cut between atoms."""
-    monkeypatch.setattr(pair_mlp, "CACHED", 16 * 40)
+    monkeypatch.setattr(pairs, "CACHED", 16 * 40)
     ours, reference = both(("edm", "egnn"), torch.float32)
     assert output_error(ours, reference, torch.float32) < TOLERANCE[torch.float32]
     assert gradient_error(ours, reference, torch.float32) < TOLERANCE[torch.float32]

@@ -9,6 +9,7 @@ from support import generator, relative_error
 from torch import Tensor, nn
 
 from bench.backbones import pair_mlp
+from bench.backbones import pairs as pairs_module
 from bench.backbones.pairs import chunks, off_diagonal
 from bench.molecules import Layout
 
@@ -20,7 +21,7 @@ CUTS = [1, 7, 12, 1000]
 
 @pytest.fixture(params=CUTS, ids="{} pairs".format)
 def cut(request, monkeypatch) -> int:
-    monkeypatch.setattr(pair_mlp, "CACHED", request.param * K)
+    monkeypatch.setattr(pairs_module, "CACHED", request.param * K)
     return request.param
 
 
@@ -97,7 +98,7 @@ def test_values_and_gradients_are_those_of_a_loop(name, masked, cut):
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_those_of_finite_differences(name, monkeypatch):
-    monkeypatch.setattr(pair_mlp, "CACHED", 7 * K)
+    monkeypatch.setattr(pairs_module, "CACHED", 7 * K)
     layout = Layout([1, 2, 3])
     given, ours = arguments(layout), CASES[name][0]
     mask = off_diagonal(layout, given[0])
@@ -148,7 +149,7 @@ def test_bf16_is_off_by_its_rounding(monkeypatch):
     """Products of 8 digits summed in float32: under 2 %, and (control) over 1e-5, however the pairs are cut."""
     layout, width = Layout([3, 4, 4, 9]), 16
     for n_pairs in (10, 40, 1000):
-        monkeypatch.setattr(pair_mlp, "CACHED", n_pairs * width)
+        monkeypatch.setattr(pairs_module, "CACHED", n_pairs * width)
         errors = errors_of_bf16(layout, width)
         assert max(errors) < 0.02
         assert min(errors) > 1e-5

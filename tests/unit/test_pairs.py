@@ -11,7 +11,6 @@ from bench.backbones.pairs import (
     components,
     differences,
     harmonic_moments,
-    mean_over_partners,
     off_diagonal,
     pair_input,
     weighted_sum,
@@ -135,11 +134,6 @@ def test_a_wrong_gradient_is_noticed():
         torch.autograd.gradcheck(Wrong.apply, (x,))
 
 
-def test_masks_and_means_follow_the_pairs():
+def test_masks_follow_the_pairs():
     like = torch.zeros(1, dtype=torch.float64)
     assert off_diagonal(LAYOUT, like).tolist() == [float(i != j) for i, j in pairs()]
-    v = values(P, 3, seed=5)
-    sizes = LAYOUT.n_atoms[LAYOUT.molecule][:, None]
-    torch.testing.assert_close(
-        mean_over_partners(v, LAYOUT), loop_weighted_sum(torch.ones(P, dtype=torch.float64), v) / sizes
-    )
