@@ -1,9 +1,10 @@
-"""What surrounds a gradient step: clipping, moving average, learning rate. All state is tensors, all of it saved."""
+"""What surrounds a gradient step: clipping, moving average, learning rate; and the state of a training, all saved."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -187,3 +188,29 @@ class Optimiser:
     def state(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Moments of one parameter; what is written into it is used."""
         return self._part_of[p].state[p]
+
+
+@dataclass
+class TrainingState:
+    """Everything that training changes, and that a checkpoint holds.
+
+    Attributes:
+        weights: of the model itself, by name.
+        step: optimiser steps done.
+        seconds: trained.
+        micro_batches: into which each batch is cut.
+    """
+
+    weights: dict[str, nn.Parameter]
+    average: MovingAverage
+    optimiser: Optimiser
+    queue: QueueClip
+    step: int = 0
+    seconds: float = 0.0
+    micro_batches: int = 1
+
+    @classmethod
+    def at_start(cls, weights: dict[str, nn.Parameter], cfg: TrainConfig) -> TrainingState:
+        """Before the first step."""
+        optimiser = Optimiser(weights.values(), cfg)
+        return cls(weights, MovingAverage(weights, cfg.ema_decay), optimiser, QueueClip(cfg.device))
