@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from bench.optimise import MovingAverage, Optimiser, QueueClip
+from bench.optimise import TrainingState
 from bench.reading import said, size_of
 from bench.records import Number, RecordError, check, parse, write_atomically
 
@@ -39,40 +39,23 @@ class DamagedError(CheckpointError):
     """A checkpoint that is cut short, changed, or no checkpoint at all."""
 
 
-def save_state(
-    path: Path,
-    step: int,
-    seconds: float,
-    weights: dict[str, nn.Parameter],
-    average: MovingAverage,
-    optimiser: Optimiser,
-    queue: QueueClip,
-    micro_batches: int = 1,
-    keep: Path | None = None,
-) -> None:
+def save_state(path: Path, state: TrainingState, keep: Path | None = None) -> None:
     """Write a state atomically; the one that stood at `path` becomes `keep`, if a name is given."""
     tensors: dict[str, Tensor] = {}
-    for name, p in weights.items():
+    for name, p in state.weights.items():
         tensors[f"weights/{name}"] = p
-        tensors[f"average/{name}"] = average.shadow[name]
-        for key, value in optimiser.state(p).items():
+        tensors[f"average/{name}"] = state.average.shadow[name]
+        for key, value in state.optimiser.state(p).items():
             tensors[f"optimiser/{key}/{name}"] = value
-    tensors["queue/norms"], tensors["queue/pushed"] = queue.norms, queue.pushed
-    about = {"step": step, "seconds": seconds} | ({"micro_batches": micro_batches} if micro_batches > 1 else {})
+    tensors["queue/norms"], tensors["queue/pushed"] = state.queue.norms, state.queue.pushed
+    about = {"step": state.step, "seconds": state.seconds}
+    about |= {"micro_batches": state.micro_batches} if state.micro_batches > 1 else {}
     write_tensors(path, tensors, about, keep)
 
 
-def load_state(
-    path: Path,
-    weights: dict[str, nn.Parameter],
-    average: MovingAverage,
-    optimiser: Optimiser,
-    queue: QueueClip,
-) -> tuple[int, float, int]:
+def load_state(path: Path, state: TrainingState) -> None:
     """Restore a state in place, once all of the file has been found undamaged.
 
-    Returns:
-        step, seconds trained, micro-batches per batch.
     Raises:
         DamagedError: unreadable, or not what was written.
         CheckpointError: of another model.
@@ -82,17 +65,18 @@ def load_state(
     for key, value in tensors.items():
         if key.startswith("optimiser/"):
             _, moment, name = (key + "//").split("/", 2)
-            p = weights.get(name.removesuffix("//"))
+            p = state.weights.get(name.removesuffix("//"))
             if p is None or value.shape not in ((), p.shape) or not value.is_floating_point():
                 raise _unfit(path, f"array {key!r} has no place")
             moments.append((p, moment, value))
-    places: dict[str, Tensor] = {"queue/norms": queue.norms, "queue/pushed": queue.pushed}
-    for name, p in weights.items():
-        places |= {f"weights/{name}": p, f"average/{name}": average.shadow[name]}
+    places: dict[str, Tensor] = {"queue/norms": state.queue.norms, "queue/pushed": state.queue.pushed}
+    for name, p in state.weights.items():
+        places |= {f"weights/{name}": p, f"average/{name}": state.average.shadow[name]}
     _copy(path, tensors, places)
     for p, moment, value in moments:
-        optimiser.state(p)[moment] = value.to(p.device)
-    return about["step"], float(about["seconds"]), about.get("micro_batches", 1)
+        state.optimiser.state(p)[moment] = value.to(p.device)
+    state.step, state.seconds = about["step"], float(about["seconds"])
+    state.micro_batches = about.get("micro_batches", 1)
 
 
 def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:

@@ -149,7 +149,7 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, kinds) or isinstance(error.__cause__, kinds) or "DefaultCPUAllocator" in str(error):
         return f"out of memory: {first or 'no more could be had'}; lower train.batch_size or sample.batch_size"
     if records.disk_error(error):
-        return f"{first.removesuffix(f', {records.CONTINUES}')}, {records.CONTINUES}"
+        return first if first.endswith(records.CONTINUES) else f"{first}, {records.CONTINUES}"
     return f"{type(error).__name__}: {first}"
 
 

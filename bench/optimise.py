@@ -1,9 +1,10 @@
-"""What surrounds a gradient step: clipping, moving average, learning rate. All state is tensors, all of it saved."""
+"""What surrounds a gradient step: clipping, moving average, learning rate; and the state of a training, all saved."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -96,11 +97,14 @@ def cooldown_start(settings: TrainConfig) -> int:
     return math.floor(settings.n_steps * (1 - settings.cooldown_fraction))
 
 
-class Muon(torch.optim.Muon):
-    """torch's Muon, in which matrices of one shape, or its transpose, are orthogonalised together.
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov's momentum and steps of AdamW's size, matrices of one shape, or its transpose, taken together.
 
-    One after the other, the small matrices of small networks take several times as long.
+    One after the other, as torch's own takes them, the small matrices of small networks take several times as long.
     """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override] # no closure
@@ -120,21 +124,22 @@ class Muon(torch.optim.Muon):
                 alike.setdefault((rows, columns), []).append((p, update))
             for (rows, columns), pairs in alike.items():
                 wide = torch.stack([u if u.shape == (rows, columns) else u.T for _, u in pairs])
-                moved = newton_schulz(wide, group["ns_coefficients"], group["ns_steps"], group["eps"]).to(wide.dtype)
+                moved = newton_schulz(wide).to(wide.dtype)
                 back = [m if p.shape == (rows, columns) else m.T for (p, _), m in zip(pairs, moved, strict=True)]
                 rate = group["lr"] * 0.2 * math.sqrt(columns)
                 torch._foreach_add_([p for p, _ in pairs], back, alpha=-rate)
 
 
-def newton_schulz(matrices: Tensor, coefficients: tuple[float, float, float], n_steps: int, eps: float) -> Tensor:
+def newton_schulz(matrices: Tensor) -> Tensor:
     """Nearly the nearest matrices with orthonormal rows, [K, rows, columns] with rows <= columns, in bf16.
 
-    Source: Jordan et al. 2024, Muon: an optimizer for hidden layers; X <- a X + (b A + c A^2) X with A = X X^T.
+    Source: Jordan et al. 2024, Muon: an optimizer for hidden layers; five times X <- a X + (b A + c A^2) X with
+    A = X X^T.
     """
-    a, b, c = coefficients
+    a, b, c = 3.4445, -4.7750, 2.0315
     X = matrices.bfloat16()
-    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp(min=eps)
-    for _ in range(n_steps):
+    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
         A = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return X
@@ -159,7 +164,7 @@ class Optimiser:
             (hidden if cfg.optimiser is OptimiserName.MUON and is_hidden else rest).append(p)
         self.parts: list[torch.optim.Optimizer] = []
         if hidden:
-            self.parts.append(Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay, adjust_lr_fn="match_rms_adamw"))
+            self.parts.append(Muon(hidden, cfg.lr, cfg.weight_decay))
         if rest:
             betas = (0.9, cfg.adam_beta2)
             self.parts.append(
@@ -183,3 +188,29 @@ class Optimiser:
     def state(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Moments of one parameter; what is written into it is used."""
         return self._part_of[p].state[p]
+
+
+@dataclass
+class TrainingState:
+    """Everything that training changes, and that a checkpoint holds.
+
+    Attributes:
+        weights: of the model itself, by name.
+        step: optimiser steps done.
+        seconds: trained.
+        micro_batches: into which each batch is cut.
+    """
+
+    weights: dict[str, nn.Parameter]
+    average: MovingAverage
+    optimiser: Optimiser
+    queue: QueueClip
+    step: int = 0
+    seconds: float = 0.0
+    micro_batches: int = 1
+
+    @classmethod
+    def at_start(cls, weights: dict[str, nn.Parameter], cfg: TrainConfig) -> TrainingState:
+        """Before the first step."""
+        optimiser = Optimiser(weights.values(), cfg)
+        return cls(weights, MovingAverage(weights, cfg.ema_decay), optimiser, QueueClip(cfg.device))

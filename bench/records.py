@@ -238,7 +238,7 @@ def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> No
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise _not_written(path, error) from error
+            raise not_written(path, error) from error
         raise
 
 
@@ -256,10 +256,11 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _not_written(path, error) from error
+        raise not_written(path, error) from error
 
 
-def _not_written(path: Path, error: OSError) -> OSError:
+def not_written(path: Path, error: OSError) -> OSError:
+    """The error of a write, in one line that names the file."""
     text = f"{error.strerror or error}: could not write {path}; nothing already written was lost"
     return OSError(error.errno, f"{text}, {CONTINUES}" if error.errno in OF_DISKS else text)
 

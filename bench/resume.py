@@ -6,54 +6,31 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from torch import nn
-
 from bench.checkpoint import PREVIOUS, STABLE, STATE, CheckpointError, DamagedError, about_of, load_state, save_state
 from bench.config import TrainConfig
-from bench.optimise import MovingAverage, Optimiser, QueueClip, cooldown_start
+from bench.optimise import TrainingState, cooldown_start
 from bench.parallel import Processes
 from bench.records import read_json, write_json
 
 log = logging.getLogger("equibench.train")
 
 
-def resume(
-    folder: Path,
-    settings: TrainConfig,
-    processes: Processes,
-    weights: dict[str, nn.Parameter],
-    average: MovingAverage,
-    optimiser: Optimiser,
-    queue: QueueClip,
-) -> tuple[int, float, int]:
-    """Restore the newest fit state into what training changes; one process chooses it, the others read the same.
+def resume(folder: Path, settings: TrainConfig, processes: Processes, state: TrainingState) -> None:
+    """Restore the newest fit state, if there is any; one process chooses it, the others read the same.
 
-    Returns:
-        step, seconds and micro-batches to go on with; 0, 0 and 1 from the start.
     Raises:
         CheckpointError: no checkpoint is readable, though there are some; or it is another model's or plan's.
     """
-    chosen, found = None, (0, 0.0, 1)
-    if processes.writes:
-        chosen, found = _newest(folder, settings, weights, average, optimiser, queue)
-    chosen = processes.of_first(chosen)
+    chosen = processes.of_first(_newest(folder, settings, state) if processes.writes else None)
     if chosen is not None and not processes.writes:
-        found = load_state(folder / chosen, weights, average, optimiser, queue)
-    return found
+        load_state(folder / chosen, state)
 
 
-def _newest(
-    folder: Path,
-    settings: TrainConfig,
-    weights: dict[str, nn.Parameter],
-    average: MovingAverage,
-    optimiser: Optimiser,
-    queue: QueueClip,
-) -> tuple[str | None, tuple[int, float, int]]:
+def _newest(folder: Path, settings: TrainConfig, state: TrainingState) -> str | None:
     """Restore the newest undamaged state on the path to this run's end, and keep no state of another end.
 
     Returns:
-        name of the file (None: from the start), and step, seconds and micro-batches.
+        name of its file; None: from the start.
     """
     plan = folder / "plan.json"
     planned = read_json(plan, {"n_steps": int})["n_steps"] if plan.exists() else settings.n_steps
@@ -66,10 +43,11 @@ def _newest(
             except DamagedError as error:
                 damaged[name] = error
     on_path = _on_path(states, planned, settings, folder)
-    chosen, found = None, (0, 0.0, 1)
+    chosen = None
     for name in sorted(on_path, key=lambda name: -on_path[name]):
         try:
-            chosen, found = name, load_state(folder / name, weights, average, optimiser, queue)
+            load_state(folder / name, state)
+            chosen = name
             break
         except DamagedError as error:
             damaged[name] = error
@@ -78,18 +56,17 @@ def _newest(
     for name, error in damaged.items():
         log.warning("%s; it is set aside as %s.damaged, training continues from %s", error, name, chosen)
         (folder / name).replace(folder / f"{name}.damaged")  # not over the good one before it, at the next checkpoint
-    step, seconds, micro_batches = found
     if chosen:
-        log.info("continuing at step %d", step)
+        log.info("continuing at step %d", state.step)
     if planned != settings.n_steps or not plan.exists():
         if chosen:
-            save_state(folder / STATE, step, seconds, weights, average, optimiser, queue, micro_batches)
+            save_state(folder / STATE, state)
             chosen = STATE
         for name, other in states.items():  # of another end
-            if other > step and name != chosen:
+            if other > state.step and name != chosen:
                 (folder / name).unlink(missing_ok=True)
         write_json(plan, {"n_steps": settings.n_steps})
-    return chosen, found
+    return chosen
 
 
 def _on_path(states: dict[str, int], planned: int, settings: TrainConfig, folder: Path) -> dict[str, int]:

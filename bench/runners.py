@@ -296,8 +296,13 @@ class Submission:
     def submit(self, executor: Any, group: list[Item]) -> None:
         sharing = self.launch.n_parallel if self.launch.cluster == "local" else 1
         job = Job(here=self.launch.cluster == "debug")
-        with records.writing(executor.folder), executor.batch():  # on Slurm an array
-            jobs = [executor.submit(job, item.cfg.page(), str(item.folder.absolute()), sharing) for item in group]
+        try:
+            with executor.batch():  # on Slurm an array
+                jobs = [executor.submit(job, item.cfg.page(), str(item.folder.absolute()), sharing) for item in group]
+        except OSError as error:
+            if records.disk_error(error):
+                raise records.not_written(executor.folder, error) from error
+            raise  # of no file, such as a command that is not there
         for item, item.job in zip(group, jobs, strict=True):
             self.register.submitted(item.folder.name, item.job.job_id)
 

@@ -24,7 +24,7 @@ from bench.evaluate import versions
 from bench.floor import training_work
 from bench.model import Model
 from bench.molecules import Molecules
-from bench.optimise import MovingAverage, Optimiser, QueueClip
+from bench.optimise import TrainingState
 from bench.provenance import code_version, device_name, forget_peak_memory, peak_memory_mb
 from bench.registry import datasets, methods
 from bench.streams import Streams
@@ -73,12 +73,10 @@ def time_steps(
     work = training_work(model, timed[0], streams.at(0))
     compiled = compile_networks(model, data) if settings.compile else "eager"
 
-    weights = model.named_weights()
-    average, optimiser = MovingAverage(weights, settings.ema_decay), Optimiser(weights.values(), settings)
-    queue, loss_of = QueueClip(device), BatchLoss(model)
+    state, loss_of = TrainingState.at_start(model.named_weights(), settings), BatchLoss(model)
 
     def step(i: int, x0: Molecules) -> object:
-        return training_step(loss_of, x0, streams.at(i), settings, weights, average, optimiser, queue, settings.lr)
+        return training_step(loss_of, x0, streams.at(i), settings, state, settings.lr)
 
     def forward(i: int, x0: Molecules) -> object:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):

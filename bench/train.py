@@ -21,7 +21,7 @@ from bench.config import OnOutOfMemory, RunConfig, TrainConfig
 from bench.divergence import DIVERGED_FILE, Watch, record_fault
 from bench.model import Model
 from bench.molecules import Molecules
-from bench.optimise import MovingAverage, Optimiser, QueueClip, clip_gradients, cooldown_start, learning_rate, progress
+from bench.optimise import TrainingState, clip_gradients, cooldown_start, learning_rate, progress
 from bench.parallel import Processes
 from bench.parts import Part, undisturbed
 from bench.records import STEP, append_line, as_line, check, read_steps, write_atomically
@@ -75,19 +75,16 @@ def training_step(
     x0: Molecules,
     rng: StepStreams,
     settings: TrainConfig,
-    weights: dict[str, nn.Parameter],
-    average: MovingAverage,
-    optimiser: Optimiser,
-    queue: QueueClip,
+    state: TrainingState,
     rate: float,
-    micro_batches: int = 1,
     processes: Processes = Processes(),  # noqa: B008 - it is frozen
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One optimiser step on a batch at a learning rate: what a run repeats, and what `equibench time` measures.
 
     Args:
         loss_of: a `BatchLoss`.
-        micro_batches: parts of the batch that are taken one after the other; their gradients are summed.
+        state: weights, average, optimiser and queue are changed. The micro-batches that it states are taken one after
+            the other; their gradients are summed.
         processes: each takes its share of the batch.
     Returns:
         losses [B] (0 where another process has the molecule), gradient norm before clipping, whether it was clipped
@@ -95,12 +92,12 @@ def training_step(
     Raises:
         torch.OutOfMemoryError: before anything but gradients was changed, so that the step can be made again.
     """
-    optimiser.zero_grad()
-    losses = gradients(loss_of, x0, rng, settings, micro_batches, processes)
+    state.optimiser.zero_grad()
+    losses = gradients(loss_of, x0, rng, settings, state.micro_batches, processes)
     try:
-        norm, clipped = clip_gradients(list(weights.values()), settings, queue)
-        optimiser.step(rate)
-        average.update(weights)
+        norm, clipped = clip_gradients(list(state.weights.values()), settings, state.queue)
+        state.optimiser.step(rate)
+        state.average.update(state.weights)
     except torch.OutOfMemoryError as error:
         raise TrainingError("out of memory for the optimiser's state; choose a smaller model") from error
     return losses, norm, clipped
@@ -153,47 +150,41 @@ def train(
     settings, processes = cfg.train, Processes.here()
     device = torch.device(settings.device)
     model.to(device)
-    weights = model.named_weights()
-    average = MovingAverage(weights, settings.ema_decay)
-    optimiser = Optimiser(weights.values(), settings)
-    queue = QueueClip(device)
     streams = Streams(cfg.seed, device)
     batches = Batches(structures, model.diffusion, settings.batch_size, cfg.seed, settings.device)
     if batches.batch_size < processes.n:
         raise TrainingError(f"a batch of {batches.batch_size} molecules cannot be shared by {processes.n} processes")
     validation = Validation(model, valid, settings)
 
-    state = (weights, average, optimiser, queue)
-    step, seconds, micro_batches = resume(folder, settings, processes, *state)
+    state = TrainingState.at_start(model.named_weights(), settings)
+    resume(folder, settings, processes, state)
     if processes.writes:
-        steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= step]
-        if step != (steps[-1]["step"] if steps else 0):
-            log.warning("%s: lines before step %d are missing, and are not made again", folder / "steps.jsonl", step)
+        steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= state.step]
+        if state.step != (steps[-1]["step"] if steps else 0):
+            log.warning("%s: lines before step %d are missing, and not made again", folder / "steps.jsonl", state.step)
         _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
     loss_of = processes.wrap(BatchLoss(model))
     saved = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
     diagnostics: dict[str, Tensor] = {}  # sums of what the method reports
-    watch = Watch(step, batches.batch_size, device)
+    watch = Watch(state.step, batches.batch_size, device)
     timer = Timer(device)
     calls = 0  # of the network, in training steps since the last line
 
-    while progress(step, seconds, settings) < 1:
+    while progress(state.step, state.seconds, settings) < 1:
         # at a logging interval, so that a run resumed from here averages its losses over whole intervals
-        if processes.writes and step == cooldown_start(settings) // settings.log_every * settings.log_every:
-            save_state(folder / STABLE, step, seconds, *state, micro_batches)
-        rate = learning_rate(step, seconds, settings)
-        x0 = batches(step)
+        if processes.writes and state.step == cooldown_start(settings) // settings.log_every * settings.log_every:
+            save_state(folder / STABLE, state)
+        rate = learning_rate(state.step, state.seconds, settings)
+        x0 = batches(state.step)
 
         timer.start()
         before = model.denoiser.n_calls
         try:
-            losses, norm, clipped = training_step(
-                loss_of, x0, streams.at(step), settings, *state, rate, micro_batches, processes
-            )
+            losses, norm, clipped = training_step(loss_of, x0, streams.at(state.step), settings, state, rate, processes)
         except torch.OutOfMemoryError as error:
-            micro_batches = halved(step, len(x0), micro_batches, settings, processes, error)
+            halve(state, len(x0), settings, processes, error)
             continue
         loss = losses.mean()
         watch(loss, losses, norm)
@@ -201,23 +192,23 @@ def train(
         for name, value in model.method.diagnostics.items():
             diagnostics[name] = diagnostics.get(name, 0) + value.double()
         timer.stop()
-        calls += (model.denoiser.n_calls - before) // micro_batches  # each on a part of the batch
-        step += 1
+        calls += (model.denoiser.n_calls - before) // state.micro_batches  # each on a part of the batch
+        state.step += 1
         if settings.max_seconds is not None:  # waits for the device at each step
-            seconds = processes.of_first(seconds + timer.read())
+            state.seconds = processes.of_first(state.seconds + timer.read())
 
-        finished = progress(step, seconds, settings) >= 1
-        if step % settings.log_every == 0 or finished:
-            if fault := watch.fault(weights, processes):
+        finished = progress(state.step, state.seconds, settings) >= 1
+        if state.step % settings.log_every == 0 or finished:
+            if fault := watch.fault(state.weights, processes):
                 if processes.writes:
-                    record_fault(folder, fault, step, model, batches, streams, settings)
+                    record_fault(folder, fault, state.step, model, batches, streams, settings)
                 raise TrainingError(
                     f"{fault.reason} at step {fault.step} ({DIVERGED_FILE} has its molecules); "
                     "lower train.lr, or clip harder; the last checkpoint is kept"
                 )
-            seconds += timer.read()
+            state.seconds += timer.read()
             processes.sum(totals[:1])  # the other quantities are the same everywhere
-            line = {"step": step, "seconds": round(seconds, 4), "lr": rate}
+            line = {"step": state.step, "seconds": round(state.seconds, 4), "lr": rate}
             line |= dict(zip(("loss", "grad_norm", "clipped"), (totals[:3] / totals[3]).tolist(), strict=True))
             line["network_calls"] = calls / totals[3].item()
             if diagnostics:
@@ -227,43 +218,38 @@ def train(
             calls = 0
             if not processes.writes:
                 continue
-            if step % settings.valid_every == 0 or finished:
-                average.swap(weights)
+            if state.step % settings.valid_every == 0 or finished:
+                state.average.swap(state.weights)
                 line["valid_loss"] = validation()
-                average.swap(weights)
+                state.average.swap(state.weights)
             check(line, STEP, "steps.jsonl")
             append_line(folder / "steps.jsonl", line)
-            log.info("step %d of %d, loss %.4f", step, settings.n_steps, line["loss"])
-            on_log(step)
+            log.info("step %d of %d, loss %.4f", state.step, settings.n_steps, line["loss"])
+            on_log(state.step)
             if finished or time.monotonic() - saved > settings.checkpoint_seconds:
-                save_state(folder / STATE, step, seconds, *state, micro_batches, keep=folder / PREVIOUS)
+                save_state(folder / STATE, state, keep=folder / PREVIOUS)
                 saved = time.monotonic()
-    average.swap(weights)  # what is sampled and evaluated is the average
-    return step
+    state.average.swap(state.weights)  # what is sampled and evaluated is the average
+    return state.step
 
 
-def halved(
-    step: int,
-    batch_size: int,
-    micro_batches: int,
-    settings: TrainConfig,
-    processes: Processes,
-    error: torch.OutOfMemoryError,
-) -> int:
-    """Twice as many micro-batches, for a batch that memory did not hold.
+def halve(
+    state: TrainingState, batch_size: int, settings: TrainConfig, processes: Processes, error: torch.OutOfMemoryError
+) -> None:
+    """Twice as many micro-batches from here on, half as large, because memory did not hold one.
 
     Raises:
         TrainingError: the configuration does not ask for it, or a micro-batch is one molecule already.
     """
-    size = math.ceil(batch_size / (micro_batches * processes.n))
-    line = f"out of memory at step {step} with {size} molecules at a time"
+    size = math.ceil(batch_size / (state.micro_batches * processes.n))
+    line = f"out of memory at step {state.step} with {size} molecules at a time"
     if settings.on_out_of_memory is OnOutOfMemory.FAIL or processes.n > 1:
         advice = "lower train.batch_size" + ("" if processes.n > 1 else ", or set train.on_out_of_memory=accumulate")
         raise TrainingError(f"{line}; {advice}") from error
-    if 2 * micro_batches > batch_size:
+    if 2 * state.micro_batches > batch_size:
         raise TrainingError(f"{line}, and fewer there are not; choose a smaller model") from error
-    log.warning("%s; from here on %d micro-batches per batch of %d", line, 2 * micro_batches, batch_size)
-    return 2 * micro_batches
+    state.micro_batches *= 2
+    log.warning("%s; from here on %d micro-batches per batch of %d", line, state.micro_batches, batch_size)
 
 
 class Validation:

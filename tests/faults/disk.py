@@ -7,7 +7,6 @@ end with the bits of the one run straight through. No rows where mounting is not
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import random
@@ -21,6 +20,7 @@ from typing import Any
 from e2e.test_study import command, contents, write_study
 from faults.kills import STUDY, row
 
+TRIALS = 20
 ENOUGH = 64 << 20  # bytes
 LEAST = 64 << 10  # for the page and the study's own files
 
@@ -71,9 +71,9 @@ def trial(folder: Path, n_bytes: int, cluster: str, expected: dict[str, object])
         return full, not (fine and again.returncode == 0 and same)
 
 
-def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """The row of n disks that were full."""
-    rng, trials, losses = random.Random(seed), 0, 0
+def campaign() -> list[dict[str, Any]]:
+    """The row of disks that were full."""
+    rng, trials, losses = random.Random(0), 0, 0
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         try:
@@ -87,7 +87,7 @@ def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
             print(f"no trials with a full disk: {error}", file=sys.stderr)
             return []
         number = 0
-        while trials < n:
+        while trials < TRIALS:
             number += 1
             n_bytes, cluster = rng.randint(LEAST, 512 * sum(blocks)), ("debug", "local")[number % 2]
             full, lost = trial(home / str(number), n_bytes, cluster, expected)
@@ -97,12 +97,5 @@ def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
     return [row("disk full", trials, losses, "a tmpfs with room for a random part of what the study writes")]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m faults.disk", description=__doc__)
-    parser.add_argument("--trials", type=int, default=20)
-    print(json.dumps(campaign(parser.parse_args().trials), indent=1))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(campaign(), indent=1))

@@ -502,30 +502,29 @@ def _of_weights() -> list[Reader]:
 
     from bench.checkpoint import CheckpointError, load_average, load_state, save_state
     from bench.config import TrainConfig
-    from bench.optimise import MovingAverage, Optimiser, QueueClip
+    from bench.optimise import TrainingState
     from bench.parity import Fixture, FixtureError, compare
     from bench.published import read_checkpoint, understand
     from bench.state_dict import PublishedError
 
-    def training() -> tuple[Any, ...]:
+    def training() -> TrainingState:
         torch.manual_seed(0)
-        weights: dict[str, nn.Parameter] = dict(nn.Linear(3, 4).named_parameters())
-        optimiser = Optimiser(weights.values(), TrainConfig())
-        for p in weights.values():
+        state = TrainingState.at_start(dict(nn.Linear(3, 4).named_parameters()), TrainConfig())
+        for p in state.weights.values():
             p.grad = torch.ones_like(p)
-        optimiser.step(0.1)
-        return weights, MovingAverage(weights, 0.9), optimiser, QueueClip()
+        state.optimiser.step(0.1)
+        state.step, state.seconds = 3, 1.5
+        return state
 
     def state(path: Path) -> None:
-        parts = training()
-        step, seconds, micro_batches = load_state(path, *parts)
-        assert step >= 0 <= seconds
-        assert micro_batches >= 1
-        assert [tuple(p.shape) for p in parts[0].values()] == [(4, 3), (4,)]
+        restored = training()
+        load_state(path, restored)
+        assert restored.step >= 0 <= restored.seconds
+        assert restored.micro_batches >= 1
+        assert [tuple(p.shape) for p in restored.weights.values()] == [(4, 3), (4,)]
 
     def average(path: Path) -> None:
-        weights, *_ = training()
-        assert load_average(path, weights) >= 0
+        assert load_average(path, training().weights) >= 0
 
     def published(path: Path) -> None:
         checkpoint = read_checkpoint(path)
@@ -541,7 +540,7 @@ def _of_weights() -> list[Reader]:
             raise FixtureError(f"{path}: {error}") from None  # as `parity.run` does
 
     with tempfile.TemporaryDirectory() as place:
-        save_state(Path(place) / "state", 3, 1.5, *training())
+        save_state(Path(place) / "state", training())
         saved = (Path(place) / "state").read_bytes()
     network = {"egnn.embedding.weight": torch.ones(8, 7), "egnn.embedding.bias": torch.ones(8)}
     buffer = io.BytesIO()

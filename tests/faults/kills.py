@@ -8,7 +8,6 @@ with the same bits, or say in one line which file is damaged. Anything else is a
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import importlib
@@ -36,6 +35,8 @@ STUDY = {
     "base": BASE,
     "grid": [{"method": ["symdiff_haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}],
 }
+KILLS = 50  # as far as possible as many in each stage
+DAMAGED = 10  # truncations, and flips, of each file of each state
 # stage -> the function in which the process dies, in how many of its calls, and within how many seconds of the call
 STAGES: dict[str, tuple[str, int, float]] = {
     "training": ("bench.train.training_step", 12, 0.005),
@@ -104,16 +105,16 @@ def killed(stage: str, rng: random.Random, path: Path) -> bool:
     return done.returncode != 0
 
 
-def kills(straight: Path, n: int, seed: int, home: Path) -> list[dict[str, Any]]:
-    """Rows for n kills, as far as possible as many in each stage."""
-    rng, trials, losses = random.Random(seed), Counter[str](), Counter[str]()
+def kills(straight: Path, home: Path) -> list[dict[str, Any]]:
+    """A row for each stage."""
+    rng, trials, losses = random.Random(0), Counter[str](), Counter[str]()
     expected = contents(straight / "runs/tiny")
     number = 0
-    while sum(trials.values()) < n:
+    while sum(trials.values()) < KILLS:
         number += 1
         folder = home / f"chain{number}"
         path = write_study(folder, **STUDY)
-        left = n - sum(trials.values())
+        left = KILLS - sum(trials.values())
         hit = [stage for stage in list(STAGES)[:left] if killed(stage, rng, path)]
         trials.update(hit)
         if command("run", str(path), cwd=folder).returncode != 0 or contents(folder / "runs/tiny") != expected:
@@ -160,13 +161,13 @@ def flipped(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def damage(n: int, seed: int, home: Path) -> list[dict[str, Any]]:
-    """Rows for n truncations and n flips of each file of a run that was cut in training, in sampling, and is done."""
+def damage(home: Path) -> list[dict[str, Any]]:
+    """Rows for truncations and flips of each file of a run that was cut in training, in sampling, and is done."""
     from bench.execute import execute
     from bench.runners import plan
     from bench.studies import load_study
 
-    rng = random.Random(seed)
+    rng = random.Random(0)
     grid = [{**STUDY["grid"][0], "method": ["haar"]}]
     study = load_study(str(write_study(home / "damage", **{**STUDY, "grid": grid})))
     states = {
@@ -186,7 +187,7 @@ def damage(n: int, seed: int, home: Path) -> list[dict[str, Any]]:
         for file in files:
             kind = file.suffix.lstrip(".") if file.parent != item.folder else file.name
             for how in (truncated, flipped):
-                for _ in range(n):
+                for _ in range(DAMAGED):
                     folder = home / "trial" / item.folder.parent.name / item.folder.name
                     shutil.rmtree(home / "trial", ignore_errors=True)
                     shutil.copytree(item.folder.parent, folder.parent)
@@ -250,7 +251,7 @@ class Warnings(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-def campaign(n_kills: int = 50, n_damaged: int = 10, seed: int = 0) -> list[dict[str, Any]]:
+def campaign() -> list[dict[str, Any]]:
     """All rows."""
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
@@ -258,22 +259,10 @@ def campaign(n_kills: int = 50, n_damaged: int = 10, seed: int = 0) -> list[dict
         done = command("run", str(write_study(straight, **STUDY)), cwd=straight)
         if done.returncode:
             raise RuntimeError(f"the study fails without any fault: {done.stderr[-500:]}")
-        rows = kills(straight, n_kills, seed, home)
-        return rows + (damage(n_damaged, seed, home) if n_damaged else [])
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["--victim"]:
-        return victim(arguments[1], int(arguments[2]), float(arguments[3]), arguments[4:])
-    parser = argparse.ArgumentParser(prog="python -m faults.kills", description=__doc__)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--damaged", type=int, default=10, help="truncations and flips of each file of each state")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    print(json.dumps(campaign(given.kills, given.damaged, given.seed), indent=1))
-    return 0
+        return kills(straight, home) + damage(home)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == ["--victim"]:
+        sys.exit(victim(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5:]))
+    print(json.dumps(campaign(), indent=1))

@@ -7,12 +7,11 @@ through, and without a kill no run may have been executed twice.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import random
 import signal
-import sys
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ STUDY = {
     "base": BASE,
     "grid": [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0, 1, 2]}],
 }
+TRIALS = 10  # of each kind
 APART = 2.0  # seconds between the two starts, at most
 KILLED_WITHIN = 15.0  # seconds
 SECONDS = 600.0  # for a study to end
@@ -60,9 +60,9 @@ def stop(process: subprocess.Popen) -> None:
         process.wait()
 
 
-def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows of n studies shared by two launchers, and of n in which one of the two is killed."""
-    rng = random.Random(seed)
+def campaign() -> list[dict[str, Any]]:
+    """Rows of studies shared by two launchers, and of those in which one of the two is killed."""
+    rng = random.Random(0)
     trials, losses = {False: 0, True: 0}, {False: 0, True: 0}
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
@@ -71,9 +71,9 @@ def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
             raise RuntimeError(f"the study fails without any fault: {done.stderr[-500:]}")
         expected = contents(home / "straight/runs/tiny")
         number = 0
-        while min(trials.values()) < n:
+        while min(trials.values()) < TRIALS:
             number += 1
-            killed, lost = trial(home / str(number), trials[True] < n and number % 2 == 0, rng, expected)
+            killed, lost = trial(home / str(number), trials[True] < TRIALS and number % 2 == 0, rng, expected)
             trials[killed] += 1
             losses[killed] += lost
     return [
@@ -89,12 +89,5 @@ def campaign(n: int, seed: int = 0) -> list[dict[str, Any]]:
     ]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m faults.launchers", description=__doc__)
-    parser.add_argument("--trials", type=int, default=10, help="of each kind")
-    print(json.dumps(campaign(parser.parse_args().trials), indent=1))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(campaign(), indent=1))

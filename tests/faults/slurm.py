@@ -7,7 +7,6 @@ again, and what they end with is compared bit for bit with the study run straigh
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -27,6 +26,7 @@ BASE = {**TINY["base"], "train": {**TINY["base"]["train"], "n_steps": 20, "valid
 LAUNCH = {"cluster": "slurm", "slurm_partition": "low", "timeout_min": 60}
 # leaves a run time to start on a busy machine; Slurm looks at limits every 30 s
 SHORT = {"timeout_min": 2, "slurm_signal_delay_s": 15}
+RUNS = 8  # that meet each fault, at a time
 SECONDS = 900.0  # for a study to end
 
 
@@ -161,7 +161,7 @@ def run_straight(folder: Path, n: int) -> Path:
     return folder
 
 
-def campaign(n: int) -> list[dict[str, Any]]:
+def campaign() -> list[dict[str, Any]]:
     """All rows."""
     if reason := install():
         print(f"no trials on Slurm: {reason}", file=sys.stderr)
@@ -171,16 +171,9 @@ def campaign(n: int) -> list[dict[str, Any]]:
         tempfile.TemporaryDirectory(prefix="slurm") as place,  # of its own, because munge's user has to enter it
         Cluster(Path(place)) as cluster,
     ):
-        straight = run_straight(Path(name) / "straight", n)
-        return [trial(cluster, straight, fault, n, Path(name) / str(i)) for i, fault in enumerate(FAULTS)]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m faults.slurm", description=__doc__)
-    parser.add_argument("--runs", type=int, default=8, help="that meet each fault, at a time")
-    print(json.dumps(campaign(parser.parse_args().runs), indent=1))
-    return 0
+        straight = run_straight(Path(name) / "straight", RUNS)
+        return [trial(cluster, straight, fault, RUNS, Path(name) / str(i)) for i, fault in enumerate(FAULTS)]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    print(json.dumps(campaign(), indent=1))

@@ -13,7 +13,7 @@ from perf.ratios import compared
 from reference.padded import use_reference
 
 from bench.batches import Batches
-from bench.optimise import MovingAverage, Optimiser, QueueClip
+from bench.optimise import TrainingState
 from bench.streams import Streams
 from bench.train import BatchLoss, training_step
 
@@ -33,14 +33,10 @@ def test_training_step(benchmark: Any, pair: tuple[str, str], kind: str):
     if reference:
         use_reference(cfg, model)
     x0 = Batches(data.train, model.diffusion, cfg.train.batch_size, cfg.seed)(0)
-    weights = model.named_weights()
-    average, optimiser = MovingAverage(weights, cfg.train.ema_decay), Optimiser(weights.values(), cfg.train)
-    queue, loss_of = QueueClip(), BatchLoss(model)
+    state, loss_of = TrainingState.at_start(model.named_weights(), cfg.train), BatchLoss(model)
     benchmark.group = f"step of {'-'.join(pair)}, {SIZE}, {len(x0)} molecules of {data.label}"
     rng = Streams(0).at(0)
-    benchmark.pedantic(
-        lambda: training_step(loss_of, x0, rng, cfg.train, weights, average, optimiser, queue, cfg.train.lr), **ROUNDS
-    )
+    benchmark.pedantic(lambda: training_step(loss_of, x0, rng, cfg.train, state, cfg.train.lr), **ROUNDS)
     if benchmark.stats is None:  # --benchmark-disable
         return
     seconds = benchmark.stats.stats.median

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,22 +17,25 @@ from support import run_config
 from bench import runners
 from bench.config import ConfigError, LaunchConfig
 from bench.launches import Register
+from bench.records import CONTINUES
 from bench.runners import Item, Needs, Submission, needs, word
+
+REFUSAL = FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Job violates policy")
 
 
 class Executor:
-    """Takes jobs, or refuses them in sbatch's words."""
+    """Takes jobs, or raises what it is given."""
 
     folder = Path("study/.submitit")
 
-    def __init__(self, refuses: bool = False) -> None:
-        self.refuses, self.n_jobs = refuses, 0
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.n_jobs = error, 0
 
     @contextlib.contextmanager
     def batch(self):
         yield
-        if self.refuses:
-            raise FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Job violates policy")
+        if self.error is not None:
+            raise self.error
 
     def submit(self, *_):
         self.n_jobs += 1
@@ -65,19 +70,33 @@ def test_what_is_refused_later_is_tried_again_after_a_while(register, monkeypatc
     submit = Submission(LaunchConfig(), Path("study"), register)
     first, second = items(2), items(1)
     assert submit(first) == []
-    executor.refuses = True
+    executor.error = REFUSAL
     assert submit(second) == second
     assert "local refuses 1 runs that need 1 cores and 0 GPUs each: Job violates policy; trying again" in caplog.text
-    executor.refuses, before = False, executor.n_jobs
+    executor.error, before = None, executor.n_jobs
     assert submit(second) == second  # not asked, within the minute
     assert executor.n_jobs == before
     assert submit(second) == []
     submitted = [json.loads(line)["run"] for line in register.path.read_text().splitlines()[1:]]
     assert submitted == ["run0", "run1", "run0"]
 
-    monkeypatch.setattr(runners, "make_executor", lambda *_: Executor(refuses=True))
+    monkeypatch.setattr(runners, "make_executor", lambda *_: Executor(REFUSAL))
     with pytest.raises(ConfigError, match="Job violates policy"):
         Submission(LaunchConfig(), Path("study"), register)(first)
+
+
+def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(register, monkeypatch):
+    """Control: on a full disk the files of submitit are named, and that nothing is lost."""
+    missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "sbatch")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    said = []
+    for error in (missing, full):
+        monkeypatch.setattr(runners, "make_executor", lambda *_, error=error: Executor(error))
+        with pytest.raises(OSError, match="No ") as caught:
+            Submission(LaunchConfig(), Path("study"), register)(items(1))
+        said.append(str(caught.value))
+    assert said[0] == str(missing) == "[Errno 2] No such file or directory: 'sbatch'"
+    assert f"could not write {Executor.folder}; nothing already written was lost, {CONTINUES}" in said[1]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from bench import cli, scaling, timing
 from bench.data import mini
 from bench.floor import Machine, Work, machine, training_work
 from bench.molecules import Molecules
-from bench.optimise import MovingAverage, Optimiser, QueueClip
+from bench.optimise import TrainingState
 from bench.streams import Streams
 from bench.train import BatchLoss, training_loss, training_step
 
@@ -117,12 +117,9 @@ def test_the_step_that_is_timed_trains():
         settings = run_config("edm", "egnn", lr=lr, amsgrad=False).train
         model = model_of("edm", "egnn", dtype=torch.float32)
         x0, _, _, _ = states(dtype=torch.float32)
-        weights = model.named_weights()
-        state = MovingAverage(weights, 0.9), Optimiser(weights.values(), settings), QueueClip()
+        state = TrainingState.at_start(model.named_weights(), settings)
         for _ in range(20):
-            losses, norm, clipped = training_step(
-                BatchLoss(model), x0, Streams(0).at(0), settings, weights, *state, settings.lr
-            )
+            losses, norm, clipped = training_step(BatchLoss(model), x0, Streams(0).at(0), settings, state, settings.lr)
         assert (losses.shape, norm.shape, clipped.shape) == ((len(x0),), (), ())
         means[lr] = losses.mean().item()
         before = training_loss(model_of("edm", "egnn", dtype=torch.float32), x0, Streams(0).at(0)).mean().item()
