@@ -19,7 +19,6 @@ from torch import Tensor
 
 from bench.molecules import Layout
 
-
 CACHED = 2**19  # numbers in one buffer of a chunk on a CPU; up to five are in use at a time
 
 
