@@ -15,6 +15,7 @@ from bench import parallel, records
 from bench.checkpoint import load_average
 from bench.compilation import compile_networks
 from bench.config import ConfigError, RunConfig, options_of, read_run, weights_run
+from bench.cpu import use_cpu
 from bench.data.dataset import DataError, DataSet
 from bench.data.sizes import SizeDistribution
 from bench.evaluate import evaluate, sample_run
@@ -69,7 +70,7 @@ def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
             return
         for leftover in folder.glob(".*"):  # of a write that was cut
             leftover.unlink()
-        torch.set_num_threads(cfg.train.n_threads)
+        use_cpu(cfg.train.n_threads)
         handler = logging.FileHandler(folder / "log.txt")
         handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk stops the run where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

@@ -12,6 +12,7 @@ import torch
 
 from bench.checkpoint import load_average
 from bench.config import RunConfig, read_run
+from bench.cpu import use_cpu
 from bench.data.sizes import SizeDistribution
 from bench.diffusion.process import Diffusion
 from bench.diffusion.sampler import sample
@@ -95,6 +96,7 @@ class Run:
         self, n: int, n_steps: int | None = None, seed: int = 0, on_step: Callable[[], None] = lambda: None
     ) -> Structures:
         """n molecules; `n_steps` defaults to the run's own sampling setting."""
+        use_cpu()
         steps = n_steps or self.cfg.sample.n_steps
         chunks = plan_chunks(self.sizes, n, self.cfg.sample.batch_size, seed)
         return in_order(
