@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.pair_mlp import attended_sum, pair_scores
-from bench.backbones.pairs import differences, off_diagonal, pair_input, weighted_sum
+from bench.backbones.pairs import CACHED, differences, off_diagonal, pair_input, weighted_sum
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -41,6 +41,8 @@ class MessagePassing(nn.Module):
         n_distances: columns of the pair input beside the two atoms' features.
     """
 
+    compilable: ClassVar[tuple[str, ...]] = ("message",)
+
     def __init__(self, width: int, n_distances: int) -> None:
         super().__init__()
         self.message_in = nn.Linear(2 * width + n_distances, width)
@@ -54,12 +56,23 @@ class MessagePassing(nn.Module):
     ) -> Float[Tensor, "A H"]:
         """h_i + W4 SiLU(W3 [h_i, sum_j a_ij m_ij]); without a mask [P] an atom is a partner of itself."""
         first = first_terms(self.message_in, h, distances)
-        gathered = attended_sum(first, self.message_out, self.attention, mask, layout)
+        if beyond_cache(layout, h):
+            gathered = attended_sum(first, self.message_out, self.attention, mask, layout)
+        else:
+            message, attention = self.message(pair_input(*first, layout))
+            gathered = weighted_sum(attention if mask is None else attention * mask, message, layout)
         return h + self.node_out(F.silu(self.node_in(torch.cat([h, gathered], dim=1))))
+
+    def message(self, first: Float[Tensor, "P H"]) -> tuple[Tensor, Tensor]:
+        """m_ij [P, H] and a_ij [P] from the first layer's output."""
+        message = F.silu(self.message_out(F.silu(first)))
+        return message, torch.sigmoid(_one_output(self.attention, message))
 
 
 class Block(MessagePassing):
     """One EGNN block; parameters named by what they do."""
+
+    compilable: ClassVar[tuple[str, ...]] = ("message", "score")
 
     def __init__(self, width: int, coordinate_range: float) -> None:
         super().__init__(width, n_distances=2)
@@ -82,11 +95,28 @@ class Block(MessagePassing):
         distances = torch.cat([d2, d0], dim=1)
         h = self.update(h, distances, layout, mask)
         first = first_terms(self.coordinate_in, h, distances)
-        strength = self.coordinate_range * torch.tanh(
-            pair_scores(first, self.coordinate_mid, self.coordinate_out, layout)
-        )
+        if beyond_cache(layout, h):
+            score = pair_scores(first, self.coordinate_mid, self.coordinate_out, layout)
+        else:
+            score = self.score(pair_input(*first, layout))
+        strength = self.coordinate_range * torch.tanh(score)
         x = x + weighted_sum(strength / ((d2[:, 0] + 1e-8).sqrt() + 1), difference, layout)
         return h, x
+
+    def score(self, first: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
+        """V3 SiLU(V2 SiLU(.)) from the first layer's output."""
+        return _one_output(self.coordinate_out, F.silu(self.coordinate_mid(F.silu(first))))
+
+
+def beyond_cache(layout: Layout, h: Float[Tensor, "A H"]) -> bool:
+    """Whether networks on pairs go in chunks: what fits a CPU's cache is faster as a whole, as is all on a GPU."""
+    return h.device.type == "cpu" and layout.n_pairs * h.shape[1] > CACHED
+
+
+def _one_output(linear: nn.Linear, inputs: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
+    """A layer of one output as a matrix-vector product, whose backward pass is an outer product, not a matrix one."""
+    out = torch.mv(inputs, linear.weight[0].to(inputs.dtype))  # autocast does not reach products with vectors
+    return out if linear.bias is None else out + linear.bias
 
 
 def first_terms(
