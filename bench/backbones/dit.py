@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.backbones.attention import attention
 from bench.backbones.gaussians import mean_gaussians
 from bench.backbones.pairs import differences
 from bench.molecules import Layout, Molecules
@@ -116,7 +115,23 @@ class Attention(nn.Module):
         self.out = xavier_linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "A H"], layout: Layout) -> Float[Tensor, "A H"]:
-        return self.out(attention(self.qkv(tokens), self.n_heads, layout))
+        mixed = []
+        for part, (n, b, _) in zip(
+            self.qkv(tokens).split([b * n for n, b, _ in layout.buckets]), layout.buckets, strict=True
+        ):
+            # [b, n, 3, heads, width per head] -> three of [b, heads, n, width per head]
+            q, k, v = part.view(b, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            mixed.append(attend(q, k, v).transpose(1, 2).reshape(b * n, -1))
+        return self.out(torch.cat(mixed))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of each molecule and head."""
+    if q.device.type == "cpu" and q.dtype is torch.bfloat16:
+        # on a CPU the backward pass of small bf16 attention takes longer than all the rest of a block
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class SwiGLU(nn.Module):

@@ -48,8 +48,8 @@ class _MeanGaussians(torch.autograd.Function):
         plan, n_largest = cached_chunks(ctx.layout, K, d.device)
         buffers = d.new_empty(2, n_largest, K)
         grad_d = torch.empty_like(d) if ctx.needs_input_grad[0] else None
-        # sums over pairs of w and of w s, for w = s G grad / N: d out / d s = -2 s G / N
-        sum_w, sum_ws = torch.zeros_like(mu), torch.zeros_like(mu)
+        # sums over pairs of w and of w d, for w = s G grad / N: d out / d s = -2 s G / N
+        sum_w, sum_wd = torch.zeros_like(mu), torch.zeros_like(mu)
         for chunk in plan:
             s, w = buffers[:, : chunk.n_pairs].unbind(0)
             _gaussians_into(w, _scaled_into(s, d[chunk.pairs], mu, r))
@@ -57,10 +57,10 @@ class _MeanGaussians(torch.autograd.Function):
             for block in chunk.blocks:
                 w[block.pairs].view(-1, block.n, K).mul_((grad[block.rows] / block.n)[:, None])
             sum_w += w.sum(0)
+            sum_wd.addmv_(w.t(), d[chunk.pairs])
             if grad_d is not None:
                 torch.mv(w, r, out=grad_d[chunk.pairs])
-            sum_ws += w.mul_(s).sum(0)
-        return None if grad_d is None else grad_d.mul_(-2), 2 * r * sum_w, -2 * sum_ws / r, None
+        return None if grad_d is None else grad_d.mul_(-2), 2 * r * sum_w, -2 * (sum_wd - mu * sum_w), None
 
 
 def _scaled_into(out: Tensor, d: Tensor, mu: Tensor, r: Tensor) -> Tensor:
