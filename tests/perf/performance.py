@@ -8,8 +8,10 @@ home and make the page with --render.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +37,24 @@ WITHOUT_HOOKS = [pair for pair in WITH_REFERENCE if pair[0] != "symdiff"]
 MOST_OF_A_STEP = 0.05
 
 
-def measure(device: str, threads: int, data: str | None, compile_laptop: bool, only: str | None) -> dict[str, Any]:
+def measure(
+    device: str, threads: int, data: str | None, compile_laptop: bool, only: str | None, seconds: float = math.inf
+) -> dict[str, Any]:
     """The record: peaks of the machine and a list of cells, each with what it was given and its result or error.
 
     Args:
         compile_laptop: compile our networks at the laptop size.
         only: a single size instead of both (for tests).
+        seconds: after these, no further cell is begun.
     """
+    started = time.monotonic()
     from bench.registry import backbones, methods
 
     cells: list[dict[str, Any]] = []
 
     def cell(kind: str, **given: Any) -> None:
+        if time.monotonic() - started > seconds:
+            return
         shown = {key: value for key, value in given.items() if value not in (None, False)}
         try:
             cells.append({"kind": kind, "given": shown, "result": measured(kind, **given)})
@@ -222,11 +230,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="DIR", help="folder with QM9 (else QM9_DIR, else the embedded set)")
     parser.add_argument("--compile", action="store_true", help="compile our networks at the laptop size")
     parser.add_argument("--size", help="this size alone instead of published and laptop")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further cell after so many")
     parser.add_argument("-o", "--out", type=Path, help="write the record here and leave the page alone")
     parser.add_argument("--render", action="store_true", help="make the page from the records that lie there")
     args = parser.parse_args(argv)
     if not args.render:
-        record = measure(args.device, args.threads, args.data, args.compile, args.size)
+        record = measure(args.device, args.threads, args.data, args.compile, args.size, args.seconds)
         write_json(args.out or RECORDS / f"{args.device}.json", record)
     if not args.out:
         write_atomically(PAGE, rendered().encode())
