@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tarfile
@@ -241,13 +242,17 @@ def check_machine(cfg: RunConfig, data: Path, deadline: Deadline, out: Path) -> 
             return ""
         more = ["--seconds", str(left)] if path == timings else []
         line = [sys.executable, "-m", *command, *more]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(line, cwd=ROOT, env=environment, process_group=0, **pipes)
         try:
-            done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=left + GRACE)
+            said, complained = process.communicate(timeout=left + GRACE)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has started, which would go on beside the run
+            process.communicate()
             log.warning("%s: stopped after %.0f s", command[0], left + GRACE)
             return ""
-        log.info("%s: code %d; %s", command[0], done.returncode, last_line(done.stdout or done.stderr))
-        return done.stdout
+        log.info("%s: code %d; %s", command[0], process.returncode, last_line(said or complained))
+        return said
 
     if said := check(tests, *CUDA_TESTS.split()):
         records.write_atomically(tests, said.encode())

@@ -353,23 +353,32 @@ def test_several_processes_are_refused(tmp_path, monkeypatch, caplog):
     assert "one process" in caplog.text
 
 
+CHECK = """
+import subprocess, sys, time
+print(*sys.argv[1:])
+if "--seconds" in sys.argv:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    print(child.pid, file=open("child", "w"), flush=True)
+    time.sleep(60)
+"""
+
+
 def test_checks_are_made_once_and_within_their_time(tmp_path, monkeypatch, caplog):
-    """Tests first, then the timings, which are told how long they have; one that hangs stops neither."""
+    """Tests first, then the timings, which are told how long they have; where these hang, all they started is ended."""
     cfg, _ = config(tmp_path)
-    calls = []
-
-    def called(line: list[str], timeout: float, **_) -> subprocess.CompletedProcess:
-        calls.append((line[2], timeout))
-        if line[2] == "pytest":
-            return subprocess.CompletedProcess(line, 0, "7 passed", "")
-        assert float(line[line.index("--seconds") + 1]) < 50
-        raise subprocess.TimeoutExpired(line, timeout)
-
-    monkeypatch.setattr(subprocess, "run", called)
-    for _ in range(2):
-        lease.check_machine(cfg, tmp_path, Deadline(time.monotonic() + 50), tmp_path / "checks")
-    lease.check_machine(cfg, tmp_path, Deadline(time.monotonic() - 1), tmp_path / "late")
-    assert [name for name, _ in calls] == ["pytest", "perf.performance", "perf.performance"]
-    assert all(timeout < 50 + lease.GRACE for _, timeout in calls)
-    assert (tmp_path / "checks/tests.txt").read_text() == "7 passed"
+    (tmp_path / "perf").mkdir()
+    for module in ("pytest.py", "perf/performance.py"):
+        (tmp_path / module).write_text(CHECK)
+    monkeypatch.setattr(lease, "ROOT", tmp_path)
+    monkeypatch.setattr(lease, "GRACE", 2.0)
+    caplog.set_level("INFO")
+    for seconds in (2.0, -1.0):
+        lease.check_machine(cfg, tmp_path, Deadline(time.monotonic() + seconds), tmp_path / "checks")
+    assert [record.message.partition(":")[0] for record in caplog.records] == ["pytest", "perf.performance"]
+    assert (tmp_path / "checks/tests.txt").read_text().split() == lease.CUDA_TESTS.split()[1:]
     assert "stopped after" in caplog.text
+    child = int((tmp_path / "child").read_text())
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split():
+        assert time.monotonic() < deadline, "the child goes on"
+        time.sleep(0.05)

@@ -12,6 +12,8 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,13 @@ MOST_OF_A_STEP = 0.05
 
 
 def measure(
-    device: str, threads: int, data: str | None, compile_laptop: bool, only: str | None, seconds: float = math.inf
+    device: str,
+    threads: int,
+    data: str | None,
+    compile_laptop: bool,
+    only: str | None,
+    seconds: float = math.inf,
+    on_cell: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The record: peaks of the machine and a list of cells, each with what it was given and its result or error.
 
@@ -46,6 +54,7 @@ def measure(
         compile_laptop: compile our networks at the laptop size.
         only: a single size instead of both (for tests).
         seconds: after these, no further cell is begun.
+        on_cell: called with the record as it is after each cell.
     """
     started = time.monotonic()
     from bench.registry import backbones, methods
@@ -60,9 +69,11 @@ def measure(
             cells.append({"kind": kind, "given": shown, "result": measured(kind, **given)})
         except RuntimeError as error:
             cells.append({"kind": kind, "given": shown, "error": str(error)})
+        on_cell(record)
         sys.stderr.write(f"{kind} {shown}\n")
 
     machine = measured("peaks", device=device, threads=threads)
+    record = {"schema": 1, "kind": "performance", "machine": machine, "cells": cells}
     here = {"device": device, "threads": threads, "data": data}
     others = [("plain", b) for b in backbones if b not in {b for _, b in WITH_REFERENCE}]
     for size in [only] if only else STEPS:
@@ -85,7 +96,7 @@ def measure(
         cell("scoring", data=data)
         for argument in ("--help", "list"):
             cell("startup", arguments=[argument])
-    return {"schema": 1, "kind": "performance", "machine": machine, "cells": cells}
+    return record
 
 
 # ---------------------------------------------------------------------- the page
@@ -235,8 +246,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--render", action="store_true", help="make the page from the records that lie there")
     args = parser.parse_args(argv)
     if not args.render:
-        record = measure(args.device, args.threads, args.data, args.compile, args.size, args.seconds)
-        write_json(args.out or RECORDS / f"{args.device}.json", record)
+        path = args.out or RECORDS / f"{args.device}.json"
+        write = partial(write_json, path) if args.out else lambda _: None  # the page shows whole records alone
+        given = (args.device, args.threads, args.data, args.compile, args.size, args.seconds)
+        write_json(path, measure(*given, on_cell=write))
     if not args.out:
         write_atomically(PAGE, rendered().encode())
     return 0
