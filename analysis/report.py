@@ -108,7 +108,8 @@ def _compared(study: Study) -> list[str]:
 
 def _reading(study: Study) -> list[str]:
     n_seeds = len({int(seed) for seed in study.counted["seed"]})
-    trained = study.counted[study.counted["n_steps"] > 0]["n_steps"]
+    rows = study.counted[study.counted["n_steps"] > 0]
+    trained = rows["eval.step" if "eval.step" in rows else "n_steps"]  # the clock may have ended them
     same = "All trained rows took the same number of optimiser steps."
     steps = same if trained.nunique() < 2 else "Trained rows differ in optimiser steps (see Provenance)."
     return [

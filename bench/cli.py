@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import score
+from bench import lease, score
 from bench.data import command as data_command
 
 RUNS = Path("runs")
@@ -107,6 +107,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("file", type=Path, metavar="FILE", help="state dict: torch.save, safetensors or npz")
     command.add_argument("-o", "--out", type=Path, required=True, help="run folder to make, e.g. runs/published/edm")
     command.add_argument("--page", type=Path, help="YAML with what the file does not tell (docs/published.md)")
+
+    lease.add_arguments(add("lease", lease.run, "a run on a machine that is lent for a while"), RUNS, RESULTS)
 
     command = add("time", time, "seconds and memory of a training step")
     command.add_argument("--method", required=True)

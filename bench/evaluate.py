@@ -1,4 +1,8 @@
-"""Evaluation of a trained run: metrics of its samples, likelihood of the test split, and the data's own score."""
+"""Evaluation of a trained run: metrics of its samples, likelihood of the test split, and the data's own score.
+
+Samples and likelihood need the model, scores need RDKit: both parts leave their files, so that one machine can do the
+first and another the second.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +85,9 @@ def sample_run(
 
 
 @torch.no_grad()
-def likelihood(cfg: RunConfig, model: Model, data: DataSet) -> dict[str, Any]:
+def likelihood(
+    cfg: RunConfig, model: Model, data: DataSet, on_batch: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Variational bound of -log p(x, h, N) on the test split, nats per molecule (`Diffusion.bound` and p(N)).
 
     Molecules are all of the split or, of a fixed permutation, the first; a pass draws one time per molecule. The
@@ -100,6 +106,7 @@ def likelihood(cfg: RunConfig, model: Model, data: DataSet) -> dict[str, Any]:
     n_draws, stochastic = cfg.evaluate.n_mixture_draws, False
     for i in range(cfg.evaluate.n_nll_passes):
         for j in range(0, n, NLL_BATCH):
+            on_batch()
             rng, again = (streams.at(1_000_000 * (i + 1) + j) for _ in range(2))
             x0 = model.diffusion.encode(test.select(order[j : j + NLL_BATCH]), device)
 
@@ -146,6 +153,16 @@ def likelihood(cfg: RunConfig, model: Model, data: DataSet) -> dict[str, Any]:
     return record
 
 
+def bound_run(
+    cfg: RunConfig, model: Model, step: int, data: DataSet, folder: Path, on_batch: Callable[[], None] = lambda: None
+) -> None:
+    """Write the run's likelihood.json, unless that of these weights lies there already."""
+    path = folder / "likelihood.json"
+    if not path.exists() or records.read_json(path, records.LIKELIHOOD)["step"] != step:
+        nll = likelihood(cfg, model, data, on_batch)
+        records.write_json(path, {"step": step, "nll": nll}, records.LIKELIHOOD)
+
+
 def reference(data: DataSet, cache: Path) -> dict[str, Any]:
     """SMILES of the training split and the data's own score on the test split; computed once per data set."""
     from bench.metrics.scores import score
@@ -181,12 +198,12 @@ def no_metrics(n_molecules: int) -> dict[str, Any]:
     return {**dict.fromkeys(records.METRICS), "n_molecules": n_molecules}
 
 
-def evaluate(
-    cfg: RunConfig, model: Model, step: int, samples: Structures, data: DataSet, folder: Path
-) -> dict[str, Any]:
-    """Score the samples, bound the likelihood, and write eval.json and the drawn samples."""
+def score_run(cfg: RunConfig, data: DataSet, folder: Path) -> dict[str, Any]:
+    """Score the run's samples and write eval.json, with its likelihood, and the drawn samples; needs no model."""
     from bench.metrics.scores import score
 
+    samples = files.read(folder / "samples.npz")
+    made = records.read_json(folder / "likelihood.json", records.LIKELIHOOD)
     known = reference(data, folder.parent / ".cache")
     metrics, intervals, bonds = no_metrics(len(samples)), {}, None
     first = np.arange(min(N_DRAWN, len(samples)))
@@ -198,13 +215,13 @@ def evaluate(
     record = {
         "schema": records.SCHEMA_VERSION,
         "run": folder.name,
-        "step": step,
+        "step": made["step"],
         "weights": "ema",
         "n_sampling_steps": cfg.sample.n_steps,
         "sampling_seed": cfg.sample.seed,
         "metrics": metrics,
         "intervals": intervals,
-        "nll": likelihood(cfg, model, data),
+        "nll": made["nll"],
         "data_row": known["data_row"],
         "versions": versions(),
         "written_by": package_version(),

@@ -1,4 +1,4 @@
-"""One run from configuration to evaluation: train, sample, score; each part resumes where it was cut."""
+"""One run from configuration to evaluation: train, sample, bound, score; each part resumes where it was cut."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ import torch
 import yaml
 
 from bench import parallel, records
-from bench.checkpoint import load_average
+from bench.checkpoint import STATE, about_of, load_average
+from bench.clock import Deadline
 from bench.compilation import compile_networks
 from bench.config import ConfigError, RunConfig, options_of, read_run, weights_run
 from bench.cpu import use_cpu
 from bench.data.dataset import DataError, DataSet
 from bench.data.sizes import SizeDistribution
-from bench.evaluate import evaluate, sample_run
+from bench.evaluate import bound_run, sample_run, score_run
 from bench.locks import locked
 from bench.model import Model
+from bench.optimise import progress
 from bench.provenance import describe, now, peak_memory_mb, training_cost
 from bench.registry import datasets
-from bench.sample import weights_file
+from bench.sample import WEIGHTS, weights_file
 from bench.train import train
 
 log = logging.getLogger("equibench")
@@ -55,14 +57,30 @@ def samples_are_older(folder: Path, weights_from: str | None) -> bool:
     return samples.exists() and weights.exists() and weights.stat().st_mtime > samples.stat().st_mtime
 
 
-def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
+TO_BE_SCORED = "trained and sampled, and not scored yet"
+
+
+def execute(
+    cfg: RunConfig,
+    folder: Path,
+    n_parallel: int = 1,
+    data: DataSet | None = None,
+    deadline: Deadline = Deadline(),  # noqa: B008 - it never passes
+    score: bool = True,
+) -> None:
     """Do what is missing of one run. The outcome, also of a failure, stands in its manifest and log.
 
     A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its record, and
     the next call continues it; one that any other error stops is 'failed'.
 
+    Args:
+        n_parallel: runs that share the machine.
+        data: the run's data set, where it is not to be loaded as the configuration says.
+        deadline: when to stop as if interrupted, after a checkpoint.
+        score: also do what needs RDKit and no model; else the run stays 'running', for `bench.lease` to score.
     Raises:
         BusyError: another process has the run.
+        TimeUpError: at the deadline.
         Exception: whatever stopped the run, after it was recorded.
     """
     with locked(folder):
@@ -78,7 +96,7 @@ def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
         for logger in loggers:
             logger.addHandler(handler)
         try:
-            _execute(cfg, folder, n_parallel)
+            _execute(cfg, folder, n_parallel, data, deadline, score)
         except Exception as error:
             reason = reason_of(error)
             log.error("%s", reason, exc_info=records.disk_error(error) is None)
@@ -90,11 +108,12 @@ def execute(cfg: RunConfig, folder: Path, n_parallel: int = 1) -> None:
                 handler.close()
 
 
-def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
+def _execute(
+    cfg: RunConfig, folder: Path, n_parallel: int, data: DataSet | None, deadline: Deadline, score: bool
+) -> None:
     check_device(cfg)
-    data = load_data(cfg)
-    if cfg.run_name(data.fingerprint) != folder.name:
-        raise DataError(f"{folder.name} was planned on other data than {data.label} ({data.source}), which is here now")
+    data = load_data(cfg) if data is None else data
+    check_data(cfg, data, folder)
     model = Model.build(cfg, data.elements, data.mean_atoms).to(cfg.train.device)
     manifest = describe(cfg, folder.name, data.record(), n_parallel)
     manifest["parameters"] = model.count_parameters()
@@ -119,11 +138,15 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
         records.write_json(folder / "data.json", about)
         if cfg.train.compile:
             manifest["environment"]["compile"] = compile_networks(model, data)
-        step = obtain_weights(cfg, model, data, folder, manifest)
+        step = obtain_weights(cfg, model, data, folder, manifest, deadline)
         save("running")
-        samples, cost = sample_run(cfg, model, SizeDistribution(data.size_histogram), folder)
+        _, cost = sample_run(cfg, model, SizeDistribution(data.size_histogram), folder, deadline.check)
         manifest["cost"] |= cost
-        evaluate(cfg, model, step, samples, data, folder)
+        bound_run(cfg, model, step, data, folder, deadline.check)
+        if not score:
+            save("running", TO_BE_SCORED)
+            return
+        score_run(cfg, data, folder)
     except Exception as error:
         reason = reason_of(error)
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
@@ -131,6 +154,12 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int) -> None:
         raise
     save("done")
     log.info("done")
+
+
+def check_data(cfg: RunConfig, data: DataSet, folder: Path) -> None:
+    """Refuse data of another content than those that the folder's run was planned on."""
+    if cfg.run_name(data.fingerprint) != folder.name:
+        raise DataError(f"{folder.name} was planned on other data than {data.label} ({data.source}), which is here now")
 
 
 def check_device(cfg: RunConfig) -> None:
@@ -154,13 +183,18 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"
 
 
-def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, manifest: dict[str, Any]) -> int:
+def obtain_weights(
+    cfg: RunConfig, model: Model, data: DataSet, folder: Path, manifest: dict[str, Any], deadline: Deadline
+) -> int:
     """Train, or take the weights of the run that this one depends on; returns their optimiser step."""
     parent = weights_run(cfg)
+    if parent is None and came_trained(cfg, folder):
+        return load_average(folder / WEIGHTS, model.named_weights())
     if parent is None:
         if cfg.train.n_processes > 1:
             parallel.start(parallel.train_folder, cfg.train.n_processes, cfg.train.device, str(folder))
-        step = train(cfg, model, data.train, data.valid, folder)  # after several processes, only what they have made
+        # after several processes, only what they have made
+        step = train(cfg, model, data.train, data.valid, folder, deadline=deadline)
         manifest["cost"] |= training_cost(folder)
     else:
         manifest["weights_from"] = parent.run_name(data.fingerprint)
@@ -173,6 +207,23 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
     return step
 
 
+def came_trained(cfg: RunConfig, folder: Path) -> bool:
+    """Whether the averaged weights of the whole training lie here without the state that made them.
+
+    Raises:
+        ConfigError: they do, and more training than that is asked for.
+    """
+    if not (folder / WEIGHTS).exists() or (folder / STATE).exists():
+        return False
+    about = about_of(folder / WEIGHTS)
+    if progress(about["step"], about["seconds"], cfg.train) < 1:
+        raise ConfigError(
+            f"{folder / WEIGHTS} was trained for {about['step']} steps and came without the optimiser's state, so it "
+            "cannot be trained further; move the folder away to train anew"
+        )
+    return True
+
+
 def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
     """Remove samples of another number of steps or of other sampling settings, and evaluations of either."""
     if not (folder / "config.yaml").exists():
@@ -181,11 +232,12 @@ def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
     if before.sample != cfg.sample or before.train.n_steps != cfg.train.n_steps:
         forget_samples(folder)
     if before.evaluate != cfg.evaluate:
-        (folder / "eval.json").unlink(missing_ok=True)
+        for name in ("likelihood.json", "eval.json"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def forget_samples(folder: Path) -> None:
     """Remove samples and what was computed from them."""
     shutil.rmtree(folder / "chunks", ignore_errors=True)
-    for name in ("samples.npz", "samples.json", "eval.json"):
+    for name in ("samples.npz", "samples.json", "likelihood.json", "eval.json"):
         (folder / name).unlink(missing_ok=True)

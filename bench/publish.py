@@ -11,6 +11,7 @@ from pathlib import Path
 from bench import records
 from bench.checkpoint import save_average
 from bench.records import EVALUATION, MANIFEST, STEP, flatten, read_json, read_steps, run_folders, write_atomically
+from bench.sample import WEIGHTS, weights_file
 
 log = logging.getLogger("equibench")
 
@@ -22,6 +23,8 @@ COPIED = ("config.yaml", "manifest.json", "data.json", "eval.json", "drawn.sdf")
 def publish(study: str, runs_root: Path, results_root: Path) -> Path:
     """Copy records, thinned curves, drawn samples and small averaged weights of every run, and write runs.csv.
 
+    What was published before stays where the study's plan still asks for it, also if it was made elsewhere.
+
     Raises:
         FileNotFoundError: the study has no runs.
     """
@@ -29,11 +32,13 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
     folders = list(run_folders(source))
     if not folders:
         raise FileNotFoundError(f"no runs of study {study!r} in {runs_root}; execute `equibench run {study}` first")
+    asked = {folder.name for folder in folders}
+    if (source / "runs.json").exists():
+        asked |= {run["run"] for run in read_json(source / "runs.json", records.PLAN)["runs"]}
     for folder in run_folders(target):  # runs that are no longer part of the study
-        if folder.name not in {kept.name for kept in folders}:
+        if folder.name not in asked:
             shutil.rmtree(folder)
     write_atomically(target / "study.yaml", (source / "study.yaml").read_bytes())
-    rows = []
     for folder in folders:
         manifest = read_json(folder / "manifest.json", MANIFEST)
         for name in COPIED:
@@ -45,19 +50,16 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
             write_atomically(target / folder.name / "curves.csv", curves(steps).encode())
         if manifest["status"] == "done":
             publish_weights(folder, target / folder.name, manifest["parameters"]["total"])
-        rows.append(
-            row(manifest, read_json(folder / "eval.json", EVALUATION) if (folder / "eval.json").exists() else None)
-        )
-    write_atomically(target / "runs.csv", table(rows).encode())
+    write_atomically(target / "runs.csv", table([published_row(folder) for folder in run_folders(target)]).encode())
     return target
 
 
 def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
     """The averaged weights, where they are small enough for a repository."""
-    state = folder / "state.safetensors"
-    if state.exists() and 4 * n_parameters < MAX_WEIGHTS_BYTES:
+    weights = weights_file(folder, None)
+    if weights.exists() and 4 * n_parameters < MAX_WEIGHTS_BYTES:
         target.mkdir(parents=True, exist_ok=True)
-        save_average(target / "weights.safetensors", state)
+        save_average(target / WEIGHTS, weights)
 
 
 def curves(steps: list[dict]) -> str:
@@ -68,6 +70,13 @@ def curves(steps: list[dict]) -> str:
     own = sorted({key for s in kept for key in s if key.startswith("diagnostics.")})
     keys = [key.rstrip("?") for key in STEP if STEP[key] is not dict] + own
     return table([{key: s.get(key, "") for key in keys} for s in kept])
+
+
+def published_row(folder: Path) -> dict:
+    """Line of runs.csv of a folder in results/."""
+    has_result = (folder / "eval.json").exists()
+    evaluation = read_json(folder / "eval.json", EVALUATION) if has_result else None
+    return row(read_json(folder / "manifest.json", MANIFEST), evaluation)
 
 
 def row(manifest: dict, evaluation: dict | None) -> dict:

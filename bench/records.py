@@ -6,7 +6,8 @@ A run's folder holds
     manifest.json      who, what, where, when: `MANIFEST`
     steps.jsonl        one line per logging interval: `STEP`
     eval.json          metrics of the samples and the likelihood: `EVALUATION`
-    samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions)
+    samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions); samples.json  their cost
+    likelihood.json    of the test split: `LIKELIHOOD`
     drawn.sdf          the first few samples with their inferred bonds, for the figures
     state.safetensors  checkpoint; previous.safetensors  the one before; stable.safetensors  where the cool-down began
     diverged.json      of a run that stopped because its loss was no longer finite: the offending step
@@ -49,6 +50,7 @@ class RecordError(ValueError):
 # A schema maps a key to the types its value may have; a nested mapping is a nested object. Keys ending in '?' may be
 # absent. `dict` stands for a free object, for what differs between plug-ins.
 Number = (int, float)
+CODE: dict[str, Any] = {"version": str, "commit": (str, type(None)), "dirty": (bool, type(None))}
 MANIFEST: dict[str, Any] = {
     "schema": int,
     "run": str,  # the folder's name
@@ -73,7 +75,7 @@ MANIFEST: dict[str, Any] = {
         "elements": list,
         "notes": list,
     },
-    "code": {"version": str, "commit": (str, type(None)), "dirty": (bool, type(None))},
+    "code": CODE,
     "environment": {
         "device": str,
         "dtype": str,
@@ -105,6 +107,13 @@ MANIFEST: dict[str, Any] = {
         "unused": list,  # arrays that the file holds and nothing needs
         "notes": list,  # what differs from the public code, and what is assumed
     },
+    "scored?": {  # of a run made on a lent machine, which `code` and `environment` are of, and scored on this one
+        "code": CODE,
+        "platform": str,
+        "versions": dict,
+        "left_behind": list,  # what was too large to be brought home
+        "at": str,
+    },
     "created": str,
     "updated": str,
 }
@@ -133,6 +142,25 @@ METRICS: dict[str, Any] = {
     "uniqueness": (int, float, type(None)),  # of the valid ones; null when none is valid
     "novelty": (int, float, type(None)),  # of the unique ones; null without training molecules
 }
+NLL: dict[str, Any] = {
+    "split": str,
+    "mean": Number,
+    "sem": Number,
+    "n_molecules": int,
+    "n_passes": int,
+    "terms": dict,
+    "stochastic?": bool,  # the prediction draws: mean is the single-draw upper bound of the bound
+    # with evaluate.n_mixture_draws > 1, of a stochastic prediction: mean = nll.mean - gap
+    "mixture?": {
+        "n_draws": int,
+        "mean": Number,
+        "sem": Number,
+        "gap": Number,
+        "gap_sem": Number,
+        "gap_terms": dict,
+    },
+}
+LIKELIHOOD: dict[str, Any] = {"step": int, "nll": NLL}  # of these weights
 EVALUATION: dict[str, Any] = {
     "schema": int,
     "run": str,
@@ -142,24 +170,7 @@ EVALUATION: dict[str, Any] = {
     "sampling_seed": int,
     "metrics": METRICS,
     "intervals": dict,  # metric -> [low, high], 95 %, molecules resampled
-    "nll": {
-        "split": str,
-        "mean": Number,
-        "sem": Number,
-        "n_molecules": int,
-        "n_passes": int,
-        "terms": dict,
-        "stochastic?": bool,  # the prediction draws: mean is the single-draw upper bound of the bound
-        # with evaluate.n_mixture_draws > 1, of a stochastic prediction: mean = nll.mean - gap
-        "mixture?": {
-            "n_draws": int,
-            "mean": Number,
-            "sem": Number,
-            "gap": Number,
-            "gap_sem": Number,
-            "gap_terms": dict,
-        },
-    },
+    "nll": NLL,
     "data_row": {**METRICS, "split": str},
     "versions": dict,
     "written_by?": str,  # version of equibench; a manifest has it under code

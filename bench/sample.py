@@ -25,6 +25,8 @@ from bench.records import DATA, MANIFEST, RecordError, read_json
 from bench.streams import Stream, Streams, seed_of
 from bench.structures import Structures
 
+WEIGHTS = "weights.safetensors"  # averaged weights alone: published, imported, or brought home from a lent machine
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -144,5 +146,5 @@ def weights_file(folder: Path, weights_from: str | None) -> Path:
     if weights_from is not None and not is_folder_name(weights_from):
         raise RecordError(f"{folder}: 'weights_from' is {cut(weights_from)!r}, expected the name of a folder beside it")
     home = folder if weights_from is None else folder.parent / weights_from
-    published = home / "weights.safetensors"
+    published = home / WEIGHTS
     return published if published.exists() else home / "state.safetensors"

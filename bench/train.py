@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.batches import Batches
 from bench.checkpoint import PREVIOUS, STABLE, STATE, save_state
-from bench.clock import Timer
+from bench.clock import Deadline, Timer, TimeUpError
 from bench.config import OnOutOfMemory, RunConfig, TrainConfig
 from bench.divergence import DIVERGED_FILE, Watch, record_fault
 from bench.model import Model
@@ -128,6 +128,7 @@ def train(
     valid: Structures,
     folder: Path,
     on_log: Callable[[int], None] = lambda _: None,
+    deadline: Deadline = Deadline(),  # noqa: B008 - it never passes
 ) -> int:
     """Train a run from its last checkpoint, or from the start, to its last step.
 
@@ -139,6 +140,7 @@ def train(
         structures: training molecules.
         valid: validation molecules, of which `n_valid` are followed.
         on_log: called with the step after each logging interval.
+        deadline: of one process: the last logging interval that can end before it ends with a checkpoint.
     Returns:
         optimiser steps done; the model then holds the averaged weights.
     Raises:
@@ -146,6 +148,7 @@ def train(
             out of memory.
         CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
         OSError: a file could not be written.
+        TimeUpError: at the deadline.
     """
     settings, processes = cfg.train, Processes.here()
     device = torch.device(settings.device)
@@ -165,7 +168,7 @@ def train(
         _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
     loss_of = processes.wrap(BatchLoss(model))
-    saved = time.monotonic()
+    saved = logged = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
     diagnostics: dict[str, Tensor] = {}  # sums of what the method reports
     watch = Watch(state.step, batches.batch_size, device)
@@ -226,9 +229,14 @@ def train(
             append_line(folder / "steps.jsonl", line)
             log.info("step %d of %d, loss %.4f", state.step, settings.n_steps, line["loss"])
             on_log(state.step)
-            if finished or time.monotonic() - saved > settings.checkpoint_seconds:
+            now = time.monotonic()
+            time_is_up = deadline.passed(now - logged) and not finished
+            if finished or time_is_up or now - saved > settings.checkpoint_seconds:
                 save_state(folder / STATE, state, keep=folder / PREVIOUS)
                 saved = time.monotonic()
+            if time_is_up:
+                raise TimeUpError
+            logged = now
     state.average.swap(state.weights)  # what is sampled and evaluated is the average
     return state.step
 

@@ -233,7 +233,10 @@ def caption(study: Study) -> str:
 
 def _steps(study: Study) -> str:
     runs = study.counted if len(study.counted) else study.runs
-    return _listing(study, "n_steps", runs[runs["n_steps"] > 0]) if "n_steps" in runs else MISSING
+    if "n_steps" not in runs:
+        return MISSING
+    trained = runs[runs["n_steps"] > 0]
+    return _listing(study, "eval.step", trained) or _listing(study, "n_steps", trained)  # the clock may have ended it
 
 
 def provenance(study: Study) -> str:
@@ -248,7 +251,9 @@ def provenance(study: Study) -> str:
     ]
     parallel = _listing(study, "cost.n_parallel")
     shared = [f"{parallel} run(s) at a time on the machine"] if parallel else []
-    words = [f"commit {commits or 'unknown'}", *environment, *shared, *packages]
+    rdkit = _listing(study, "scored.versions.rdkit")
+    elsewhere = [f"runs of lent machines scored on another, with rdkit {rdkit}"] if rdkit else []
+    words = [f"commit {commits or 'unknown'}", *environment, *shared, *packages, *elsewhere]
     return f"Measured with equibench {_listing(study, 'code.version')}, {', '.join(words)}."
 
 

@@ -8,8 +8,12 @@ home and make the page with --render.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,26 +39,41 @@ WITHOUT_HOOKS = [pair for pair in WITH_REFERENCE if pair[0] != "symdiff"]
 MOST_OF_A_STEP = 0.05
 
 
-def measure(device: str, threads: int, data: str | None, compile_laptop: bool, only: str | None) -> dict[str, Any]:
+def measure(
+    device: str,
+    threads: int,
+    data: str | None,
+    compile_laptop: bool,
+    only: str | None,
+    seconds: float = math.inf,
+    on_cell: Callable[[dict[str, Any]], None] = lambda _: None,
+) -> dict[str, Any]:
     """The record: peaks of the machine and a list of cells, each with what it was given and its result or error.
 
     Args:
         compile_laptop: compile our networks at the laptop size.
         only: a single size instead of both (for tests).
+        seconds: after these, no further cell is begun.
+        on_cell: called with the record as it is after each cell.
     """
+    started = time.monotonic()
     from bench.registry import backbones, methods
 
     cells: list[dict[str, Any]] = []
 
     def cell(kind: str, **given: Any) -> None:
+        if time.monotonic() - started > seconds:
+            return
         shown = {key: value for key, value in given.items() if value not in (None, False)}
         try:
             cells.append({"kind": kind, "given": shown, "result": measured(kind, **given)})
         except RuntimeError as error:
             cells.append({"kind": kind, "given": shown, "error": str(error)})
+        on_cell(record)
         sys.stderr.write(f"{kind} {shown}\n")
 
     machine = measured("peaks", device=device, threads=threads)
+    record = {"schema": 1, "kind": "performance", "machine": machine, "cells": cells}
     here = {"device": device, "threads": threads, "data": data}
     others = [("plain", b) for b in backbones if b not in {b for _, b in WITH_REFERENCE}]
     for size in [only] if only else STEPS:
@@ -77,7 +96,7 @@ def measure(device: str, threads: int, data: str | None, compile_laptop: bool, o
         cell("scoring", data=data)
         for argument in ("--help", "list"):
             cell("startup", arguments=[argument])
-    return {"schema": 1, "kind": "performance", "machine": machine, "cells": cells}
+    return record
 
 
 # ---------------------------------------------------------------------- the page
@@ -222,12 +241,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", metavar="DIR", help="folder with QM9 (else QM9_DIR, else the embedded set)")
     parser.add_argument("--compile", action="store_true", help="compile our networks at the laptop size")
     parser.add_argument("--size", help="this size alone instead of published and laptop")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further cell after so many")
     parser.add_argument("-o", "--out", type=Path, help="write the record here and leave the page alone")
     parser.add_argument("--render", action="store_true", help="make the page from the records that lie there")
     args = parser.parse_args(argv)
     if not args.render:
-        record = measure(args.device, args.threads, args.data, args.compile, args.size)
-        write_json(args.out or RECORDS / f"{args.device}.json", record)
+        path = args.out or RECORDS / f"{args.device}.json"
+        write = partial(write_json, path) if args.out else lambda _: None  # the page shows whole records alone
+        given = (args.device, args.threads, args.data, args.compile, args.size, args.seconds)
+        write_json(path, measure(*given, on_cell=write))
     if not args.out:
         write_atomically(PAGE, rendered().encode())
     return 0

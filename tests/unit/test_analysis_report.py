@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-from fabricated_study import edit, run_name, write_drawn, write_study
+from fabricated_study import N_STEPS, edit, run_name, write_drawn, write_study
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
@@ -97,6 +97,16 @@ def test_nothing_is_drawn_without_curves_samples_or_evaluations(tmp_path):
     assert [build(study, tmp_path / "out") for build in (curves.build, pareto.build, molecules.build)] == [[], [], []]
     page = (report.build(folder) / "report.md").read_text()
     assert "PARTIAL: 0 of 8 runs done" in page
+
+
+def test_steps_are_those_that_were_made(tmp_path):
+    """A run that its clock has ended planned more; control: rows of equal steps."""
+    folder = write_study(tmp_path / "study")
+    assert "All trained rows took the same number" in (report.build(folder) / "report.md").read_text()
+    edit(folder / run_name("bare", "dit", 0) / "eval.json", step=41)
+    page = (report.build(folder) / "report.md").read_text()
+    assert "Trained rows differ in optimiser steps" in page
+    assert f"{N_STEPS}, 41 optimiser steps" in page or f"41, {N_STEPS} optimiser steps" in page
 
 
 def test_broken_record_is_reported_on_the_page(tmp_path):

@@ -32,7 +32,7 @@ LINES = [
         "bench.parallel bench.divergence bench.resume bench.train bench.sample bench.evaluate bench.compilation "
         "bench.provenance bench.execute bench.floor bench.timing bench.worker",
         "bench.runners bench.estimate bench.publish bench.listing bench.score bench.import_weights bench.scaling "
-        "bench.mini_card bench.make_mini",
+        "bench.lease bench.mini_card bench.make_mini",
         "bench.cli",
     )
 ]

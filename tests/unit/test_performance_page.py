@@ -55,6 +55,16 @@ def record(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return performance.measure("cpu", 2, None, compile_laptop=False, only=None)
 
 
+def test_a_measurement_cut_short_has_its_cells_so_far(monkeypatch):
+    monkeypatch.setattr(performance, "measured", fake_measured)
+    seen: list[int] = []
+    whole = performance.measure("cpu", 2, None, False, None, on_cell=lambda record: seen.append(len(record["cells"])))
+    assert seen == [*range(1, len(whole["cells"]) + 1)]
+    none = performance.measure("cpu", 2, None, False, None, seconds=-1)
+    assert (none["machine"], none["cells"]) == (MACHINE, [])
+    assert MACHINE["device"] in performance.page({"cpu": none})
+
+
 def line(text: str, *cells: str) -> str:
     (found,) = [line for line in text.splitlines() if all(f"| {cell} |" in line for cell in cells)]
     return found
