@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.backbones.pairs import Block, Chunk, cached_chunks, first_layer_into, sum_into
+from bench.backbones.pairs import Block, Chunk, cached_chunks, distance_gradients, first_layer_into, sum_into
 from bench.molecules import Layout
 
 ROWS = 64  # a bf16 product has a multiple of so many: oneDNN compiles a kernel for each shape, for milliseconds
@@ -166,10 +166,8 @@ class _PairMLP(torch.autograd.Function):
             torch.mm(operand, W, out=result)
             torch.mul(products.exact(result[: chunk.n_pairs], g), slope_in, out=g)
             sum_into(grad_a, grad_b, g, chunk.blocks)
-            for k, weight in enumerate(W_in):  # one matrix product with so few columns takes several times as long
-                grad_W_in[k].addmv_(g.t(), D[chunk.pairs, k])
-                if grad_D is not None:
-                    torch.mv(g, weight, out=grad_D[k, chunk.pairs])
+            of_D = None if grad_D is None else grad_D[:, chunk.pairs]
+            distance_gradients(g, D[chunk.pairs], W_in, of_D, grad_W_in)
         grad_c = grad_scores.sum()[None] if ctx.with_c else None
         return (
             grad_a,

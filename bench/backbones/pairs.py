@@ -21,6 +21,8 @@ from bench.molecules import Layout
 
 CACHED = 2**19  # numbers in one buffer of a chunk on a CPU; up to five are in use at a time
 
+THIN = 4  # up to so many columns, matrix products take several times as long as one vector after the other
+
 
 class Block(NamedTuple):
     """Pairs (i, j) of b molecules of one size n, with all partners j of the atoms i among them, [b, r, n]."""
@@ -106,6 +108,21 @@ def sum_into(over_j: Tensor, over_i: Tensor, values: Tensor, blocks: list[Block]
         over_i[block.partners].view(block.b, block.n, -1).add_(here.sum(1))
 
 
+def distance_gradients(
+    grad: Float[Tensor, "P K"], D: Float[Tensor, "P C"], W: Float[Tensor, "C K"], of_D: Tensor | None, of_W: Tensor
+) -> None:
+    """From the gradient of D W: that of D, transposed, written into `of_D` [C, P], and that of W added to `of_W`."""
+    if len(W) > THIN:
+        of_W.addmm_(D.t(), grad)
+        if of_D is not None:
+            torch.mm(W, grad.t(), out=of_D)
+        return
+    for k, weight in enumerate(W):
+        of_W[k].addmv_(grad.t(), D[:, k])
+        if of_D is not None:
+            torch.mv(grad, weight, out=of_D[k])
+
+
 class _PairInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, D: Tensor, W: Tensor, layout: Layout) -> Tensor:
@@ -123,8 +140,10 @@ class _PairInput(torch.autograd.Function):
         A, K = int(ctx.layout.sizes.sum()), grad.shape[1]
         grad_a, grad_b = grad.new_empty(A, K), grad.new_zeros(A, K)
         sum_into(grad_a, grad_b, grad, chunks(ctx.layout)[0].blocks)
-        grad_D = grad @ W.t() if ctx.needs_input_grad[2] else None
-        return grad_a, grad_b, grad_D, D.t() @ grad, None
+        grad_D = D.new_empty(D.shape[1], D.shape[0]) if ctx.needs_input_grad[2] else None
+        grad_W = torch.zeros_like(W)
+        distance_gradients(grad, D, W, grad_D, grad_W)
+        return grad_a, grad_b, None if grad_D is None else grad_D.t(), grad_W, None
 
 
 def pair_input(
