@@ -9,6 +9,7 @@ it computes: activations can stay in a cache.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ OPTIMISER_TRAFFIC = 11
 # the forward and the backward pass each read a weight, and its gradient is written
 NETWORK_TRAFFIC = 3
 
-SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices whose product shows the peak
+# of the square matrices whose product shows the peak; a CPU's is with matrices that its caches hold
+SIDES = {"cpu": (512, 1024, 2048), "cuda": (8192,)}
 COPIED = 2**26  # float32 numbers that are copied, more than a cache holds
 
 
@@ -48,7 +50,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the device reaches on one large matrix product and on one large copy."""
+    """What the device reaches on its best matrix product and on one large copy."""
 
     flops_per_second: float
     bytes_per_second: float
@@ -88,13 +90,16 @@ def machine(device: str, dtype: torch.dtype, repeats: int = 5) -> Machine:
     Args:
         dtype: of the matrix product.
     """
-    n = SIDE[torch.device(device).type]
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    product = torch.empty_like(a)
+    flops_per_second = 0.0
+    for n in SIDES[torch.device(device).type]:
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(a)
+        seconds = best(functools.partial(torch.mm, a, b, out=product), device, repeats)
+        flops_per_second = max(flops_per_second, 2 * n**3 / seconds)
     source = torch.ones(COPIED, device=device)
     copy = torch.empty_like(source)
     return Machine(
-        2 * n**3 / best(lambda: torch.mm(a, b, out=product), device, repeats),
+        flops_per_second,
         2 * source.nbytes / best(lambda: copy.copy_(source), device, repeats),
     )
 

@@ -203,7 +203,7 @@ def test_floor_is_the_slower_of_arithmetic_and_traffic():
 
 
 def test_peaks_of_the_machine_are_positive(monkeypatch):
-    monkeypatch.setattr("bench.floor.SIDE", {"cpu": 64})
+    monkeypatch.setattr("bench.floor.SIDES", {"cpu": (64,)})
     monkeypatch.setattr("bench.floor.COPIED", 2**10)
     found = machine("cpu", torch.float32, repeats=1)
     assert found.flops_per_second > 0
