@@ -26,7 +26,6 @@ import torch
 
 from bench.clock import clock
 from bench.config import RunConfig, build, reason_to_skip, weights_run
-from bench.cpu import use_cpu
 from bench.data.sizes import SizeDistribution
 from bench.evaluate import likelihood
 from bench.execute import load_data, reason_of
@@ -162,7 +161,7 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     if weights_run(cfg) is None:
         timed = time_steps(cfg, TRAINING_STEPS)
         found = {key: timed[key] for key in found}
-    use_cpu(cfg.train.n_threads)
+    torch.set_num_threads(cfg.train.n_threads)
     device = torch.device(cfg.train.device)
     data = load_data(cfg)
     model = Model.build(cfg, data.elements, data.mean_atoms).to(device)

@@ -16,7 +16,6 @@ from bench.checkpoint import STATE, about_of, load_average
 from bench.clock import Deadline
 from bench.compilation import compile_networks
 from bench.config import ConfigError, RunConfig, options_of, read_run, weights_run
-from bench.cpu import use_cpu
 from bench.data.dataset import DataError, DataSet
 from bench.data.sizes import SizeDistribution
 from bench.evaluate import bound_run, sample_run, score_run
@@ -88,7 +87,7 @@ def execute(
             return
         for leftover in folder.glob(".*"):  # of a write that was cut
             leftover.unlink()
-        use_cpu(cfg.train.n_threads)
+        torch.set_num_threads(cfg.train.n_threads)
         handler = logging.FileHandler(folder / "log.txt")
         handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk stops the run where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))

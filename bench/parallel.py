@@ -29,7 +29,6 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.cpu import use_cpu
 from bench.records import disk_error
 
 
@@ -140,7 +139,7 @@ def train_folder(folder: str) -> None:
             level=logging.INFO,
             format="%(asctime)s %(name)s %(levelname)s %(message)s",
         )
-    use_cpu(cfg.train.n_threads)
+    torch.set_num_threads(cfg.train.n_threads)
     data = load_data(cfg)
     model = Model.build(cfg, data.elements, data.mean_atoms)
     train(cfg, model, data.train, data.valid, Path(folder))

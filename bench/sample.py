@@ -12,8 +12,8 @@ import torch
 
 from bench.checkpoint import load_average
 from bench.config import RunConfig, read_run
-from bench.cpu import use_cpu
 from bench.data.sizes import SizeDistribution
+from bench.denormals import denormals_are_zero
 from bench.diffusion.process import Diffusion
 from bench.diffusion.sampler import sample
 from bench.diffusion.schedule import NoiseLevel
@@ -60,7 +60,8 @@ def sample_chunk(
 
     model.eval()
     layout = Layout(chunk.sizes.tolist(), device, chunk.n_padded)
-    state = sample(model.diffusion, predict, layout, n_steps, streams.sampling, on_step)
+    with denormals_are_zero():
+        state = sample(model.diffusion, predict, layout, n_steps, streams.sampling, on_step)
     return model.diffusion.decode(state)
 
 
@@ -98,7 +99,6 @@ class Run:
         self, n: int, n_steps: int | None = None, seed: int = 0, on_step: Callable[[], None] = lambda: None
     ) -> Structures:
         """n molecules; `n_steps` defaults to the run's own sampling setting."""
-        use_cpu()
         steps = n_steps or self.cfg.sample.n_steps
         chunks = plan_chunks(self.sizes, n, self.cfg.sample.batch_size, seed)
         return in_order(

@@ -19,7 +19,6 @@ from bench.batches import Batches
 from bench.clock import clock
 from bench.compilation import compile_networks
 from bench.config import ConfigError, RunConfig, build, options_of, reason_to_skip
-from bench.cpu import use_cpu
 from bench.data.dataset import DataSet
 from bench.evaluate import versions
 from bench.floor import training_work
@@ -62,7 +61,7 @@ def time_steps(
     device = torch.device(settings.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {settings.device}: torch sees no GPU here; use --device cpu")
-    use_cpu(settings.n_threads)
+    torch.set_num_threads(settings.n_threads)
     data = datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
     label, molecules = choose(data, settings.batch_size, n_atoms)
     model = Model.build(cfg, data.elements, data.mean_atoms).to(device)
