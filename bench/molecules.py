@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class Layout:
             )
         self.device = torch.device(device)
         self.n_padded = int(self.sizes.max()) if n_padded is None else n_padded
+        self.chunks: dict[int | None, list[Any]] = {}  # of its pairs, by size (`bench.backbones.pairs.chunks`)
 
     @cached_property
     def ptr(self) -> Int[Tensor, "B_plus_1"]:

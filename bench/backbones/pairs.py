@@ -20,7 +20,6 @@ from torch import Tensor
 from bench.molecules import Layout
 
 CACHED = 2**19  # numbers in one buffer of a chunk on a CPU; up to five are in use at a time
-
 THIN = 4  # up to so many columns, matrix products take several times as long as one vector after the other
 
 
@@ -50,9 +49,17 @@ class Chunk(NamedTuple):
 def chunks(layout: Layout, n_pairs: int | None = None) -> list[Chunk]:
     """All pairs of a layout sorted by size, cut between molecules, or between atoms i where a molecule is too large.
 
+    Made once for a layout, since every layer asks for them.
+
     Args:
         n_pairs: of a chunk at most, but for an atom with more partners; without it there is one chunk.
     """
+    if n_pairs not in layout.chunks:
+        layout.chunks[n_pairs] = _cut(layout, n_pairs)
+    return layout.chunks[n_pairs]
+
+
+def _cut(layout: Layout, n_pairs: int | None) -> list[Chunk]:
     room = layout.n_pairs if n_pairs is None else n_pairs
     out = [Chunk(0, 0, [])]
     for n, n_molecules, start in layout.buckets:
