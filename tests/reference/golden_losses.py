@@ -19,14 +19,17 @@ STORED = Path(__file__).with_suffix(".json")
 N_STEPS = 3
 
 
-def losses(method: str, backbone: str) -> list[list[float]]:
-    """[loss, gradient norm] of each step's draws, in float32."""
+def losses(method: str, backbone: str, factor: float = 1.0) -> list[list[float]]:
+    """[loss, gradient norm] of each step's draws, in float32; all weights times a factor."""
     from support import model_of, states
 
     from bench.streams import Streams
     from bench.train import training_loss
 
     model = model_of(method, backbone, dtype=torch.float32)
+    with torch.no_grad():
+        for p in model.parameters():
+            p *= factor
     x0, _, _, _ = states(dtype=torch.float32)
     rows = []
     for step in range(N_STEPS):

@@ -20,8 +20,8 @@ def test_losses_are_the_stored_ones(pair):
         assert found == pytest.approx(stored, rel=TOLERANCE)
 
 
-def test_one_pairs_losses_are_not_anothers():
-    """Control: the stored losses tell pairings apart by far more than they allow."""
-    found = losses("haar", "dit")
-    for stored in GOLDEN["plain on dit"]:
-        assert all(row != pytest.approx(stored, rel=100 * TOLERANCE) for row in found)
+@pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit"), ("plain", "e3"), ("plain", "gdm")], ids="-".join)
+def test_weights_off_by_a_thousandth_are_noticed(pair):
+    """Control."""
+    for found, stored in zip(losses(*pair, factor=1.001), GOLDEN[" on ".join(pair)], strict=True):
+        assert found != pytest.approx(stored, rel=TOLERANCE)
