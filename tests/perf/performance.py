@@ -132,8 +132,8 @@ def floor_seconds(result: dict[str, Any], machine: dict[str, Any]) -> float:
 def steps(record: dict[str, Any]) -> str:
     """A line for each network, size and precision; ratios are to the reference in float32."""
     lines = markdown(
-        "network", "size", "precision", "GFLOP", "GB of state", "floor, s", "step, s", "forward, s", "of the floor's "
-        "speed", "reference, s", "faster", "peak, MiB", "reference, MiB", "less",
+        "network", "size", "precision", "GFLOP", "GB of state", "floor, s", "step, s (quartiles)", "forward, s",
+        "of the floor's speed", "reference, s", "faster", "peak, MiB", "reference, MiB", "less",
     )  # fmt: skip
     references: dict[tuple[str, ...], dict[str, Any]] = {}
     for cell in of_kind(record, "step"):
@@ -149,9 +149,15 @@ def steps(record: dict[str, Any]) -> str:
         result, other = cell["result"], references.get(network)
         least, took = floor_seconds(result, record["machine"]), result["step_seconds"]
         cells = [*start, f"{result['flops'] / 1e9:.1f}", f"{result['bytes'] / 1e9:.2f}", f"{least:.3f}"]
-        cells += [f"{took:.3f}", f"{result['forward_seconds']:.3f}", f"{100 * least / took:.0f} %"]
+        low, high = result["step_seconds_quartiles"]
+        cells += [
+            f"{took:.3f} ({low:.3f}, {high:.3f})",
+            f"{result['forward_seconds']:.3f}",
+            f"{100 * least / took:.0f} %",
+        ]
         if other:
-            cells += [f"{other['step_seconds']:.3f}", f"{other['step_seconds'] / took:.1f}x"]
+            low, high = other["step_seconds_quartiles"]
+            cells += [f"{other['step_seconds']:.3f} ({low:.3f}, {high:.3f})", f"{other['step_seconds'] / took:.1f}x"]
             peaks = result["peak_memory_mb"], other["peak_memory_mb"]
             cells += [f"{peaks[0]:.0f}", f"{peaks[1]:.0f}", f"{peaks[1] / peaks[0]:.1f}x"]
         else:

@@ -26,6 +26,7 @@ MACHINE = {
 def step(seconds: float, dtype: str = "float32") -> dict[str, Any]:
     return {
         "step_seconds": seconds,
+        "step_seconds_quartiles": [0.9 * seconds, 1.1 * seconds],
         "forward_seconds": seconds / 3,
         "peak_memory_mb": 100 * seconds,
         "flops": 1e11,
@@ -78,7 +79,8 @@ def test_floor_ratio_and_memory_follow_from_the_record(record):
     text = performance.page({"cpu": record})
     single = line(text, "edm on egnn", "published", "float32")
     # 100 GFLOP at 100 GFLOP/s take 1 s, which is 25 % of the speed; ten times faster, a tenth of the memory
-    assert "| 100.0 | 1.00 | 1.000 | 4.000 | 1.333 | 25 % | 40.000 | 10.0x | 400 | 4000 | 10.0x |" in single
+    times = "4.000 (3.600, 4.400) | 1.333 | 25 % | 40.000 (36.000, 44.000) | 10.0x"
+    assert f"| 100.0 | 1.00 | 1.000 | {times} | 400 | 4000 | 10.0x |" in single
     assert " | 20.0x | " in line(text, "edm on egnn", "published", "bf16")
     assert "| 1.00 | 12.0x |" in line(text, "edm on egnn", "published", "2", "12.00")
 
