@@ -1,8 +1,8 @@
 """torch.compile of the networks' inner functions, with a fall-back to eager that the record states.
 
 Batches are ragged, so a network as a whole would be compiled anew for every combination of sizes. What is compiled are
-the functions of flat tensors that a module names in `compilable`, with a dynamic leading dimension. Networks on pairs
-that go in chunks on a CPU (`bench.backbones.pair_mlp`) are not among them.
+the functions of flat tensors that a module names in `compilable`, with a dynamic leading dimension. On a CPU,
+what `bench.backbones.pair_mlp` and `dit_passes` do in C is not among them.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ def denormals_are_zero() -> Iterator[None]:
     """Numbers below the smallest normal one (1e-38 in float32) are zero in here; afterwards they are kept.
 
     A network far from its data, as at the beginning of sampling, makes them in every activation. Only the calling
-    thread is told; on a processor that cannot, nothing changes. Not for a whole process: a decomposition of matrices of
-    every size needs its small numbers.
+    thread is told (those of `bench.threads`, where networks alone run, always do so); on a processor that cannot,
+    nothing changes. Not for a whole process: a decomposition of matrices of every size needs its small numbers.
     """
     torch.set_flush_denormal(True)
     try:

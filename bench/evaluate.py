@@ -19,12 +19,14 @@ import numpy as np
 import torch
 
 from bench import files, records
+from bench.backbones import pair_mlp
 from bench.config import RunConfig
 from bench.data.dataset import DataSet
 from bench.data.sizes import SizeDistribution, size_histogram
 from bench.diffusion.schedule import NoiseLevel
 from bench.model import Model
 from bench.molecules import Molecules
+from bench.native import library
 from bench.sample import in_order, plan_chunks, sample_chunk
 from bench.streams import Streams
 from bench.structures import Structures
@@ -239,11 +241,13 @@ def package_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that can move a number."""
+    """Of Python, of the packages and of the C compiler (`bench.native`) that can move a number."""
     found = {"python": platform.python_version()}
     for package in ("torch", "numpy", "rdkit", "e3nn", "torch-geometric", "safetensors"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    if functions := library(pair_mlp.SOURCE):
+        found["c compiler"] = functions.compiler
     return found

@@ -1,10 +1,10 @@
 """How fast a training step could be: the arithmetic it cannot do without, over what the machine can do.
 
 Operations are the multiplications and additions of the network's matrix products, counted on one forward pass as it
-runs (not compiled) and tripled: the backward pass makes a product for the inputs' gradient and one for the weights' of
-each. Element-wise work is left out, and products that are made again in the backward pass are not counted, so what is
-gained by keeping or by recomputing shows in the time alone. Bytes are those of the state that a step must move whatever
-it computes: activations can stay in a cache.
+runs in operations of torch (not compiled, no C) and tripled: the backward pass makes a product for the inputs' gradient
+and one for the weights' of each. Element-wise work is left out, and products that are made again in the backward pass
+are not counted, so what is gained by keeping or by recomputing shows in the time alone. Bytes are those of the state
+that a step must move whatever it computes: activations can stay in a cache.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.clock import clock
 from bench.model import Model
 from bench.molecules import Molecules
+from bench.native import operations_of_torch
 from bench.streams import StepStreams
 
 aten = torch.ops.aten
@@ -78,7 +79,7 @@ def training_work(model: Model, x0: Molecules, rng: StepStreams) -> Work:
         x0: clean scaled molecules.
     """
     level = model.diffusion.schedule.draw(len(x0), rng.time)
-    with FlopCounterMode(display=False, custom_mapping=EXTRA) as counter:
+    with operations_of_torch(), FlopCounterMode(display=False, custom_mapping=EXTRA) as counter:
         model.predict(x0, level, rng.method)
     state = sum(4 * p.numel() for p in model.named_weights().values())
     return Work(3.0 * counter.get_total_flops(), float((OPTIMISER_TRAFFIC + NETWORK_TRAFFIC) * state))

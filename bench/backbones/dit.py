@@ -22,10 +22,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bench.backbones import dit_passes
 from bench.backbones.gaussians import mean_gaussians
 from bench.backbones.pairs import differences
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
+
+EPS = 1e-6  # of the norms
 
 
 @dataclass
@@ -115,6 +118,8 @@ class Attention(nn.Module):
         self.out = xavier_linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "A H"], layout: Layout) -> Float[Tensor, "A H"]:
+        if dit_passes.available(tokens, of_layers=True):
+            return self.out(dit_passes.attention(self.qkv(tokens), self.n_heads, layout))
         mixed = []
         for part, (n, b, _) in zip(
             self.qkv(tokens).split([b * n for n, b, _ in layout.buckets]), layout.buckets, strict=True
@@ -137,8 +142,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class SwiGLU(nn.Module):
     """Linear to r H, halves (u, v), SiLU(u) v, Linear back; v starts near 1 as in timm's initialisation."""
 
-    compilable: ClassVar[tuple[str, ...]] = ("forward",)
-
     def __init__(self, width: int, mlp_ratio: int) -> None:
         super().__init__()
         self.inner = xavier_linear(width, mlp_ratio * width)
@@ -147,9 +150,19 @@ class SwiGLU(nn.Module):
         nn.init.normal_(self.inner.weight[half:], std=1e-6)
         nn.init.ones_(self.inner.bias[half:])
 
+    @property
+    def compilable(self) -> tuple[str, ...]:
+        """What `train.compile` compiles: nothing where `dit_passes` takes the place of it."""
+        return () if dit_passes.available(self.inner.weight) else ("gate",)
+
     def forward(self, tokens: Float[Tensor, "A H"]) -> Float[Tensor, "A H"]:
-        u, v = self.inner(tokens).chunk(2, dim=1)
-        return self.outer(F.silu(u) * v)
+        uv = self.inner(tokens)
+        return self.outer(dit_passes.swiglu(uv) if dit_passes.available(uv, of_layers=True) else self.gate(uv))
+
+    def gate(self, uv: Float[Tensor, "A twice_K"]) -> Float[Tensor, "A K"]:
+        """SiLU(u) v."""
+        u, v = uv.chunk(2, dim=1)
+        return F.silu(u) * v
 
 
 class Block(nn.Module):
@@ -163,19 +176,30 @@ class Block(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
         """c: SiLU of the time embedding."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(c).chunk(6, dim=1)
-        modulated = modulate(tokens, shift_a, scale_a, layout)
-        tokens = tokens + per_atom(gate_a, layout) * self.attention(modulated, layout)
-        modulated = modulate(tokens, shift_m, scale_m, layout)
-        return tokens + per_atom(gate_m, layout) * self.mlp(modulated)
+        modulation = self.modulation(c).to(tokens.dtype)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=1)
+        mixed = self.attention(modulate(tokens, shift_a, scale_a, layout), layout)
+        tokens = gated_sum(tokens, mixed, gate_a, layout)
+        return gated_sum(tokens, self.mlp(modulate(tokens, shift_m, scale_m, layout)), gate_m, layout)
 
 
 def modulate(
     tokens: Float[Tensor, "A H"], shift: Float[Tensor, "B H"], scale: Float[Tensor, "B H"], layout: Layout
 ) -> Float[Tensor, "A H"]:
     """(1 + scale) LayerNorm(tokens) + shift, the norm without parameters."""
-    normed = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
+    if dit_passes.available(tokens):
+        return dit_passes.modulate(tokens, shift, scale, layout, EPS)
+    normed = F.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
     return normed * per_atom(1 + scale, layout) + per_atom(shift, layout)
+
+
+def gated_sum(
+    tokens: Float[Tensor, "A H"], update: Float[Tensor, "A H"], gate: Float[Tensor, "B H"], layout: Layout
+) -> Float[Tensor, "A H"]:
+    """tokens + gate update."""
+    if dit_passes.available(tokens):
+        return dit_passes.gated_sum(tokens, update, gate, layout)
+    return tokens + per_atom(gate, layout) * update
 
 
 def per_atom(values: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
@@ -193,6 +217,7 @@ class Trunk(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "A H"], t: Float[Tensor, "B"], layout: Layout) -> tuple[Tensor, Tensor]:
         """Tokens after the last block [A, H] and SiLU of the time embedding [B, H]; all in `layout`'s order."""
+        tokens = tokens.to(t.dtype)  # what blocks add to is in float32 also under autocast
         c = F.silu(self.time(t))
         for block in self.blocks:
             tokens = block(tokens, c, layout)
@@ -231,6 +256,6 @@ class DiT(nn.Module):
         x, h = z.layout.to_sorted(z.x), z.layout.to_sorted(z.h)
         tokens = torch.cat([self.atom_embedding(torch.cat([x, h], dim=1)), self.pair_embedding(x, layout)], dim=1)
         tokens, c = self.trunk(tokens, z.layout.molecules_to_sorted(t), layout)
-        shift, scale = self.modulation(c).chunk(2, dim=1)
+        shift, scale = self.modulation(c).to(tokens.dtype).chunk(2, dim=1)
         out = z.layout.from_sorted(self.head(modulate(tokens, shift, scale, layout)))
         return z.replace(x=out[:, :3], h=out[:, 3:])

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.backbones.pair_mlp import attended_sum, pair_scores
-from bench.backbones.pairs import CACHED, differences, off_diagonal, pair_input, weighted_sum
+from bench.backbones import pair_mlp
+from bench.backbones.pairs import differences, off_diagonal, pair_input, weighted_sum
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -41,7 +41,7 @@ class MessagePassing(nn.Module):
         n_distances: columns of the pair input beside the two atoms' features.
     """
 
-    compilable: ClassVar[tuple[str, ...]] = ("message",)
+    on_pairs: ClassVar[tuple[str, ...]] = ("message",)
 
     def __init__(self, width: int, n_distances: int) -> None:
         super().__init__()
@@ -51,13 +51,18 @@ class MessagePassing(nn.Module):
         self.node_in = nn.Linear(2 * width, width)
         self.node_out = nn.Linear(width, width)
 
+    @property
+    def compilable(self) -> tuple[str, ...]:
+        """What `train.compile` compiles: nothing where `pair_mlp` takes the place of it."""
+        return () if pair_mlp.available(self.attention.weight) else self.on_pairs
+
     def update(
         self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"], layout: Layout, mask: Tensor | None = None
     ) -> Float[Tensor, "A H"]:
         """h_i + W4 SiLU(W3 [h_i, sum_j a_ij m_ij]); without a mask [P] an atom is a partner of itself."""
         first = first_terms(self.message_in, h, distances)
-        if beyond_cache(layout, h):
-            gathered = attended_sum(first, self.message_out, self.attention, mask, layout)
+        if pair_mlp.available(distances):
+            gathered = pair_mlp.attended_sum(first, self.message_out, self.attention, layout, itself=mask is None)
         else:
             message, attention = self.message(pair_input(*first, layout))
             gathered = weighted_sum(attention if mask is None else attention * mask, message, layout)
@@ -72,7 +77,7 @@ class MessagePassing(nn.Module):
 class Block(MessagePassing):
     """One EGNN block; parameters named by what they do."""
 
-    compilable: ClassVar[tuple[str, ...]] = ("message", "score")
+    on_pairs: ClassVar[tuple[str, ...]] = ("message", "score")
 
     def __init__(self, width: int, coordinate_range: float) -> None:
         super().__init__(width, n_distances=2)
@@ -95,8 +100,8 @@ class Block(MessagePassing):
         distances = torch.cat([d2, d0], dim=1)
         h = self.update(h, distances, layout, mask)
         first = first_terms(self.coordinate_in, h, distances)
-        if beyond_cache(layout, h):
-            score = pair_scores(first, self.coordinate_mid, self.coordinate_out, layout)
+        if pair_mlp.available(distances):
+            score = pair_mlp.pair_scores(first, self.coordinate_mid, self.coordinate_out, layout)
         else:
             score = self.score(pair_input(*first, layout))
         strength = self.coordinate_range * torch.tanh(score)
@@ -108,27 +113,21 @@ class Block(MessagePassing):
         return _one_output(self.coordinate_out, F.silu(self.coordinate_mid(F.silu(first))))
 
 
-def beyond_cache(layout: Layout, h: Float[Tensor, "A H"]) -> bool:
-    """Whether networks on pairs go in chunks: what fits a CPU's cache is faster as a whole, as is all on a GPU."""
-    return h.device.type == "cpu" and layout.n_pairs * h.shape[1] > CACHED
-
-
 def _one_output(linear: nn.Linear, inputs: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
     """A layer of one output as a matrix-vector product, whose backward pass is an outer product, not a matrix one."""
     out = torch.mv(inputs, linear.weight[0].to(inputs.dtype))  # autocast does not reach products with vectors
     return out if linear.bias is None else out + linear.bias
 
 
-def first_terms(
-    linear: nn.Linear, h: Float[Tensor, "A H"], D: Float[Tensor, "P C"]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Terms a_i, b_j, D, W_D of W [h_i, h_j, D_ij] + bias = a_i + b_j + D_ij W_D; products with h once per atom.
+def first_terms(linear: nn.Linear, h: Float[Tensor, "A H"], D: Float[Tensor, "P C"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Terms [a, b], D, W_D of W [h_i, h_j, D_ij] + bias = a_i + b_j + D_ij W_D; products with h once per atom.
 
     In D's precision also under autocast, because distances do not survive bf16.
     """
     H, W = h.shape[1], linear.weight
-    a, b = F.linear(h, W[:, :H], linear.bias), F.linear(h, W[:, H : 2 * H])
-    return a.to(D.dtype), b.to(D.dtype), D, W[:, 2 * H :].t().to(D.dtype)
+    of_h = torch.cat([W[:, :H], W[:, H : 2 * H]])
+    ab = F.linear(h, of_h, torch.cat([linear.bias, torch.zeros_like(linear.bias)]))
+    return ab.to(D.dtype), D, W[:, 2 * H :].t().to(D.dtype)
 
 
 def first_layer(

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from bench.backbones.pairs import cached_chunks
+from bench.backbones.pairs import Chunk, cached_chunks
 from bench.molecules import Layout
+from bench.threads import on_threads, shares
 
 
 def mean_gaussians(
@@ -28,39 +30,46 @@ class _MeanGaussians(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, d: Tensor, mu: Tensor, r: Tensor, layout: Layout) -> Tensor:
         K = mu.shape[0]
-        plan, n_largest = cached_chunks(layout, K, d.device)
-        buffer = d.new_empty(n_largest, K)
         out = d.new_empty(int(layout.sizes.sum()), K)
-        for chunk in plan:
-            G = buffer[: chunk.n_pairs]
-            _gaussians_into(G, _scaled_into(G, d[chunk.pairs], mu, r))
-            for block in chunk.blocks:
-                torch.mean(G[block.pairs].view(-1, block.n, K), dim=1, out=out[block.rows])
+
+        def work(share: list[Chunk]) -> None:
+            buffer = d.new_empty(max(chunk.n_pairs for chunk in share), K)
+            for chunk in share:
+                G = buffer[: chunk.n_pairs]
+                _gaussians_into(G, _scaled_into(G, d[chunk.pairs], mu, r))
+                for block in chunk.blocks:
+                    torch.mean(G[block.pairs].view(-1, block.n, K), dim=1, out=out[block.rows])
+
+        on_threads(work, shares(cached_chunks(layout, K, d.device)))
         ctx.save_for_backward(d, mu, r)
         ctx.layout = layout
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (grad,) = grads
         d, mu, r = ctx.saved_tensors
         K = mu.shape[0]
-        plan, n_largest = cached_chunks(ctx.layout, K, d.device)
-        buffers = d.new_empty(2, n_largest, K)
         grad_d = torch.empty_like(d) if ctx.needs_input_grad[0] else None
-        # sums over pairs of w and of w d, for w = s G grad / N: d out / d s = -2 s G / N
-        sum_w, sum_wd = torch.zeros_like(mu), torch.zeros_like(mu)
-        for chunk in plan:
-            s, w = buffers[:, : chunk.n_pairs].unbind(0)
-            _gaussians_into(w, _scaled_into(s, d[chunk.pairs], mu, r))
-            w *= s
-            for block in chunk.blocks:
-                w[block.pairs].view(-1, block.n, K).mul_((grad[block.rows] / block.n)[:, None])
-            sum_w += w.sum(0)
-            sum_wd.addmv_(w.t(), d[chunk.pairs])
-            if grad_d is not None:
-                torch.mv(w, r, out=grad_d[chunk.pairs])
-        return None if grad_d is None else grad_d.mul_(-2), 2 * r * sum_w, -2 * (sum_wd - mu * sum_w), None
+
+        def work(share: list[Chunk]) -> Tensor:
+            """Sums over pairs of w and of w s, for w = s G grad / N: d out / d s = -2 s G / N."""
+            sums = d.new_zeros(2, K)
+            buffers = d.new_empty(2, max(chunk.n_pairs for chunk in share), K)
+            for chunk in share:
+                s, w = buffers[:, : chunk.n_pairs].unbind(0)
+                _gaussians_into(w, _scaled_into(s, d[chunk.pairs], mu, r))
+                w *= s
+                for block in chunk.blocks:
+                    w[block.pairs].view(-1, block.n, K).mul_((grad[block.rows] / block.n)[:, None])
+                if grad_d is not None:
+                    torch.mv(w, r, out=grad_d[chunk.pairs])
+                sums += torch.stack([w.sum(0), s.mul_(w).sum(0)])
+            return sums
+
+        sum_w, sum_ws = torch.stack(on_threads(work, shares(cached_chunks(ctx.layout, K, d.device)))).sum(0)
+        return None if grad_d is None else grad_d.mul_(-2), 2 * r * sum_w, -2 * sum_ws / r, None
 
 
 def _scaled_into(out: Tensor, d: Tensor, mu: Tensor, r: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""A two-layer network on all ordered pairs of atoms of one molecule and what follows it, in chunks that fit a cache.
+"""A two-layer network on all ordered pairs of atoms of one molecule and what follows it, for a CPU.
 
-For an atom i and its partner j (itself included), with a, b the first layer's part for each atom:
+For an atom i and its partner j, with [a, b] the first layer's parts for each atom:
     z_ij = a_i + b_j + D_ij W_in,  m_ij = SiLU(W SiLU(z_ij) + bias),  e_ij = w m_ij + c
-    `pair_scores`: e_ij,  `attended_sum`: sum_j mask_ij sigmoid(e_ij) m_ij
-Two dozen element-wise passes over [P, K] would take longer than the matrix products if each went through memory, so all
-steps of a chunk of pairs follow one another while its few buffers lie in a cache. Only W SiLU(z) + bias is kept for the
-backward pass, which makes the rest again: that is cheaper than to write it and to read it back.
+    `pair_scores`: e_ij,  `attended_sum`: sum_j sigmoid(e_ij) m_ij
+Two dozen element-wise passes over [P, K] take as long as the matrix products. So pairs go in chunks that fit a cache,
+each thread has chunks of its own, and what lies between two products is one function in C (pair_mlp.c). Only W SiLU(z)
+is kept for the backward pass, which makes the rest again: that is cheaper than to write it and to read it back.
 
 Under autocast the products, and what is kept, are bf16; everything else, sums over chunks included, is float32.
 """
@@ -13,212 +13,176 @@ Under autocast the products, and what is kept, are bf16; everything else, sums o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from bench.backbones.pairs import Block, Chunk, cached_chunks, distance_gradients, first_layer_into, sum_into
+from bench.backbones.pairs import Chunk, cached_chunks
 from bench.molecules import Layout
+from bench.native import Library, of_products, required, usable
+from bench.threads import on_threads, shares
 
+SOURCE = Path(__file__).with_suffix(".c")
 ROWS = 64  # a bf16 product has a multiple of so many: oneDNN compiles a kernel for each shape, for milliseconds
 
-FirstLayer = tuple[Tensor, Tensor, Tensor, Tensor]  # a [A, K], b [A, K], D [P, C], W_in [C, K], all in one precision
+FirstLayer = tuple[Tensor, Tensor, Tensor]  # [a, b] [A, 2 K], D [P, C], W_in [C, K], all in one precision
+
+
+def available(D: Float[Tensor, "P C"]) -> bool:
+    """Whether it is for pairs with such distances: in float32, where `bench.native.usable`."""
+    return D.dtype is torch.float32 and usable(SOURCE, D)
 
 
 def attended_sum(
-    first: FirstLayer, inner: nn.Linear, attention: nn.Linear, mask: Float[Tensor, "P"] | None, layout: Layout
+    first: FirstLayer, inner: nn.Linear, attention: nn.Linear, layout: Layout, itself: bool
 ) -> Float[Tensor, "A K"]:
-    """sum_j mask_ij sigmoid(e_ij) m_ij for layers inner (W, bias) and attention (w, c); no mask stands for ones."""
-    return _apply(first, inner, attention, mask, layout, attended=True)
+    """sum_j sigmoid(e_ij) m_ij for layers inner (W, bias) and attention (w, c), over j != i, or with `itself` all j.
+
+    Raises:
+        ValueError: shapes that do not fit one another, in float32 (here and below).
+        RuntimeError: it is not `available`.
+    """
+    return _apply(first, inner, attention, layout, itself, attended=True)
 
 
 def pair_scores(first: FirstLayer, inner: nn.Linear, head: nn.Linear, layout: Layout) -> Float[Tensor, "P"]:
-    """e_ij for layers inner (W, bias) and head (w, c or no c)."""
-    return _apply(first, inner, head, None, layout, attended=False)
+    """e_ij for layers inner (W, bias) and head (w, c or no c), and 0 for i = j."""
+    return _apply(first, inner, head, layout, itself=False, attended=False)
 
 
 @dataclass(frozen=True)
 class _Setting:
-    layout: Layout
-    dtype: torch.dtype  # of the products
+    c: Library
+    plan: list[Chunk]
+    products: torch.dtype
+    itself: bool  # whether an atom is a partner of its own
     attended: bool
     kept: bool  # for a backward pass
 
+    @property
+    def bf16(self) -> int:
+        return int(self.products is torch.bfloat16)
 
-class _Products:
-    """Operands and results of matrix products in a precision that may be lower than the rest of the work."""
+    def n_rows(self, chunk: Chunk) -> int:
+        """Pairs of a chunk that count."""
+        return chunk.n_pairs - (0 if self.itself else chunk.n_atoms)
 
-    def __init__(self, setting: _Setting, like: Tensor, n_pairs: int, n_buffers: int) -> None:
-        self.rounded = setting.dtype != like.dtype
-        shape = (n_buffers, self.rows(n_pairs), like.shape[1]) if self.rounded else (0,)
-        self.buffers = like.new_empty(shape, dtype=setting.dtype)
+    def n_padded(self, chunk: Chunk) -> int:
+        """Rows of its products; those beyond the pairs that count are zero in their operands."""
+        return -(-self.n_rows(chunk) // ROWS) * ROWS if self.bf16 else self.n_rows(chunk)
 
-    def rows(self, n: int) -> int:
-        """Rows of a product of n pairs."""
-        return -(-n // ROWS) * ROWS if self.rounded else n
+    def of(self, chunk: Chunk) -> tuple[Tensor, int, int]:
+        """First arguments of every C function."""
+        return chunk.table, len(chunk.blocks), int(self.itself)
 
-    def operand(self, values: Tensor, buffer: int) -> Tensor:
-        """Values in the precision of products, followed by rows of zeros."""
-        if not self.rounded:
-            return values
-        n = values.shape[0]
-        out = self.buffers[buffer, : self.rows(n)]
-        out[:n].copy_(values)
-        out[n:].zero_()
-        return out
+    def buffer(self, chunks: list[tuple[int, Chunk]], like: Tensor) -> Tensor:
+        """Room for the products' rows of any of these chunks."""
+        return like.new_empty(max(self.n_padded(chunk) for _, chunk in chunks), like.shape[1], dtype=self.products)
 
-    def exact(self, values: Tensor, buffer: Tensor) -> Tensor:
-        """What products made or take, in the precision of the rest; a mixed operation takes longer than a copy."""
-        return buffer.copy_(values) if self.rounded else values
-
-    def result(self, values: Tensor, buffer: int) -> Tensor:
-        """Where a product is written: over these values if it can be."""
-        return self.buffers[buffer, : self.rows(values.shape[0])] if self.rounded else values
+    @property
+    def shares(self) -> list[list[tuple[int, Chunk]]]:
+        """The chunks of each thread, with their places in the plan."""
+        return shares(list(enumerate(self.plan)))
 
 
 class _PairMLP(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        a: Tensor,
-        b: Tensor,
+        ab: Tensor,
         D: Tensor,
         W_in: Tensor,
         W: Tensor,
         bias: Tensor,
         w: Tensor,
         c: Tensor | None,
-        mask: Tensor | None,
         setting: _Setting,
     ) -> Tensor:
-        plan, n_largest = cached_chunks(setting.layout, a.shape[1], a.device)
-        products = _Products(setting, a, n_largest, 1)
-        W, bias = W.to(setting.dtype), bias.to(setting.dtype)
-        buffer = a.new_empty(n_largest, a.shape[1])
-        # a product's last rows may reach into the next chunk's, which are written later
-        n_kept = plan[-1].start if setting.kept else 0
-        kept = a.new_empty(n_kept + products.rows(n_largest), a.shape[1], dtype=setting.dtype)
-        scores = a.new_empty(D.shape[0])
-        out = torch.empty_like(a) if setting.attended else scores
-        for chunk in plan:
-            z, e = buffer[: chunk.n_pairs], scores[chunk.pairs]
-            first_layer_into(z, a, b, D[chunk.pairs], W_in, chunk.blocks)
-            hidden = products.operand(F.silu(z, inplace=True), 0)
-            second = kept.narrow(0, chunk.start if setting.kept else 0, hidden.shape[0])
-            torch.addmm(bias, hidden, W.t(), out=second)
-            message = _silu_into(z, second[: chunk.n_pairs])
-            torch.mv(message, w, out=e)
-            if c is not None:
-                e += c
-            if setting.attended:
-                weights = _masked(e.sigmoid_(), mask, chunk)
-                for block in chunk.blocks:
-                    torch.bmm(_row(weights, block), _matrix(message, block), out=out[block.rows][:, None])
+        (C, K), bf16 = W_in.shape, setting.bf16
+        products, constant = W.to(setting.products).t(), 0.0 if c is None else c.item()
+        scores = ab.new_empty(D.shape[0])
+        out = ab.new_empty(ab.shape[0], K) if setting.attended else None
+        rows = [setting.n_padded(chunk) for chunk in setting.plan] if setting.kept else []
+        seconds = ab.new_empty(sum(rows), K, dtype=setting.products)
+        kept = seconds.split(rows)
+
+        def work(share: list[tuple[int, Chunk]]) -> None:
+            buffer = setting.buffer(share, W)
+            rest = None if setting.kept else torch.empty_like(buffer)
+            for place, chunk in share:
+                hidden = buffer[: setting.n_padded(chunk)]
+                second = kept[place] if rest is None else rest[: len(hidden)]
+                of_chunk = *setting.of(chunk), K, bf16
+                setting.c.first_layer(*of_chunk, ab, D[chunk.pairs], W_in, C, hidden, None)
+                hidden[setting.n_rows(chunk) :] = 0
+                torch.mm(hidden, products, out=second)
+                setting.c.messages(*of_chunk, second, bias, w, constant, scores[chunk.pairs], out)
+
+        on_threads(work, setting.shares)
         if setting.kept:
-            ctx.save_for_backward(a, b, D, W_in, W, w, mask, kept, scores if setting.attended else None)
-        ctx.setting, ctx.with_c = setting, c is not None
-        return out
+            ctx.save_for_backward(ab, D, W_in, W, bias, w, scores if setting.attended else None, seconds)
+            ctx.setting, ctx.with_c = setting, c is not None
+        return scores if out is None else out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad = grads[0].contiguous()
-        a, b, D, W_in, W, w, mask, kept, attention = ctx.saved_tensors
+        ab, D, W_in, W, bias, w, attention, seconds = ctx.saved_tensors
         setting = ctx.setting
-        plan, n_largest = cached_chunks(setting.layout, a.shape[1], a.device)
-        products = _Products(setting, a, n_largest, 3)
-        buffers = a.new_empty(5, n_largest, a.shape[1])
-        one = a.new_ones(())
-        grad_a, grad_b = torch.empty_like(a), torch.zeros_like(b)
-        grad_D = D.new_empty(D.shape[1], D.shape[0]) if ctx.needs_input_grad[2] else None
-        grad_W_in, grad_W = torch.zeros_like(W_in), a.new_zeros(W.shape)
-        grad_bias, grad_w = torch.zeros_like(w), torch.zeros_like(w)
-        grad_scores = torch.empty_like(attention) if setting.attended else grad
-        for chunk in plan:
-            g, hidden, slope_in, message, slope = buffers[:, : chunk.n_pairs].unbind(0)
-            grad_e = grad_scores[chunk.pairs]
-            first_layer_into(g, a, b, D[chunk.pairs], W_in, chunk.blocks)
-            _silu_and_slope(g, hidden, slope_in, one)
-            _silu_and_slope(products.exact(kept[chunk.pairs], message), message, slope, one)
-            # g becomes the gradient of m ...
-            if setting.attended:
-                weights = _masked(attention[chunk.pairs], mask, chunk)
-                for block in chunk.blocks:
-                    g_i = grad[block.rows][:, None]
-                    torch.bmm(g_i, _matrix(message, block).mT, out=_row(grad_e, block))
-                    torch.mul(_row(weights, block).mT, g_i, out=_matrix(g, block))
-                grad_e *= weights * (1 - attention[chunk.pairs])
-                g.addmm_(grad_e[:, None], w[None])
-            else:
-                torch.mul(grad_e[:, None], w, out=g)
-            grad_w.addmv_(message.t(), grad_e)
-            # ... of W SiLU(z) + bias ...
-            g *= slope
-            grad_bias += g.sum(0)
-            operand, result = products.operand(g, 0), products.result(message, 1)
-            if products.rounded:  # the sum over chunks is not
-                grad_W += operand.t() @ products.operand(hidden, 2)
-            else:
-                grad_W.addmm_(operand.t(), hidden)
-            # ... and of z
-            torch.mm(operand, W, out=result)
-            torch.mul(products.exact(result[: chunk.n_pairs], g), slope_in, out=g)
-            sum_into(grad_a, grad_b, g, chunk.blocks)
-            of_D = None if grad_D is None else grad_D[:, chunk.pairs]
-            distance_gradients(g, D[chunk.pairs], W_in, of_D, grad_W_in)
-        grad_c = grad_scores.sum()[None] if ctx.with_c else None
-        return (
-            grad_a,
-            grad_b,
-            None if grad_D is None else grad_D.t(),
-            grad_W_in,
-            grad_W,
-            grad_bias,
-            grad_w,
-            grad_c,
-            None,
-            None,
-        )
+        kept = seconds.split([setting.n_padded(chunk) for chunk in setting.plan])
+        (C, K), bf16, products = W_in.shape, setting.bf16, W.to(setting.products)
+        grad_D = torch.empty_like(D) if ctx.needs_input_grad[1] else None
 
+        def work(share: list[tuple[int, Chunk]]) -> list[Tensor]:
+            """Gradients of [a, b], W_in, W, bias, w and c from these chunks."""
+            sums = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (ab, W_in, W, bias, w, w[:1])]
+            grad_ab, grad_W_in, grad_W, grad_bias, grad_w, grad_c = sums
+            buffers = [setting.buffer(share, W) for _ in range(2)]
+            slopes = ab.new_empty(len(buffers[0]), K)
+            for place, chunk in share:
+                hidden, g = (buffer[: setting.n_padded(chunk)] for buffer in buffers)
+                of_chunk = *setting.of(chunk), K, bf16
+                setting.c.first_layer(*of_chunk, ab, D[chunk.pairs], W_in, C, hidden, slopes)
+                of_sums = (None, grad[chunk.pairs]) if attention is None else (attention[chunk.pairs], grad)
+                setting.c.second_gradient(
+                    *of_chunk, kept[place], bias, w, *of_sums, g, grad_bias, grad_w, grad_c
+                )  # fmt: skip
+                hidden[setting.n_rows(chunk) :] = 0
+                g[setting.n_rows(chunk) :] = 0
+                if bf16:  # the sum over chunks is float32
+                    grad_W += g.t() @ hidden
+                else:
+                    grad_W.addmm_(g.t(), hidden)
+                moved = torch.mm(g, products, out=hidden)
+                of_D = None if grad_D is None else grad_D[chunk.pairs]
+                setting.c.first_gradient(
+                    *of_chunk, moved, slopes, D[chunk.pairs], W_in, C, grad_ab, of_D, grad_W_in
+                )  # fmt: skip
+            return sums
 
-def _masked(attention: Tensor, mask: Tensor | None, chunk: Chunk) -> Tensor:
-    return attention if mask is None else attention * mask[chunk.pairs]
-
-
-def _row(values: Tensor, block: Block) -> Tensor:
-    """Numbers of a chunk's pairs as one row of partners for each atom of a block, [b r, 1, n]."""
-    return values[block.pairs].view(-1, 1, block.n)
-
-
-def _matrix(values: Tensor, block: Block) -> Tensor:
-    """Vectors of a chunk's pairs as one matrix of partners for each atom of a block, [b r, n, K]."""
-    return values[block.pairs].view(-1, block.n, values.shape[1])
-
-
-def _silu_into(out: Tensor, z: Tensor) -> Tensor:
-    if out.dtype is z.dtype:
-        return torch.ops.aten.silu.out(z, out=out)  # type: ignore[no-any-return]
-    return F.silu(out.copy_(z), inplace=True)
-
-
-def _silu_and_slope(z: Tensor, value: Tensor, slope: Tensor, one: Tensor) -> None:
-    """SiLU(z) = z s and its derivative s + SiLU(z) (1 - s), s = sigmoid(z): one exponential for both."""
-    torch.sigmoid(z, out=slope)
-    torch.mul(z, slope, out=value)
-    torch.lerp(value, one, slope, out=slope)
+        first, *others = on_threads(work, setting.shares)
+        for other in others:
+            torch._foreach_add_(first, other)
+        grad_ab, grad_W_in, grad_W, grad_bias, grad_w, grad_c = first
+        return grad_ab, grad_D, grad_W_in, grad_W, grad_bias, grad_w, grad_c if ctx.with_c else None, None
 
 
 def _apply(
-    first: FirstLayer, inner: nn.Linear, head: nn.Linear, mask: Tensor | None, layout: Layout, attended: bool
+    first: FirstLayer, inner: nn.Linear, head: nn.Linear, layout: Layout, itself: bool, attended: bool
 ) -> Tensor:
-    D = first[2]
-    device, dtype = D.device.type, D.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    setting = _Setting(layout, dtype, attended, torch.is_grad_enabled())
-    with torch.autocast(device, enabled=False):
+    ab, D, W_in = (x.contiguous() for x in first)
+    K, n_atoms = W_in.shape[1], int(layout.sizes.sum())
+    shapes = [tuple(x.shape) for x in (ab, D, inner.weight, head.weight)]
+    if shapes != [(n_atoms, 2 * K), (layout.n_pairs, len(W_in)), (K, K), (1, K)]:
+        raise ValueError(f"[a, b], D, W and w are {shapes}: not of {n_atoms} atoms, {layout.n_pairs} pairs, width {K}")
+    plan = cached_chunks(layout, W_in.shape[1], D.device)
+    setting = _Setting(required(SOURCE), plan, of_products(), itself, attended, torch.is_grad_enabled())
+    with torch.autocast("cpu", enabled=False):
         return _PairMLP.apply(  # type: ignore[no-any-return]
-            *first, inner.weight, inner.bias, head.weight[0], head.bias, mask, setting
+            ab, D, W_in, inner.weight, inner.bias, head.weight[0], head.bias, setting
         )

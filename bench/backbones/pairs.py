@@ -11,15 +11,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench.molecules import Layout
+from bench.threads import SHARED
 
-CACHED = 2**19  # numbers in one buffer of a chunk on a CPU; up to five are in use at a time
+CACHED = 2**19  # numbers in one buffer of a chunk on a CPU; up to four are in use at a time
 THIN = 4  # up to so many columns, matrix products take several times as long as one vector after the other
 
 
@@ -34,7 +37,8 @@ class Block(NamedTuple):
     n: int
 
 
-class Chunk(NamedTuple):
+@dataclass(frozen=True)
+class Chunk:
     """Consecutive pairs: whole molecules, or some atoms of one with all their partners."""
 
     start: int
@@ -45,74 +49,67 @@ class Chunk(NamedTuple):
     def pairs(self) -> slice:
         return slice(self.start, self.start + self.n_pairs)
 
+    @cached_property
+    def n_atoms(self) -> int:
+        """Atoms i."""
+        return sum(block.b * block.r for block in self.blocks)
 
-def chunks(layout: Layout, n_pairs: int | None = None) -> list[Chunk]:
+    @cached_property
+    def table(self) -> Int[Tensor, "N 6"]:
+        """First atom i, first partner j, first pair, b, r, n of each block: `Block` of pair_mlp.c."""
+        return torch.tensor([(x.rows.start, x.partners.start, x.pairs.start, x.b, x.r, x.n) for x in self.blocks])
+
+
+def chunks(layout: Layout, n: int = 1) -> list[Chunk]:
     """All pairs of a layout sorted by size, cut between molecules, or between atoms i where a molecule is too large.
 
     Made once for a layout, since every layer asks for them.
 
     Args:
-        n_pairs: of a chunk at most, but for an atom with more partners; without it there is one chunk.
+        n: chunks of about as many pairs each; fewer where there are fewer atoms.
     """
-    if n_pairs not in layout.chunks:
-        layout.chunks[n_pairs] = _cut(layout, n_pairs)
-    return layout.chunks[n_pairs]
+    if n not in layout.chunks:
+        layout.chunks[n] = _cut(layout, n)
+    return layout.chunks[n]
 
 
-def _cut(layout: Layout, n_pairs: int | None) -> list[Chunk]:
-    room = layout.n_pairs if n_pairs is None else n_pairs
-    out = [Chunk(0, 0, [])]
-    for n, n_molecules, start in layout.buckets:
+def _cut(layout: Layout, n_chunks: int) -> list[Chunk]:
+    ends = [-(-layout.n_pairs * (k + 1) // n_chunks) for k in range(n_chunks)]
+    out: list[Chunk] = []
+    blocks: list[Block] = []
+    start = here = 0  # pairs before the chunk, and before what comes next
+    for n, n_molecules, first_atom in layout.buckets:
         # what a chunk is filled with: a run of molecules of n n pairs, or a run of one's atoms of n pairs
-        whole = n * n <= room
+        whole = n * n * n_chunks <= layout.n_pairs
         unit = n * n if whole else n
-        for first in [start] if whole else range(start, start + n_molecules * n, n):
+        for first in [first_atom] if whole else range(first_atom, first_atom + n_molecules * n, n):
             left, atom = n_molecules if whole else n, first
             while left:
-                here = out[-1]
-                fits = min(left, max(room - here.n_pairs, 0) // unit)
-                if not fits and here.n_pairs:
-                    out.append(Chunk(here.start + here.n_pairs, 0, []))
-                    continue
-                fits = max(fits, 1)
+                end = next(end for end in ends if end > here)
+                fits = min(left, -(-(end - here) // unit))  # the last may reach beyond the end
                 b, r = (fits, n) if whole else (1, fits)
                 rows = slice(atom, atom + b * r)
-                partners = rows if whole else slice(first, first + n)
-                block = Block(rows, partners, slice(here.n_pairs, here.n_pairs + fits * unit), b, r, n)
-                out[-1] = Chunk(here.start, block.pairs.stop, [*here.blocks, block])
-                left, atom = left - fits, rows.stop
+                pairs = slice(here - start, here - start + fits * unit)
+                blocks.append(Block(rows, rows if whole else slice(first, first + n), pairs, b, r, n))
+                left, atom, here = left - fits, rows.stop, here + fits * unit
+                if here >= end:
+                    out.append(Chunk(start, here - start, blocks))
+                    blocks, start = [], here
     return out
 
 
-def cached_chunks(layout: Layout, width: int, device: torch.device) -> tuple[list[Chunk], int]:
-    """Chunks of which a buffer of `width` numbers for each pair lies in a CPU's cache, and the pairs of the largest."""
-    found = chunks(layout, max(1, CACHED // width) if device.type == "cpu" else None)
-    return found, max(chunk.n_pairs for chunk in found)
+def cached_chunks(layout: Layout, width: int, device: torch.device) -> list[Chunk]:
+    """Chunks of which a buffer of `width` numbers for each pair lies in a CPU's cache: as many for each thread."""
+    if device.type != "cpu" or layout.n_pairs * width <= SHARED:
+        return chunks(layout)
+    n_threads = torch.get_num_threads()
+    return chunks(layout, n_threads * -(-layout.n_pairs * width // (CACHED * n_threads)))
 
 
 def _blocks(layout: Layout) -> Iterator[tuple[slice, slice, int, int]]:
     """(atoms, pairs, b, n) of each block of a layout sorted by size."""
     for block in chunks(layout)[0].blocks:
         yield block.rows, block.pairs, block.b, block.n
-
-
-def first_layer_into(out: Tensor, a: Tensor, b: Tensor, D: Tensor, W: Tensor, blocks: list[Block]) -> None:
-    """a_i + b_j + D_ij W on the pairs of a chunk."""
-    for block in blocks:
-        torch.add(
-            a[block.rows].view(block.b, block.r, 1, -1),
-            b[block.partners].view(block.b, 1, block.n, -1),
-            out=out[block.pairs].view(block.b, block.r, block.n, -1),
-        )
-    out.addmm_(D, W)
-
-
-def sum_into(over_j: Tensor, over_i: Tensor, values: Tensor, blocks: list[Block]) -> None:
-    """Sums over the pairs of a chunk: over j written for each i, over i added for each j."""
-    for block in blocks:
-        here = values[block.pairs].view(block.b, block.r, block.n, -1)
-        torch.sum(here, dim=2, out=over_j[block.rows].view(block.b, block.r, -1))
-        over_i[block.partners].view(block.b, block.n, -1).add_(here.sum(1))
 
 
 def distance_gradients(
@@ -132,9 +129,13 @@ def distance_gradients(
 
 class _PairInput(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, D: Tensor, W: Tensor, layout: Layout) -> Tensor:
-        out = a.new_empty(layout.n_pairs, a.shape[1])
-        first_layer_into(out, a, b, D, W, chunks(layout)[0].blocks)
+    def forward(ctx: Any, ab: Tensor, D: Tensor, W: Tensor, layout: Layout) -> Tensor:
+        a, b = ab.chunk(2, dim=1)
+        out = a.new_empty(layout.n_pairs, W.shape[1])
+        for atoms, pairs, m, n in _blocks(layout):
+            left, right = a[atoms].unflatten(0, (m, n, 1)), b[atoms].unflatten(0, (m, 1, n))
+            torch.add(left, right, out=out[pairs].view(m, n, n, -1))
+        out.addmm_(D, W)
         ctx.save_for_backward(D, W)
         ctx.layout = layout
         return out
@@ -144,20 +145,23 @@ class _PairInput(torch.autograd.Function):
         (grad,) = grads
         D, W = ctx.saved_tensors
         grad = grad.contiguous()
-        A, K = int(ctx.layout.sizes.sum()), grad.shape[1]
-        grad_a, grad_b = grad.new_empty(A, K), grad.new_zeros(A, K)
-        sum_into(grad_a, grad_b, grad, chunks(ctx.layout)[0].blocks)
-        grad_D = D.new_empty(D.shape[1], D.shape[0]) if ctx.needs_input_grad[2] else None
+        K = grad.shape[1]
+        grad_ab = grad.new_empty(int(ctx.layout.sizes.sum()), 2, K)
+        for atoms, pairs, m, n in _blocks(ctx.layout):
+            here = grad[pairs].view(m, n, n, K)
+            for k in range(2):  # a's over partners j, b's over atoms i
+                torch.sum(here, dim=2 - k, out=grad_ab[atoms, k].unflatten(0, (m, n)))
+        grad_D = D.new_empty(D.shape[1], D.shape[0]) if ctx.needs_input_grad[1] else None
         grad_W = torch.zeros_like(W)
         distance_gradients(grad, D, W, grad_D, grad_W)
-        return grad_a, grad_b, None if grad_D is None else grad_D.t(), grad_W, None
+        return grad_ab.flatten(1), None if grad_D is None else grad_D.t(), grad_W, None
 
 
 def pair_input(
-    a: Float[Tensor, "A K"], b: Float[Tensor, "A K"], D: Float[Tensor, "P C"], W: Float[Tensor, "C K"], layout: Layout
+    ab: Float[Tensor, "A twice_K"], D: Float[Tensor, "P C"], W: Float[Tensor, "C K"], layout: Layout
 ) -> Float[Tensor, "P K"]:
-    """a_i + b_j + D_ij W: a linear layer on [h_i, h_j, D_ij] whose node part is computed once per atom."""
-    return _PairInput.apply(a, b, D, W, layout)  # type: ignore[no-any-return]
+    """a_i + b_j + D_ij W: a linear layer on [h_i, h_j, D_ij] whose node part [a, b] is computed once per atom."""
+    return _PairInput.apply(ab, D, W, layout)  # type: ignore[no-any-return]
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """One measurement in a process of its own, so that peak memory is its own: `python -m perf.cell KIND 'JSON'`.
 
-Kinds: a training step and sampling, ours or the padded reference's; the hooks of a method; scoring; starting up; the
-peaks of the machine. `measured` calls it from tests and from `perf.performance`.
+Kinds: a training step and sampling, ours or the padded reference's; steps of both in turn; the hooks of a method;
+scoring; starting up; the peaks of the machine. `measured` calls it from tests and from `perf.performance`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,49 @@ def step(n_steps: int, reference: bool = False, **given: Any) -> dict[str, Any]:
     from bench.timing import time_steps
 
     return time_steps(config(**given), n_steps, **({"change": use_reference} if reference else {}))
+
+
+def paired(n_rounds: int, n_steps: int, **given: Any) -> dict[str, Any]:
+    """How many times as long as ours the padded reference's step in float32 takes, by precision, in each round.
+
+    A round is one step of the reference's and `n_steps` of each of ours, whose median counts, on the same batch, so
+    that all see the same state of a machine that others use too.
+    """
+    import torch
+    from reference.padded import use_reference
+
+    from bench.batches import Batches
+    from bench.clock import clock
+    from bench.optimise import TrainingState
+    from bench.streams import Streams
+    from bench.train import BatchLoss, training_step
+
+    def prepared(bf16: bool, reference: bool = False) -> Callable[[int], float]:
+        cfg, model, data = built(bf16=bf16, **given)
+        if reference:
+            use_reference(cfg, model)
+        settings, device = cfg.train, torch.device(cfg.train.device)
+        batches = Batches(data.train, model.diffusion, settings.batch_size, cfg.seed, settings.device)
+        state, loss_of = TrainingState.at_start(model.named_weights(), settings), BatchLoss(model)
+        streams = Streams(cfg.seed, device)
+
+        def seconds(i: int) -> float:
+            x0 = batches(i)
+            started = clock(device)
+            training_step(loss_of, x0, streams.at(i), settings, state, settings.lr)
+            return clock(device) - started
+
+        seconds(0)
+        return seconds
+
+    reference = prepared(False, reference=True)
+    ours = {"float32": prepared(False), "bf16": prepared(True)}
+    ratios: dict[str, list[float]] = {dtype: [] for dtype in ours}
+    for i in range(1, n_rounds + 1):
+        took = reference(i)
+        for dtype, seconds in ours.items():
+            ratios[dtype].append(took / statistics.median(seconds(i) for _ in range(n_steps)))
+    return {"ratios": ratios}
 
 
 def sampling(n_molecules: int, n_steps: int, reference: bool = False, **given: Any) -> dict[str, Any]:
@@ -201,7 +244,7 @@ def peaks(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-KINDS = {kind.__name__: kind for kind in (step, sampling, hooks, scoring, startup, peaks)}
+KINDS = {kind.__name__: kind for kind in (step, paired, sampling, hooks, scoring, startup, peaks)}
 
 if __name__ == "__main__":
     print(json.dumps(KINDS[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -32,7 +33,9 @@ PUBLISHED, LAPTOP = "published", "small"
 WITH_REFERENCE = [("edm", "egnn"), ("plain", "dit"), ("symdiff", "dit")]
 HOOKS_ON = "dit"
 # timed steps at the two sizes, the reference's and ours: enough for a median, and all of it in a few minutes
-STEPS = {PUBLISHED: (3, 8), LAPTOP: (10, 40)}
+STEPS = {PUBLISHED: (2, 8), LAPTOP: (10, 40)}
+# rounds in which reference and ours take turns, and our steps in each
+ROUNDS = {PUBLISHED: (5, 3), LAPTOP: (15, 3)}
 # whose steps the hooks of other methods are held against
 WITHOUT_HOOKS = [pair for pair in WITH_REFERENCE if pair[0] != "symdiff"]
 # most of a published step, in float32, that hooks of the orbit-averaged targets may take on a CPU
@@ -85,6 +88,8 @@ def measure(
             given = {"method": method, "backbone": backbone, "size": size, **here}
             if (method, backbone) in WITH_REFERENCE:
                 cell("step", n_steps=of_reference, reference=True, **given)
+                n_rounds, n_steps = ROUNDS.get(size, (1, 1))
+                cell("paired", n_rounds=n_rounds, n_steps=n_steps, **given)
             for bf16 in (False, True):
                 cell("step", n_steps=of_ours, bf16=bf16, compile=compiled, **given)
         for reference in (True, False):
@@ -133,12 +138,13 @@ def steps(record: dict[str, Any]) -> str:
     """A line for each network, size and precision; ratios are to the reference in float32."""
     lines = markdown(
         "network", "size", "precision", "GFLOP", "GB of state", "floor, s", "step, s (quartiles)", "forward, s",
-        "of the floor's speed", "reference, s", "faster", "peak, MiB", "reference, MiB", "less",
+        "of the floor's speed", "reference, s", "faster (least, most)", "peak, MiB", "reference, MiB", "less",
     )  # fmt: skip
     references: dict[tuple[str, ...], dict[str, Any]] = {}
+    pairs = {network_of(cell): cell["result"]["ratios"] for cell in of_kind(record, "paired") if "result" in cell}
     for cell in of_kind(record, "step"):
         given = cell["given"]
-        network = (given["method"], given["backbone"], given["size"])
+        network = network_of(cell)
         if given.get("reference"):
             references[network] = cell.get("result", {})
             continue
@@ -149,21 +155,31 @@ def steps(record: dict[str, Any]) -> str:
         result, other = cell["result"], references.get(network)
         least, took = floor_seconds(result, record["machine"]), result["step_seconds"]
         cells = [*start, f"{result['flops'] / 1e9:.1f}", f"{result['bytes'] / 1e9:.2f}", f"{least:.3f}"]
-        low, high = result["step_seconds_quartiles"]
-        cells += [
-            f"{took:.3f} ({low:.3f}, {high:.3f})",
-            f"{result['forward_seconds']:.3f}",
-            f"{100 * least / took:.0f} %",
-        ]
+        cells += [seconds(result), f"{result['forward_seconds']:.3f}", f"{100 * least / took:.0f} %"]
         if other:
-            low, high = other["step_seconds_quartiles"]
-            cells += [f"{other['step_seconds']:.3f} ({low:.3f}, {high:.3f})", f"{other['step_seconds'] / took:.1f}x"]
+            cells += [seconds(other), times(pairs.get(network, {}).get(result["dtype"], []))]
             peaks = result["peak_memory_mb"], other["peak_memory_mb"]
             cells += [f"{peaks[0]:.0f}", f"{peaks[1]:.0f}", f"{peaks[1] / peaks[0]:.1f}x"]
         else:
             cells += ["", "", f"{result['peak_memory_mb']:.0f}", "", ""]
         lines.append(row(*cells))
     return "Training step, 64 molecules:\n\n" + "\n".join(lines)
+
+
+def network_of(cell: dict[str, Any]) -> tuple[str, str, str]:
+    """Method, backbone and size of a cell."""
+    return cell["given"]["method"], cell["given"]["backbone"], cell["given"]["size"]
+
+
+def seconds(result: dict[str, Any]) -> str:
+    """Median step and its quartiles."""
+    low, high = result["step_seconds_quartiles"]
+    return f"{result['step_seconds']:.3f} ({low:.3f}, {high:.3f})"
+
+
+def times(ratios: list[float]) -> str:
+    """Median of the rounds' ratios, and the least and the most."""
+    return f"{statistics.median(ratios):.1f}x ({min(ratios):.1f}, {max(ratios):.1f})" if ratios else ""
 
 
 def sampling(record: dict[str, Any]) -> str:

@@ -62,6 +62,7 @@ def test_gradients_are_those_of_the_padded_reference(pair, precision):
 def test_egnn_in_many_chunks_is_the_padded_reference(monkeypatch):
     """Chunks of a few atoms: remainders, and molecules cut between atoms."""
     monkeypatch.setattr(pairs, "CACHED", 16 * 40)
+    monkeypatch.setattr(pairs, "SHARED", 0)
     ours, reference = both(("edm", "egnn"), torch.float32)
     assert output_error(ours, reference, torch.float32) < TOLERANCE[torch.float32]
     assert gradient_error(ours, reference, torch.float32) < TOLERANCE[torch.float32]

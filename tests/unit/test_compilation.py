@@ -5,8 +5,10 @@ import pytest
 import torch
 from support import ELEMENTS, model_of, structures
 
+from bench.backbones import pair_mlp
 from bench.compilation import compile_networks
 from bench.data.dataset import DataSet
+from bench.native import operations_of_torch
 from bench.streams import Streams
 from bench.train import training_loss
 
@@ -25,6 +27,22 @@ def broken(function, dynamic):
     return fail
 
 
+@pytest.fixture
+def _no_c():
+    """As on a GPU, or without a C compiler."""
+    with operations_of_torch():
+        yield
+
+
+@pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit")], ids=str)
+def test_what_c_does_is_not_compiled(pair):
+    model = model_of(*pair, dtype=torch.float32)
+    if not pair_mlp.available(torch.zeros(1)):
+        pytest.skip("no C compiler")
+    assert compile_networks(model, DATA) == "eager (no part of this network is compiled)"
+
+
+@pytest.mark.usefixtures("_no_c")
 @pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit")], ids=str)
 def test_a_failing_compiler_leaves_an_eager_model_and_a_reason(pair, monkeypatch):
     model = model_of(*pair, dtype=torch.float32)
@@ -36,6 +54,7 @@ def test_a_failing_compiler_leaves_an_eager_model_and_a_reason(pair, monkeypatch
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.usefixtures("_no_c")
 @pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit")], ids=str)
 def test_a_working_compiler_is_used_and_stated(pair, monkeypatch):
     """Control: what compile returns is really what the network calls afterwards."""

@@ -17,6 +17,7 @@ LAYOUT = Layout([1, 2, 2, 3, 5])  # sorted
 def _cut(request, monkeypatch) -> None:
     """Pairs in a chunk: part of a molecule, some molecules, all."""
     monkeypatch.setattr(pairs, "CACHED", request.param * K)
+    monkeypatch.setattr(pairs, "SHARED", 0)
 
 
 def arguments() -> list[Tensor]:

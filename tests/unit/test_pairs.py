@@ -65,12 +65,12 @@ def loop_moments(w: Tensor, Y: Tensor, h: Tensor) -> Tensor:
 
 CASES = {
     "pair_input": (
-        lambda *args: pair_input(*args, LAYOUT),
+        lambda a, b, *args: pair_input(torch.cat([a, b], dim=1), *args, LAYOUT),
         loop_pair_input,
         [values(A, 4, seed=1), values(A, 4, seed=2), values(P, 2, seed=3), values(2, 4, seed=4)],
     ),
     "pair_input without pairs": (
-        lambda a, b: pair_input(a, b, a.new_empty(P, 0), a.new_empty(0, 4), LAYOUT),
+        lambda a, b: pair_input(torch.cat([a, b], dim=1), a.new_empty(P, 0), a.new_empty(0, 4), LAYOUT),
         lambda a, b: loop_pair_input(a, b, a.new_zeros(P, 1), a.new_zeros(1, 4)),
         [values(A, 4, seed=1), values(A, 4, seed=2)],
     ),

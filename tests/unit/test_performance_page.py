@@ -43,6 +43,8 @@ def fake_measured(kind: str, **given: Any) -> dict[str, Any]:
             raise RuntimeError("no bf16 here")
         seconds = 40.0 if given.get("reference") else 2.0 if given.get("bf16") else 4.0
         return step(seconds, "bf16" if given.get("bf16") else "float32")
+    if kind == "paired":
+        return {"ratios": {"float32": [9.0, 10.0, 12.0], "bf16": [19.0, 20.0, 20.0]}}
     if kind == "sampling":
         return {"molecules_per_second": 1.0 if given["reference"] else 12.0, "steps": 2}
     if kind == "hooks":
@@ -79,9 +81,9 @@ def test_floor_ratio_and_memory_follow_from_the_record(record):
     text = performance.page({"cpu": record})
     single = line(text, "edm on egnn", "published", "float32")
     # 100 GFLOP at 100 GFLOP/s take 1 s, which is 25 % of the speed; ten times faster, a tenth of the memory
-    times = "4.000 (3.600, 4.400) | 1.333 | 25 % | 40.000 (36.000, 44.000) | 10.0x"
+    times = "4.000 (3.600, 4.400) | 1.333 | 25 % | 40.000 (36.000, 44.000) | 10.0x (9.0, 12.0)"
     assert f"| 100.0 | 1.00 | 1.000 | {times} | 400 | 4000 | 10.0x |" in single
-    assert " | 20.0x | " in line(text, "edm on egnn", "published", "bf16")
+    assert " | 20.0x (19.0, 20.0) | " in line(text, "edm on egnn", "published", "bf16")
     assert "| 1.00 | 12.0x |" in line(text, "edm on egnn", "published", "2", "12.00")
 
 

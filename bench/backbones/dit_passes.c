@@ -1,0 +1,259 @@
+/* What bench/backbones/dit_passes.py does between matrix products: each function reads and writes its rows once, on
+   `threads` threads of OpenMP, the ones that torch uses. Formulas and names are those of the Python file. Rows are atoms,
+   ptr[m] to ptr[m + 1] those of molecule m of M; rows of modulations have `stride` numbers, of which H count. */
+
+#include "rows.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
+
+/* molecules, which are sorted by size, are dealt out to threads one by one */
+#define ON_THREADS _Pragma("omp parallel for schedule(static, 1) num_threads(threads)")
+#define ON_THREADS_IN_RUNS _Pragma("omp parallel for schedule(static) num_threads(threads)")
+#define FOR_EACH_MOLECULE for (int64_t m = 0; m < M; m++)
+#define FOR_EACH_ATOM for (int64_t i = ptr[m]; i < ptr[m + 1]; i++)
+
+static inline float total(const float *x, int64_t K) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < K; k++) sum += x[k];
+    return sum;
+}
+
+/* out = (1 + scale) (x - mean) r + shift, r = 1 / sqrt(variance + eps); moments = [mean, r] of each atom. */
+void modulate(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, const float *x,
+              const float *shift, const float *scale, int64_t stride, float eps, void *out, float *moments) {
+    ON_THREADS
+    FOR_EACH_MOLECULE {
+        const float *shift_m = shift + m * stride, *scale_m = scale + m * stride;
+        float value[H];
+        FOR_EACH_ATOM {
+            const float *x_i = x + i * H;
+            float mean = total(x_i, H) / H;
+            for (int64_t k = 0; k < H; k++) value[k] = x_i[k] - mean;
+            float r = 1 / sqrtf(dot(value, value, H) / H + eps);
+            for (int64_t k = 0; k < H; k++) value[k] = (1 + scale_m[k]) * value[k] * r + shift_m[k];
+            store(value, out, i * H, H, bf16);
+            moments[2 * i] = mean;
+            moments[2 * i + 1] = r;
+        }
+    }
+}
+
+/* Gradients of x, shift and scale (rows of H) from that of `modulate`'s result. */
+void modulate_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, const float *x,
+                       const float *scale, int64_t stride, const float *moments, const void *grad, float *grad_x,
+                       float *grad_shift, float *grad_scale) {
+    ON_THREADS
+    FOR_EACH_MOLECULE {
+        const float *scale_m = scale + m * stride;
+        float *restrict of_shift = grad_shift + m * H, *restrict of_scale = grad_scale + m * H;
+        float g[H], normed[H];
+        memset(of_shift, 0, sizeof g);
+        memset(of_scale, 0, sizeof g);
+        FOR_EACH_ATOM {
+            const float *x_i = x + i * H;
+            float *restrict of_x = grad_x + i * H;
+            float mean = moments[2 * i], r = moments[2 * i + 1];
+            load(grad, i * H, H, bf16, g);
+            for (int64_t k = 0; k < H; k++) {
+                normed[k] = (x_i[k] - mean) * r;
+                of_shift[k] += g[k];
+                of_scale[k] += g[k] * normed[k];
+                g[k] *= 1 + scale_m[k];
+            }
+            float along_one = total(g, H) / H, along_normed = dot(g, normed, H) / H;
+            for (int64_t k = 0; k < H; k++) of_x[k] = r * (g[k] - along_one - normed[k] * along_normed);
+        }
+    }
+}
+
+/* out = x + gate y. */
+void gated_sum(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, const float *x, const void *y,
+               const float *gate, int64_t stride, float *out) {
+    ON_THREADS
+    FOR_EACH_MOLECULE {
+        const float *gate_m = gate + m * stride;
+        float y_i[H];
+        FOR_EACH_ATOM {
+            const float *x_i = x + i * H;
+            float *restrict out_i = out + i * H;
+            load(y, i * H, H, bf16, y_i);
+            for (int64_t k = 0; k < H; k++) out_i[k] = x_i[k] + gate_m[k] * y_i[k];
+        }
+    }
+}
+
+/* Gradients of y and gate (rows of H) from that of `gated_sum`'s result. */
+void gated_sum_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, const void *y,
+                        const float *gate, int64_t stride, const float *grad, void *grad_y, float *grad_gate) {
+    ON_THREADS
+    FOR_EACH_MOLECULE {
+        const float *gate_m = gate + m * stride;
+        float *restrict of_gate = grad_gate + m * H;
+        float y_i[H], g[H];
+        memset(of_gate, 0, sizeof g);
+        FOR_EACH_ATOM {
+            const float *grad_i = grad + i * H;
+            load(y, i * H, H, bf16, y_i);
+            for (int64_t k = 0; k < H; k++) {
+                of_gate[k] += grad_i[k] * y_i[k];
+                g[k] = grad_i[k] * gate_m[k];
+            }
+            store(g, grad_y, i * H, H, bf16);
+        }
+    }
+}
+
+/* out = SiLU(u) v for A rows [u, v] of 2 K. */
+void swiglu(int64_t threads, int64_t A, int64_t K, int64_t bf16, const void *uv, void *out) {
+    ON_THREADS_IN_RUNS
+    for (int64_t i = 0; i < A; i++) {
+        float both[2 * K], value[K];
+        load(uv, i * 2 * K, 2 * K, bf16, both);
+        for (int64_t k = 0; k < K; k++) value[k] = both[k] * sigmoid(both[k]) * both[K + k];
+        store(value, out, i * K, K, bf16);
+    }
+}
+
+/* Gradient of [u, v] from that of `swiglu`'s result. */
+void swiglu_gradient(int64_t threads, int64_t A, int64_t K, int64_t bf16, const void *uv, const void *grad,
+                     void *grad_uv) {
+    ON_THREADS_IN_RUNS
+    for (int64_t i = 0; i < A; i++) {
+        float both[2 * K], g[K], of_both[2 * K];
+        load(uv, i * 2 * K, 2 * K, bf16, both);
+        load(grad, i * K, K, bf16, g);
+        for (int64_t k = 0; k < K; k++) {
+            float s = sigmoid(both[k]), silu = both[k] * s;
+            of_both[k] = g[k] * both[K + k] * (s + silu * (1 - s));
+            of_both[K + k] = g[k] * silu;
+        }
+        store(of_both, grad_uv, i * 2 * K, 2 * K, bf16);
+    }
+}
+
+/* Sixteen numbers in vector registers; rows of matrices below are padded to a multiple of so many. */
+#define LANES 16
+typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+
+static int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+/* c [n, m] = a b for b [k, m], where a has its rows and columns at these distances and m is padded. */
+static void product(float *c, const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t n, int64_t k,
+                    int64_t m) {
+    for (int64_t j = 0; j < m; j += LANES) {
+        int64_t i = 0;
+        for (; i + 4 <= n; i += 4) { /* four rows share what is loaded from b */
+            Lanes sum[4] = {0};
+            const float *a_i = a + i * a_row;
+            for (int64_t l = 0; l < k; l++, a_i += a_column) {
+                Lanes b_l = *(const Lanes *)(b + l * m + j);
+                sum[0] += a_i[0] * b_l;
+                sum[1] += a_i[a_row] * b_l;
+                sum[2] += a_i[2 * a_row] * b_l;
+                sum[3] += a_i[3 * a_row] * b_l;
+            }
+            for (int64_t r = 0; r < 4; r++) *(Lanes *)(c + (i + r) * m + j) = sum[r];
+        }
+        for (; i < n; i++) {
+            Lanes sum = {0};
+            for (int64_t l = 0; l < k; l++) sum += a[i * a_row + l * a_column] * *(const Lanes *)(b + l * m + j);
+            *(Lanes *)(c + i * m + j) = sum;
+        }
+    }
+}
+
+/* to [columns, rows], padded with zeros, from [rows, columns] with rows of `stride`. */
+static void transpose(const float *from, int64_t stride, int64_t rows, int64_t columns, float *to) {
+    int64_t width = padded(rows);
+    for (int64_t c = 0; c < columns; c++) {
+        for (int64_t r = 0; r < rows; r++) to[c * width + r] = from[r * stride + c];
+        for (int64_t r = rows; r < width; r++) to[c * width + r] = 0;
+    }
+}
+
+/* d columns from column `at` of n rows of `width`, from row `start`, into rows padded with zeros; and back. */
+static void load_columns(const void *from, int64_t start, int64_t n, int64_t width, int64_t at, int64_t d, int64_t bf16,
+                         float *to) {
+    for (int64_t i = 0; i < n; i++) {
+        float *row = to + i * padded(d);
+        load(from, (start + i) * width + at, d, bf16, row);
+        for (int64_t k = d; k < padded(d); k++) row[k] = 0;
+    }
+}
+
+static void store_columns(const float *from, int64_t start, int64_t n, int64_t width, int64_t at, int64_t d,
+                          int64_t bf16, void *to) {
+    for (int64_t i = 0; i < n; i++) store(from + i * padded(d), to, (start + i) * width + at, d, bf16);
+}
+
+/* p_ij = softmax over j of q_i k_j / sqrt(d), its padding left as the zeros that products with zeros are; `turned` has
+   room for d rows. */
+static void weights_of(const float *q, const float *k, int64_t n, int64_t d, float *turned, float *p) {
+    float factor = 1 / sqrtf((float)d);
+    transpose(k, padded(d), n, d, turned);
+    product(p, q, padded(d), 1, turned, n, d, padded(n));
+    for (int64_t i = 0; i < n; i++) {
+        float *restrict p_i = p + i * padded(n);
+        float largest = p_i[0];
+        for (int64_t j = 0; j < n; j++) largest = p_i[j] > largest ? p_i[j] : largest;
+        for (int64_t j = 0; j < n; j++) p_i[j] = exponential(factor * (p_i[j] - largest));
+        float inverse = 1 / total(p_i, n);
+        for (int64_t j = 0; j < n; j++) p_i[j] *= inverse;
+    }
+}
+
+/* out = sum_j p_ij v_j within each molecule, for each head; qkv has rows of 3 H, out of H. scratch: for each thread
+   `room` numbers, n (5 d + n) for the largest molecule, n and d padded. */
+void attention(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, int64_t n_heads,
+               const void *qkv, void *out, float *scratch, int64_t room) {
+    int64_t d = H / n_heads, D = padded(d);
+    ON_THREADS
+    FOR_EACH_MOLECULE {
+        int64_t start = ptr[m], n = ptr[m + 1] - start, N = padded(n);
+        float *q = scratch + THREAD * room, *k = q + n * D, *v = k + n * D, *o = v + n * D, *turned = o + n * D, *p = turned + d * N;
+        for (int64_t head = 0; head < n_heads; head++) {
+            for (int64_t part = 0; part < 3; part++)
+                load_columns(qkv, start, n, 3 * H, part * H + head * d, d, bf16, q + part * n * D);
+            weights_of(q, k, n, d, turned, p);
+            product(o, p, N, 1, v, n, n, D);
+            store_columns(o, start, n, H, head * d, d, bf16, out);
+        }
+    }
+}
+
+/* Gradient of [q, k, v] from that of `attention`'s result. scratch: for each thread `room` numbers,
+   n (8 d + 2 n) for the largest molecule, n and d padded. */
+void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, int64_t n_heads,
+                        const void *qkv, const void *grad, void *grad_qkv, float *scratch, int64_t room) {
+    int64_t d = H / n_heads, D = padded(d);
+    float factor = 1 / sqrtf((float)d);
+    ON_THREADS
+    FOR_EACH_MOLECULE {
+        int64_t start = ptr[m], n = ptr[m + 1] - start, N = padded(n), size = n * D;
+        float *q = scratch + THREAD * room, *k = q + size, *v = k + size, *of_q = v + size, *of_k = of_q + size, *of_v = of_k + size;
+        float *g = of_v + size, *turned = g + size, *p = turned + d * N, *s = p + n * N;
+        for (int64_t head = 0; head < n_heads; head++) {
+            for (int64_t part = 0; part < 3; part++)
+                load_columns(qkv, start, n, 3 * H, part * H + head * d, d, bf16, q + part * size);
+            load_columns(grad, start, n, H, head * d, d, bf16, g);
+            weights_of(q, k, n, d, turned, p);
+            product(of_v, p, 1, N, g, n, n, D);
+            transpose(v, D, n, d, turned);
+            product(s, g, D, 1, turned, n, d, N); /* gradient of p, and then of the scores */
+            for (int64_t i = 0; i < n; i++) {
+                float mean = dot(s + i * N, p + i * N, N);
+                for (int64_t j = 0; j < N; j++) s[i * N + j] = factor * p[i * N + j] * (s[i * N + j] - mean);
+            }
+            product(of_q, s, N, 1, k, n, n, D);
+            product(of_k, s, 1, N, q, n, n, D);
+            for (int64_t part = 0; part < 3; part++)
+                store_columns(of_q + part * size, start, n, 3 * H, part * H + head * d, d, bf16, grad_qkv);
+        }
+    }
+}

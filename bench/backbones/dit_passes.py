@@ -1,0 +1,196 @@
+"""What a DiT block does between its linear layers, for a CPU: each step one pass over its rows (dit_passes.c).
+
+    `modulate`: (1 + scale) LayerNorm(x) + shift      `gated_sum`: x + gate y
+    `attention`: softmax(q k^T / sqrt(d)) v within molecules      `swiglu`: SiLU(u) v
+Rows are atoms, one molecule after the other; shift, scale and gate are a molecule's. As operations of torch they would
+be twice as many passes, over copies of every molecule's shift for each of its atoms and with attention called anew for
+every molecule size. The backward pass of each is written here too, and makes normed rows and softmax again.
+
+Under autocast what linear layers take and give is bf16; everything else is float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bench.molecules import Layout
+from bench.native import Library, of_products, required, usable
+from bench.threads import SHARED
+
+SOURCE = Path(__file__).with_suffix(".c")
+LANES = 16  # of dit_passes.c
+
+
+def available(x: Float[Tensor, "A H"], of_layers: bool = False) -> bool:
+    """Whether they are for these numbers: what blocks add to, in float32, or what linear layers take and give."""
+    return (of_layers or x.dtype is torch.float32) and usable(SOURCE, x)
+
+
+def modulate(
+    x: Float[Tensor, "A H"], shift: Float[Tensor, "B H"], scale: Float[Tensor, "B H"], layout: Layout, eps: float
+) -> Float[Tensor, "A H"]:
+    """(1 + scale) LayerNorm(x) + shift, the norm without parameters.
+
+    Raises:
+        ValueError: shapes that do not fit one another (here and below).
+        RuntimeError: it is not `available`.
+    """
+    _check(x, layout, shift, scale)
+    return _Modulate.apply(x, shift, scale, layout, eps, of_products())  # type: ignore[no-any-return]
+
+
+def gated_sum(
+    x: Float[Tensor, "A H"], y: Float[Tensor, "A H"], gate: Float[Tensor, "B H"], layout: Layout
+) -> Float[Tensor, "A H"]:
+    """x + gate y."""
+    _check(x, layout, gate)
+    if y.shape != x.shape:
+        raise ValueError(f"y is {tuple(y.shape)}, x {tuple(x.shape)}")
+    return _GatedSum.apply(x, y, gate, layout)  # type: ignore[no-any-return]
+
+
+def swiglu(uv: Float[Tensor, "A twice_K"]) -> Float[Tensor, "A K"]:
+    """SiLU(u) v."""
+    return _SwiGLU.apply(uv)  # type: ignore[no-any-return]
+
+
+def attention(qkv: Float[Tensor, "A three_H"], n_heads: int, layout: Layout) -> Float[Tensor, "A H"]:
+    """softmax(q k^T / sqrt(d)) v of each molecule and head."""
+    _check(qkv, layout)
+    if qkv.shape[1] % (3 * n_heads):
+        raise ValueError(f"{qkv.shape[1]} columns are not q, k and v of {n_heads} heads")
+    return _Attention.apply(qkv, n_heads, layout)  # type: ignore[no-any-return]
+
+
+def _check(x: Tensor, layout: Layout, *modulations: Tensor) -> None:
+    """C would read beyond what does not fit."""
+    n_atoms, expected = int(layout.sizes.sum()), (len(layout.sizes), x.shape[1])
+    if len(x) != n_atoms:
+        raise ValueError(f"{len(x)} rows for {n_atoms} atoms")
+    for values in modulations:
+        if values.shape != expected or values.stride(1) != 1 or values.dtype != torch.float32:
+            found = f"{tuple(values.shape)}, {values.dtype}, strides {values.stride()}"
+            raise ValueError(f"a modulation is {found}; expected {expected} in float32, columns of a row-major matrix")
+
+
+def _c() -> Library:
+    return required(SOURCE)
+
+
+def _bf16(x: Tensor) -> int:
+    return int(x.dtype is torch.bfloat16)
+
+
+def _threads(n_numbers: int) -> int:
+    return 1 if n_numbers < SHARED else torch.get_num_threads()
+
+
+def _molecules(layout: Layout, x: Tensor) -> tuple[int, int, Tensor]:
+    """First arguments of the C functions that go through molecules, for rows x."""
+    return _threads(x.numel()), len(layout.sizes), layout.ptr
+
+
+def _padded(n: int) -> int:
+    return -(-n // LANES) * LANES
+
+
+def _stride(*modulations: Tensor) -> int:
+    """Numbers from one molecule's row to the next: they are columns of one matrix."""
+    strides = {x.stride(0) for x in modulations}
+    if len(strides) > 1:
+        raise ValueError(f"rows of modulations lie {strides} numbers apart; expected columns of one matrix")
+    return strides.pop()
+
+
+class _Modulate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor, scale: Tensor, layout: Layout, eps: float, dtype: torch.dtype
+    ) -> Tensor:
+        x, H = x.contiguous(), x.shape[1]
+        out, moments = torch.empty_like(x, dtype=dtype), x.new_empty(len(x), 2)
+        given = (x, shift, scale, _stride(shift, scale), eps, out, moments)
+        _c().modulate(*_molecules(layout, x), H, _bf16(out), *given)
+        ctx.save_for_backward(x, scale, moments)
+        ctx.layout = layout
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (x, scale, moments), grad, layout = ctx.saved_tensors, grads[0].contiguous(), ctx.layout
+        grad_x, H = torch.empty_like(x), x.shape[1]
+        grad_shift, grad_scale = x.new_empty(2, len(scale), H).unbind(0)
+        given = (x, scale, _stride(scale), moments, grad, grad_x, grad_shift, grad_scale)
+        _c().modulate_gradient(*_molecules(layout, x), H, _bf16(grad), *given)
+        return grad_x, grad_shift, grad_scale, None, None, None
+
+
+class _GatedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor, layout: Layout) -> Tensor:
+        x, y, H = x.contiguous(), y.contiguous(), x.shape[1]
+        out = torch.empty_like(x)
+        _c().gated_sum(*_molecules(layout, x), H, _bf16(y), x, y, gate, _stride(gate), out)
+        ctx.save_for_backward(y, gate)
+        ctx.layout = layout
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (y, gate), grad, layout = ctx.saved_tensors, grads[0].contiguous(), ctx.layout
+        grad_y, H = torch.empty_like(y), y.shape[1]
+        grad_gate = gate.new_empty(len(gate), H)
+        given = (y, gate, _stride(gate), grad, grad_y, grad_gate)
+        _c().gated_sum_gradient(*_molecules(layout, y), H, _bf16(y), *given)
+        return grad, grad_y, grad_gate, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, uv: Tensor) -> Tensor:
+        uv, K = uv.contiguous(), uv.shape[1] // 2
+        out = uv.new_empty(len(uv), K)
+        _c().swiglu(_threads(uv.numel()), len(uv), K, _bf16(uv), uv, out)
+        ctx.save_for_backward(uv)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # type: ignore[override]
+        (uv,), grad = ctx.saved_tensors, grads[0].contiguous()
+        grad_uv = torch.empty_like(uv)
+        _c().swiglu_gradient(_threads(uv.numel()), len(uv), grad.shape[1], _bf16(uv), uv, grad, grad_uv)
+        return grad_uv
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, n_heads: int, layout: Layout) -> Tensor:
+        qkv, H = qkv.contiguous(), qkv.shape[1] // 3
+        out = qkv.new_empty(len(qkv), H)
+        n, d = _padded(int(layout.sizes.max())), _padded(H // n_heads)
+        molecules, room = _molecules(layout, qkv), n * (5 * d + n)
+        scratch = qkv.new_empty(molecules[0], room, dtype=torch.float32)
+        _c().attention(*molecules, H, _bf16(qkv), n_heads, qkv, out, scratch, room)
+        ctx.save_for_backward(qkv)
+        ctx.n_heads, ctx.layout = n_heads, layout
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (qkv,), grad, layout = ctx.saved_tensors, grads[0].contiguous(), ctx.layout
+        grad_qkv, H = torch.empty_like(qkv), grad.shape[1]
+        n, d = _padded(int(layout.sizes.max())), _padded(H // ctx.n_heads)
+        molecules, room = _molecules(layout, qkv), n * (8 * d + 2 * n)
+        scratch = qkv.new_empty(molecules[0], room, dtype=torch.float32)
+        _c().attention_gradient(*molecules, H, _bf16(qkv), ctx.n_heads, qkv, grad, grad_qkv, scratch, room)
+        return grad_qkv, None, None

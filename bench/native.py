@@ -1,0 +1,161 @@
+"""C files of this package, compiled when first used, for the very processor that they run on.
+
+The machine's C compiler is $CC, or else cc. Libraries are kept in $XDG_CACHE_HOME/equibench (~/.cache/equibench), under
+a name that changes with the source, the compiler and the processor. Where there is no compiler, one line says so and
+the caller has to do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("equibench")
+
+# loops with exponentials become vector instructions, and NaN stays NaN; ISO's own dialect, -std=c11, would forbid to
+# fuse a multiplication with the addition that follows
+FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+FOR_THIS_PROCESSOR = {"x86_64": ("-march=native", "-mprefer-vector-width=512")}
+ELSEWHERE = ("-mcpu=native",)
+
+_off = False
+
+
+class Library:
+    """Functions of a C file, called with tensors (as pointers, None as NULL), integers (int64_t) and floats.
+
+    Attributes:
+        compiler: its first line on itself.
+    """
+
+    def __init__(self, path: Path, compiler: str) -> None:
+        self._functions, self.compiler = ctypes.CDLL(str(path)), compiler
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        function = getattr(self._functions, name)
+        function.restype = None
+
+        def call(*args: Tensor | int | float | None) -> None:
+            function(*map(_converted, args))
+
+        setattr(self, name, call)
+        return call
+
+
+def _converted(value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
+
+
+@functools.cache
+def library(source: Path) -> Library | None:
+    """The functions of a C file, or None where it cannot be compiled or loaded, with one line that says why."""
+    try:
+        return _built(source)
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+        log.warning("%s is not compiled (%s); slower code is used", source.name, reason[0])
+    except (OSError, ValueError) as error:
+        log.warning("%s is not compiled (%s); slower code is used: install a C compiler", source.name, error)
+    return None
+
+
+def required(source: Path) -> Library:
+    """The functions of a C file.
+
+    Raises:
+        RuntimeError: it cannot be compiled here, which `usable` says.
+    """
+    found = library(source)
+    if found is None:
+        raise RuntimeError(f"{source.name} is not compiled here; ask `usable` first")
+    return found
+
+
+@contextmanager
+def operations_of_torch() -> Iterator[None]:
+    """Nothing of C in here, for what looks at operations as they run."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
+
+
+def usable(source: Path, x: Tensor) -> bool:
+    """Whether a C file can be had for such numbers here: float32, or under autocast bf16, on a CPU."""
+    if _off or x.device.type != "cpu" or x.dtype not in (torch.float32, of_products()):
+        return False
+    return of_products() in (torch.float32, torch.bfloat16) and library(source) is not None
+
+
+def of_products() -> torch.dtype:
+    """Of matrix products of float32 numbers on a CPU, here and now."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+
+
+def _built(source: Path) -> Library:
+    command = shlex.split(os.environ.get("CC") or "cc")
+    about = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True).stdout
+    flags = [*FLAGS, *FOR_THIS_PROCESSOR.get(platform.machine(), ELSEWHERE)]
+    headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
+    parts = [source.read_text(), *headers, about, *command, *flags, _processor()]
+    name = f"{source.stem}-{hashlib.blake2b(chr(0).join(parts).encode(), digest_size=8).hexdigest()}.so"
+    compiler = about.splitlines()[0] if about else command[0]
+    if (folder := _cache()) is not None:
+        with contextlib.suppress(OSError):
+            if (folder / name).exists():
+                return Library(folder / name, compiler)
+        with contextlib.suppress(OSError):  # a file that does not load, as after a full disk, is made again
+            return Library(_compiled(command, flags, source, folder, name).replace(folder / name), compiler)
+    with tempfile.TemporaryDirectory() as scratch:  # once loaded it needs no file
+        return Library(_compiled(command, flags, source, Path(scratch), name), compiler)
+
+
+def _compiled(command: list[str], flags: list[str], source: Path, folder: Path, name: str) -> Path:
+    """A library under a name of its own, so that several processes can make it at once."""
+    made = folder / f"{name}.{os.getpid()}"
+    line = [*command, *flags, "-o", str(made), str(source), "-lm"]
+    subprocess.run(line, check=True, capture_output=True, text=True)
+    return made
+
+
+def _cache() -> Path | None:
+    """Where libraries are kept; None where nothing can be."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "equibench"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # there may be no home
+        return None
+    return folder if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2**20 else None
+
+
+def _processor() -> str:
+    """What tells processors apart that see one cache folder, as the nodes of a cluster do."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

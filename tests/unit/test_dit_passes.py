@@ -1,0 +1,156 @@
+"""The passes of a DiT block for a CPU: values and gradients against plain operations in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support import generator, relative_error
+from torch import Tensor
+
+from bench.backbones import dit_passes
+from bench.molecules import Layout
+from bench.native import library
+
+ROUNDING = 1e-5  # of float32, after some dozens of sums
+SIZES = [1, 1, 2, 5, 5, 16, 19]  # sorted; below, at and above the padding to 16
+HEADS = 3
+
+pytestmark = pytest.mark.skipif(library(dit_passes.SOURCE) is None, reason="no C compiler")
+
+
+@pytest.fixture(autouse=True, params=[1, 2, 3], ids="{} threads".format)
+def _n_threads(request, monkeypatch):
+    monkeypatch.setattr(dit_passes, "SHARED", 0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def normed(x: Tensor, shift: Tensor, scale: Tensor, layout: Layout) -> Tensor:
+    out = F.layer_norm(x, x.shape[1:], eps=1e-6)
+    return (1 + scale[layout.molecule]) * out + shift[layout.molecule]
+
+
+def attended(qkv: Tensor, layout: Layout) -> Tensor:
+    out = []
+    for rows in qkv.split(layout.sizes.tolist()):
+        q, k, v = rows.unflatten(1, (3, HEADS, -1)).permute(1, 2, 0, 3)
+        p = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1)
+        out.append((p @ v).transpose(0, 1).flatten(1))
+    return torch.cat(out)
+
+
+# name -> ours, plain operations, shapes of the arguments (A atoms, B molecules, H channels)
+CASES = {
+    "modulate": (
+        lambda x, m, layout: dit_passes.modulate(x, *m.chunk(2, dim=1), layout, 1e-6),
+        lambda x, m, layout: normed(x, *m.chunk(2, dim=1), layout),
+        ("A H", "B 2H"),
+    ),
+    "gated sum": (
+        lambda x, y, m, layout: dit_passes.gated_sum(x, y, m.chunk(2, dim=1)[1], layout),
+        lambda x, y, m, layout: x + m.chunk(2, dim=1)[1][layout.molecule] * y,
+        ("A H", "A H", "B 2H"),
+    ),
+    "SwiGLU": (
+        lambda uv, layout: dit_passes.swiglu(uv),
+        lambda uv, layout: F.silu(uv.chunk(2, dim=1)[0]) * uv.chunk(2, dim=1)[1],
+        ("A 2H",),
+    ),
+    "attention": (
+        lambda qkv, layout: dit_passes.attention(qkv, HEADS, layout),
+        attended,
+        ("A 3H",),
+    ),
+}
+
+
+def arguments(shapes: tuple[str, ...], layout: Layout, H: int) -> list[Tensor]:
+    rng, rows = generator(6), {"A": int(layout.sizes.sum()), "B": len(layout.sizes)}
+    found = []
+    for shape in shapes:
+        n, columns = shape.split()
+        found.append(torch.randn(rows[n], int(columns[:-1] or 1) * H, generator=rng).requires_grad_())
+    return found
+
+
+def errors(name: str, H: int = 24, sizes: list[int] = SIZES, dtype: torch.dtype = torch.float32) -> list[float]:
+    """Of the values and of each gradient, relative to float64's plain operations on the same numbers."""
+    ours, plain, shapes = CASES[name]
+    layout = Layout(sizes)
+    given = arguments(shapes, layout, H)
+    # what linear layers make is in their precision; modulations and what blocks add to are float32
+    of_layers = {"gated sum": 1, "SwiGLU": 0, "attention": 0}.get(name)
+    if of_layers is not None:
+        given[of_layers] = given[of_layers].detach().to(dtype).requires_grad_()
+    exact = [value.detach().double().requires_grad_() for value in given]
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        out = ours(*given, layout)
+    wanted = plain(*exact, layout)
+    weight = torch.randn(wanted.shape, generator=generator(7)).to(out.dtype)
+    found = torch.autograd.grad((weight * out).sum(), given)
+    expected = torch.autograd.grad((weight.double() * wanted).sum(), exact)
+    return [relative_error(x.double(), y) for x, y in zip([out, *found], [wanted, *expected], strict=True)]
+
+
+@pytest.mark.parametrize("H", [24, 48, 96])
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_plain_operations(name, H):
+    assert max(errors(name, H)) < ROUNDING
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_molecules_of_many_atoms_and_one_alone(name):
+    assert max(errors(name, sizes=[70, 181])) < ROUNDING
+    assert max(errors(name, sizes=[3])) < ROUNDING
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bf16_is_off_by_its_rounding(name):
+    """8 digits in what goes in and out: under 2 %, and (control) something is over 1e-5."""
+    found = errors(name, dtype=torch.bfloat16)
+    assert max(found) < 0.02
+    assert max(found) > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "right", "wrong"),
+    [
+        ("modulate", "normed[k] * along_normed", "0.999f * normed[k] * along_normed"),
+        ("modulate", "of_shift[k] += g[k]", "of_shift[k] = g[k]"),
+        ("gated sum", "grad_i[k] * y_i[k]", "grad_i[k]"),
+        ("SwiGLU", "s + silu * (1 - s)", "s"),
+        ("attention", "(s[i * N + j] - mean)", "s[i * N + j]"),
+        ("attention", "product(of_k, s, 1, N, q", "product(of_k, s, N, 1, q"),
+        ("attention", "to[c * width + r] = 0", "to[c * width + r] = 1"),
+    ],
+)
+def test_a_wrong_pass_is_noticed(name, right, wrong, monkeypatch, tmp_path):
+    """Control: the same file with one term another."""
+    source = dit_passes.SOURCE.read_text()
+    assert right in source
+    changed = tmp_path / "dit_passes.c"
+    changed.write_text(source.replace(right, wrong))
+    (tmp_path / "rows.h").write_text((dit_passes.SOURCE.parent / "rows.h").read_text())
+    monkeypatch.setattr(dit_passes, "SOURCE", changed)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not max(errors(name)) < 10 * ROUNDING
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_not_a_number_stays_so_in_its_molecule(name):
+    ours, _, shapes = CASES[name]
+    layout = Layout([2, 3])
+    given = [value.detach() for value in arguments(shapes, layout, 24)]
+    given[0][0, -1] = torch.nan
+    out = ours(*given, layout)
+    assert out[:2].isnan().any()
+    assert out[2:].isfinite().all()
+
+
+def test_gradients_through_gradients_are_refused():
+    """They would be silently wrong."""
+    uv = torch.randn(3, 8, requires_grad=True)
+    (first,) = torch.autograd.grad(dit_passes.swiglu(uv).square().sum(), uv, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
