@@ -17,11 +17,11 @@ HEADS = 3
 pytestmark = pytest.mark.skipif(library(dit_passes.SOURCE) is None, reason="no C compiler")
 
 
-@pytest.fixture(autouse=True, params=[1, 2, 3], ids="{} threads".format)
-def _n_threads(request, monkeypatch):
+@pytest.fixture(autouse=True)
+def _two_threads(monkeypatch):
     monkeypatch.setattr(dit_passes, "SHARED", 0)
     before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
+    torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
@@ -93,9 +93,11 @@ def errors(name: str, H: int = 24, sizes: list[int] = SIZES, dtype: torch.dtype 
     return [relative_error(x.double(), y) for x, y in zip([out, *found], [wanted, *expected], strict=True)]
 
 
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize("H", [24, 48, 96])
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_those_of_plain_operations(name, H):
+def test_values_and_gradients_are_those_of_plain_operations(name, H, n_threads):
+    torch.set_num_threads(n_threads)
     assert max(errors(name, H)) < ROUNDING
 
 
@@ -146,6 +148,22 @@ def test_what_is_not_a_number_stays_so_in_its_molecule(name):
     out = ours(*given, layout)
     assert out[:2].isnan().any()
     assert out[2:].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "modulation",
+    [torch.zeros(2, 23), torch.zeros(3, 24), torch.zeros(24, 2).t(), torch.zeros(2, 24, dtype=torch.bfloat16)],
+    ids=["columns", "molecules", "transposed", "bf16"],
+)
+def test_what_does_not_fit_is_refused(modulation):
+    """Nothing beyond an array is read."""
+    layout, x = Layout([2, 3]), torch.zeros(5, 24)
+    with pytest.raises(ValueError, match=r"expected \(2, 24\) in float32"):
+        dit_passes.gated_sum(x, x, modulation, layout)
+    with pytest.raises(ValueError, match="4 rows for 5 atoms"):
+        dit_passes.attention(torch.zeros(4, 72), HEADS, layout)
+    with pytest.raises(ValueError, match="not q, k and v of 3 heads"):
+        dit_passes.attention(torch.zeros(5, 70), HEADS, layout)
 
 
 def test_gradients_through_gradients_are_refused():
