@@ -152,8 +152,8 @@ def test_what_is_not_a_number_stays_so_in_its_molecule(name):
 
 @pytest.mark.parametrize(
     "modulation",
-    [torch.zeros(2, 23), torch.zeros(3, 24), torch.zeros(24, 2).t(), torch.zeros(2, 24, dtype=torch.bfloat16)],
-    ids=["columns", "molecules", "transposed", "bf16"],
+    [torch.zeros(3, 24), torch.zeros(24, 2).t(), torch.zeros(2, 24, dtype=torch.bfloat16)],
+    ids=["molecules", "transposed", "bf16"],
 )
 def test_what_does_not_fit_is_refused(modulation):
     """Nothing beyond an array is read."""
