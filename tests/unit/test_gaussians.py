@@ -67,3 +67,11 @@ def test_a_wrong_gaussian_is_noticed(monkeypatch):
         torch.testing.assert_close(out, plain(*given))
     with pytest.raises(RuntimeError, match="Jacobian mismatch"):
         torch.autograd.gradcheck(lambda *args: mean_gaussians(*args, LAYOUT), given, fast_mode=True)
+
+
+def test_gradients_through_gradients_are_refused():
+    """They would be silently wrong where threads share the work."""
+    given = arguments()
+    (first, *_) = torch.autograd.grad(mean_gaussians(*given, LAYOUT).square().sum(), given, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
