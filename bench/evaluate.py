@@ -19,14 +19,13 @@ import numpy as np
 import torch
 
 from bench import files, records
-from bench.backbones import pair_mlp
 from bench.config import RunConfig
 from bench.data.dataset import DataSet
 from bench.data.sizes import SizeDistribution, size_histogram
 from bench.diffusion.schedule import NoiseLevel
 from bench.model import Model
 from bench.molecules import Molecules
-from bench.native import library
+from bench.native import compiler_version
 from bench.sample import in_order, plan_chunks, sample_chunk
 from bench.streams import Streams
 from bench.structures import Structures
@@ -248,6 +247,6 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if functions := library(pair_mlp.SOURCE):
-        found["c compiler"] = functions.compiler
+    if compiler := compiler_version():
+        found["c compiler"] = compiler
     return found

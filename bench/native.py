@@ -38,14 +38,10 @@ _off = False
 
 
 class Library:
-    """Functions of a C file, called with tensors (as pointers, None as NULL), integers (int64_t) and floats.
+    """Functions of a C file, called with tensors (as pointers, None as NULL), integers (int64_t) and floats."""
 
-    Attributes:
-        compiler: its first line on itself.
-    """
-
-    def __init__(self, path: Path, compiler: str) -> None:
-        self._functions, self.compiler = ctypes.CDLL(str(path)), compiler
+    def __init__(self, path: Path) -> None:
+        self._functions = ctypes.CDLL(str(path))
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("_"):
@@ -116,22 +112,34 @@ def of_products() -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
-def _built(source: Path) -> Library:
+def compiler_version() -> str | None:
+    """The C compiler's first line on itself; None where there is none."""
+    try:
+        return _compiler()[1].splitlines()[0]
+    except (OSError, ValueError, IndexError, subprocess.CalledProcessError):
+        return None
+
+
+def _compiler() -> tuple[list[str], str]:
+    """Its command, and what it says of itself."""
     command = shlex.split(os.environ.get("CC") or "cc")
-    about = subprocess.run([*command, "--version"], check=True, capture_output=True, text=True).stdout
+    return command, subprocess.run([*command, "--version"], check=True, capture_output=True, text=True).stdout
+
+
+def _built(source: Path) -> Library:
+    command, about = _compiler()
     flags = [*FLAGS, *FOR_THIS_PROCESSOR.get(platform.machine(), ELSEWHERE)]
     headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
     parts = [source.read_text(), *headers, about, *command, *flags, _processor()]
     name = f"{source.stem}-{hashlib.blake2b(chr(0).join(parts).encode(), digest_size=8).hexdigest()}.so"
-    compiler = about.splitlines()[0] if about else command[0]
     if (folder := _cache()) is not None:
         with contextlib.suppress(OSError):
             if (folder / name).exists():
-                return Library(folder / name, compiler)
+                return Library(folder / name)
         with contextlib.suppress(OSError):  # a file that does not load, as after a full disk, is made again
-            return Library(_compiled(command, flags, source, folder, name).replace(folder / name), compiler)
+            return Library(_compiled(command, flags, source, folder, name).replace(folder / name))
     with tempfile.TemporaryDirectory() as scratch:  # once loaded it needs no file
-        return Library(_compiled(command, flags, source, Path(scratch), name), compiler)
+        return Library(_compiled(command, flags, source, Path(scratch), name))
 
 
 def _compiled(command: list[str], flags: list[str], source: Path, folder: Path, name: str) -> Path:
