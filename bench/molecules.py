@@ -51,7 +51,7 @@ class Layout:
             )
         self.device = torch.device(device)
         self.n_padded = int(self.sizes.max()) if n_padded is None else n_padded
-        self.chunks: dict[int, list[Any]] = {}  # of its pairs, by their number (`bench.backbones.pairs.chunks`)
+        self.memo: dict[Any, Any] = {}  # what every layer of a network asks for (`bench.backbones.pairs`)
 
     @cached_property
     def ptr(self) -> Int[Tensor, "B_plus_1"]:

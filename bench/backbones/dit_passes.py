@@ -2,8 +2,8 @@
 
     `modulate`: (1 + scale) LayerNorm(x) + shift      `gated_sum`: x + gate y
     `attention`: softmax(q k^T / sqrt(d)) v within molecules      `swiglu`: SiLU(u) v
-Rows are atoms, one molecule after the other; shift, scale and gate are a molecule's. As operations of torch they would
-be twice as many passes, over copies of every molecule's shift for each of its atoms and with attention called anew for
+Rows are atoms, one molecule after the other; shift, scale and gate are a molecule's. As operations of torch they
+would be many passes, over copies of every molecule's shift for each of its atoms and with attention called anew for
 every molecule size. The backward pass of each is written here too, and makes normed rows and softmax again.
 
 Under autocast what linear layers take and give is bf16; everything else is float32.

@@ -39,12 +39,14 @@ class MessagePassing(nn.Module):
 
     Args:
         n_distances: columns of the pair input beside the two atoms' features.
+        itself: whether an atom is a partner of its own.
     """
 
     on_pairs: ClassVar[tuple[str, ...]] = ("message",)
 
-    def __init__(self, width: int, n_distances: int) -> None:
+    def __init__(self, width: int, n_distances: int, itself: bool) -> None:
         super().__init__()
+        self.itself = itself
         self.message_in = nn.Linear(2 * width + n_distances, width)
         self.message_out = nn.Linear(width, width)
         self.attention = nn.Linear(width, 1)
@@ -56,16 +58,15 @@ class MessagePassing(nn.Module):
         """What `train.compile` compiles: nothing where `pair_mlp` takes the place of it."""
         return () if pair_mlp.available(self.attention.weight) else self.on_pairs
 
-    def update(
-        self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"], layout: Layout, mask: Tensor | None = None
-    ) -> Float[Tensor, "A H"]:
-        """h_i + W4 SiLU(W3 [h_i, sum_j a_ij m_ij]); without a mask [P] an atom is a partner of itself."""
+    def update(self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"], layout: Layout) -> Float[Tensor, "A H"]:
+        """h_i + W4 SiLU(W3 [h_i, sum_j a_ij m_ij])."""
         first = first_terms(self.message_in, h, distances)
         if pair_mlp.available(distances):
-            gathered = pair_mlp.attended_sum(first, self.message_out, self.attention, layout, itself=mask is None)
+            gathered = pair_mlp.attended_sum(first, self.message_out, self.attention, layout, self.itself)
         else:
             message, attention = self.message(pair_input(*first, layout))
-            gathered = weighted_sum(attention if mask is None else attention * mask, message, layout)
+            counts = attention if self.itself else attention * off_diagonal(layout, distances)
+            gathered = weighted_sum(counts, message, layout)
         return h + self.node_out(F.silu(self.node_in(torch.cat([h, gathered], dim=1))))
 
     def message(self, first: Float[Tensor, "P H"]) -> tuple[Tensor, Tensor]:
@@ -80,7 +81,7 @@ class Block(MessagePassing):
     on_pairs: ClassVar[tuple[str, ...]] = ("message", "score")
 
     def __init__(self, width: int, coordinate_range: float) -> None:
-        super().__init__(width, n_distances=2)
+        super().__init__(width, n_distances=2, itself=False)
         self.coordinate_range = coordinate_range
         self.coordinate_in = nn.Linear(2 * width + 2, width)
         self.coordinate_mid = nn.Linear(width, width)
@@ -92,13 +93,12 @@ class Block(MessagePassing):
         h: Float[Tensor, "A H"],
         x: Float[Tensor, "A 3"],
         d0: Float[Tensor, "P 1"],
-        mask: Float[Tensor, "P"],
         layout: Layout,
     ) -> tuple[Tensor, Tensor]:
         difference = differences(x, layout)
         d2 = difference.square().sum(1, keepdim=True)
         distances = torch.cat([d2, d0], dim=1)
-        h = self.update(h, distances, layout, mask)
+        h = self.update(h, distances, layout)
         first = first_terms(self.coordinate_in, h, distances)
         if pair_mlp.available(distances):
             score = pair_mlp.pair_scores(first, self.coordinate_mid, self.coordinate_out, layout)
@@ -166,8 +166,7 @@ class EGNN(nn.Module):
         x = x_in = z.layout.to_sorted(z.x)
         h = self.embedding(z.layout.to_sorted(torch.cat([z.h, z.per_atom(t)[:, None]], dim=1)))
         d0 = differences(x, layout).square().sum(1, keepdim=True)
-        mask = off_diagonal(layout, x)
         for block in self.blocks:
-            h, x = block(h, x, d0, mask, layout)
+            h, x = block(h, x, d0, layout)
         features = self.readout(h)[:, :-1]
         return z.replace(x=z.layout.from_sorted(x - x_in), h=z.layout.from_sorted(features))

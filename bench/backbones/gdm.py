@@ -37,7 +37,7 @@ class Block(MessagePassing):
     """One GDM block."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, n_distances=0)
+        super().__init__(width, n_distances=0, itself=True)
 
     def forward(self, h: Float[Tensor, "A H"], no_distances: Float[Tensor, "P 0"], layout: Layout) -> Tensor:
         return self.update(h, no_distances, layout)

@@ -107,8 +107,8 @@ class _PairMLP(torch.autograd.Function):
         scores = ab.new_empty(D.shape[0])
         out = ab.new_empty(ab.shape[0], K) if setting.attended else None
         rows = [setting.n_padded(chunk) for chunk in setting.plan] if setting.kept else []
-        seconds = ab.new_empty(sum(rows), K, dtype=setting.products)
-        kept = seconds.split(rows)
+        stored = ab.new_empty(sum(rows), K, dtype=setting.products)
+        kept = stored.split(rows)
 
         def work(share: list[tuple[int, Chunk]]) -> None:
             buffer = setting.buffer(share, W)
@@ -124,7 +124,7 @@ class _PairMLP(torch.autograd.Function):
 
         on_threads(work, setting.shares)
         if setting.kept:
-            ctx.save_for_backward(ab, D, W_in, W, bias, w, scores if setting.attended else None, seconds)
+            ctx.save_for_backward(ab, D, W_in, W, bias, w, scores if setting.attended else None, stored)
             ctx.setting, ctx.with_c = setting, c is not None
         return scores if out is None else out
 
@@ -132,9 +132,9 @@ class _PairMLP(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         grad = grads[0].contiguous()
-        ab, D, W_in, W, bias, w, attention, seconds = ctx.saved_tensors
+        ab, D, W_in, W, bias, w, attention, stored = ctx.saved_tensors
         setting = ctx.setting
-        kept = seconds.split([setting.n_padded(chunk) for chunk in setting.plan])
+        kept = stored.split([setting.n_padded(chunk) for chunk in setting.plan])
         (C, K), bf16, products = W_in.shape, setting.bf16, W.to(setting.products)
         grad_D = torch.empty_like(D) if ctx.needs_input_grad[1] else None
 

@@ -68,9 +68,9 @@ def chunks(layout: Layout, n: int = 1) -> list[Chunk]:
     Args:
         n: chunks of about as many pairs each; fewer where there are fewer atoms.
     """
-    if n not in layout.chunks:
-        layout.chunks[n] = _cut(layout, n)
-    return layout.chunks[n]
+    if n not in layout.memo:
+        layout.memo[n] = _cut(layout, n)
+    return layout.memo[n]
 
 
 def _cut(layout: Layout, n_chunks: int) -> list[Chunk]:
@@ -311,10 +311,12 @@ def differences(x: Float[Tensor, "A K"], layout: Layout) -> Float[Tensor, "P K"]
 
 
 def off_diagonal(layout: Layout, like: Tensor) -> Float[Tensor, "P"]:
-    """1 for i != j and 0 for i = j."""
-    return torch.cat(
-        [
-            (1 - torch.eye(n, dtype=like.dtype, device=like.device)).expand(m, n, n).reshape(-1)
-            for _, _, m, n in _blocks(layout)
-        ]
-    )
+    """1 for i != j and 0 for i = j; made once for a layout."""
+    if like.dtype not in layout.memo:
+        layout.memo[like.dtype] = torch.cat(
+            [
+                (1 - torch.eye(n, dtype=like.dtype, device=like.device)).expand(m, n, n).reshape(-1)
+                for _, _, m, n in _blocks(layout)
+            ]
+        )
+    return layout.memo[like.dtype]
