@@ -10,7 +10,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import TypeVar
 
 import torch
@@ -19,6 +19,8 @@ SHARED = 2**15  # numbers that one thread is done with before others would have 
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
+
+_one_caller = Lock()  # makes a pool
 
 
 def on_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
@@ -45,8 +47,13 @@ def _without_gradients(work: Callable[[Part], Result], part: Part) -> Result:
     return work(part)  # a thread has modes of its own
 
 
-@functools.cache
 def _pool(n: int) -> ThreadPoolExecutor:
+    with _one_caller:
+        return _started(n)
+
+
+@functools.cache
+def _started(n: int) -> ThreadPoolExecutor:
     pool, all_started = ThreadPoolExecutor(n, "equibench", initializer=_start), Barrier(n)
     list(pool.map(lambda _: all_started.wait(), range(n)))
     torch.set_num_threads(n)  # which also holds for threads that are yet to come
@@ -59,4 +66,4 @@ def _start() -> None:
     torch.set_flush_denormal(True)  # as `bench.denormals`, for networks alone work here
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+os.register_at_fork(after_in_child=_started.cache_clear)  # threads do not survive a fork

@@ -27,6 +27,16 @@ def test_results_come_in_order_from_threads_of_one_core_each():
     assert on_threads(lambda x: (x, threading.get_ident()), [1]) == [(1, caller)]
 
 
+def test_numbers_next_to_zero_are_zero_there_and_not_here():
+    def half(_: int) -> float:
+        return (torch.tensor([1e-40]) * 0.5).item()
+
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+    assert on_threads(half, [1, 2]) == [0, 0]
+    assert half(0) > 0
+
+
 def test_no_gradients_there():
     weight = torch.ones(2, requires_grad=True)
     assert not any(x.requires_grad for x in on_threads(lambda k: k * weight, [1.0, 2.0]))
