@@ -73,10 +73,7 @@ def time_steps(
     work = training_work(model, timed[0], streams.at(0))
     compiled = compile_networks(model, data) if settings.compile else "eager"
 
-    state, loss_of = TrainingState.at_start(model.named_weights(), settings), BatchLoss(model)
-
-    def step(i: int, x0: Molecules) -> object:
-        return training_step(loss_of, x0, streams.at(i), settings, state, settings.lr)
+    step = stepping(cfg, model, streams)
 
     def forward(i: int, x0: Molecules) -> object:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
@@ -115,6 +112,13 @@ def time_steps(
         "code": code_version(),
         "versions": versions(),
     }
+
+
+def stepping(cfg: RunConfig, model: Model, streams: Streams) -> Callable[[int, Molecules], object]:
+    """The training step of a run, number and batch -> whatever, from its start."""
+    settings = cfg.train
+    state, loss_of = TrainingState.at_start(model.named_weights(), settings), BatchLoss(model)
+    return lambda i, x0: training_step(loss_of, x0, streams.at(i), settings, state, settings.lr)
 
 
 def seconds_of(

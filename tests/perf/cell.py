@@ -75,9 +75,8 @@ def paired(n_rounds: int, n_steps: int, **given: Any) -> dict[str, Any]:
 
     from bench.batches import Batches
     from bench.clock import clock
-    from bench.optimise import TrainingState
     from bench.streams import Streams
-    from bench.train import BatchLoss, training_step
+    from bench.timing import stepping
 
     def prepared(bf16: bool, reference: bool = False) -> Callable[[int], float]:
         cfg, model, data = built(bf16=bf16, **given)
@@ -85,13 +84,12 @@ def paired(n_rounds: int, n_steps: int, **given: Any) -> dict[str, Any]:
             use_reference(cfg, model)
         settings, device = cfg.train, torch.device(cfg.train.device)
         batches = Batches(data.train, model.diffusion, settings.batch_size, cfg.seed, settings.device)
-        state, loss_of = TrainingState.at_start(model.named_weights(), settings), BatchLoss(model)
-        streams = Streams(cfg.seed, device)
+        step = stepping(cfg, model, Streams(cfg.seed, device))
 
         def seconds(i: int) -> float:
             x0 = batches(i)
             started = clock(device)
-            training_step(loss_of, x0, streams.at(i), settings, state, settings.lr)
+            step(i, x0)
             return clock(device) - started
 
         seconds(0)
