@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -243,6 +244,17 @@ def _patched(wrap: Any) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------- errors in one number
+
+
+def with_another_term(source: Path, right: str, wrong: str, folder: Path) -> Path:
+    """A copy of a C file, with its headers, in which one term is another: a control."""
+    text = source.read_text()
+    assert right in text
+    for header in source.parent.glob("*.h"):
+        (folder / header.name).write_text(header.read_text())
+    changed = folder / source.name
+    changed.write_text(text.replace(right, wrong))
+    return changed
 
 
 def relative_error(a: Molecules | Tensor, b: Molecules | Tensor) -> float:

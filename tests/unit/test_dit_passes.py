@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from support import generator, relative_error
+from support import generator, relative_error, with_another_term
 from torch import Tensor
 
 from bench.backbones import dit_passes
@@ -129,12 +129,7 @@ def test_bf16_is_off_by_its_rounding(name):
 )
 def test_a_wrong_pass_is_noticed(name, right, wrong, monkeypatch, tmp_path):
     """Control: the same file with one term another."""
-    source = dit_passes.SOURCE.read_text()
-    assert right in source
-    changed = tmp_path / "dit_passes.c"
-    changed.write_text(source.replace(right, wrong))
-    (tmp_path / "rows.h").write_text((dit_passes.SOURCE.parent / "rows.h").read_text())
-    monkeypatch.setattr(dit_passes, "SOURCE", changed)
+    monkeypatch.setattr(dit_passes, "SOURCE", with_another_term(dit_passes.SOURCE, right, wrong, tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not max(errors(name)) < 10 * ROUNDING
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from support import generator, relative_error
+from support import generator, relative_error, with_another_term
 from torch import Tensor, nn
 
 from bench.backbones import pair_mlp
@@ -130,12 +130,7 @@ def test_any_number_of_distances_and_any_width(name, itself, options):
 )
 def test_a_wrong_gradient_is_noticed(name, itself, right, wrong, monkeypatch, tmp_path):
     """Control: the same file with one term another."""
-    source = pair_mlp.SOURCE.read_text()
-    assert right in source
-    changed = tmp_path / "pair_mlp.c"
-    changed.write_text(source.replace(right, wrong))
-    (tmp_path / "rows.h").write_text((pair_mlp.SOURCE.parent / "rows.h").read_text())
-    monkeypatch.setattr(pair_mlp, "SOURCE", changed)
+    monkeypatch.setattr(pair_mlp, "SOURCE", with_another_term(pair_mlp.SOURCE, right, wrong, tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert max(errors(name, Layout(SIZES), itself)) > 10 * ROUNDING
 
