@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 # OpenMP's threads that have nothing to do turn in a loop on a core that other threads want (`bench.threads`): 300 000
-# times, which is milliseconds; 10 000 are enough between operations. It is read when torch is loaded, so a program that
+# times by default; 10 000 are enough between operations. It is read when torch is loaded, so a program that
 # loads torch first does without. What the user says goes.
 if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "10000"
