@@ -1,8 +1,8 @@
 """C files of this package, compiled when first used, for the very processor that they run on.
 
 The machine's C compiler is $CC, or else cc. Libraries are kept in $XDG_CACHE_HOME/equibench (~/.cache/equibench), under
-a name that changes with the source, the compiler and the processor. Where there is no compiler, one line says so and
-the caller has to do without.
+a name that changes with the source, its constants, the compiler and the processor. Where there is no compiler, one line
+says so and the caller has to do without.
 """
 
 from __future__ import annotations
@@ -65,10 +65,14 @@ def _converted(value: Any) -> Any:
 
 
 @functools.cache
-def library(source: Path) -> Library | None:
-    """The functions of a C file, or None where it cannot be compiled or loaded, with one line that says why."""
+def library(source: Path, **constants: int) -> Library | None:
+    """The functions of a C file, or None where it cannot be compiled or loaded, with one line that says why.
+
+    Args:
+        constants: macros of the file, whose value the compiler then knows.
+    """
     try:
-        return _built(source)
+        return _built(source, constants)
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
         log.warning("%s is not compiled (%s); slower code is used", source.name, reason[0])
@@ -77,13 +81,13 @@ def library(source: Path) -> Library | None:
     return None
 
 
-def required(source: Path) -> Library:
-    """The functions of a C file.
+def required(source: Path, **constants: int) -> Library:
+    """The functions of a C file (`library`).
 
     Raises:
         RuntimeError: it cannot be compiled here, which `usable` says.
     """
-    found = library(source)
+    found = library(source, **constants)
     if found is None:
         raise RuntimeError(f"{source.name} is not compiled here; ask `usable` first")
     return found
@@ -100,11 +104,11 @@ def operations_of_torch() -> Iterator[None]:
         _off = before
 
 
-def usable(source: Path, x: Tensor) -> bool:
+def usable(source: Path, x: Tensor, **constants: int) -> bool:
     """Whether a C file can be had for such numbers here: float32, or under autocast bf16, on a CPU."""
     if _off or x.device.type != "cpu" or x.dtype not in (torch.float32, of_products()):
         return False
-    return of_products() in (torch.float32, torch.bfloat16) and library(source) is not None
+    return of_products() in (torch.float32, torch.bfloat16) and library(source, **constants) is not None
 
 
 def of_products() -> torch.dtype:
@@ -126,9 +130,10 @@ def _compiler() -> tuple[list[str], str]:
     return command, subprocess.run([*command, "--version"], check=True, capture_output=True, text=True).stdout
 
 
-def _built(source: Path) -> Library:
+def _built(source: Path, constants: dict[str, int]) -> Library:
     command, about = _compiler()
-    flags = [*FLAGS, *FOR_THIS_PROCESSOR.get(platform.machine(), ELSEWHERE)]
+    defined = [f"-D{name}={value}" for name, value in constants.items()]
+    flags = [*FLAGS, *FOR_THIS_PROCESSOR.get(platform.machine(), ELSEWHERE), *defined]
     headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
     parts = [source.read_text(), *headers, about, *command, *flags, _processor()]
     name = f"{source.stem}-{hashlib.blake2b(chr(0).join(parts).encode(), digest_size=8).hexdigest()}.so"

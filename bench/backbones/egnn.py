@@ -56,12 +56,16 @@ class MessagePassing(nn.Module):
     @property
     def compilable(self) -> tuple[str, ...]:
         """What `train.compile` compiles: nothing where `pair_mlp` takes the place of it."""
-        return () if pair_mlp.available(self.attention.weight) else self.on_pairs
+        return () if self.in_c(self.attention.weight) else self.on_pairs
+
+    def in_c(self, x: Tensor) -> bool:
+        """Whether `pair_mlp` is for numbers like these."""
+        return pair_mlp.available(x, self.attention.in_features)
 
     def update(self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"], layout: Layout) -> Float[Tensor, "A H"]:
         """h_i + W4 SiLU(W3 [h_i, sum_j a_ij m_ij])."""
         first = first_terms(self.message_in, h, distances)
-        if pair_mlp.available(distances):
+        if self.in_c(distances):
             gathered = pair_mlp.attended_sum(first, self.message_out, self.attention, layout, self.itself)
         else:
             message, attention = self.message(pair_input(*first, layout))
@@ -100,7 +104,7 @@ class Block(MessagePassing):
         distances = torch.cat([d2, d0], dim=1)
         h = self.update(h, distances, layout)
         first = first_terms(self.coordinate_in, h, distances)
-        if pair_mlp.available(distances):
+        if self.in_c(distances):
             score = pair_mlp.pair_scores(first, self.coordinate_mid, self.coordinate_out, layout)
         else:
             score = self.score(pair_input(*first, layout))

@@ -1,8 +1,11 @@
 /* What bench/backbones/pair_mlp.py does between matrix products, on the pairs of one chunk: each function reads and
    writes its rows once, on the thread that calls it. Formulas and names are those of the Python file. Operands and
-   results of matrix products are `hidden`, `second`, `g` and `moved`. */
+   results of matrix products are `hidden`, `second`, `g` and `moved`. The network's WIDTH is known to the compiler, so
+   that rows stay in registers. */
 
 #include "rows.h"
+
+enum { K = WIDTH };
 
 /* b molecules of n atoms, of each of which r atoms i have their pairs here: from atom `row`, partners j from atom
    `partner`, pairs from `pair` within the chunk. */
@@ -19,12 +22,13 @@ typedef struct {
 #define ATOM (block->row + row)
 #define FIRST_PARTNER (block->partner + row / block->r * block->n)
 #define FOR_EACH_PARTNER                                                \
-    for (int64_t j = FIRST_PARTNER, p = block->pair + row * block->n; \
+    for (int64_t j = FIRST_PARTNER, p = FIRST_PAIR; \
          j < FIRST_PARTNER + block->n; j++, p++)
+#define FIRST_PAIR (block->pair + row * block->n)
 #define COUNTS (itself || j != ATOM)
 
 /* hidden = SiLU(z) and, where it is wanted, slope = SiLU'(z), for z = a_i + b_j + D W; ab holds [a, b] of each atom. */
-void first_layer(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t K, int64_t bf16, const float *ab,
+void first_layer(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t bf16, const float *ab,
                  const float *D, const float *W, int64_t C, void *hidden, float *slopes) {
     float z[K], value[K];
     FOR_EACH_ATOM {
@@ -49,55 +53,73 @@ void first_layer(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t 
 }
 
 /* e = w m + c for m = SiLU(second + bias), 0 where a pair does not count. Without `out`: attention = e. With it:
-   attention = sigmoid(e), and out is the sum over j of attention m. */
-void messages(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t K, int64_t bf16, const void *second,
-              const float *bias, const float *w, float c, float *attention, float *out) {
-    float m[K], sum[K];
+   attention = sigmoid(e), and out is the sum over j of attention m. `m` has room for the partners of one atom: all their
+   sigmoids are taken at once, as nothing overlaps with that of a single e. */
+void messages(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t bf16, const void *second,
+              const float *bias, const float *w, float c, float *m, float *attention, float *out) {
     FOR_EACH_ATOM {
-        memset(sum, 0, sizeof sum);
+        float *restrict m_j = m;
         FOR_EACH_PARTNER {
             attention[p] = 0;
             if (!COUNTS) continue;
-            load(second, q++ * K, K, bf16, m);
+            load(second, q++ * K, K, bf16, m_j);
             for (int64_t k = 0; k < K; k++) {
-                float z = m[k] + bias[k];
-                m[k] = z * sigmoid(z);
+                float z = m_j[k] + bias[k];
+                m_j[k] = z * sigmoid(z);
             }
-            float e = dot(m, w, K) + c;
-            attention[p] = out ? sigmoid(e) : e;
-            if (out) add(sum, attention[p], m, K);
+            attention[p] = dot(m_j, w, K) + c;
+            m_j += K;
         }
-        if (out) memcpy(out + ATOM * K, sum, sizeof sum);
+        if (!out) continue;
+        for (int64_t p = FIRST_PAIR; p < FIRST_PAIR + block->n; p++) attention[p] = sigmoid(attention[p]);
+        float sum[K];
+        memset(sum, 0, sizeof sum);
+        m_j = m;
+        FOR_EACH_PARTNER {
+            if (COUNTS) {
+                add(sum, attention[p], m_j, K);
+                m_j += K;
+            } else
+                attention[p] = 0;
+        }
+        memcpy(out + ATOM * K, sum, sizeof sum);
     }
 }
 
 /* g = gradient of second, from the gradient of `messages`' result: of the sums [A, K] where `attention` is given, else of
-   e [P]. Adds to the gradients of bias, w and c. */
-void second_gradient(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t K, int64_t bf16,
-                     const void *second, const float *bias, const float *w, const float *attention, const float *grad,
-                     void *g, float *grad_bias, float *grad_w, float *grad_c) {
-    float m[K], slope[K], g_q[K], of_bias[K], of_w[K], of_c = 0;
+   e [P]. Adds to the gradients of bias, w and c. `m` and `slopes` have room for the partners of one atom. */
+void second_gradient(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t bf16, const void *second,
+                     const float *bias, const float *w, const float *attention, const float *grad, float *m,
+                     float *slopes, void *g, float *grad_bias, float *grad_w, float *grad_c) {
+    float of_bias[K], of_w[K], of_c = 0;
     memset(of_bias, 0, sizeof of_bias);
     memset(of_w, 0, sizeof of_w);
     FOR_EACH_ATOM {
         const float *grad_i = grad + ATOM * K;
+        int64_t first = q;
         FOR_EACH_PARTNER {
             if (!COUNTS) continue;
-            load(second, q * K, K, bf16, m);
+            float *restrict m_j = m + (q - first) * K, *restrict slope = slopes + (q - first) * K;
+            load(second, q++ * K, K, bf16, m_j);
             for (int64_t k = 0; k < K; k++) {
-                float z = m[k] + bias[k], s = sigmoid(z);
-                m[k] = z * s;
-                slope[k] = s + m[k] * (1 - s);
+                float z = m_j[k] + bias[k], s = sigmoid(z);
+                m_j[k] = z * s;
+                slope[k] = s + m_j[k] * (1 - s);
             }
-            float grad_e;
+        }
+        q = first;
+        FOR_EACH_PARTNER {
+            if (!COUNTS) continue;
+            const float *restrict m_j = m + (q - first) * K, *restrict slope = slopes + (q - first) * K;
+            float g_q[K], grad_e;
             if (attention) {
-                grad_e = dot(grad_i, m, K) * attention[p] * (1 - attention[p]);
+                grad_e = dot(grad_i, m_j, K) * attention[p] * (1 - attention[p]);
                 for (int64_t k = 0; k < K; k++) g_q[k] = (attention[p] * grad_i[k] + grad_e * w[k]) * slope[k];
             } else {
                 grad_e = grad[p];
                 for (int64_t k = 0; k < K; k++) g_q[k] = grad_e * w[k] * slope[k];
             }
-            add(of_w, grad_e, m, K);
+            add(of_w, grad_e, m_j, K);
             add(of_bias, 1, g_q, K);
             of_c += grad_e;
             store(g_q, g, q++ * K, K, bf16);
@@ -110,7 +132,7 @@ void second_gradient(const Block *blocks, int64_t n_blocks, int64_t itself, int6
 
 /* From moved = g W, the gradient of hidden, and its slopes, those of a, b and W (added to) and D (written, where it is
    wanted). */
-void first_gradient(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t K, int64_t bf16, const void *moved,
+void first_gradient(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t bf16, const void *moved,
                     const float *slopes, const float *D, const float *W, int64_t C, float *grad_ab, float *grad_D,
                     float *grad_W) {
     float g[K], sum[K];

@@ -32,9 +32,9 @@ ROWS = 64  # a bf16 product has a multiple of so many: oneDNN compiles a kernel 
 FirstLayer = tuple[Tensor, Tensor, Tensor]  # [a, b] [A, 2 K], D [P, C], W_in [C, K], all in one precision
 
 
-def available(D: Float[Tensor, "P C"]) -> bool:
-    """Whether it is for pairs with such distances: in float32, where `bench.native.usable`."""
-    return D.dtype is torch.float32 and usable(SOURCE, D)
+def available(x: Tensor, width: int) -> bool:
+    """Whether it is for such numbers and layers of this width: float32, where `bench.native.usable`."""
+    return x.dtype is torch.float32 and usable(SOURCE, x, WIDTH=width)
 
 
 def attended_sum(
@@ -63,25 +63,25 @@ class _Setting:
     attended: bool
     kept: bool  # for a backward pass
 
-    @property
-    def bf16(self) -> int:
-        return int(self.products is torch.bfloat16)
-
     def n_rows(self, chunk: Chunk) -> int:
         """Pairs of a chunk that count."""
         return chunk.n_pairs - (0 if self.itself else chunk.n_atoms)
 
     def n_padded(self, chunk: Chunk) -> int:
         """Rows of its products; those beyond the pairs that count are zero in their operands."""
-        return -(-self.n_rows(chunk) // ROWS) * ROWS if self.bf16 else self.n_rows(chunk)
+        return -(-self.n_rows(chunk) // ROWS) * ROWS if self.products is torch.bfloat16 else self.n_rows(chunk)
 
-    def of(self, chunk: Chunk) -> tuple[Tensor, int, int]:
+    def of(self, chunk: Chunk) -> tuple[Tensor, int, int, int]:
         """First arguments of every C function."""
-        return chunk.table, len(chunk.blocks), int(self.itself)
+        return chunk.table, len(chunk.blocks), int(self.itself), int(self.products is torch.bfloat16)
 
     def buffer(self, chunks: list[tuple[int, Chunk]], like: Tensor) -> Tensor:
         """Room for the products' rows of any of these chunks."""
         return like.new_empty(max(self.n_padded(chunk) for _, chunk in chunks), like.shape[1], dtype=self.products)
+
+    def of_partners(self, chunks: list[tuple[int, Chunk]], like: Tensor) -> Tensor:
+        """Room for a row of each partner of one atom in any of these chunks."""
+        return like.new_empty(max(block.n for _, chunk in chunks for block in chunk.blocks), like.shape[1])
 
     @property
     def shares(self) -> list[list[tuple[int, Chunk]]]:
@@ -102,7 +102,7 @@ class _PairMLP(torch.autograd.Function):
         c: Tensor | None,
         setting: _Setting,
     ) -> Tensor:
-        (C, K), bf16 = W_in.shape, setting.bf16
+        C, K = W_in.shape
         products, constant = W.to(setting.products).t(), 0.0 if c is None else c.item()
         scores = ab.new_empty(D.shape[0])
         out = ab.new_empty(ab.shape[0], K) if setting.attended else None
@@ -113,14 +113,14 @@ class _PairMLP(torch.autograd.Function):
         def work(share: list[tuple[int, Chunk]]) -> None:
             buffer = setting.buffer(share, W)
             rest = None if setting.kept else torch.empty_like(buffer)
+            m = setting.of_partners(share, W)
             for place, chunk in share:
                 hidden = buffer[: setting.n_padded(chunk)]
                 second = kept[place] if rest is None else rest[: len(hidden)]
-                of_chunk = *setting.of(chunk), K, bf16
-                setting.c.first_layer(*of_chunk, ab, D[chunk.pairs], W_in, C, hidden, None)
+                setting.c.first_layer(*setting.of(chunk), ab, D[chunk.pairs], W_in, C, hidden, None)
                 hidden[setting.n_rows(chunk) :] = 0
                 torch.mm(hidden, products, out=second)
-                setting.c.messages(*of_chunk, second, bias, w, constant, scores[chunk.pairs], out)
+                setting.c.messages(*setting.of(chunk), second, bias, w, constant, m, scores[chunk.pairs], out)
 
         on_threads(work, setting.shares)
         if setting.kept:
@@ -135,7 +135,7 @@ class _PairMLP(torch.autograd.Function):
         ab, D, W_in, W, bias, w, attention, stored = ctx.saved_tensors
         setting = ctx.setting
         kept = stored.split([setting.n_padded(chunk) for chunk in setting.plan])
-        (C, K), bf16, products = W_in.shape, setting.bf16, W.to(setting.products)
+        (C, K), products = W_in.shape, W.to(setting.products)
         grad_D = torch.empty_like(D) if ctx.needs_input_grad[1] else None
 
         def work(share: list[tuple[int, Chunk]]) -> list[Tensor]:
@@ -144,17 +144,18 @@ class _PairMLP(torch.autograd.Function):
             grad_ab, grad_W_in, grad_W, grad_bias, grad_w, grad_c = sums
             buffers = [setting.buffer(share, W) for _ in range(2)]
             slopes = ab.new_empty(len(buffers[0]), K)
+            of_partners = setting.of_partners(share, W), setting.of_partners(share, W)
             for place, chunk in share:
                 hidden, g = (buffer[: setting.n_padded(chunk)] for buffer in buffers)
-                of_chunk = *setting.of(chunk), K, bf16
+                of_chunk = setting.of(chunk)
                 setting.c.first_layer(*of_chunk, ab, D[chunk.pairs], W_in, C, hidden, slopes)
                 of_sums = (None, grad[chunk.pairs]) if attention is None else (attention[chunk.pairs], grad)
                 setting.c.second_gradient(
-                    *of_chunk, kept[place], bias, w, *of_sums, g, grad_bias, grad_w, grad_c
+                    *of_chunk, kept[place], bias, w, *of_sums, *of_partners, g, grad_bias, grad_w, grad_c
                 )  # fmt: skip
                 hidden[setting.n_rows(chunk) :] = 0
                 g[setting.n_rows(chunk) :] = 0
-                if bf16:  # the sum over chunks is float32
+                if g.dtype is torch.bfloat16:  # the sum over chunks is float32
                     grad_W += g.t() @ hidden
                 else:
                     grad_W.addmm_(g.t(), hidden)
@@ -181,7 +182,7 @@ def _apply(
     if shapes != [(n_atoms, 2 * K), (layout.n_pairs, len(W_in)), (K, K), (1, K)]:
         raise ValueError(f"[a, b], D, W and w are {shapes}: not of {n_atoms} atoms, {layout.n_pairs} pairs, width {K}")
     plan = cached_chunks(layout, W_in.shape[1], D.device)
-    setting = _Setting(required(SOURCE), plan, of_products(), itself, attended, torch.is_grad_enabled())
+    setting = _Setting(required(SOURCE, WIDTH=K), plan, of_products(), itself, attended, torch.is_grad_enabled())
     with torch.autocast("cpu", enabled=False):
         return _PairMLP.apply(  # type: ignore[no-any-return]
             ab, D, W_in, inner.weight, inner.bias, head.weight[0], head.bias, setting

@@ -37,7 +37,7 @@ def _no_c():
 @pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit")], ids=str)
 def test_what_c_does_is_not_compiled(pair):
     model = model_of(*pair, dtype=torch.float32)
-    if not pair_mlp.available(torch.zeros(1, 1)):
+    if not pair_mlp.available(torch.zeros(1, 1), 64):
         pytest.skip("no C compiler")
     assert compile_networks(model, DATA) == "eager (no part of this network is compiled)"
 

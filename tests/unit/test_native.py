@@ -69,6 +69,17 @@ def test_a_library_is_compiled_once_and_again_when_its_source_changes(source, tm
     assert len(files(tmp_path)) == 3
 
 
+def test_a_constant_has_a_library_of_its_own(source, tmp_path):
+    source.write_text(DOUBLE.replace("factor *", "FACTOR *"))
+    before = len(files(tmp_path))
+    for factor in (3, 4, 3):
+        functions, x = library(source, FACTOR=factor), torch.ones(2)
+        assert functions is not None
+        functions.twice(x, 2, 2.0, None)
+        assert x.tolist() == [factor, factor]
+    assert len(files(tmp_path)) == before + 2
+
+
 def test_without_a_place_to_keep_it_it_works_all_the_same(source, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -121,7 +132,7 @@ import torch
 from bench.backbones import pair_mlp
 from support import model_of, states
 D = torch.zeros(1, 2)
-print(pair_mlp.available(D))
+print(pair_mlp.available(D, 3))
 x0, _, _, _ = states(dtype=torch.float32)
 from bench.train import training_loss
 from bench.streams import Streams

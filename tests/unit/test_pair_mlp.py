@@ -22,7 +22,7 @@ CUTS = [1, 7, 12, 1000]
 ROUNDING = 1e-5  # of float32, after some dozens of sums
 USED = {"attended": 7, "scores": 6}  # of the arguments below
 
-pytestmark = pytest.mark.skipif(library(pair_mlp.SOURCE) is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(library(pair_mlp.SOURCE, WIDTH=K) is None, reason="no C compiler")
 
 
 @pytest.fixture(params=CUTS, ids="{} pairs".format)
@@ -123,7 +123,7 @@ def test_any_number_of_distances_and_any_width(name, itself, options):
     ("right", "wrong"),
     [
         ("g[k] *= slope[k]", "g[k] *= 1.001f * slope[k]"),
-        ("slope[k] = s + m[k] * (1 - s)", "slope[k] = s"),
+        ("slope[k] = s + m_j[k] * (1 - s)", "slope[k] = s"),
         ("add(of_bias, 1, g_q, K)", "add(of_bias, 0.999f, g_q, K)"),
         ("add(sum, 1, g, K)", "add(sum, 1, g, K - 1)"),
     ],
@@ -190,15 +190,15 @@ def test_large_numbers_saturate():
 
 def test_other_precisions_are_not_for_it():
     D = torch.zeros(1, 2)
-    assert pair_mlp.available(D)
-    assert not pair_mlp.available(D.double())
+    assert pair_mlp.available(D, K)
+    assert not pair_mlp.available(D.double(), K)
     with torch.autocast("cpu", torch.bfloat16):
-        assert pair_mlp.available(D)
-        assert not pair_mlp.available(D.bfloat16())
+        assert pair_mlp.available(D, K)
+        assert not pair_mlp.available(D.bfloat16(), K)
     with operations_of_torch():
-        assert not pair_mlp.available(D)
+        assert not pair_mlp.available(D, K)
     with torch.autocast("cpu", torch.float16):
-        assert not pair_mlp.available(D)
+        assert not pair_mlp.available(D, K)
 
 
 @pytest.mark.parametrize("place", [0, 1, 3, 5])
