@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.spatial import KDTree
 
 from bench import files
 from bench.data.dataset import SPLITS, DataError, DataSet, grouped
@@ -117,6 +116,8 @@ def _read(path: Path, notes: list[str]) -> Structures:
 
 def _fault(positions: np.ndarray) -> str | None:
     """Why a molecule with these positions [n, 3] cannot be used, or None."""
+    from scipy.spatial import KDTree  # here, because `equibench list` imports this module and scipy takes its time
+
     if len(positions) < 2:
         return f"{len(positions)} atom(s), at least 2 needed"
     closest = float(KDTree(positions).query(positions, k=2)[0][:, 1].min())  # not all pairs: a file may be one molecule
