@@ -36,6 +36,11 @@ def on_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
     return list(_pool(torch.get_num_threads()).map(functools.partial(_without_gradients, work), parts))
 
 
+def n_threads(n_numbers: int) -> int:
+    """Of torch's threads here, as many as work on so many numbers is worth: all or one."""
+    return 1 if n_numbers < SHARED else torch.get_num_threads()
+
+
 def shares(items: Sequence[Part]) -> list[list[Part]]:
     """Every n-th item for each of torch's n threads here, or one for each where there are fewer."""
     n = min(torch.get_num_threads(), len(items))

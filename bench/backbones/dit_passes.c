@@ -4,17 +4,7 @@
 
 #include "rows.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#define THREAD omp_get_thread_num()
-#else
-#define THREAD 0
-#endif
-
-/* molecules, which are sorted by size, are dealt out to threads one by one */
-#define ON_THREADS _Pragma("omp parallel for schedule(static, 1) num_threads(threads)")
 #define ON_THREADS_IN_RUNS _Pragma("omp parallel for schedule(static) num_threads(threads)")
-#define FOR_EACH_MOLECULE for (int64_t m = 0; m < M; m++)
 #define FOR_EACH_ATOM for (int64_t i = ptr[m]; i < ptr[m + 1]; i++)
 
 static inline float total(const float *x, int64_t K) {

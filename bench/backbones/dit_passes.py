@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from bench.molecules import Layout
 from bench.native import Library, of_products, required, usable
-from bench.threads import SHARED
+from bench.threads import n_threads
 
 SOURCE = Path(__file__).with_suffix(".c")
 LANES = 16  # of dit_passes.c
@@ -87,13 +87,9 @@ def _bf16(x: Tensor) -> int:
     return int(x.dtype is torch.bfloat16)
 
 
-def _threads(n_numbers: int) -> int:
-    return 1 if n_numbers < SHARED else torch.get_num_threads()
-
-
 def _molecules(layout: Layout, x: Tensor) -> tuple[int, int, Tensor]:
     """First arguments of the C functions that go through molecules, for rows x."""
-    return _threads(x.numel()), len(layout.sizes), layout.ptr
+    return n_threads(x.numel()), len(layout.sizes), layout.ptr
 
 
 def _padded(n: int) -> int:
@@ -158,7 +154,7 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, uv: Tensor) -> Tensor:
         uv, K = uv.contiguous(), uv.shape[1] // 2
         out = uv.new_empty(len(uv), K)
-        _c().swiglu(_threads(uv.numel()), len(uv), K, _bf16(uv), uv, out)
+        _c().swiglu(n_threads(uv.numel()), len(uv), K, _bf16(uv), uv, out)
         ctx.save_for_backward(uv)
         return out
 
@@ -167,7 +163,7 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:  # type: ignore[override]
         (uv,), grad = ctx.saved_tensors, grads[0].contiguous()
         grad_uv = torch.empty_like(uv)
-        _c().swiglu_gradient(_threads(uv.numel()), len(uv), grad.shape[1], _bf16(uv), uv, grad, grad_uv)
+        _c().swiglu_gradient(n_threads(uv.numel()), len(uv), grad.shape[1], _bf16(uv), uv, grad, grad_uv)
         return grad_uv
 
 

@@ -1,12 +1,14 @@
-"""Gaussians of distances, averaged over an atom's partners in chunks of pairs that fit a cache.
+"""Gaussians of distances, averaged over an atom's partners.
 
     out_ik = (1/N) sum_j exp(-s_ijk^2),  s_ijk = (d_ij - mu_k) r_k
 The average is taken as the Gaussians are made, so that the array [P, K] of all of them is in memory in neither pass;
-the backward pass makes them again.
+the backward pass makes them again. On a CPU that is one pass in C (gaussians.c); without a compiler, operations of torch
+on chunks of pairs that fit a cache; on a GPU the same on all pairs.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,16 +16,44 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bench.backbones.pairs import Chunk, cached_chunks
+from bench.backbones.pairs import Chunk, cached_chunks, first_pairs
 from bench.molecules import Layout
-from bench.threads import on_threads, shares
+from bench.native import required, usable
+from bench.threads import n_threads, on_threads, shares
+
+SOURCE = Path(__file__).with_suffix(".c")
 
 
 def mean_gaussians(
     d: Float[Tensor, "P"], mu: Float[Tensor, "K"], r: Float[Tensor, "K"], layout: Layout
 ) -> Float[Tensor, "A K"]:
     """(1/N) sum_j exp(-((d_ij - mu_k) r_k)^2) over all atoms j of the molecule, i included; layout sorted by size."""
-    return _MeanGaussians.apply(d, mu, r, layout)  # type: ignore[no-any-return]
+    in_c = d.dtype is torch.float32 and usable(SOURCE, d, WIDTH=len(mu))
+    return (_InC if in_c else _MeanGaussians).apply(d, mu, r, layout)  # type: ignore[no-any-return]
+
+
+class _InC(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, d: Tensor, mu: Tensor, r: Tensor, layout: Layout) -> Tensor:
+        d, mu, r, K = d.contiguous(), mu.contiguous(), r.contiguous(), len(mu)
+        if (len(d), len(r)) != (layout.n_pairs, K):  # C would read beyond them
+            raise ValueError(f"{len(d)} distances and {len(r)} widths for {layout.n_pairs} pairs and {K} Gaussians")
+        out = d.new_empty(int(layout.sizes.sum()), K)
+        ctx.of_layout = n_threads(len(d) * K), len(layout.sizes), layout.ptr, first_pairs(layout)
+        required(SOURCE, WIDTH=K).mean_gaussians(*ctx.of_layout, d, mu, r, out)
+        ctx.save_for_backward(d, mu, r)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        d, mu, r = ctx.saved_tensors
+        grad_d = torch.empty_like(d) if ctx.needs_input_grad[0] else None
+        sums = d.new_empty(ctx.of_layout[1], 2, len(mu))
+        c = required(SOURCE, WIDTH=len(mu))
+        c.mean_gaussians_gradient(*ctx.of_layout, d, mu, r, grads[0].contiguous(), grad_d, sums)
+        sum_w, sum_ws = sums.sum(0)
+        return grad_d, 2 * r * sum_w, -2 * sum_ws / r, None
 
 
 class _MeanGaussians(torch.autograd.Function):

@@ -106,6 +106,14 @@ def cached_chunks(layout: Layout, width: int, device: torch.device) -> list[Chun
     return chunks(layout, n_threads * -(-layout.n_pairs * width // (CACHED * n_threads)))
 
 
+def first_pairs(layout: Layout) -> Int[Tensor, "B"]:
+    """The first pair of each molecule of a layout sorted by size; made once for a layout."""
+    if "first pairs" not in layout.memo:
+        squares = torch.as_tensor(layout.sizes**2)
+        layout.memo["first pairs"] = squares.cumsum(0) - squares
+    return layout.memo["first pairs"]
+
+
 def _blocks(layout: Layout) -> Iterator[tuple[slice, slice, int, int]]:
     """(atoms, pairs, b, n) of each block of a layout sorted by size."""
     for block in chunks(layout)[0].blocks:

@@ -5,6 +5,17 @@
 #include <stdint.h>
 #include <string.h>
 
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
+
+/* molecules, which are sorted by size, are dealt out to threads one by one */
+#define ON_THREADS _Pragma("omp parallel for schedule(static, 1) num_threads(threads)")
+#define FOR_EACH_MOLECULE for (int64_t m = 0; m < M; m++)
+
 /* exp to 1e-7 relative: 2^n times a polynomial in the remainder (S. Moshier, Cephes library, expf). NaN stays NaN,
    and the sigmoids of what is cut off are still normal numbers. */
 static inline float exponential(float x) {

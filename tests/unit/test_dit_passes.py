@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(library(dit_passes.SOURCE) is None, reason="no C
 
 @pytest.fixture(autouse=True)
 def _two_threads(monkeypatch):
-    monkeypatch.setattr(dit_passes, "SHARED", 0)
+    monkeypatch.setattr("bench.threads.SHARED", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
