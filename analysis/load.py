@@ -147,8 +147,7 @@ def load(folder: Path) -> Study:
     frame = frame.reindex(columns=["run", *STEP_KEYS, *own]).merge(
         runs[["run", "method", "backbone", "seed"]], on="run", how="left"
     )
-    names = runs["study"].dropna()
-    return Study(names.iloc[0] if len(names) else folder.name, folder, runs, frame, tuple(problems))
+    return Study(folder.resolve().name, folder, runs, frame, tuple(problems))
 
 
 def _read_run(path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -2,7 +2,7 @@
 
 Batches are ragged, so a network as a whole would be compiled anew for every combination of sizes. What is compiled are
 the functions of flat tensors that a module names in `compilable`, with a dynamic leading dimension. On a CPU,
-what `bench.backbones.pair_mlp` and `dit_passes` do in C is not among them.
+what `pair_mlp`, `dit_passes` and `gaussians` in `bench.backbones` do in C is not among them.
 """
 
 from __future__ import annotations

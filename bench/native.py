@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger("equibench")
+warn_once = functools.cache(log.warning)  # a file that has several widths fails for the same reason at each
 
 # loops with exponentials become vector instructions, and NaN stays NaN; ISO's own dialect, -std=c11, would forbid to
 # fuse a multiplication with the addition that follows
@@ -75,9 +76,9 @@ def library(source: Path, **constants: int) -> Library | None:
         return _built(source, constants)
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
-        log.warning("%s is not compiled (%s); slower code is used", source.name, reason[0])
+        warn_once("%s is not compiled (%s); slower code is used", source.name, reason[0])
     except (OSError, ValueError) as error:
-        log.warning("%s is not compiled (%s); slower code is used: install a C compiler", source.name, error)
+        warn_once("%s is not compiled (%s); slower code is used: install a C compiler", source.name, str(error))
     return None
 
 

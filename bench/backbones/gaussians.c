@@ -9,7 +9,7 @@ enum { K = WIDTH };
 #define FOR_EACH_ATOM for (int64_t i = ptr[m]; i < ptr[m + 1]; i++)
 #define FOR_EACH_PARTNER for (int64_t j = 0, p = pairs[m] + (i - ptr[m]) * n; j < n; j++, p++)
 
-/* exp(-s^2), but where that is below 1e-26: numbers next to zero cost a CPU ten times as long. */
+/* exp(-s^2), or e^-60 where that is more: numbers next to zero cost a CPU ten times as long. */
 static inline float gaussian(float s) { return exponential(s * s > 60 ? -60 : -s * s); }
 
 void mean_gaussians(int64_t threads, int64_t M, const int64_t *ptr, const int64_t *pairs, const float *d,
@@ -34,8 +34,9 @@ void mean_gaussians_gradient(int64_t threads, int64_t M, const int64_t *ptr, con
     ON_THREADS
     FOR_EACH_MOLECULE {
         int64_t n = ptr[m + 1] - ptr[m];
-        float *restrict sum_w = sums + 2 * m * K, *restrict sum_ws = sum_w + K;
-        memset(sum_w, 0, 2 * K * sizeof(float));
+        float *restrict sum_w = sums + 2 * m * K, *restrict sum_ws = sums + (2 * m + 1) * K;
+        memset(sum_w, 0, K * sizeof(float));
+        memset(sum_ws, 0, K * sizeof(float));
         FOR_EACH_ATOM {
             float g[K];
             for (int64_t k = 0; k < K; k++) g[k] = grad[i * K + k] / n;

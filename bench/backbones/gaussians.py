@@ -2,8 +2,8 @@
 
     out_ik = (1/N) sum_j exp(-s_ijk^2),  s_ijk = (d_ij - mu_k) r_k
 The average is taken as the Gaussians are made, so that the array [P, K] of all of them is in memory in neither pass;
-the backward pass makes them again. On a CPU that is one pass in C (gaussians.c); without a compiler, operations of torch
-on chunks of pairs that fit a cache; on a GPU the same on all pairs.
+the backward pass makes them again. On a CPU that is one pass in C (gaussians.c) in float32; else operations of torch,
+on a CPU on chunks of pairs that fit a cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def mean_gaussians(
     d: Float[Tensor, "P"], mu: Float[Tensor, "K"], r: Float[Tensor, "K"], layout: Layout
 ) -> Float[Tensor, "A K"]:
     """(1/N) sum_j exp(-((d_ij - mu_k) r_k)^2) over all atoms j of the molecule, i included; layout sorted by size."""
-    in_c = d.dtype is torch.float32 and usable(SOURCE, d, WIDTH=len(mu))
+    in_c = d.dtype is mu.dtype is r.dtype is torch.float32 and usable(SOURCE, d, WIDTH=len(mu))
     return (_InC if in_c else _MeanGaussians).apply(d, mu, r, layout)  # type: ignore[no-any-return]
 
 

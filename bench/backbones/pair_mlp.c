@@ -53,8 +53,8 @@ void first_layer(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t 
 }
 
 /* e = w m + c for m = SiLU(second + bias), 0 where a pair does not count. Without `out`: attention = e. With it:
-   attention = sigmoid(e), and out is the sum over j of attention m. `m` has room for the partners of one atom: all their
-   sigmoids are taken at once, as nothing overlaps with that of a single e. */
+   attention = sigmoid(e), and out is the sum over j of attention m. `m` has room for the partners of one atom, so that all
+   their sigmoids are vector instructions: each by itself would be waited for. */
 void messages(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t bf16, const void *second,
               const float *bias, const float *w, float c, float *m, float *attention, float *out) {
     FOR_EACH_ATOM {
@@ -68,7 +68,7 @@ void messages(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t bf1
                 m_j[k] = z * sigmoid(z);
             }
             attention[p] = dot(m_j, w, K) + c;
-            m_j += K;
+            if (out) m_j += K;
         }
         if (!out) continue;
         for (int64_t p = FIRST_PAIR; p < FIRST_PAIR + block->n; p++) attention[p] = sigmoid(attention[p]);
@@ -87,7 +87,8 @@ void messages(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t bf1
 }
 
 /* g = gradient of second, from the gradient of `messages`' result: of the sums [A, K] where `attention` is given, else of
-   e [P]. Adds to the gradients of bias, w and c. `m` and `slopes` have room for the partners of one atom. */
+   e [P]. Adds to the gradients of bias, w and c. `m` and `slopes` have room for the partners of one atom: rows of the
+   first loop do not wait for the sums of the second. */
 void second_gradient(const Block *blocks, int64_t n_blocks, int64_t itself, int64_t bf16, const void *second,
                      const float *bias, const float *w, const float *attention, const float *grad, float *m,
                      float *slopes, void *g, float *grad_bias, float *grad_w, float *grad_c) {

@@ -107,7 +107,7 @@ def cached_chunks(layout: Layout, width: int, device: torch.device) -> list[Chun
 
 
 def first_pairs(layout: Layout) -> Int[Tensor, "B"]:
-    """The first pair of each molecule of a layout sorted by size; made once for a layout."""
+    """The first pair of each molecule, in memory of the CPU; made once for a layout."""
     if "first pairs" not in layout.memo:
         squares = torch.as_tensor(layout.sizes**2)
         layout.memo["first pairs"] = squares.cumsum(0) - squares

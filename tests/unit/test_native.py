@@ -24,6 +24,7 @@ void twice(float *x, int64_t n, float factor, const float *or_nothing) {
 def _own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     library.cache_clear()
+    native.warn_once.cache_clear()
     yield
     library.cache_clear()
 
@@ -111,6 +112,7 @@ def test_without_a_compiler_one_line_says_so(compiler, said, source, monkeypatch
     with caplog.at_level(logging.WARNING, "equibench"):
         assert library(source) is None
         assert library(source) is None
+        assert library(source, WIDTH=3) is None
     (record,) = caplog.records
     assert said in record.message
     assert "\n" not in record.message
