@@ -1,7 +1,8 @@
 """One measurement in a process of its own, so that peak memory is its own: `python -m perf.cell KIND 'JSON'`.
 
-Kinds: a training step and sampling, ours or the padded reference's; steps of both in turn; the hooks of a method;
-scoring; starting up; the peaks of the machine. `measured` calls it from tests and from `perf.performance`.
+Kinds: a training step, ours or the padded reference's; steps of both in turn, sampling with both in turn, steps of two
+methods in turn; the hooks of a method; scoring; starting up; the peaks of the machine. `measured` calls it from tests
+and from `perf.performance`.
 """
 
 from __future__ import annotations
@@ -64,12 +65,25 @@ def step(n_steps: int, reference: bool = False, **given: Any) -> dict[str, Any]:
     return time_steps(config(**given), n_steps, **({"change": use_reference} if reference else {}))
 
 
-def paired(n_rounds: int, n_steps: int, **given: Any) -> dict[str, Any]:
-    """How many times as long as ours the padded reference's step in float32 takes, by precision, in each round.
+Clocked = Callable[[int], float]  # round -> seconds
 
-    A round is one step of the reference's and `n_steps` of each of ours, whose median counts, on the same batch, so
-    that all see the same state of a machine that others use too.
+
+def in_turn(n_rounds: int, one: Clocked, others: dict[str, Clocked], n_each: int) -> dict[str, list[float]]:
+    """How many times as long as each of the others the one takes, in each round.
+
+    A round is the one once and each of the others `n_each` times, whose median counts, on the same work, so that all
+    see the same state of a machine that others use too.
     """
+    ratios: dict[str, list[float]] = {name: [] for name in others}
+    for i in range(n_rounds):
+        took = one(i)
+        for name, seconds in others.items():
+            ratios[name].append(took / statistics.median(seconds(i) for _ in range(n_each)))
+    return ratios
+
+
+def stepper(reference: bool = False, **given: Any) -> Clocked:
+    """The seconds of a training step on the batch of a round, from a model of its own that has made a step before."""
     import torch
     from reference.padded import use_reference
 
@@ -78,69 +92,85 @@ def paired(n_rounds: int, n_steps: int, **given: Any) -> dict[str, Any]:
     from bench.streams import Streams
     from bench.timing import stepping
 
-    def prepared(bf16: bool, reference: bool = False) -> Callable[[int], float]:
-        cfg, model, data = built(bf16=bf16, **given)
-        if reference:
-            use_reference(cfg, model)
-        settings, device = cfg.train, torch.device(cfg.train.device)
-        batches = Batches(data.train, model.diffusion, settings.batch_size, cfg.seed, settings.device)
-        step = stepping(cfg, model, Streams(cfg.seed, device))
+    cfg, model, data = built(**given)
+    if reference:
+        use_reference(cfg, model)
+    settings, device = cfg.train, torch.device(cfg.train.device)
+    batches = Batches(data.train, model.diffusion, settings.batch_size, cfg.seed, settings.device)
+    step = stepping(cfg, model, Streams(cfg.seed, device))
 
-        def seconds(i: int) -> float:
-            x0 = batches(i)
-            started = clock(device)
-            step(i, x0)
-            return clock(device) - started
+    def seconds(i: int) -> float:
+        x0 = batches(i)
+        started = clock(device)
+        step(i, x0)
+        return clock(device) - started
 
-        seconds(0)
-        return seconds
-
-    reference = prepared(False, reference=True)
-    ours = {"float32": prepared(False), "bf16": prepared(True)}
-    ratios: dict[str, list[float]] = {dtype: [] for dtype in ours}
-    for i in range(1, n_rounds + 1):
-        took = reference(i)
-        for dtype, seconds in ours.items():
-            ratios[dtype].append(took / statistics.median(seconds(i) for _ in range(n_steps)))
-    return {"ratios": ratios}
+    seconds(0)
+    return seconds
 
 
-def sampling(n_molecules: int, n_steps: int, reference: bool = False, **given: Any) -> dict[str, Any]:
-    """Seconds for so many molecules at so many reverse steps: ours sorted by size, the reference as they come."""
+def paired(n_rounds: int, n_steps: int, **given: Any) -> dict[str, Any]:
+    """How many times as long as ours the padded reference's step in float32 takes, by precision, in each round."""
+    ours = {"float32": stepper(**given), "bf16": stepper(bf16=True, **given)}
+    return {"ratios": in_turn(n_rounds, stepper(reference=True, **given), ours, n_steps)}
+
+
+def against(method: str, other: str, n_rounds: int, n_steps: int, **given: Any) -> dict[str, Any]:
+    """How many times as long as another method's a step of this one takes, in each round."""
+    this = stepper(method=method, **given)
+
+    def seconds(i: int) -> float:
+        return statistics.median(this(i) for _ in range(n_steps))
+
+    return {"ratios": in_turn(n_rounds, seconds, {other: stepper(method=other, **given)}, n_steps)[other]}
+
+
+def sampling(n_molecules: int, n_steps: int, n_rounds: int = 3, **given: Any) -> dict[str, Any]:
+    """Seconds for so many molecules at so many reverse steps, the reference's and ours in turn, and their ratios.
+
+    The same sizes for both: ours sorted, the reference's as they are drawn and padded to the largest of them.
+    """
     import numpy as np
     import torch
     from reference.padded import use_reference
 
     from bench.clock import clock
     from bench.data.sizes import SizeDistribution
-    from bench.provenance import peak_memory_mb
     from bench.sample import Chunk, plan_chunks, sample_chunk
 
-    cfg, model, data = built(**given)
-    sizes = SizeDistribution(data.size_histogram)
-    if reference:
-        use_reference(cfg, model)
-        drawn = sizes.draw(n_molecules, np.random.default_rng(0))
-        places = np.arange(n_molecules)
-        chunks = [
-            Chunk(i, places[j : j + SAMPLING_BATCH], drawn[j : j + SAMPLING_BATCH], int(drawn.max()))
-            for i, j in enumerate(range(0, n_molecules, SAMPLING_BATCH))
-        ]
-    else:
-        chunks = plan_chunks(sizes, n_molecules, SAMPLING_BATCH, cfg.seed)
-    device = torch.device(cfg.train.device)
-    first = chunks[0]
-    sample_chunk(model, Chunk(0, first.places[:4], first.sizes[:4], first.n_padded), 1, 0, cfg.train.device)
-    started = clock(device)
-    for chunk in chunks:
-        sample_chunk(model, chunk, n_steps, 0, cfg.train.device)
-    seconds = clock(device) - started
+    def sampler(reference: bool, times: list[float]) -> Clocked:
+        cfg, model, data = built(**given)
+        chunks = plan_chunks(SizeDistribution(data.size_histogram), n_molecules, SAMPLING_BATCH, cfg.seed)
+        if reference:
+            use_reference(cfg, model)
+            drawn, places = np.empty(n_molecules, dtype=np.int64), np.arange(n_molecules)
+            for chunk in chunks:
+                drawn[chunk.places] = chunk.sizes
+            chunks = [
+                Chunk(i, places[j : j + SAMPLING_BATCH], drawn[j : j + SAMPLING_BATCH], int(drawn.max()))
+                for i, j in enumerate(range(0, n_molecules, SAMPLING_BATCH))
+            ]
+        first, device = chunks[0], torch.device(cfg.train.device)
+        sample_chunk(model, Chunk(0, first.places[:4], first.sizes[:4], first.n_padded), 1, 0, cfg.train.device)
+
+        def seconds(_: int) -> float:
+            started = clock(device)
+            for chunk in chunks:
+                sample_chunk(model, chunk, n_steps, 0, cfg.train.device)
+            times.append(clock(device) - started)
+            return times[-1]
+
+        return seconds
+
+    ours: list[float] = []
+    others: list[float] = []
+    ratios = in_turn(n_rounds, sampler(True, others), {"ours": sampler(False, ours)}, n_each=3)["ours"]
     return {
-        "seconds": seconds,
-        "molecules_per_second": n_molecules / seconds,
+        "ratios": ratios,
+        "seconds": statistics.median(ours),
+        "reference_seconds": statistics.median(others),
         "molecules": n_molecules,
         "steps": n_steps,
-        "peak_memory_mb": peak_memory_mb(cfg.train.device),
     }
 
 
@@ -242,7 +272,7 @@ def peaks(device: str, threads: int) -> dict[str, Any]:
     }
 
 
-KINDS = {kind.__name__: kind for kind in (step, paired, sampling, hooks, scoring, startup, peaks)}
+KINDS = {kind.__name__: kind for kind in (step, paired, against, sampling, hooks, scoring, startup, peaks)}
 
 if __name__ == "__main__":
     print(json.dumps(KINDS[sys.argv[1]](**json.loads(sys.argv[2]))))

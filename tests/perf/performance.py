@@ -32,10 +32,12 @@ PUBLISHED, LAPTOP = "published", "small"
 # (method, backbone) with a padded reference, then our other backbones; every method's hooks are timed on `HOOKS_ON`
 WITH_REFERENCE = [("edm", "egnn"), ("plain", "dit"), ("symdiff", "dit")]
 HOOKS_ON = "dit"
-# timed steps at the two sizes, the reference's and ours: enough for a median, and all of it in a few minutes
+# timed steps at the two sizes, the reference's and ours: enough for a median
 STEPS = {PUBLISHED: (2, 8), LAPTOP: (10, 40)}
-# rounds in which reference and ours take turns, and our steps in each
+# rounds in which reference and ours take turns, and our steps in each; two methods take twice as many
 ROUNDS = {PUBLISHED: (5, 3), LAPTOP: (15, 3)}
+# the method with a network of its own in `predict`, and the one that it is without
+KERNEL = ("symdiff", "plain", "dit")
 # whose steps the hooks of other methods are held against
 WITHOUT_HOOKS = [pair for pair in WITH_REFERENCE if pair[0] != "symdiff"]
 # most of a published step, in float32, that hooks of the orbit-averaged targets may take on a CPU
@@ -92,9 +94,13 @@ def measure(
                 cell("paired", n_rounds=n_rounds, n_steps=n_steps, **given)
             for bf16 in (False, True):
                 cell("step", n_steps=of_ours, bf16=bf16, compile=compiled, **given)
-        for reference in (True, False):
-            given = {"method": "edm", "backbone": "egnn", "size": size, **here}
-            cell("sampling", n_molecules=128, n_steps=2, reference=reference, **given)
+        method, other, backbone = KERNEL
+        if size in backbones[backbone].build.sizes:
+            n_rounds, n_steps = ROUNDS.get(size, (1, 1))
+            for bf16 in (False, True):
+                given = {"method": method, "other": other, "backbone": backbone, "size": size, "bf16": bf16, **here}
+                cell("against", n_rounds=2 * n_rounds, n_steps=n_steps, **given)
+        cell("sampling", method="edm", backbone="egnn", size=size, n_molecules=128, n_steps=2, **here)
     for method in methods:
         cell("hooks", method=method, backbone=HOOKS_ON, size=only or PUBLISHED, **here)
     if device == "cpu":
@@ -124,7 +130,7 @@ def section(record: dict[str, Any]) -> str:
         f"start. Peaks measured here: {machine['float32_flops_per_second'] / 1e9:.0f} GFLOP/s in float32, "
         f"{machine['bf16_flops_per_second'] / 1e9:.0f} in bf16, {machine['bytes_per_second'] / 1e9:.1f} GB/s."
     )
-    tables = [steps(record), sampling(record), hooks(record), rest(record)]
+    tables = [steps(record), kernels(record), sampling(record), hooks(record), rest(record)]
     return "\n\n".join([head, *filter(None, tables)])
 
 
@@ -182,20 +188,40 @@ def times(ratios: list[float]) -> str:
     return f"{statistics.median(ratios):.1f}x ({min(ratios):.1f}, {max(ratios):.1f})" if ratios else ""
 
 
+def kernels(record: dict[str, Any]) -> str:
+    """What a learned kernel adds to a step, and to its arithmetic."""
+    lines = markdown("method", "over", "size", "precision", "more arithmetic", "longer step (least, most)")
+    flops = {
+        network_of(cell): cell["result"]["flops"]
+        for cell in of_kind(record, "step")
+        if "result" in cell and not cell["given"].get("reference")
+    }
+    for cell in of_kind(record, "against"):
+        given, precision = cell["given"], "bf16" if cell["given"].get("bf16") else "float32"
+        start = [f"{given['method']} on {given['backbone']}", given["other"], given["size"], precision]
+        if "error" in cell:
+            lines.append(row(*start, f"failed: {cell['error'][:80]}"))
+            continue
+        two = flops.get(network_of(cell)), flops.get((given["other"], given["backbone"], given["size"]))
+        arithmetic = f"{100 * (two[0] / two[1] - 1):.1f} %" if two[0] and two[1] else ""
+        longer = [100 * (ratio - 1) for ratio in cell["result"]["ratios"]]
+        lines.append(
+            row(*start, arithmetic, f"{statistics.median(longer):.1f} % ({min(longer):.1f}, {max(longer):.1f})")
+        )
+    return "Steps of two methods in turn:\n\n" + "\n".join(lines) if len(lines) > 2 else ""
+
+
 def sampling(record: dict[str, Any]) -> str:
     """Molecules per second at equal steps."""
-    lines = markdown("network", "size", "steps", "molecules/s", "reference", "faster")
-    references: dict[str, float] = {}
+    lines = markdown("network", "size", "steps", "molecules/s", "reference", "faster (least, most)")
     for cell in of_kind(record, "sampling"):
-        given, result = cell["given"], cell.get("result")
-        size = given["size"]
-        if result and given.get("reference"):
-            references[size] = result["molecules_per_second"]
-        elif result:
-            speed, other = result["molecules_per_second"], references.get(size)
-            compared = [f"{other:.2f}", f"{speed / other:.1f}x"] if other else ["", ""]
-            name = f"{given['method']} on {given['backbone']}"
-            lines.append(row(name, size, str(result["steps"]), f"{speed:.2f}", *compared))
+        start = [" on ".join(network_of(cell)[:2]), cell["given"]["size"]]
+        if result := cell.get("result"):
+            speeds = [result["molecules"] / result[name] for name in ("seconds", "reference_seconds")]
+            cells = [str(result["steps"]), *(f"{speed:.2f}" for speed in speeds), times(result["ratios"])]
+            lines.append(row(*start, *cells))
+        else:
+            lines.append(row(*start, f"failed: {cell['error'][:80]}"))
     return "Sampling 128 molecules in batches of 64, in float32:\n\n" + "\n".join(lines)
 
 

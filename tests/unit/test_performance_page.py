@@ -23,13 +23,13 @@ MACHINE = {
 }
 
 
-def step(seconds: float, dtype: str = "float32") -> dict[str, Any]:
+def step(seconds: float, dtype: str = "float32", flops: float = 1e11) -> dict[str, Any]:
     return {
         "step_seconds": seconds,
         "step_seconds_quartiles": [0.9 * seconds, 1.1 * seconds],
         "forward_seconds": seconds / 3,
         "peak_memory_mb": 100 * seconds,
-        "flops": 1e11,
+        "flops": flops,
         "bytes": 1e9,
         "dtype": dtype,
     }
@@ -42,11 +42,16 @@ def fake_measured(kind: str, **given: Any) -> dict[str, Any]:
         if given["backbone"] == "dit" and given["method"] == "symdiff" and given.get("bf16"):
             raise RuntimeError("no bf16 here")
         seconds = 40.0 if given.get("reference") else 2.0 if given.get("bf16") else 4.0
-        return step(seconds, "bf16" if given.get("bf16") else "float32")
+        flops = 5e11 if given.get("reference") else 1.1e11 if given["method"] == "symdiff" else 1e11
+        return step(seconds, "bf16" if given.get("bf16") else "float32", flops)
     if kind == "paired":
         return {"ratios": {"float32": [9.0, 10.0, 12.0], "bf16": [19.0, 20.0, 20.0]}}
+    if kind == "against":
+        if given["bf16"]:
+            raise RuntimeError("bf16 cannot take turns")
+        return {"ratios": [1.05, 1.12, 1.2]}
     if kind == "sampling":
-        return {"molecules_per_second": 1.0 if given["reference"] else 12.0, "steps": 2}
+        return {"ratios": [11.0, 12.5, 13.0], "seconds": 10.0, "reference_seconds": 120.0, "molecules": 120, "steps": 2}
     if kind == "hooks":
         return {"augment": 0.01, "target": 0.03, "loss": 0.0}
     return {"seconds": 1.5, "molecules": 10, "atoms": 9.0, "peak_memory_mb": 5.0}
@@ -84,7 +89,13 @@ def test_floor_ratio_and_memory_follow_from_the_record(record):
     times = "4.000 (3.600, 4.400) | 1.333 | 25 % | 40.000 (36.000, 44.000) | 10.0x (9.0, 12.0)"
     assert f"| 100.0 | 1.00 | 1.000 | {times} | 400 | 4000 | 10.0x |" in single
     assert " | 20.0x (19.0, 20.0) | " in line(text, "edm on egnn", "published", "bf16")
-    assert "| 1.00 | 12.0x |" in line(text, "edm on egnn", "published", "2", "12.00")
+    assert "| 1.00 | 12.5x (11.0, 13.0) |" in line(text, "edm on egnn", "published", "2", "12.00")
+
+
+def test_what_a_kernel_costs_stands_beside_its_arithmetic(record):
+    text = performance.kernels(record)
+    assert "| 10.0 % | 12.0 % (5.0, 20.0) |" in line(text, "symdiff on dit", "plain", "published", "float32")
+    assert "bf16 cannot take turns" in line(text, "symdiff on dit", "plain", "published", "bf16")
 
 
 def test_hooks_are_shares_of_steps(record):
@@ -125,9 +136,8 @@ def test_a_share_above_the_limit_and_a_hook_that_was_not_timed_are_noticed(recor
 
 
 def test_a_cell_that_failed_says_so_and_a_device_without_record_too(record):
-    text = performance.page({"cpu": record})
-    assert "no bf16 here" in line(text, "symdiff on dit", "published", "bf16")
-    assert "## GPU\n\nnot measured" in text
+    assert "no bf16 here" in line(performance.steps(record), "symdiff on dit", "published", "bf16")
+    assert "## GPU\n\nnot measured" in performance.page({"cpu": record})
 
 
 def test_a_single_cell_really_runs(monkeypatch):
@@ -137,5 +147,10 @@ def test_a_single_cell_really_runs(monkeypatch):
     result = performance.measured("step", n_steps=1, reference=True, **given)
     assert result["step_seconds"] > 0
     assert result["compile"] == "eager"
+    for kind, more in (("paired", {}), ("against", {"other": "plain"}), ("sampling", {"n_molecules": 2})):
+        ratios = performance.measured(kind, n_rounds=2, n_steps=1, **more, **given)["ratios"]
+        for of_one in ratios.values() if isinstance(ratios, dict) else [ratios]:
+            assert len(of_one) == 2
+            assert min(of_one) > 0
     with pytest.raises(RuntimeError, match="unknown backbone"):
         performance.measured("hooks", **{**given, "backbone": "nothing"})
