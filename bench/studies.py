@@ -95,6 +95,8 @@ def _check_shape(page: Any, where: str) -> None:
     for name, value in (*((key, page.get(key) or {}) for key in ("base", "launch")), *(("grid", g) for g in grids)):
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise ConfigError(f"{where}: {name!r} is {shown(value)}, expected a mapping from names")
+        if "study" in value:  # its records would lie in one study's folder and name another
+            raise ConfigError(f"{where}: 'study' cannot be set for its runs; name it at the top of a page of your own")
     for grid in grids:
         for key, values in grid.items():
             if not isinstance(values, list) or not values:

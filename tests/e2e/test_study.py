@@ -316,6 +316,7 @@ def test_load_run_gives_the_denoiser(straight):
         (["run", "qm9_smoke", "train.lr=fast"], "'train.lr' is 'fast', expected float"),
         (["run", "qm9_smoke", "launch.cluster=cloud"], "expected local, debug or slurm"),
         (["run", "qm9_laptop", "seed=3"], "the study's grid sets 'seed'"),
+        (["run", "qm9_smoke", "study=mine"], "'study' cannot be set for its runs"),
         (["run", "qm9_smoke", "train.batch_size=0"], "'train.batch_size' is 0, expected at least 1"),
         (["report", "nothing"], "execute `equibench run nothing` first"),
         (["sample", "nowhere", "-o", "x.xyz"], "is no run folder"),
