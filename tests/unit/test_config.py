@@ -21,7 +21,7 @@ from bench.config import (
 )
 from bench.groups import GroupName
 from bench.registry import backbones, methods
-from bench.studies import load_study, resolve_study, study_names
+from bench.studies import load_study, resolve_study, set_dotted, study_names
 
 PAGE: dict[str, Any] = {
     "study": "s",
@@ -187,9 +187,22 @@ def test_arguments_override_a_study(tmp_path: Path):
 def test_every_study_of_ours_resolves(name):
     study = load_study(name)
     assert study.runs
-    first = load_study(study.name)  # pages of other names add runs to a study, all else being equal
-    assert study.page["base"] == first.page["base"]
-    assert study.runs[: len(first.runs)] == first.runs
+    assert study.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "changed"),
+    [
+        ("qm9_bf16", "qm9_laptop", {"train.bf16": True}),
+        ("symdiff_kernels", "qm9_laptop_strategies", {"evaluate.n_mixture_draws": 8}),
+    ],
+)
+def test_studies_that_are_read_beside_another_differ_from_it_in_what_they_say_alone(name, other, changed):
+    base = load_study(other).page["base"]
+    assert load_study(name).page["base"] != base
+    for key, value in changed.items():
+        set_dotted(base, key, value)
+    assert load_study(name).page["base"] == base
 
 
 def test_the_smoke_study_runs_every_plug_in_and_shows_a_refusal():
