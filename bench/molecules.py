@@ -50,7 +50,7 @@ class Layout:
                 f"a batch needs at least one molecule and each molecule an atom, got sizes {self.sizes.tolist()}"
             )
         self.device = torch.device(device)
-        self.n_padded = int(self.sizes.max()) if n_padded is None else n_padded
+        self.n_padded = self.n_largest if n_padded is None else n_padded
         self.memo: dict[Any, Any] = {}  # what every layer of a network asks for (`bench.backbones.pairs`)
 
     @cached_property
@@ -109,6 +109,16 @@ class Layout:
         edges = [0, *(np.flatnonzero(np.diff(self.sizes)) + 1).tolist(), len(self.sizes)]
         starts = np.concatenate([[0], np.cumsum(self.sizes)])
         return [Bucket(int(self.sizes[i]), j - i, int(starts[i])) for i, j in pairwise(edges)]
+
+    @cached_property
+    def n_total(self) -> int:
+        """Atoms of all molecules, A."""
+        return int(self.sizes.sum())
+
+    @cached_property
+    def n_largest(self) -> int:
+        """Atoms of the largest molecule."""
+        return int(self.sizes.max())
 
     @cached_property
     def n_pairs(self) -> int:

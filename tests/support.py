@@ -211,7 +211,7 @@ def replayed_draws(
     molecules (their draws then depend on their batch in number).
     """
     left = iter(drawn)
-    B, A = len(layout.sizes), int(layout.sizes.sum())
+    B, A = len(layout.sizes), layout.n_total
 
     def replaying(make: Any) -> Any:
         def draw(*args: Any, **kwargs: Any) -> Tensor:

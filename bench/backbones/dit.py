@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bench.backbones import dit_passes
 from bench.backbones.gaussians import mean_gaussians
 from bench.backbones.pairs import differences
+from bench.backbones.rows import RowLinear, padded_rows
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -73,7 +74,7 @@ class GaussianPairEmbedding(nn.Module):
 
 def xavier_linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
     """Linear layer with Xavier-uniform weights and zero bias."""
-    linear = nn.Linear(n_in, n_out, bias=bias)
+    linear = RowLinear(n_in, n_out, bias=bias)
     nn.init.xavier_uniform_(linear.weight)
     if bias:
         nn.init.zeros_(linear.bias)
@@ -82,7 +83,7 @@ def xavier_linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
 
 def zero_linear(n_in: int, n_out: int) -> nn.Linear:
     """Linear layer that starts as zero (adaLN-Zero, output)."""
-    linear = nn.Linear(n_in, n_out)
+    linear = RowLinear(n_in, n_out)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
@@ -217,11 +218,14 @@ class Trunk(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "A H"], t: Float[Tensor, "B"], layout: Layout) -> tuple[Tensor, Tensor]:
         """Tokens after the last block [A, H] and SiLU of the time embedding [B, H]; all in `layout`'s order."""
+        n_atoms = len(tokens)
         tokens = tokens.to(t.dtype)  # what blocks add to is in float32 also under autocast
+        if dit_passes.available(tokens):
+            tokens = padded_rows(tokens)  # once for all layers
         c = F.silu(self.time(t))
         for block in self.blocks:
             tokens = block(tokens, c, layout)
-        return tokens, c
+        return tokens[:n_atoms], c
 
 
 @backbones.register("dit", DiTConfig)

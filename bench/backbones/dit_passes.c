@@ -1,11 +1,18 @@
 /* What bench/backbones/dit_passes.py does between matrix products: each function reads and writes its rows once, on
    `threads` threads of OpenMP, the ones that torch uses. Formulas and names are those of the Python file. Rows are atoms,
-   ptr[m] to ptr[m + 1] those of molecule m of M; rows of modulations have `stride` numbers, of which H count. */
+   ptr[m] to ptr[m + 1] those of molecule m of M, and after the last molecule's padding, up to A rows, which is made zero;
+   rows of modulations have `stride` numbers, of which H count. */
 
 #include "rows.h"
 
 #define ON_THREADS_IN_RUNS _Pragma("omp parallel for schedule(static) num_threads(threads)")
 #define FOR_EACH_ATOM for (int64_t i = ptr[m]; i < ptr[m + 1]; i++)
+
+/* Rows of K numbers from row `start` to row A. */
+static void zero_rows(void *rows, int64_t start, int64_t A, int64_t K, int64_t bf16) {
+    int64_t size = K * (bf16 ? sizeof(uint16_t) : sizeof(float));
+    memset((char *)rows + start * size, 0, (A - start) * size);
+}
 
 static inline float total(const float *x, int64_t K) {
     float sum = 0;
@@ -15,8 +22,9 @@ static inline float total(const float *x, int64_t K) {
 }
 
 /* out = (1 + scale) (x - mean) r + shift, r = 1 / sqrt(variance + eps); moments = [mean, r] of each atom. */
-void modulate(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, const float *x,
+void modulate(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, const float *x,
               const float *shift, const float *scale, int64_t stride, float eps, void *out, float *moments) {
+    zero_rows(out, ptr[M], A, H, bf16);
     ON_THREADS
     FOR_EACH_MOLECULE {
         const float *shift_m = shift + m * stride, *scale_m = scale + m * stride;
@@ -35,9 +43,10 @@ void modulate(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t
 }
 
 /* Gradients of x, shift and scale (rows of H) from that of `modulate`'s result. */
-void modulate_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, const float *x,
-                       const float *scale, int64_t stride, const float *moments, const void *grad, float *grad_x,
-                       float *grad_shift, float *grad_scale) {
+void modulate_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16,
+                       const float *x, const float *scale, int64_t stride, const float *moments, const void *grad,
+                       float *grad_x, float *grad_shift, float *grad_scale) {
+    zero_rows(grad_x, ptr[M], A, H, 0);
     ON_THREADS
     FOR_EACH_MOLECULE {
         const float *scale_m = scale + m * stride;
@@ -63,8 +72,9 @@ void modulate_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t H
 }
 
 /* out = x + gate y. */
-void gated_sum(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, const float *x, const void *y,
-               const float *gate, int64_t stride, float *out) {
+void gated_sum(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, const float *x,
+               const void *y, const float *gate, int64_t stride, float *out) {
+    zero_rows(out, ptr[M], A, H, 0);
     ON_THREADS
     FOR_EACH_MOLECULE {
         const float *gate_m = gate + m * stride;
@@ -79,8 +89,9 @@ void gated_sum(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_
 }
 
 /* Gradients of y and gate (rows of H) from that of `gated_sum`'s result. */
-void gated_sum_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, const void *y,
+void gated_sum_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, const void *y,
                         const float *gate, int64_t stride, const float *grad, void *grad_y, float *grad_gate) {
+    zero_rows(grad_y, ptr[M], A, H, bf16);
     ON_THREADS
     FOR_EACH_MOLECULE {
         const float *gate_m = gate + m * stride;
@@ -182,66 +193,77 @@ static void store_columns(const float *from, int64_t start, int64_t n, int64_t w
     for (int64_t i = 0; i < n; i++) store(from + i * padded(d), to, (start + i) * width + at, d, bf16);
 }
 
-/* p_ij = softmax over j of q_i k_j / sqrt(d), its padding left as the zeros that products with zeros are; `turned` has
-   room for d rows. */
-static void weights_of(const float *q, const float *k, int64_t n, int64_t d, float *turned, float *p) {
+/* softmax over j of q_i k_j / sqrt(d) as p[j, i], so that what is summed over j needs no sum along a row; the padding of
+   a row is a query of zeros. `turned` has room for d rows, largest and sum for one. */
+static void weights_of(const float *q, const float *k, int64_t n, int64_t d, float *turned, float *restrict largest,
+                       float *restrict sum, float *restrict p) {
+    int64_t N = padded(n);
     float factor = 1 / sqrtf((float)d);
-    transpose(k, padded(d), n, d, turned);
-    product(p, q, padded(d), 1, turned, n, d, padded(n));
-    for (int64_t i = 0; i < n; i++) {
-        float *restrict p_i = p + i * padded(n);
-        float largest = p_i[0];
-        for (int64_t j = 0; j < n; j++) largest = p_i[j] > largest ? p_i[j] : largest;
-        for (int64_t j = 0; j < n; j++) p_i[j] = exponential(factor * (p_i[j] - largest));
-        float inverse = 1 / total(p_i, n);
-        for (int64_t j = 0; j < n; j++) p_i[j] *= inverse;
-    }
+    transpose(q, padded(d), n, d, turned);
+    product(p, k, padded(d), 1, turned, n, d, N);
+    memcpy(largest, p, N * sizeof(float));
+    memset(sum, 0, N * sizeof(float));
+    for (int64_t j = 1; j < n; j++)
+        for (int64_t i = 0; i < N; i++) largest[i] = p[j * N + i] > largest[i] ? p[j * N + i] : largest[i];
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < N; i++) {
+            p[j * N + i] = exponential(factor * (p[j * N + i] - largest[i]));
+            sum[i] += p[j * N + i];
+        }
+    for (int64_t i = 0; i < N; i++) sum[i] = 1 / sum[i];
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < N; i++) p[j * N + i] *= sum[i];
 }
 
 /* out = sum_j p_ij v_j within each molecule, for each head; qkv has rows of 3 H, out of H. scratch: for each thread
-   `room` numbers, n (5 d + n) for the largest molecule, n and d padded. */
-void attention(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, int64_t n_heads,
+   `room` numbers, n (5 d + n + 2) for the largest molecule, n and d padded. */
+void attention(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, int64_t n_heads,
                const void *qkv, void *out, float *scratch, int64_t room) {
     int64_t d = H / n_heads, D = padded(d);
+    zero_rows(out, ptr[M], A, H, bf16);
     ON_THREADS
     FOR_EACH_MOLECULE {
         int64_t start = ptr[m], n = ptr[m + 1] - start, N = padded(n);
         float *q = scratch + THREAD * room, *k = q + n * D, *v = k + n * D, *o = v + n * D, *turned = o + n * D, *p = turned + d * N;
+        float *largest = p + n * N, *sum = largest + N;
         for (int64_t head = 0; head < n_heads; head++) {
             for (int64_t part = 0; part < 3; part++)
                 load_columns(qkv, start, n, 3 * H, part * H + head * d, d, bf16, q + part * n * D);
-            weights_of(q, k, n, d, turned, p);
-            product(o, p, N, 1, v, n, n, D);
+            weights_of(q, k, n, d, turned, largest, sum, p);
+            product(o, p, 1, N, v, n, n, D);
             store_columns(o, start, n, H, head * d, d, bf16, out);
         }
     }
 }
 
 /* Gradient of [q, k, v] from that of `attention`'s result. scratch: for each thread `room` numbers,
-   n (8 d + 2 n) for the largest molecule, n and d padded. */
-void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t H, int64_t bf16, int64_t n_heads,
+   n (8 d + 2 n + 2) for the largest molecule, n and d padded. */
+void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, int64_t n_heads,
                         const void *qkv, const void *grad, void *grad_qkv, float *scratch, int64_t room) {
     int64_t d = H / n_heads, D = padded(d);
     float factor = 1 / sqrtf((float)d);
+    zero_rows(grad_qkv, ptr[M], A, 3 * H, bf16);
     ON_THREADS
     FOR_EACH_MOLECULE {
         int64_t start = ptr[m], n = ptr[m + 1] - start, N = padded(n), size = n * D;
         float *q = scratch + THREAD * room, *k = q + size, *v = k + size, *of_q = v + size, *of_k = of_q + size, *of_v = of_k + size;
-        float *g = of_v + size, *turned = g + size, *p = turned + d * N, *s = p + n * N;
+        float *g = of_v + size, *turned = g + size, *restrict p = turned + d * N, *restrict s = p + n * N;
+        float *restrict mean = s + n * N, *sum = mean + N;
         for (int64_t head = 0; head < n_heads; head++) {
             for (int64_t part = 0; part < 3; part++)
                 load_columns(qkv, start, n, 3 * H, part * H + head * d, d, bf16, q + part * size);
             load_columns(grad, start, n, H, head * d, d, bf16, g);
-            weights_of(q, k, n, d, turned, p);
-            product(of_v, p, 1, N, g, n, n, D);
-            transpose(v, D, n, d, turned);
-            product(s, g, D, 1, turned, n, d, N); /* gradient of p, and then of the scores */
-            for (int64_t i = 0; i < n; i++) {
-                float mean = dot(s + i * N, p + i * N, N);
-                for (int64_t j = 0; j < N; j++) s[i * N + j] = factor * p[i * N + j] * (s[i * N + j] - mean);
-            }
-            product(of_q, s, N, 1, k, n, n, D);
-            product(of_k, s, 1, N, q, n, n, D);
+            weights_of(q, k, n, d, turned, mean, sum, p);
+            product(of_v, p, N, 1, g, n, n, D);
+            transpose(g, D, n, d, turned);
+            product(s, v, D, 1, turned, n, d, N); /* gradient of p, and then of the scores */
+            memset(mean, 0, N * sizeof(float));
+            for (int64_t j = 0; j < n; j++)
+                for (int64_t i = 0; i < N; i++) mean[i] += p[j * N + i] * s[j * N + i];
+            for (int64_t j = 0; j < n; j++)
+                for (int64_t i = 0; i < N; i++) s[j * N + i] = factor * p[j * N + i] * (s[j * N + i] - mean[i]);
+            product(of_q, s, 1, N, k, n, n, D);
+            product(of_k, s, N, 1, q, n, n, D);
             for (int64_t part = 0; part < 3; part++)
                 store_columns(of_q + part * size, start, n, 3 * H, part * H + head * d, d, bf16, grad_qkv);
         }

@@ -6,7 +6,8 @@ Rows are atoms, one molecule after the other; shift, scale and gate are a molecu
 would be many passes, over copies of every molecule's shift for each of its atoms and with attention called anew for
 every molecule size. The backward pass of each is written here too, and makes normed rows and softmax again.
 
-Under autocast what linear layers take and give is bf16; everything else is float32.
+Under autocast what linear layers take and give is bf16; everything else is float32. Rows may follow the last
+molecule's (`rows.padded_rows`): they are zero in what passes on molecules make and in its gradients.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ def attention(qkv: Float[Tensor, "A three_H"], n_heads: int, layout: Layout) -> 
 
 def _check(x: Tensor, layout: Layout, *modulations: Tensor) -> None:
     """C would read beyond what does not fit."""
-    n_atoms, expected = int(layout.sizes.sum()), (len(layout.sizes), x.shape[1])
-    if len(x) != n_atoms:
-        raise ValueError(f"{len(x)} rows for {n_atoms} atoms")
+    expected = (len(layout.sizes), x.shape[1])
+    if len(x) < layout.n_total:
+        raise ValueError(f"{len(x)} rows for {layout.n_total} atoms")
     for values in modulations:
         if values.shape != expected or values.stride(1) != 1 or values.dtype != torch.float32:
             found = f"{tuple(values.shape)}, {values.dtype}, strides {values.stride()}"
@@ -87,9 +88,9 @@ def _bf16(x: Tensor) -> int:
     return int(x.dtype is torch.bfloat16)
 
 
-def _molecules(layout: Layout, x: Tensor) -> tuple[int, int, Tensor]:
+def _molecules(layout: Layout, x: Tensor) -> tuple[int, int, Tensor, int]:
     """First arguments of the C functions that go through molecules, for rows x."""
-    return n_threads(x.numel()), len(layout.sizes), layout.ptr
+    return n_threads(x.numel()), len(layout.sizes), layout.ptr, len(x)
 
 
 def _padded(n: int) -> int:
@@ -172,8 +173,8 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, n_heads: int, layout: Layout) -> Tensor:
         qkv, H = qkv.contiguous(), qkv.shape[1] // 3
         out = qkv.new_empty(len(qkv), H)
-        n, d = _padded(int(layout.sizes.max())), _padded(H // n_heads)
-        molecules, room = _molecules(layout, qkv), n * (5 * d + n)
+        n, d = _padded(layout.n_largest), _padded(H // n_heads)
+        molecules, room = _molecules(layout, qkv), n * (5 * d + n + 2)
         scratch = qkv.new_empty(molecules[0], room, dtype=torch.float32)
         _c().attention(*molecules, H, _bf16(qkv), n_heads, qkv, out, scratch, room)
         ctx.save_for_backward(qkv)
@@ -185,8 +186,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         (qkv,), grad, layout = ctx.saved_tensors, grads[0].contiguous(), ctx.layout
         grad_qkv, H = torch.empty_like(qkv), grad.shape[1]
-        n, d = _padded(int(layout.sizes.max())), _padded(H // ctx.n_heads)
-        molecules, room = _molecules(layout, qkv), n * (8 * d + 2 * n)
+        n, d = _padded(layout.n_largest), _padded(H // ctx.n_heads)
+        molecules, room = _molecules(layout, qkv), n * (8 * d + 2 * n + 2)
         scratch = qkv.new_empty(molecules[0], room, dtype=torch.float32)
         _c().attention_gradient(*molecules, H, _bf16(qkv), ctx.n_heads, qkv, grad, grad_qkv, scratch, room)
         return grad_qkv, None, None

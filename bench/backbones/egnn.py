@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from bench.backbones import pair_mlp
 from bench.backbones.pairs import differences, off_diagonal, pair_input, weighted_sum
+from bench.backbones.rows import RowLinear, row_linear
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -48,10 +49,10 @@ class MessagePassing(nn.Module):
         super().__init__()
         self.itself = itself
         self.message_in = nn.Linear(2 * width + n_distances, width)
-        self.message_out = nn.Linear(width, width)
+        self.message_out = RowLinear(width, width)
         self.attention = nn.Linear(width, 1)
-        self.node_in = nn.Linear(2 * width, width)
-        self.node_out = nn.Linear(width, width)
+        self.node_in = RowLinear(2 * width, width)
+        self.node_out = RowLinear(width, width)
 
     @property
     def compilable(self) -> tuple[str, ...]:
@@ -88,7 +89,7 @@ class Block(MessagePassing):
         super().__init__(width, n_distances=2, itself=False)
         self.coordinate_range = coordinate_range
         self.coordinate_in = nn.Linear(2 * width + 2, width)
-        self.coordinate_mid = nn.Linear(width, width)
+        self.coordinate_mid = RowLinear(width, width)
         self.coordinate_out = nn.Linear(width, 1, bias=False)
         nn.init.xavier_uniform_(self.coordinate_out.weight, gain=0.001)
 
@@ -130,7 +131,7 @@ def first_terms(linear: nn.Linear, h: Float[Tensor, "A H"], D: Float[Tensor, "P 
     """
     H, W = h.shape[1], linear.weight
     of_h = torch.cat([W[:, :H], W[:, H : 2 * H]])
-    ab = F.linear(h, of_h, torch.cat([linear.bias, torch.zeros_like(linear.bias)]))
+    ab = row_linear(h, of_h, torch.cat([linear.bias, torch.zeros_like(linear.bias)]))
     return ab.to(D.dtype), D, W[:, 2 * H :].t().to(D.dtype)
 
 
@@ -159,10 +160,10 @@ class EGNN(nn.Module):
 
     def __init__(self, cfg: EGNNConfig, n_features: int) -> None:
         super().__init__()
-        self.embedding = nn.Linear(n_features + 1, cfg.width)
+        self.embedding = RowLinear(n_features + 1, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg.width, cfg.coordinate_range) for _ in range(cfg.depth))
         # the published network reads out the time channel too and drops it: its row is kept so that weights load
-        self.readout = nn.Linear(cfg.width, n_features + 1)
+        self.readout = RowLinear(cfg.width, n_features + 1)
 
     def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
         """Raw output: displacement x_L - x_0 [A, 3] and features [A, F]."""

@@ -38,7 +38,7 @@ class _InC(torch.autograd.Function):
         d, mu, r, K = d.contiguous(), mu.contiguous(), r.contiguous(), len(mu)
         if (len(d), len(r)) != (layout.n_pairs, K):  # C would read beyond them
             raise ValueError(f"{len(d)} distances and {len(r)} widths for {layout.n_pairs} pairs and {K} Gaussians")
-        out = d.new_empty(int(layout.sizes.sum()), K)
+        out = d.new_empty(layout.n_total, K)
         ctx.of_layout = n_threads(len(d) * K), len(layout.sizes), layout.ptr, first_pairs(layout)
         required(SOURCE, WIDTH=K).mean_gaussians(*ctx.of_layout, d, mu, r, out)
         ctx.save_for_backward(d, mu, r)
@@ -60,7 +60,7 @@ class _MeanGaussians(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, d: Tensor, mu: Tensor, r: Tensor, layout: Layout) -> Tensor:
         K = mu.shape[0]
-        out = d.new_empty(int(layout.sizes.sum()), K)
+        out = d.new_empty(layout.n_total, K)
 
         def work(share: list[Chunk]) -> None:
             buffer = d.new_empty(max(chunk.n_pairs for chunk in share), K)

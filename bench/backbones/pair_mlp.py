@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from bench.backbones.pairs import Chunk, cached_chunks
+from bench.backbones.rows import MULTIPLE
 from bench.molecules import Layout
 from bench.native import Library, of_products, required, usable
 from bench.threads import on_threads, shares
 
 SOURCE = Path(__file__).with_suffix(".c")
-ROWS = 64  # a bf16 product has a multiple of so many: oneDNN compiles a kernel for each shape, for milliseconds
 
 FirstLayer = tuple[Tensor, Tensor, Tensor]  # [a, b] [A, 2 K], D [P, C], W_in [C, K], all in one precision
 
@@ -69,7 +69,7 @@ class _Setting:
 
     def n_padded(self, chunk: Chunk) -> int:
         """Rows of its products; those beyond the pairs that count are zero in their operands."""
-        return -(-self.n_rows(chunk) // ROWS) * ROWS if self.products is torch.bfloat16 else self.n_rows(chunk)
+        return -(-self.n_rows(chunk) // MULTIPLE) * MULTIPLE if self.products is torch.bfloat16 else self.n_rows(chunk)
 
     def of(self, chunk: Chunk) -> tuple[Tensor, int, int, int]:
         """First arguments of every C function."""
@@ -177,7 +177,7 @@ def _apply(
     first: FirstLayer, inner: nn.Linear, head: nn.Linear, layout: Layout, itself: bool, attended: bool
 ) -> Tensor:
     ab, D, W_in = (x.contiguous() for x in first)
-    K, n_atoms = W_in.shape[1], int(layout.sizes.sum())
+    K, n_atoms = W_in.shape[1], layout.n_total
     shapes = [tuple(x.shape) for x in (ab, D, inner.weight, head.weight)]
     if shapes != [(n_atoms, 2 * K), (layout.n_pairs, len(W_in)), (K, K), (1, K)]:
         raise ValueError(f"[a, b], D, W and w are {shapes}: not of {n_atoms} atoms, {layout.n_pairs} pairs, width {K}")

@@ -154,7 +154,7 @@ class _PairInput(torch.autograd.Function):
         D, W = ctx.saved_tensors
         grad = grad.contiguous()
         K = grad.shape[1]
-        grad_ab = grad.new_empty(int(ctx.layout.sizes.sum()), 2, K)
+        grad_ab = grad.new_empty(ctx.layout.n_total, 2, K)
         for atoms, pairs, m, n in _blocks(ctx.layout):
             here = grad[pairs].view(m, n, n, K)
             for k in range(2):  # a's over partners j, b's over atoms i
@@ -175,7 +175,7 @@ def pair_input(
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, v: Tensor, layout: Layout) -> Tensor:
-        out = v.new_empty(int(layout.sizes.sum()), v.shape[1])
+        out = v.new_empty(layout.n_total, v.shape[1])
         for atoms, pairs, m, n in _blocks(layout):
             torch.bmm(w[pairs].view(m * n, 1, n), v[pairs].view(m * n, n, -1), out=out[atoms].view(m * n, 1, -1))
         ctx.save_for_backward(w, v)
@@ -306,7 +306,7 @@ class _Difference(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         grad = grad.contiguous()
-        out = grad.new_empty(int(ctx.layout.sizes.sum()), grad.shape[1])
+        out = grad.new_empty(ctx.layout.n_total, grad.shape[1])
         for atoms, pairs, m, n in _blocks(ctx.layout):
             block = grad[pairs].view(m, n, n, -1)
             torch.sub(block.sum(2), block.sum(1), out=out[atoms].view(m, n, -1))

@@ -120,7 +120,7 @@ class Diffusion(nn.Module):
 
     def noise(self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Molecules:
         """eps = [P n_x, n_h] with n standard normal: unit variance on U and on features."""
-        n = torch.randn(int(layout.sizes.sum()), 3 + self.n_features, generator=rng, device=rng.device, dtype=dtype)
+        n = torch.randn(layout.n_total, 3 + self.n_features, generator=rng, device=rng.device, dtype=dtype)
         return Molecules(n[:, :3], n[:, 3:], layout).centred()
 
     def noising(self, x0: Molecules, eps: Molecules, level: NoiseLevel) -> Molecules:

@@ -24,7 +24,7 @@ from methods.symdiff import SymDiffConfig
 
 def atom_mask(layout: Layout) -> Tensor:
     """True for real atoms [B, N]."""
-    return torch.arange(int(layout.sizes.max()), device=layout.device) < layout.n_atoms[:, None]
+    return torch.arange(layout.n_largest, device=layout.device) < layout.n_atoms[:, None]
 
 
 def padded(values: Tensor, mask: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ CASES = {
 
 
 def arguments(shapes: tuple[str, ...], layout: Layout, H: int) -> list[Tensor]:
-    rng, rows = generator(6), {"A": int(layout.sizes.sum()), "B": len(layout.sizes)}
+    rng, rows = generator(6), {"A": layout.n_total, "B": len(layout.sizes)}
     found = []
     for shape in shapes:
         n, columns = shape.split()
@@ -115,6 +115,36 @@ def test_bf16_is_off_by_its_rounding(name):
     assert max(found) > 1e-5
 
 
+def rows_after_the_last_molecule(name: str) -> list[Tensor]:
+    """Of the values and of the gradient of what is given first; the rows of molecules are checked."""
+    ours, _, shapes = CASES[name]
+    layout, n_more = Layout(SIZES), 5
+    given = arguments(shapes, layout, 24)
+    longer = [F.pad(x.detach(), (0, 0, 0, n_more * (len(x) == layout.n_total))).requires_grad_() for x in given]
+    of_rows = {"gated sum": 1}.get(name, 0)
+    found = []
+    for values in (given, longer):
+        out = ours(*values, layout)
+        weight = torch.randn(layout.n_total, out.shape[1], generator=generator(7))
+        grads = torch.autograd.grad((weight * out[: layout.n_total]).sum(), values)
+        found.append([out, grads[of_rows]])
+    for values, expected in zip(found[1], found[0], strict=True):
+        assert torch.equal(values[: layout.n_total], expected)
+    return [values[layout.n_total :] for values in found[1]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_after_the_last_molecule_stay_zero(name, monkeypatch, tmp_path):
+    """Else they would reach the gradients of weights. Control: whoever leaves them as they lie in memory."""
+    assert all(rows.count_nonzero() == 0 for rows in rows_after_the_last_molecule(name))
+    if name == "SwiGLU":  # goes through rows, not molecules: zeros are made zero
+        return
+    wrong = with_another_term(dit_passes.SOURCE, "start * size, 0, (A", "start * size, 1, (A", tmp_path)
+    monkeypatch.setattr(dit_passes, "SOURCE", wrong)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert all(rows.count_nonzero() for rows in rows_after_the_last_molecule(name))
+
+
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
@@ -122,9 +152,9 @@ def test_bf16_is_off_by_its_rounding(name):
         ("modulate", "of_shift[k] += g[k]", "of_shift[k] = g[k]"),
         ("gated sum", "grad_i[k] * y_i[k]", "grad_i[k]"),
         ("SwiGLU", "s + silu * (1 - s)", "s"),
-        ("attention", "(s[i * N + j] - mean)", "s[i * N + j]"),
-        ("attention", "product(of_k, s, 1, N, q", "product(of_k, s, N, 1, q"),
-        ("attention", "to[c * width + r] = 0", "to[c * width + r] = 1"),
+        ("attention", "(s[j * N + i] - mean[i])", "s[j * N + i]"),
+        ("attention", "product(of_k, s, N, 1, q", "product(of_k, s, 1, N, q"),
+        ("attention", "p[j * N + i] *= sum[i]", "p[j * N + i] *= sum[0]"),
     ],
 )
 def test_a_wrong_pass_is_noticed(name, right, wrong, monkeypatch, tmp_path):
@@ -132,6 +162,26 @@ def test_a_wrong_pass_is_noticed(name, right, wrong, monkeypatch, tmp_path):
     monkeypatch.setattr(dit_passes, "SOURCE", with_another_term(dit_passes.SOURCE, right, wrong, tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not max(errors(name)) < 10 * ROUNDING
+
+
+def error_of_shifted_scores(shift: float) -> float:
+    """Of attention whose scores all have something added, which softmax does not notice."""
+    d, layout = 8, Layout([3, 18])
+    q, k, v = torch.randn(3, layout.n_total, HEADS, d, generator=generator(8)).unbind(0)
+    q[..., 0] = 1
+    plain, k_shifted = torch.stack([q, k, v], dim=1), k.clone()
+    k_shifted[..., 0] += shift * d**0.5
+    out = dit_passes.attention(torch.stack([q, k_shifted, v], dim=1).flatten(1), HEADS, layout)
+    return relative_error(out, attended(plain.flatten(1), layout))
+
+
+def test_scores_of_any_size(monkeypatch, tmp_path):
+    """To the rounding of the scores; control: softmax without its maximum."""
+    assert max(error_of_shifted_scores(shift) for shift in (-300.0, 300.0)) < 1e-3
+    wrong = with_another_term(dit_passes.SOURCE, "(p[j * N + i] - largest[i])", "p[j * N + i]", tmp_path)
+    monkeypatch.setattr(dit_passes, "SOURCE", wrong)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not min(error_of_shifted_scores(shift) for shift in (-300.0, 300.0)) < 0.1
 
 
 @pytest.mark.parametrize("name", CASES)

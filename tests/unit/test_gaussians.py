@@ -62,7 +62,7 @@ def test_no_gradient_of_distances_is_made_where_none_is_asked_for(dtype):
     d, mu, r = (x.detach().to(dtype) for x in arguments())
     mu.requires_grad_()
     mean_gaussians(d, mu, r, LAYOUT).sum().backward()
-    ones = torch.ones(int(LAYOUT.sizes.sum()), K, dtype=dtype)
+    ones = torch.ones(LAYOUT.n_total, K, dtype=dtype)
     (wanted,) = torch.autograd.grad(mean_gaussians(d, mu, r, LAYOUT), mu, ones)
     torch.testing.assert_close(mu.grad, wanted)
 
@@ -83,7 +83,7 @@ def errors(layout: Layout = LAYOUT, width: int = K) -> list[float]:
     rng = generator(3)
     shapes = [(layout.n_pairs,), (width,), (width,)]
     exact = [torch.rand(s, generator=rng, dtype=torch.float64).add(0.2) for s in shapes]
-    weight = torch.randn(int(layout.sizes.sum()), width, generator=rng, dtype=torch.float64)
+    weight = torch.randn(layout.n_total, width, generator=rng, dtype=torch.float64)
     both = []
     for function, dtype in [(mean_gaussians, torch.float32), (plain, torch.float64)]:
         given = [x.to(dtype).requires_grad_() for x in exact]

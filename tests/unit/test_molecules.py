@@ -26,7 +26,7 @@ def test_layout_refuses_empty_molecules(sizes):
 
 def test_sorting_by_size_is_undone_exactly():
     layout = Layout(SIZES)
-    values = torch.arange(int(layout.sizes.sum()), dtype=torch.float64)[:, None]
+    values = torch.arange(layout.n_total, dtype=torch.float64)[:, None]
     ordered = layout.to_sorted(values)
     assert layout.by_size.sizes.tolist() == sorted(SIZES)
     assert torch.equal(layout.from_sorted(ordered), values)

@@ -47,7 +47,7 @@ def pairs(layout: Layout) -> list[tuple[int, int]]:
 
 def arguments(layout: Layout, scale: float = 1.0, width: int = K, n_distances: int = 2) -> list[Tensor]:
     """[a, b], D, W_in, W, bias, w, c."""
-    A, P = int(layout.sizes.sum()), layout.n_pairs
+    A, P = layout.n_total, layout.n_pairs
     shapes = [(A, 2 * width), (P, n_distances), (n_distances, width), (width, width), (width,), (1, width), (1,)]
     rng = generator(4)
     return [(scale * torch.randn(s, generator=rng)).requires_grad_() for s in shapes]

@@ -1,0 +1,67 @@
+"""Linear layers whose number of rows is rounded up in bf16, where a CPU compiles a product for each number of rows."""
+
+from typing import Any
+
+import pytest
+import torch
+from support import generator, model_of, relative_error, states
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.backbones.rows import MULTIPLE, row_linear
+
+SIZES = (16, 18, 19, 20)
+N_ATOMS = sum(SIZES)  # a number that no layer has for its width
+
+
+def layer(n_rows: int, bf16: bool) -> tuple[Tensor, ...]:
+    """Values, and gradients of x, weight and bias."""
+    rng = generator(3)
+    given = [torch.randn(shape, generator=rng).requires_grad_() for shape in ((n_rows, 5), (7, 5), (7,))]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        out = row_linear(*given)
+    weight = torch.randn(out.shape, generator=rng)
+    return out, *torch.autograd.grad((weight * out).sum(), given)
+
+
+@pytest.mark.parametrize("n_rows", [1, MULTIPLE - 1, MULTIPLE, MULTIPLE + 1])
+def test_added_rows_change_nothing(n_rows, monkeypatch):
+    """To the order of sums over rows; and (control) bf16 itself does change something."""
+    padded = layer(n_rows, bf16=True)
+    monkeypatch.setattr("bench.backbones.rows.padded_rows", lambda x: x)
+    for found, expected in zip(padded, layer(n_rows, bf16=True), strict=True):
+        assert found.shape == expected.shape
+        assert relative_error(found.float(), expected.float()) < 1e-2
+    assert relative_error(padded[0].float(), layer(n_rows, bf16=False)[0]) > 1e-4
+
+
+class Rows(TorchDispatchMode):
+    """Notes the shapes of bf16 products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.seen |= {n for x in args if isinstance(x, Tensor) and x.dtype is torch.bfloat16 for n in x.shape}
+        return func(*args, **(kwargs or {}))
+
+
+def rows_of_a_step(backbone: str) -> set[int]:
+    """Of all bf16 products of a network's forward and backward pass."""
+    network = model_of("plain", backbone, dtype=torch.float32).denoiser.backbone
+    _, _, level, z_t = states(SIZES, dtype=torch.float32)
+    with Rows() as rows, torch.autocast("cpu", torch.bfloat16):
+        out = network(z_t, level.t)
+        (out.x.square().sum() + out.h.square().sum()).backward()
+    return rows.seen
+
+
+@pytest.mark.parametrize("backbone", ["dit", "egnn", "gdm"])
+def test_products_of_networks_have_round_numbers_of_rows(backbone: str, monkeypatch):
+    """Forward and backward; control: without the rows that are added they have the atoms'."""
+    assert N_ATOMS not in rows_of_a_step(backbone)
+    for module in ("rows", "dit"):
+        monkeypatch.setattr(f"bench.backbones.{module}.padded_rows", lambda x: x)
+    assert N_ATOMS in rows_of_a_step(backbone)
