@@ -36,5 +36,5 @@ def row_linear(
 class RowLinear(nn.Linear):
     """`torch.nn.Linear`."""
 
-    def forward(self, x: Float[Tensor, "... A K"]) -> Float[Tensor, "... A H"]:
-        return row_linear(x, self.weight, self.bias)
+    def forward(self, input: Float[Tensor, "... A K"]) -> Float[Tensor, "... A H"]:
+        return row_linear(input, self.weight, self.bias)
