@@ -32,7 +32,7 @@ from bench.structures import Structures
 from bench.studies import set_dotted
 from bench.train import BatchLoss, training_loss, training_step
 
-WARM_UP = 2  # steps before the clock counts
+WARM_UP = 3  # steps before the clock counts: they fault in the memory of all that come after
 DENSITY = 0.1  # atoms per cubic angstrom of a made-up cloud, about that of an organic solid
 SPACING = 0.9  # angstrom between its atoms, at least
 

@@ -57,7 +57,7 @@ class GaussianPairEmbedding(nn.Module):
         self.edm_compat = False
         self.mean = nn.Parameter(torch.empty(n_gaussians).uniform_(0, 3))
         self.raw_scale = nn.Parameter(torch.empty(n_gaussians).uniform_(0, 3))
-        self.linear = xavier_linear(n_gaussians, width)
+        self.linear = xavier_linear(n_gaussians, width, layer=RowLinear)
 
     def forward(self, x: Float[Tensor, "A 3"], layout: Layout) -> Float[Tensor, "A E"]:
         """Rotation-invariant embedding of each atom; `layout` sorted by size."""
@@ -72,18 +72,18 @@ class GaussianPairEmbedding(nn.Module):
         return p
 
 
-def xavier_linear(n_in: int, n_out: int, bias: bool = True) -> nn.Linear:
+def xavier_linear(n_in: int, n_out: int, bias: bool = True, layer: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """Linear layer with Xavier-uniform weights and zero bias."""
-    linear = RowLinear(n_in, n_out, bias=bias)
+    linear = layer(n_in, n_out, bias=bias)
     nn.init.xavier_uniform_(linear.weight)
     if bias:
         nn.init.zeros_(linear.bias)
     return linear
 
 
-def zero_linear(n_in: int, n_out: int) -> nn.Linear:
+def zero_linear(n_in: int, n_out: int, layer: type[nn.Linear] = nn.Linear) -> nn.Linear:
     """Linear layer that starts as zero (adaLN-Zero, output)."""
-    linear = RowLinear(n_in, n_out)
+    linear = layer(n_in, n_out)
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
@@ -225,7 +225,7 @@ class Trunk(nn.Module):
         c = F.silu(self.time(t))
         for block in self.blocks:
             tokens = block(tokens, c, layout)
-        return tokens[:n_atoms], c
+        return tokens if len(tokens) == n_atoms else tokens[:n_atoms], c
 
 
 @backbones.register("dit", DiTConfig)
@@ -249,10 +249,10 @@ class DiT(nn.Module):
         if cfg.width % cfg.n_heads:
             raise ValueError(f"width {cfg.width} is not divisible by n_heads {cfg.n_heads}; choose a multiple")
         self.pair_embedding = GaussianPairEmbedding(cfg.embedding_width, cfg.width - cfg.embedding_width)
-        self.atom_embedding = xavier_linear(3 + n_features, cfg.embedding_width)
+        self.atom_embedding = xavier_linear(3 + n_features, cfg.embedding_width, layer=RowLinear)
         self.trunk = Trunk(cfg.width, cfg.depth, cfg.n_heads, cfg.mlp_ratio, cfg.time_scale)
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
-        self.head = zero_linear(cfg.width, 3 + n_features)
+        self.head = zero_linear(cfg.width, 3 + n_features, layer=RowLinear)
 
     def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
         """Raw output: x part [A, 3] and features [A, F]; zero at initialisation."""

@@ -1,7 +1,7 @@
 /* What bench/backbones/dit_passes.py does between matrix products: each function reads and writes its rows once, on
    `threads` threads of OpenMP, the ones that torch uses. Formulas and names are those of the Python file. Rows are atoms,
-   ptr[m] to ptr[m + 1] those of molecule m of M, and after the last molecule's padding, up to A rows, which is made zero;
-   rows of modulations have `stride` numbers, of which H count. */
+   ptr[m] to ptr[m + 1] those of molecule m of M; rows after the last molecule's, up to A, are padding and made zero. Rows
+   of modulations have `stride` numbers, of which H count. */
 
 #include "rows.h"
 
@@ -236,6 +236,16 @@ void attention(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_
     }
 }
 
+/* s = factor p (s - sum_j p s), of the scores from that of p; both [j, i], `mean` has room for a row. */
+static void scores_gradient(const float *restrict p, int64_t n, int64_t N, float factor, float *restrict mean,
+                            float *restrict s) {
+    memset(mean, 0, N * sizeof(float));
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < N; i++) mean[i] += p[j * N + i] * s[j * N + i];
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < N; i++) s[j * N + i] = factor * p[j * N + i] * (s[j * N + i] - mean[i]);
+}
+
 /* Gradient of [q, k, v] from that of `attention`'s result. scratch: for each thread `room` numbers,
    n (8 d + 2 n + 2) for the largest molecule, n and d padded. */
 void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, int64_t n_heads,
@@ -247,8 +257,8 @@ void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t 
     FOR_EACH_MOLECULE {
         int64_t start = ptr[m], n = ptr[m + 1] - start, N = padded(n), size = n * D;
         float *q = scratch + THREAD * room, *k = q + size, *v = k + size, *of_q = v + size, *of_k = of_q + size, *of_v = of_k + size;
-        float *g = of_v + size, *turned = g + size, *restrict p = turned + d * N, *restrict s = p + n * N;
-        float *restrict mean = s + n * N, *sum = mean + N;
+        float *g = of_v + size, *turned = g + size, *p = turned + d * N, *s = p + n * N;
+        float *mean = s + n * N, *sum = mean + N;
         for (int64_t head = 0; head < n_heads; head++) {
             for (int64_t part = 0; part < 3; part++)
                 load_columns(qkv, start, n, 3 * H, part * H + head * d, d, bf16, q + part * size);
@@ -256,12 +266,8 @@ void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t 
             weights_of(q, k, n, d, turned, mean, sum, p);
             product(of_v, p, N, 1, g, n, n, D);
             transpose(g, D, n, d, turned);
-            product(s, v, D, 1, turned, n, d, N); /* gradient of p, and then of the scores */
-            memset(mean, 0, N * sizeof(float));
-            for (int64_t j = 0; j < n; j++)
-                for (int64_t i = 0; i < N; i++) mean[i] += p[j * N + i] * s[j * N + i];
-            for (int64_t j = 0; j < n; j++)
-                for (int64_t i = 0; i < N; i++) s[j * N + i] = factor * p[j * N + i] * (s[j * N + i] - mean[i]);
+            product(s, v, D, 1, turned, n, d, N);
+            scores_gradient(p, n, N, factor, mean, s);
             product(of_q, s, 1, N, k, n, n, D);
             product(of_k, s, N, 1, q, n, n, D);
             for (int64_t part = 0; part < 3; part++)

@@ -6,8 +6,8 @@ Rows are atoms, one molecule after the other; shift, scale and gate are a molecu
 would be many passes, over copies of every molecule's shift for each of its atoms and with attention called anew for
 every molecule size. The backward pass of each is written here too, and makes normed rows and softmax again.
 
-Under autocast what linear layers take and give is bf16; everything else is float32. Rows may follow the last
-molecule's (`rows.padded_rows`): they are zero in what passes on molecules make and in its gradients.
+Under autocast what linear layers take and give is bf16; everything else is float32. Rows may follow those
+of the last molecule (`rows.padded_rows`): the passes on molecules make them zero, and in the gradients of their rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bench.backbones.rows import MULTIPLE
 from bench.molecules import Layout
 from bench.native import Library, of_products, required, usable
 from bench.threads import n_threads
@@ -72,7 +73,7 @@ def attention(qkv: Float[Tensor, "A three_H"], n_heads: int, layout: Layout) -> 
 def _check(x: Tensor, layout: Layout, *modulations: Tensor) -> None:
     """C would read beyond what does not fit."""
     expected = (len(layout.sizes), x.shape[1])
-    if len(x) < layout.n_total:
+    if not 0 <= len(x) - layout.n_total < MULTIPLE:
         raise ValueError(f"{len(x)} rows for {layout.n_total} atoms")
     for values in modulations:
         if values.shape != expected or values.stride(1) != 1 or values.dtype != torch.float32:

@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from bench.backbones.egnn import first_layer
 from bench.backbones.pairs import components, differences, harmonic_moments, off_diagonal
-from bench.backbones.rows import RowLinear
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -113,7 +112,7 @@ class DegreeLinear(nn.Module):
 
     def __init__(self, n_in: list[int], n_out: int) -> None:
         super().__init__()
-        self.degrees = nn.ModuleList(RowLinear(n, n_out, bias=degree == 0) for degree, n in enumerate(n_in))
+        self.degrees = nn.ModuleList(nn.Linear(n, n_out, bias=degree == 0) for degree, n in enumerate(n_in))
 
     def forward(self, parts: list[Tensor]) -> Float[Tensor, "M A C"]:
         """Parts [2 l + 1, A, n_in[l]] of degree 0, 1, ..., to all components."""
@@ -136,11 +135,11 @@ class Block(nn.Module):
         n_paths = [sum(degrees.count(l3) for degrees in self.products.values()) for l3 in range(l_out + 1)]
         width = cfg.width
         self.radial_in = nn.Linear(2 * width + cfg.n_basis, width)
-        self.radial_out = RowLinear(width, (cfg.lmax + 1) * cfg.n_groups)
+        self.radial_out = nn.Linear(width, (cfg.lmax + 1) * cfg.n_groups)
         self.source = DegreeLinear([width] * (l_in + 1), width)
         self.gather = DegreeLinear([n * width for n in n_paths], width)
-        self.node_in = RowLinear((2 + l_out) * width, width)
-        self.node_out = RowLinear(width, (1 + l_out) * width)
+        self.node_in = nn.Linear((2 + l_out) * width, width)
+        self.node_out = nn.Linear(width, (1 + l_out) * width)
 
     def forward(
         self,
@@ -203,13 +202,13 @@ class E3(nn.Module):
         centres = torch.linspace(math.log(SOFTENING), math.log(LARGEST), cfg.n_basis, dtype=torch.float64)
         self.register_buffer("centres", centres, persistent=False)
         self.centres: Tensor
-        self.embedding = RowLinear(n_features + 1, cfg.width)
-        self.position = RowLinear(1, cfg.width, bias=False)
+        self.embedding = nn.Linear(n_features + 1, cfg.width)
+        self.position = nn.Linear(1, cfg.width, bias=False)
         # degrees that nothing has filled yet, or that the readout does not see, would only be idle weights
         ends = [1, *[cfg.lmax] * (cfg.depth - 1), 1]
         self.blocks = nn.ModuleList(Block(cfg, ends[i], ends[i + 1]) for i in range(cfg.depth))
-        self.velocity = RowLinear(cfg.width, 1, bias=False)
-        self.readout = RowLinear(cfg.width, n_features)
+        self.velocity = nn.Linear(cfg.width, 1, bias=False)
+        self.readout = nn.Linear(cfg.width, n_features)
 
     def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
         """Raw output: one vector per atom [A, 3] and features [A, F]."""

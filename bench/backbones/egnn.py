@@ -49,7 +49,7 @@ class MessagePassing(nn.Module):
         super().__init__()
         self.itself = itself
         self.message_in = nn.Linear(2 * width + n_distances, width)
-        self.message_out = RowLinear(width, width)
+        self.message_out = nn.Linear(width, width)
         self.attention = nn.Linear(width, 1)
         self.node_in = RowLinear(2 * width, width)
         self.node_out = RowLinear(width, width)
@@ -89,7 +89,7 @@ class Block(MessagePassing):
         super().__init__(width, n_distances=2, itself=False)
         self.coordinate_range = coordinate_range
         self.coordinate_in = nn.Linear(2 * width + 2, width)
-        self.coordinate_mid = RowLinear(width, width)
+        self.coordinate_mid = nn.Linear(width, width)
         self.coordinate_out = nn.Linear(width, 1, bias=False)
         nn.init.xavier_uniform_(self.coordinate_out.weight, gain=0.001)
 

@@ -1,4 +1,4 @@
-"""Linear layers on any number of rows (atoms, pairs), for a CPU under bf16 autocast.
+"""Linear layers on atoms, for a CPU under bf16 autocast.
 
 oneDNN, which makes products in bf16 there, compiles one for every number of rows, which takes a millisecond and
 memory, and keeps a thousand of them. Batches of molecules have a few hundred numbers of atoms and a network some twenty
@@ -14,27 +14,26 @@ from torch import Tensor, nn
 
 from bench.native import of_products
 
-MULTIPLE = 64
+MULTIPLE = 64  # numbers of rows of bf16 products are multiples of it
 
 
-def padded_rows(x: Float[Tensor, "... A K"]) -> Float[Tensor, "... A_padded K"]:
-    """x, with rows of zeros up to a multiple of `MULTIPLE` where products are made by oneDNN."""
-    missing = -x.shape[-2] % MULTIPLE
-    if missing and x.device.type == "cpu" and of_products() is torch.bfloat16:
-        return F.pad(x, (0, 0, 0, missing))
-    return x
+def padded_rows(x: Float[Tensor, "A K"]) -> Float[Tensor, "A_padded K"]:
+    """x, with rows of zeros up to a multiple of `MULTIPLE` where oneDNN makes the products; else x itself."""
+    if x.device.type != "cpu" or of_products() is not torch.bfloat16 or len(x) % MULTIPLE == 0:
+        return x
+    return F.pad(x, (0, 0, 0, -len(x) % MULTIPLE))
 
 
 def row_linear(
-    x: Float[Tensor, "... A K"], weight: Float[Tensor, "H K"], bias: Float[Tensor, "H"] | None
-) -> Float[Tensor, "... A H"]:
-    """`torch.nn.functional.linear`."""
+    x: Float[Tensor, "A K"], weight: Float[Tensor, "H K"], bias: Float[Tensor, "H"] | None
+) -> Float[Tensor, "A H"]:
+    """x W^T + bias, its rows padded in between."""
     padded = padded_rows(x)
-    return F.linear(x, weight, bias) if padded is x else F.linear(padded, weight, bias)[..., : x.shape[-2], :]
+    return F.linear(x, weight, bias) if padded is x else F.linear(padded, weight, bias)[: len(x)]
 
 
 class RowLinear(nn.Linear):
-    """`torch.nn.Linear`."""
+    """`row_linear` as a layer."""
 
-    def forward(self, input: Float[Tensor, "... A K"]) -> Float[Tensor, "... A H"]:
+    def forward(self, input: Float[Tensor, "A K"]) -> Float[Tensor, "A H"]:
         return row_linear(input, self.weight, self.bias)

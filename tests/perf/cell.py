@@ -66,7 +66,6 @@ def step(n_steps: int, reference: bool = False, **given: Any) -> dict[str, Any]:
 
 
 Clocked = Callable[[int], float]  # round -> seconds
-WARM_UP = 3  # steps: the first ones fault in the memory of all that come after, on a virtual machine slowly
 
 
 def in_turn(n_rounds: int, one: Clocked, others: dict[str, Clocked], n_each: int) -> dict[str, list[float]]:
@@ -84,14 +83,14 @@ def in_turn(n_rounds: int, one: Clocked, others: dict[str, Clocked], n_each: int
 
 
 def stepper(reference: bool = False, **given: Any) -> Clocked:
-    """The seconds of a training step on the batch of a round, by a model of its own that has made `WARM_UP` before."""
+    """The seconds of a training step on the batch of a round, by a model of its own that has made a few before."""
     import torch
     from reference.padded import use_reference
 
     from bench.batches import Batches
     from bench.clock import clock
     from bench.streams import Streams
-    from bench.timing import stepping
+    from bench.timing import WARM_UP, stepping
 
     cfg, model, data = built(**given)
     if reference:

@@ -23,6 +23,7 @@ from perf.cell import ROOT, measured
 from analysis.readme import filled
 from bench.floor import Machine, Work
 from bench.records import read_json, write_atomically, write_json
+from bench.timing import quartiles
 
 PAGE = ROOT / "docs" / "performance.md"
 RECORDS = ROOT / "results" / "performance"
@@ -205,8 +206,8 @@ def kernels(record: dict[str, Any]) -> str:
         two = flops.get(network_of(cell)), flops.get((given["other"], given["backbone"], given["size"]))
         arithmetic = f"{100 * (two[0] / two[1] - 1):.1f} %" if two[0] and two[1] else ""
         longer = [100 * (ratio - 1) for ratio in cell["result"]["ratios"]]
-        low, middle, high = statistics.quantiles(longer, n=4) if len(longer) > 1 else longer * 3
-        lines.append(row(*start, arithmetic, f"{middle:.1f} % ({low:.1f}, {high:.1f})"))
+        low, high = quartiles(longer)
+        lines.append(row(*start, arithmetic, f"{statistics.median(longer):.1f} % ({low:.1f}, {high:.1f})"))
     return "Steps of two methods in turn:\n\n" + "\n".join(lines) if len(lines) > 2 else ""
 
 

@@ -7,6 +7,7 @@ from support import generator, relative_error, with_another_term
 from torch import Tensor
 
 from bench.backbones import dit_passes
+from bench.backbones.rows import MULTIPLE
 from bench.molecules import Layout
 from bench.native import library
 
@@ -115,34 +116,47 @@ def test_bf16_is_off_by_its_rounding(name):
     assert max(found) > 1e-5
 
 
-def rows_after_the_last_molecule(name: str) -> list[Tensor]:
+@pytest.fixture
+def _memory_is_not_zero():
+    """What nobody writes is NaN, instead of what happens to lie there."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def rows_after_the_last_molecule(name: str, dtype: torch.dtype) -> list[Tensor]:
     """Of the values and of the gradient of what is given first; the rows of molecules are checked."""
     ours, _, shapes = CASES[name]
-    layout, n_more = Layout(SIZES), 5
-    given = arguments(shapes, layout, 24)
-    longer = [F.pad(x.detach(), (0, 0, 0, n_more * (len(x) == layout.n_total))).requires_grad_() for x in given]
-    of_rows = {"gated sum": 1}.get(name, 0)
+    layout = Layout(SIZES)
+    of_rows = {"gated sum": 1}.get(name, 0)  # its x has the gradient of its result
     found = []
-    for values in (given, longer):
-        out = ours(*values, layout)
+    for n_more in (0, 5):
+        values = [
+            F.pad(x.detach(), (0, 0, 0, n_more * (len(x) == layout.n_total)), value=1.0).requires_grad_()
+            for x in arguments(shapes, layout, 24)
+        ]
+        if name != "modulate":
+            values[of_rows] = values[of_rows].detach().to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            out = ours(*values, layout)
         weight = torch.randn(layout.n_total, out.shape[1], generator=generator(7))
         grads = torch.autograd.grad((weight * out[: layout.n_total]).sum(), values)
         found.append([out, grads[of_rows]])
-    for values, expected in zip(found[1], found[0], strict=True):
-        assert torch.equal(values[: layout.n_total], expected)
-    return [values[layout.n_total :] for values in found[1]]
+    for padded, expected in zip(found[1], found[0], strict=True):
+        assert torch.equal(padded[: layout.n_total], expected)
+    return [padded[layout.n_total :] for padded in found[1]]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_rows_after_the_last_molecule_stay_zero(name, monkeypatch, tmp_path):
-    """Else they would reach the gradients of weights. Control: whoever leaves them as they lie in memory."""
-    assert all(rows.count_nonzero() == 0 for rows in rows_after_the_last_molecule(name))
-    if name == "SwiGLU":  # goes through rows, not molecules: zeros are made zero
-        return
-    wrong = with_another_term(dit_passes.SOURCE, "start * size, 0, (A", "start * size, 1, (A", tmp_path)
+@pytest.mark.usefixtures("_memory_is_not_zero")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+@pytest.mark.parametrize("name", ["modulate", "gated sum", "attention"])
+def test_rows_after_the_last_molecule_are_zero(name, dtype, monkeypatch, tmp_path):
+    """Else they would reach the gradients of weights. Control: left as they lie in memory."""
+    assert all(rows.count_nonzero() == 0 for rows in rows_after_the_last_molecule(name, dtype))
+    wrong = with_another_term(dit_passes.SOURCE, "    memset((char *)rows", "    if (0) memset((char *)rows", tmp_path)
     monkeypatch.setattr(dit_passes, "SOURCE", wrong)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert all(rows.count_nonzero() for rows in rows_after_the_last_molecule(name))
+    assert all(rows.count_nonzero() for rows in rows_after_the_last_molecule(name, dtype))
 
 
 @pytest.mark.parametrize(
@@ -184,12 +198,13 @@ def test_scores_of_any_size(monkeypatch, tmp_path):
     assert not min(error_of_shifted_scores(shift) for shift in (-300.0, 300.0)) < 0.1
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_is_not_a_number_stays_so_in_its_molecule(name):
+@pytest.mark.parametrize(("name", "column"), [*((name, -1) for name in CASES), ("attention", 0), ("attention", 24)])
+def test_what_is_not_a_number_stays_so_in_its_molecule(name, column):
+    """Of q, k or v in attention."""
     ours, _, shapes = CASES[name]
     layout = Layout([2, 3])
     given = [value.detach() for value in arguments(shapes, layout, 24)]
-    given[0][0, -1] = torch.nan
+    given[0][1, column] = torch.nan
     out = ours(*given, layout)
     assert out[:2].isnan().any()
     assert out[2:].isfinite().all()
@@ -205,8 +220,9 @@ def test_what_does_not_fit_is_refused(modulation):
     layout, x = Layout([2, 3]), torch.zeros(5, 24)
     with pytest.raises(ValueError, match=r"expected \(2, 24\) in float32"):
         dit_passes.gated_sum(x, x, modulation, layout)
-    with pytest.raises(ValueError, match="4 rows for 5 atoms"):
-        dit_passes.attention(torch.zeros(4, 72), HEADS, layout)
+    for n_rows in (4, 5 + MULTIPLE):
+        with pytest.raises(ValueError, match=f"{n_rows} rows for 5 atoms"):
+            dit_passes.attention(torch.zeros(n_rows, 72), HEADS, layout)
     with pytest.raises(ValueError, match="not q, k and v of 3 heads"):
         dit_passes.attention(torch.zeros(5, 70), HEADS, layout)
 

@@ -35,8 +35,23 @@ def test_added_rows_change_nothing(n_rows, monkeypatch):
     assert relative_error(padded[0].float(), layer(n_rows, bf16=False)[0]) > 1e-4
 
 
-class Rows(TorchDispatchMode):
-    """Notes the shapes of bf16 products."""
+def step(backbone: str) -> list[Tensor]:
+    """Values and gradients of a network in bf16."""
+    network = model_of("plain", backbone, dtype=torch.float32).denoiser.backbone
+    _, _, level, z_t = states(SIZES, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(z_t, level.t)
+    (out.x.square().sum() + out.h.square().sum()).backward()
+    return [out.x, out.h, *(p.grad for p in network.parameters() if p.grad is not None)]
+
+
+def without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("rows", "dit"):
+        monkeypatch.setattr(f"bench.backbones.{module}.padded_rows", lambda x: x)
+
+
+class Shapes(TorchDispatchMode):
+    """Notes the numbers of rows and columns of bf16 products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,20 +63,15 @@ class Rows(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def rows_of_a_step(backbone: str) -> set[int]:
-    """Of all bf16 products of a network's forward and backward pass."""
-    network = model_of("plain", backbone, dtype=torch.float32).denoiser.backbone
-    _, _, level, z_t = states(SIZES, dtype=torch.float32)
-    with Rows() as rows, torch.autocast("cpu", torch.bfloat16):
-        out = network(z_t, level.t)
-        (out.x.square().sum() + out.h.square().sum()).backward()
-    return rows.seen
-
-
 @pytest.mark.parametrize("backbone", ["dit", "egnn", "gdm"])
-def test_products_of_networks_have_round_numbers_of_rows(backbone: str, monkeypatch):
-    """Forward and backward; control: without the rows that are added they have the atoms'."""
-    assert N_ATOMS not in rows_of_a_step(backbone)
-    for module in ("rows", "dit"):
-        monkeypatch.setattr(f"bench.backbones.{module}.padded_rows", lambda x: x)
-    assert N_ATOMS in rows_of_a_step(backbone)
+def test_products_of_networks_have_round_numbers_of_rows(backbone, monkeypatch):
+    """With the same values and gradients; control: without padding there are products of as many rows as atoms."""
+    with Shapes() as padded:
+        found = step(backbone)
+    without_padding(monkeypatch)
+    with Shapes() as plain:
+        expected = step(backbone)
+    assert N_ATOMS not in padded.seen
+    assert N_ATOMS in plain.seen
+    for x, y in zip(found, expected, strict=True):
+        assert relative_error(x.float(), y.float()) < 0.03
