@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.dit import DiT, GaussianPairEmbedding, Trunk, xavier_linear
-from bench.backbones.rows import RowLinear
+from bench.backbones.rows import Float32Linear
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
 from bench.groups import gram_schmidt, product
@@ -67,7 +67,7 @@ class RotationKernel(nn.Module):
         self.noise_dims, self.atom_types = cfg.noise_dims, cfg.atom_types
         self.pair_embedding = pair_embedding
         n_inputs = 3 + cfg.noise_dims + pair_embedding.linear.out_features + (n_features if cfg.atom_types else 0)
-        self.embedding = xavier_linear(n_inputs, cfg.kernel_width, layer=RowLinear)
+        self.embedding = xavier_linear(n_inputs, cfg.kernel_width, layer=Float32Linear)
         self.trunk = Trunk(cfg.kernel_width, cfg.kernel_depth, cfg.kernel_heads, cfg.kernel_mlp_ratio, time_scale)
         self.hidden = xavier_linear(cfg.kernel_width, cfg.decoder_width)
         self.matrix = xavier_linear(cfg.decoder_width, 9)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bench.backbones import dit_passes
 from bench.backbones.gaussians import mean_gaussians
 from bench.backbones.pairs import differences
-from bench.backbones.rows import RowLinear, padded_rows
+from bench.backbones.rows import Float32Linear, padded_rows
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -57,7 +57,7 @@ class GaussianPairEmbedding(nn.Module):
         self.edm_compat = False
         self.mean = nn.Parameter(torch.empty(n_gaussians).uniform_(0, 3))
         self.raw_scale = nn.Parameter(torch.empty(n_gaussians).uniform_(0, 3))
-        self.linear = xavier_linear(n_gaussians, width, layer=RowLinear)
+        self.linear = xavier_linear(n_gaussians, width, layer=Float32Linear)
 
     def forward(self, x: Float[Tensor, "A 3"], layout: Layout) -> Float[Tensor, "A E"]:
         """Rotation-invariant embedding of each atom; `layout` sorted by size."""
@@ -249,10 +249,10 @@ class DiT(nn.Module):
         if cfg.width % cfg.n_heads:
             raise ValueError(f"width {cfg.width} is not divisible by n_heads {cfg.n_heads}; choose a multiple")
         self.pair_embedding = GaussianPairEmbedding(cfg.embedding_width, cfg.width - cfg.embedding_width)
-        self.atom_embedding = xavier_linear(3 + n_features, cfg.embedding_width, layer=RowLinear)
+        self.atom_embedding = xavier_linear(3 + n_features, cfg.embedding_width, layer=Float32Linear)
         self.trunk = Trunk(cfg.width, cfg.depth, cfg.n_heads, cfg.mlp_ratio, cfg.time_scale)
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
-        self.head = zero_linear(cfg.width, 3 + n_features, layer=RowLinear)
+        self.head = zero_linear(cfg.width, 3 + n_features, layer=Float32Linear)
 
     def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
         """Raw output: x part [A, 3] and features [A, F]; zero at initialisation."""

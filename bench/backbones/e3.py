@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from bench.backbones.egnn import first_layer
 from bench.backbones.pairs import components, differences, harmonic_moments, off_diagonal
+from bench.backbones.rows import Float32Linear
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -202,13 +203,13 @@ class E3(nn.Module):
         centres = torch.linspace(math.log(SOFTENING), math.log(LARGEST), cfg.n_basis, dtype=torch.float64)
         self.register_buffer("centres", centres, persistent=False)
         self.centres: Tensor
-        self.embedding = nn.Linear(n_features + 1, cfg.width)
-        self.position = nn.Linear(1, cfg.width, bias=False)
+        self.embedding = Float32Linear(n_features + 1, cfg.width)
+        self.position = Float32Linear(1, cfg.width, bias=False)
         # degrees that nothing has filled yet, or that the readout does not see, would only be idle weights
         ends = [1, *[cfg.lmax] * (cfg.depth - 1), 1]
         self.blocks = nn.ModuleList(Block(cfg, ends[i], ends[i + 1]) for i in range(cfg.depth))
-        self.velocity = nn.Linear(cfg.width, 1, bias=False)
-        self.readout = nn.Linear(cfg.width, n_features)
+        self.velocity = Float32Linear(cfg.width, 1, bias=False)
+        self.readout = Float32Linear(cfg.width, n_features)
 
     def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
         """Raw output: one vector per atom [A, 3] and features [A, F]."""

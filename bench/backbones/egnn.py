@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from bench.backbones import pair_mlp
 from bench.backbones.pairs import differences, off_diagonal, pair_input, weighted_sum
-from bench.backbones.rows import RowLinear, row_linear
+from bench.backbones.rows import Float32Linear, RowLinear, row_linear
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -160,10 +160,10 @@ class EGNN(nn.Module):
 
     def __init__(self, cfg: EGNNConfig, n_features: int) -> None:
         super().__init__()
-        self.embedding = RowLinear(n_features + 1, cfg.width)
+        self.embedding = Float32Linear(n_features + 1, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg.width, cfg.coordinate_range) for _ in range(cfg.depth))
         # the published network reads out the time channel too and drops it: its row is kept so that weights load
-        self.readout = RowLinear(cfg.width, n_features + 1)
+        self.readout = Float32Linear(cfg.width, n_features + 1)
 
     def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
         """Raw output: displacement x_L - x_0 [A, 3] and features [A, F]."""

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.egnn import MessagePassing
-from bench.backbones.rows import RowLinear
+from bench.backbones.rows import Float32Linear
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 
@@ -61,10 +61,10 @@ class GDM(nn.Module):
 
     def __init__(self, cfg: GDMConfig, n_features: int) -> None:
         super().__init__()
-        self.embedding = RowLinear(3 + n_features + 1, cfg.width)
+        self.embedding = Float32Linear(3 + n_features + 1, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg.width) for _ in range(cfg.depth))
         # the published network reads out the time channel too and drops it: its row is kept so that weights load
-        self.readout = RowLinear(cfg.width, 3 + n_features + 1)
+        self.readout = Float32Linear(cfg.width, 3 + n_features + 1)
 
     def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
         """Raw output: x part [A, 3] and features [A, F]."""

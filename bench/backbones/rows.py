@@ -1,6 +1,8 @@
-"""Linear layers on atoms, for a CPU under bf16 autocast.
+"""Linear layers on atoms under bf16 autocast.
 
-oneDNN, which makes products in bf16 there, compiles one for every number of rows, which takes a millisecond and
+What enters and leaves a network stays float32: bf16 has two or three digits, in which four of a thousand times are one.
+
+oneDNN, which makes products in bf16 on a CPU, compiles one for every number of rows, which takes a millisecond and
 memory, and keeps a thousand of them. Batches of molecules have a few hundred numbers of atoms and a network some twenty
 products, so it would compile in most steps of a training. Rounded up there are few numbers.
 """
@@ -37,3 +39,11 @@ class RowLinear(nn.Linear):
 
     def forward(self, input: Float[Tensor, "A K"]) -> Float[Tensor, "A H"]:
         return row_linear(input, self.weight, self.bias)
+
+
+class Float32Linear(nn.Linear):
+    """`torch.nn.Linear` in the precision of its weights, also under autocast."""
+
+    def forward(self, input: Float[Tensor, "... K"]) -> Float[Tensor, "... H"]:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))

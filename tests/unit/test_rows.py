@@ -8,7 +8,7 @@ from support import generator, model_of, relative_error, states
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.backbones.rows import MULTIPLE, row_linear
+from bench.backbones.rows import MULTIPLE, Float32Linear, row_linear
 
 SIZES = (16, 18, 19, 20)
 N_ATOMS = sum(SIZES)  # a number that no layer has for its width
@@ -75,3 +75,26 @@ def test_products_of_networks_have_round_numbers_of_rows(backbone, monkeypatch):
     assert N_ATOMS in plain.seen
     for x, y in zip(found, expected, strict=True):
         assert relative_error(x.float(), y.float()) < 0.03
+
+
+def seen_in_bf16(backbone: str, what: str) -> float:
+    """How far a network's answer moves when its times, positions or features do by half of what bf16 can tell."""
+    network = model_of("plain", backbone, dtype=torch.float32).denoiser.backbone
+    _, _, _, z = states(SIZES, dtype=torch.float32)
+    z, t = z.replace(x=torch.ones_like(z.x), h=torch.ones_like(z.h)), torch.full((len(SIZES),), 0.75)
+    z = z.replace(x=torch.arange(len(z.x))[:, None] % 7 + z.x)
+    near = 1 + 2**-10  # bf16 rounds it to 1
+    moved = {"t": (z, near * t), "x": (z.replace(x=near * z.x), t), "h": (z.replace(h=near * z.h), t)}[what]
+    with torch.autocast("cpu", torch.bfloat16):
+        return relative_error(network(*moved), network(z, t))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "what"),
+    [("dit", "h"), ("egnn", "t"), ("egnn", "h"), ("gdm", "x"), ("gdm", "t"), ("e3", "t"), ("e3", "h")],
+)
+def test_what_enters_a_network_is_not_rounded(backbone, what, monkeypatch):
+    """Control: layers that autocast reaches see no difference."""
+    assert seen_in_bf16(backbone, what) > 0
+    monkeypatch.setattr(Float32Linear, "forward", torch.nn.Linear.forward)
+    assert seen_in_bf16(backbone, what) == 0
