@@ -1,8 +1,8 @@
-"""torch.compile of the networks' inner functions, with a fall-back to eager that the record states.
+"""torch.compile of the networks on a GPU, with a fall-back to eager that the record states.
 
-Batches are ragged, so a network as a whole would be compiled anew for every combination of sizes. What is compiled are
-the functions of flat tensors that a module names in `compilable`, with a dynamic leading dimension. On a CPU,
-what `pair_mlp`, `dit_passes` and `gaussians` in `bench.backbones` do in C is not among them.
+Networks there run on arrays of a few fixed sizes (`bench/static.py`), so that each is compiled as a whole,
+once for the first batch and once for lengths that vary, and each size is recorded as a CUDA graph. Random draws, hooks
+and the optimiser are outside. On a CPU what is worth compiling is C (`bench/native.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import numpy as np
 import torch
 
+from bench import static
 from bench.data.dataset import DataSet
 from bench.model import Model
 from bench.records import disk_error
@@ -25,16 +26,19 @@ def compile_networks(model: Model, data: DataSet) -> str:
     """Compile in place and try one training step of two molecules.
 
     Returns:
-        'inductor', or 'eager (why)' where compilation does not work here, for instance without a C++ compiler.
+        'inductor with CUDA graphs', or 'eager (why)' where nothing is compiled or compilation does not work here, for
+        instance without a C++ compiler.
     """
+    device = next(model.parameters()).device
+    if device.type not in static.DEVICES:
+        return f"eager (networks are compiled on a GPU, not on {device.type})"
     compiled = []
     for module in model.modules():
-        for name in getattr(module, "compilable", ()):
-            setattr(module, name, torch.compile(getattr(module, name), dynamic=True))
+        if name := getattr(module, "static_function", None):
+            setattr(module, name, torch.compile(getattr(module, name), mode="reduce-overhead"))
             compiled.append((module, name))
     if not compiled:
-        return "eager (no part of this network is compiled)"
-    device = next(model.parameters()).device
+        return "eager (no network of this model names a `static_function`)"
     x0 = model.diffusion.encode(data.train.select(np.arange(min(2, len(data.train)))), device)
     try:
         training_loss(model, x0, Streams(0, device).at(0)).mean().backward()
@@ -48,4 +52,4 @@ def compile_networks(model: Model, data: DataSet) -> str:
         return reason
     finally:
         model.zero_grad(set_to_none=True)
-    return "inductor"
+    return "inductor with CUDA graphs"

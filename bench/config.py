@@ -90,7 +90,7 @@ class TrainConfig:
     checkpoint_seconds: float = 120.0
     # autocast of training steps; weights, optimiser, sampling and evaluation stay in float32
     bf16: bool = False
-    compile: bool = False  # torch.compile of the networks' inner functions; falls back to eager with one line
+    compile: bool = False  # torch.compile and CUDA graphs of the networks on a GPU; falls back to eager with one line
     n_threads: int = 1
     device: str = "cpu"
     # the two below change results by rounding alone

@@ -111,6 +111,11 @@ class Layout:
         return [Bucket(int(self.sizes[i]), j - i, int(starts[i])) for i, j in pairwise(edges)]
 
     @cached_property
+    def n_molecules(self) -> int:
+        """B."""
+        return len(self.sizes)
+
+    @cached_property
     def n_total(self) -> int:
         """Atoms of all molecules, A."""
         return int(self.sizes.sum())
@@ -152,7 +157,7 @@ class Molecules:
         return self.layout.n_atoms
 
     def __len__(self) -> int:
-        return len(self.layout.sizes)
+        return self.layout.n_molecules
 
     def replace(self, x: Tensor | None = None, h: Tensor | None = None) -> Molecules:
         """The same batch with other positions or features."""

@@ -38,6 +38,7 @@ def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -
             "n_threads": cfg.train.n_threads,
             **({"n_processes": cfg.train.n_processes} if cfg.train.n_processes > 1 else {}),
             "compile": "eager",
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
             "versions": versions(),
             "platform": platform.platform(),
             "n_cores": os.cpu_count() or 1,

@@ -24,6 +24,7 @@ from bench.groups import gram_schmidt, product
 from bench.method import TURNED_BACK, Guarantee, Method, Setting, symmetrised
 from bench.molecules import Molecules
 from bench.registry import methods
+from bench.static import static_layout
 
 
 @dataclass
@@ -53,6 +54,8 @@ class RotationKernel(nn.Module):
         proper: det f = +1. Over SO(3) an improper f would ask the network about mirror images, from which it could not
             tell the molecules: chirality would be lost.
     """
+
+    static_function: ClassVar[str] = "network"
 
     def __init__(
         self,
@@ -85,6 +88,13 @@ class RotationKernel(nn.Module):
 
     def raw(self, y: Molecules, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
         """The 3x3 output before it is orthonormalised."""
+        static = static_layout(self, y.layout)
+        if static is None:
+            return self.network(y, eta, t)
+        return self.network(static.of(y), static.of_atoms(eta), static.of_molecules(t))[:-1].clone()
+
+    def network(self, y: Molecules, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
+        """`raw` in any layout."""
         layout = y.layout.by_size
         x = y.layout.to_sorted(y.x)
         inputs = [x, y.layout.to_sorted(eta), self.pair_embedding(x, layout)]

@@ -28,6 +28,7 @@ from bench.backbones.pairs import differences
 from bench.backbones.rows import Float32Linear, padded_rows
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
+from bench.static import StaticLayout
 
 EPS = 1e-6  # of the norms
 
@@ -121,6 +122,8 @@ class Attention(nn.Module):
     def forward(self, tokens: Float[Tensor, "A H"], layout: Layout) -> Float[Tensor, "A H"]:
         if dit_passes.available(tokens, of_layers=True):
             return self.out(dit_passes.attention(self.qkv(tokens), self.n_heads, layout))
+        if isinstance(layout, StaticLayout):
+            return self.out(_attend_padded(self.qkv(tokens), self.n_heads, layout))
         mixed = []
         for part, (n, b, _) in zip(
             self.qkv(tokens).split([b * n for n, b, _ in layout.buckets]), layout.buckets, strict=True
@@ -129,6 +132,15 @@ class Attention(nn.Module):
             q, k, v = part.view(b, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
             mixed.append(attend(q, k, v).transpose(1, 2).reshape(b * n, -1))
         return self.out(torch.cat(mixed))
+
+
+def _attend_padded(qkv: Float[Tensor, "A three_H"], n_heads: int, layout: StaticLayout) -> Float[Tensor, "A H"]:
+    """Attention of all molecules at once, each with as many places for atoms as the largest."""
+    # [B, N, 3, heads, width per head] -> three of [B, heads, N, width per head]
+    q, k, v = qkv[layout.slots].unflatten(2, (3, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    real = layout.slots != len(qkv) - 1
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, layout.place)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -150,11 +162,6 @@ class SwiGLU(nn.Module):
         half = mlp_ratio * width // 2
         nn.init.normal_(self.inner.weight[half:], std=1e-6)
         nn.init.ones_(self.inner.bias[half:])
-
-    @property
-    def compilable(self) -> tuple[str, ...]:
-        """What `train.compile` compiles: nothing where `dit_passes` takes the place of it."""
-        return () if dit_passes.available(self.inner.weight) else ("gate",)
 
     def forward(self, tokens: Float[Tensor, "A H"]) -> Float[Tensor, "A H"]:
         uv = self.inner(tokens)
@@ -233,6 +240,7 @@ class DiT(nn.Module):
     """Diffusion transformer with Gaussian pair embedding (the network of SymDiff); not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
+    static_function: ClassVar[str] = "forward"
     references: ClassVar[tuple[str, ...]] = (
         "Peebles & Xie, Scalable diffusion models with transformers, arXiv:2212.09748",
     )

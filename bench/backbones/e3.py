@@ -187,6 +187,7 @@ class E3(nn.Module):
     """Equivariant message passing with features up to degree lmax (tensor field network on e3nn)."""
 
     equivariant: ClassVar[bool] = True
+    static_function: ClassVar[str] = "forward"
     references: ClassVar[tuple[str, ...]] = (
         "Thomas et al., Tensor field networks, arXiv:1802.08219",
         "Geiger & Smidt, e3nn: Euclidean neural networks, arXiv:2207.09453",

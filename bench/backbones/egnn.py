@@ -43,8 +43,6 @@ class MessagePassing(nn.Module):
         itself: whether an atom is a partner of its own.
     """
 
-    on_pairs: ClassVar[tuple[str, ...]] = ("message",)
-
     def __init__(self, width: int, n_distances: int, itself: bool) -> None:
         super().__init__()
         self.itself = itself
@@ -53,11 +51,6 @@ class MessagePassing(nn.Module):
         self.attention = nn.Linear(width, 1)
         self.node_in = RowLinear(2 * width, width)
         self.node_out = RowLinear(width, width)
-
-    @property
-    def compilable(self) -> tuple[str, ...]:
-        """What `train.compile` compiles: nothing where `pair_mlp` takes the place of it."""
-        return () if self.in_c(self.attention.weight) else self.on_pairs
 
     def in_c(self, x: Tensor) -> bool:
         """Whether `pair_mlp` is for numbers like these."""
@@ -82,8 +75,6 @@ class MessagePassing(nn.Module):
 
 class Block(MessagePassing):
     """One EGNN block; parameters named by what they do."""
-
-    on_pairs: ClassVar[tuple[str, ...]] = ("message", "score")
 
     def __init__(self, width: int, coordinate_range: float) -> None:
         super().__init__(width, n_distances=2, itself=False)
@@ -147,6 +138,7 @@ class EGNN(nn.Module):
     """E(n)-equivariant message passing on all pairs (the network of EDM)."""
 
     equivariant: ClassVar[bool] = True
+    static_function: ClassVar[str] = "forward"
     references: ClassVar[tuple[str, ...]] = (
         "Satorras et al., E(n) equivariant graph neural networks, arXiv:2102.09844",
     )

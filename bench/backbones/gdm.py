@@ -49,6 +49,7 @@ class GDM(nn.Module):
     """Message passing on coordinates as features (EDM's baseline GDM); not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
+    static_function: ClassVar[str] = "forward"
     references: ClassVar[tuple[str, ...]] = (
         "Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003 (GDM)",
     )

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench.molecules import Layout
+from bench.static import StaticLayout
 from bench.threads import SHARED
 
 CACHED = 2**19  # numbers in one buffer of a chunk on a CPU; up to four are in use at a time
@@ -169,6 +170,11 @@ def pair_input(
     ab: Float[Tensor, "A twice_K"], D: Float[Tensor, "P C"], W: Float[Tensor, "C K"], layout: Layout
 ) -> Float[Tensor, "P K"]:
     """a_i + b_j + D_ij W: a linear layer on [h_i, h_j, D_ij] whose node part [a, b] is computed once per atom."""
+    if isinstance(layout, StaticLayout):
+        a, b = ab.chunk(2, dim=1)
+        of_atoms = a.index_select(0, layout.i) + b.index_select(0, layout.j)
+        with torch.autocast(D.device.type, enabled=False):  # D and W are float32, in which distances survive
+            return torch.addmm(of_atoms, D, W)
     return _PairInput.apply(ab, D, W, layout)  # type: ignore[no-any-return]
 
 
@@ -198,6 +204,8 @@ class _WeightedSum(torch.autograd.Function):
 def weighted_sum(w: Float[Tensor, "P"], v: Float[Tensor, "P K"], layout: Layout) -> Float[Tensor, "A K"]:
     """sum_j w_ij v_ij, from bf16 summed in float32 (positions are, and small bf16 products are slow on CPUs)."""
     dtype = torch.promote_types(torch.promote_types(w.dtype, v.dtype), torch.float32)
+    if isinstance(layout, StaticLayout):
+        return layout.sum_over_partners(w.to(dtype)[:, None] * v.to(dtype))
     return _WeightedSum.apply(w.to(dtype).contiguous(), v.to(dtype).contiguous(), layout)  # type: ignore[no-any-return]
 
 
@@ -288,8 +296,22 @@ def harmonic_moments(
         (l2, l1) -> [2 l2 + 1, 2 l1 + 1, A, C].
     """
     dtype = torch.promote_types(Y.dtype, torch.float32)  # as in `weighted_sum`
-    moments = _HarmonicMoments.apply(w.to(dtype), Y.to(dtype), h.to(dtype), layout)
+    w, Y, h = w.to(dtype), Y.to(dtype), h.to(dtype)
+    if isinstance(layout, StaticLayout):
+        return _moments_of_list(w, Y, h, layout)
+    moments = _HarmonicMoments.apply(w, Y, h, layout)
     return dict(zip(itertools.product(_degrees(Y), _degrees(h)), moments, strict=True))  # type: ignore[arg-type]
+
+
+def _moments_of_list(w: Tensor, Y: Tensor, h: Tensor, layout: StaticLayout) -> dict[tuple[int, int], Tensor]:
+    per_channel = w.repeat_interleave(h.shape[2] // w.shape[1], dim=1).transpose(1, 2)  # [L, P, C]
+    partners = h.index_select(1, layout.j)
+    out = {}
+    for l2, l1 in itertools.product(_degrees(Y), _degrees(h)):
+        weights = Y[components(l2), :, None] * per_channel[l2]
+        terms = weights[:, None] * partners[None, components(l1)]  # [2 l2 + 1, 2 l1 + 1, P, C]
+        out[l2, l1] = terms.new_zeros(*terms.shape[:2], *h.shape[1:]).index_add(2, layout.i, terms)
+    return out
 
 
 class _Difference(torch.autograd.Function):
@@ -315,11 +337,15 @@ class _Difference(torch.autograd.Function):
 
 def differences(x: Float[Tensor, "A K"], layout: Layout) -> Float[Tensor, "P K"]:
     """x_i - x_j, exactly zero for i = j (torch.cdist is not: its matrix formula errs by 1e-3 beyond 25 points)."""
+    if isinstance(layout, StaticLayout):
+        return x.index_select(0, layout.i) - x.index_select(0, layout.j)
     return _Difference.apply(x, layout)  # type: ignore[no-any-return]
 
 
 def off_diagonal(layout: Layout, like: Tensor) -> Float[Tensor, "P"]:
     """1 for i != j and 0 for i = j; made once for a layout."""
+    if isinstance(layout, StaticLayout):
+        return (layout.i != layout.j).to(like.dtype)
     if like.dtype not in layout.memo:
         layout.memo[like.dtype] = torch.cat(
             [

@@ -45,5 +45,8 @@ class Float32Linear(nn.Linear):
     """`torch.nn.Linear` in the precision of its weights, also under autocast."""
 
     def forward(self, input: Float[Tensor, "... K"]) -> Float[Tensor, "... H"]:
-        with torch.autocast(input.device.type, enabled=False):
+        device = input.device.type
+        if not torch.amp.is_autocast_available(device):  # the meta device
+            return super().forward(input)
+        with torch.autocast(device, enabled=False):
             return super().forward(input.to(self.weight.dtype))

@@ -10,6 +10,7 @@ from torch import nn
 
 from bench.diffusion.schedule import NoiseLevel
 from bench.molecules import Molecules
+from bench.static import on_device
 
 
 class Denoiser(nn.Module):
@@ -27,4 +28,4 @@ class Denoiser(nn.Module):
     def forward(self, z_t: Molecules, level: NoiseLevel) -> Molecules:
         self.n_calls += 1
         # under autocast a network answers in bf16; what is done with its answer is not
-        return self.backbone(z_t, level.t).to(dtype=z_t.x.dtype).centred()
+        return on_device(self.backbone, z_t, level.t).to(dtype=z_t.x.dtype).centred()

@@ -13,15 +13,16 @@ from unittest import mock
 
 import pytest
 import torch
-from support import generator, states
+from support import generator, model_of, states
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench import matrix_fisher
+from bench import matrix_fisher, static
 from bench.diffusion.schedule import NoiseLevel
 from bench.groups import O3, SO3, Group
 from bench.method import Method, NoOptions, Setting
 from bench.molecules import Molecules
+from bench.native import operations_of_torch
 from bench.orbit_targets import OrbitAverageConfig, Permutations, Proposal
 from methods.orbit_rb import OrbitRB
 from methods.orbit_rb_exact import OrbitRBExact
@@ -108,6 +109,31 @@ def target(method: Method, device: str) -> None:
 def test_orbit_targets_never_wait_for_the_device(name, device):
     """T22: the closed form and the sampled average read no value back and copy nothing to the device."""
     target(HOOKS[name], device)
+
+
+NETWORKS = [("plain", "dit"), ("edm", "egnn"), ("plain", "gdm"), ("edm", "e3"), ("symdiff", "dit")]
+
+
+@pytest.mark.parametrize("pair", NETWORKS, ids=str)
+def test_networks_never_wait_for_the_device(pair, monkeypatch):
+    """On lists of pairs, forward and backward. Control: a network that looks at what it computed."""
+    monkeypatch.setattr(static, "DEVICES", {"cpu"})
+    model = model_of(*pair, dtype=torch.float32)
+    _, z_t, level = batch("cpu")
+
+    def step() -> None:
+        out = model.predict(z_t, level, generator(0))
+        (out.x.square().sum() + out.h.square().sum()).backward()
+
+    with operations_of_torch():
+        step()  # the first call makes the layout
+        with NoWaits("cpu"):
+            step()
+        name = model.denoiser.backbone.static_function
+        function = getattr(model.denoiser.backbone, name)
+        monkeypatch.setattr(model.denoiser.backbone, name, lambda z, t: function(z, t) if z.x.isfinite().all() else z)
+        with pytest.raises(WaitError), NoWaits("cpu"):
+            step()
 
 
 def by_lapack(F: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from support import ELEMENTS, model_of, structures
 
-from bench.backbones import pair_mlp
+from bench import static
+from bench.backbones.egnn import EGNN
 from bench.compilation import compile_networks
 from bench.data.dataset import DataSet
 from bench.native import operations_of_torch
@@ -20,7 +21,7 @@ def loss(model) -> float:
     return training_loss(model, x0, Streams(0).at(0)).mean().item()
 
 
-def broken(function, dynamic):
+def broken(function, mode):
     def fail(*args, **kwargs):
         raise RuntimeError("no C++ compiler\nsecond line")
 
@@ -28,21 +29,26 @@ def broken(function, dynamic):
 
 
 @pytest.fixture
-def _no_c():
-    """As on a GPU, or without a C compiler."""
+def _as_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(static, "DEVICES", {"cpu"})
     with operations_of_torch():
         yield
 
 
 @pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit")], ids=str)
-def test_what_c_does_is_not_compiled(pair):
+def test_nothing_is_compiled_on_a_cpu(pair):
     model = model_of(*pair, dtype=torch.float32)
-    if not pair_mlp.available(torch.zeros(1, 1), 64):
-        pytest.skip("no C compiler")
-    assert compile_networks(model, DATA) == "eager (no part of this network is compiled)"
+    assert compile_networks(model, DATA) == "eager (networks are compiled on a GPU, not on cpu)"
 
 
-@pytest.mark.usefixtures("_no_c")
+@pytest.mark.usefixtures("_as_on_a_gpu")
+def test_a_network_that_asks_for_blocks_is_not_compiled(monkeypatch):
+    monkeypatch.delattr(EGNN, "static_function")
+    model = model_of("edm", "egnn", dtype=torch.float32)
+    assert compile_networks(model, DATA) == "eager (no network of this model names a `static_function`)"
+
+
+@pytest.mark.usefixtures("_as_on_a_gpu")
 @pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit")], ids=str)
 def test_a_failing_compiler_leaves_an_eager_model_and_a_reason(pair, monkeypatch):
     model = model_of(*pair, dtype=torch.float32)
@@ -54,21 +60,22 @@ def test_a_failing_compiler_leaves_an_eager_model_and_a_reason(pair, monkeypatch
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.usefixtures("_no_c")
-@pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit")], ids=str)
-def test_a_working_compiler_is_used_and_stated(pair, monkeypatch):
-    """Control: what compile returns is really what the network calls afterwards."""
-    model, calls = model_of(*pair, dtype=torch.float32), []
+@pytest.mark.usefixtures("_as_on_a_gpu")
+@pytest.mark.parametrize(("method", "backbone", "n"), [("edm", "egnn", 1), ("symdiff", "dit", 2)])
+def test_a_working_compiler_is_used_and_stated(method, backbone, n, monkeypatch):
+    """Control: what compile returns is really what the model calls afterwards, once for each of its n networks."""
+    model, calls = model_of(method, backbone, dtype=torch.float32), []
 
-    def counted(function, dynamic):
+    def counted(function, mode):
+        assert mode == "reduce-overhead"
         return lambda *args: calls.append(1) or function(*args)
 
     monkeypatch.setattr(torch, "compile", counted)
     before = loss(model)
-    assert compile_networks(model, DATA) == "inductor"
+    assert compile_networks(model, DATA) == "inductor with CUDA graphs"
     calls.clear()
     assert loss(model) == before
-    assert calls
+    assert len(calls) == n
 
 
 @pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit"), ("edm", "e3"), ("plain", "gdm")], ids=str)

@@ -23,7 +23,7 @@ LINES = [
     for line in (
         "bench.structures bench.files bench.sdf bench.npz bench.pages bench.reading bench.molecules "
         "bench.matrix_fisher bench.groups bench.streams bench.records bench.registry bench.locks bench.slurm "
-        "bench.launches bench.status bench.clock bench.denormals bench.native bench.threads",
+        "bench.launches bench.status bench.clock bench.denormals bench.native bench.threads bench.static",
         "bench.diffusion bench.state_dict bench.orbit_targets",
         "bench.method bench.backbones bench.data bench.metrics",
         "methods",
