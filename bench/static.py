@@ -40,7 +40,8 @@ class StaticLayout(Layout):
         super().__init__(np.append(sizes, n_atoms - n_real), device, layout.n_padded)
         self.n_pairs = capacity(n_pairs)
 
-        def on_device(values: Any) -> Tensor:
+        def index(values: Any) -> Tensor:
+            """On the device."""
             return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64)).to(device)
 
         starts = np.cumsum(sizes) - sizes
@@ -49,14 +50,12 @@ class StaticLayout(Layout):
         i = np.repeat(np.arange(n_real), sizes[of_atom])
         first_pair = np.cumsum(sizes[of_atom]) - sizes[of_atom]
         j = starts[of_atom[i]] + np.arange(n_pairs) - first_pair[i]
-        self.i, self.j = (
-            on_device(np.pad(x, (0, self.n_pairs - n_pairs), constant_values=n_atoms - 1)) for x in (i, j)
-        )
+        self.i, self.j = (index(np.pad(x, (0, self.n_pairs - n_pairs), constant_values=n_atoms - 1)) for x in (i, j))
         width = -(-layout.n_largest // SLOTS) * SLOTS
         slots = np.full((len(sizes), width), n_atoms - 1)
         slots[of_atom, within] = np.arange(n_real)
-        self.slots = on_device(slots)
-        self.place = on_device(np.pad(of_atom * width + within, (0, n_atoms - n_real)))
+        self.slots = index(slots)
+        self.place = index(np.pad(of_atom * width + within, (0, n_atoms - n_real)))
         _ = self.molecule, self.n_atoms, self.n_molecules, self.n_total  # a compiler cannot see how they are made
 
     @property

@@ -135,7 +135,10 @@ class Attention(nn.Module):
 
 
 def _attend_padded(qkv: Float[Tensor, "A three_H"], n_heads: int, layout: StaticLayout) -> Float[Tensor, "A H"]:
-    """Attention of all molecules at once, each with as many places for atoms as the largest."""
+    """Attention of all molecules at once, each with as many places for atoms as the largest.
+
+    Most are smaller than one tile of the kernels for sequences of several lengths, which so would save nothing.
+    """
     # [B, N, 3, heads, width per head] -> three of [B, heads, N, width per head]
     q, k, v = qkv[layout.slots].unflatten(2, (3, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     real = layout.slots != len(qkv) - 1

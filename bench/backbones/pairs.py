@@ -4,6 +4,8 @@ Molecules are sorted by size, so those of one size n form a block [b, n, n] of p
 blocks one after the other. An atom's partners include itself (a block then needs no gather); what must not count is
 masked by the caller. Gathers and scatters become broadcasts, sums and small matrix products, each of which has its
 backward pass written here because autograd would keep and add up a slice per block.
+
+Given a `StaticLayout`, as on a GPU, the same functions go over its lists of pairs.
 """
 
 from __future__ import annotations
