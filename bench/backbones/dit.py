@@ -14,6 +14,7 @@ sums bias-carrying embeddings over padded columns, so that its outputs depend on
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -120,8 +121,6 @@ class Attention(nn.Module):
         self.out = xavier_linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "A H"], layout: Layout) -> Float[Tensor, "A H"]:
-        if dit_passes.available(tokens, of_layers=True):
-            return self.out(dit_passes.attention(self.qkv(tokens), self.n_heads, layout))
         if isinstance(layout, StaticLayout):
             return self.out(_attend_padded(self.qkv(tokens), self.n_heads, layout))
         mixed = []
@@ -167,13 +166,8 @@ class SwiGLU(nn.Module):
         nn.init.ones_(self.inner.bias[half:])
 
     def forward(self, tokens: Float[Tensor, "A H"]) -> Float[Tensor, "A H"]:
-        uv = self.inner(tokens)
-        return self.outer(dit_passes.swiglu(uv) if dit_passes.available(uv, of_layers=True) else self.gate(uv))
-
-    def gate(self, uv: Float[Tensor, "A twice_K"]) -> Float[Tensor, "A K"]:
-        """SiLU(u) v."""
-        u, v = uv.chunk(2, dim=1)
-        return F.silu(u) * v
+        u, v = self.inner(tokens).chunk(2, dim=1)
+        return self.outer(F.silu(u) * v)
 
 
 class Block(nn.Module):
@@ -188,10 +182,24 @@ class Block(nn.Module):
     def forward(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
         """c: SiLU of the time embedding."""
         modulation = self.modulation(c).to(tokens.dtype)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=1)
+        modulations = modulation.chunk(6, dim=1)
+        if dit_passes.available(tokens):
+            return self.in_c(tokens, modulations, layout)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations
         mixed = self.attention(modulate(tokens, shift_a, scale_a, layout), layout)
-        tokens = gated_sum(tokens, mixed, gate_a, layout)
-        return gated_sum(tokens, self.mlp(modulate(tokens, shift_m, scale_m, layout)), gate_m, layout)
+        tokens = tokens + per_atom(gate_a, layout) * mixed
+        return tokens + per_atom(gate_m, layout) * self.mlp(modulate(tokens, shift_m, scale_m, layout))
+
+    def in_c(self, tokens: Tensor, modulations: Sequence[Tensor], layout: Layout) -> Float[Tensor, "A H"]:
+        """The same for a CPU: products without biases, and `dit_passes` between them."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations
+        attention, mlp = self.attention, self.mlp
+        qkv = F.linear(modulate(tokens, shift_a, scale_a, layout), attention.qkv.weight)
+        mixed = F.linear(dit_passes.attention(qkv, attention.qkv.bias, attention.n_heads, layout), attention.out.weight)
+        tokens = dit_passes.gated_sum(tokens, mixed, attention.out.bias, gate_a, layout)
+        uv = F.linear(modulate(tokens, shift_m, scale_m, layout), mlp.inner.weight)
+        update = F.linear(dit_passes.swiglu(uv, mlp.inner.bias), mlp.outer.weight)
+        return dit_passes.gated_sum(tokens, update, mlp.outer.bias, gate_m, layout)
 
 
 def modulate(
@@ -202,15 +210,6 @@ def modulate(
         return dit_passes.modulate(tokens, shift, scale, layout, EPS)
     normed = F.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
     return normed * per_atom(1 + scale, layout) + per_atom(shift, layout)
-
-
-def gated_sum(
-    tokens: Float[Tensor, "A H"], update: Float[Tensor, "A H"], gate: Float[Tensor, "B H"], layout: Layout
-) -> Float[Tensor, "A H"]:
-    """tokens + gate update."""
-    if dit_passes.available(tokens):
-        return dit_passes.gated_sum(tokens, update, gate, layout)
-    return tokens + per_atom(gate, layout) * update
 
 
 def per_atom(values: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:

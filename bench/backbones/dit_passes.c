@@ -1,7 +1,8 @@
 /* What bench/backbones/dit_passes.py does between matrix products: each function reads and writes its rows once, on
    `threads` threads of OpenMP, the ones that torch uses. Formulas and names are those of the Python file. Rows are atoms,
    ptr[m] to ptr[m + 1] those of molecule m of M; rows after the last molecule's, up to A, are padding and made zero. Rows
-   of modulations have `stride` numbers, of which H count. */
+   of modulations have `stride` numbers, of which H count. What a linear layer made lacks its bias, which is added here;
+   gradients of biases are added to a row of each thread. */
 
 #include "rows.h"
 
@@ -71,9 +72,9 @@ void modulate_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A
     }
 }
 
-/* out = x + gate y. */
+/* out = x + gate (y + bias). */
 void gated_sum(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, const float *x,
-               const void *y, const float *gate, int64_t stride, float *out) {
+               const void *y, const float *bias, const float *gate, int64_t stride, float *out) {
     zero_rows(out, ptr[M], A, H, 0);
     ON_THREADS
     FOR_EACH_MOLECULE {
@@ -83,57 +84,62 @@ void gated_sum(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_
             const float *x_i = x + i * H;
             float *restrict out_i = out + i * H;
             load(y, i * H, H, bf16, y_i);
-            for (int64_t k = 0; k < H; k++) out_i[k] = x_i[k] + gate_m[k] * y_i[k];
+            for (int64_t k = 0; k < H; k++) out_i[k] = x_i[k] + gate_m[k] * (y_i[k] + bias[k]);
         }
     }
 }
 
-/* Gradients of y and gate (rows of H) from that of `gated_sum`'s result. */
-void gated_sum_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, const void *y,
-                        const float *gate, int64_t stride, const float *grad, void *grad_y, float *grad_gate) {
+/* Gradients of y, bias and gate (rows of H) from that of `gated_sum`'s result. */
+void gated_sum_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16,
+                        const void *y, const float *bias, const float *gate, int64_t stride, const float *grad,
+                        void *grad_y, float *grad_bias, float *grad_gate) {
     zero_rows(grad_y, ptr[M], A, H, bf16);
     ON_THREADS
     FOR_EACH_MOLECULE {
         const float *gate_m = gate + m * stride;
-        float *restrict of_gate = grad_gate + m * H;
+        float *restrict of_gate = grad_gate + m * H, *restrict of_bias = grad_bias + THREAD * H;
         float y_i[H], g[H];
         memset(of_gate, 0, sizeof g);
         FOR_EACH_ATOM {
             const float *grad_i = grad + i * H;
             load(y, i * H, H, bf16, y_i);
             for (int64_t k = 0; k < H; k++) {
-                of_gate[k] += grad_i[k] * y_i[k];
+                of_gate[k] += grad_i[k] * (y_i[k] + bias[k]);
                 g[k] = grad_i[k] * gate_m[k];
+                of_bias[k] += g[k];
             }
             store(g, grad_y, i * H, H, bf16);
         }
     }
 }
 
-/* out = SiLU(u) v for A rows [u, v] of 2 K. */
-void swiglu(int64_t threads, int64_t A, int64_t K, int64_t bf16, const void *uv, void *out) {
+/* out = SiLU(u) v for A rows [u, v] of 2 K, to which bias is added. */
+void swiglu(int64_t threads, int64_t A, int64_t K, int64_t bf16, const void *uv, const float *bias, void *out) {
     ON_THREADS_IN_RUNS
     for (int64_t i = 0; i < A; i++) {
         float both[2 * K], value[K];
         load(uv, i * 2 * K, 2 * K, bf16, both);
+        add(both, 1, bias, 2 * K);
         for (int64_t k = 0; k < K; k++) value[k] = both[k] * sigmoid(both[k]) * both[K + k];
         store(value, out, i * K, K, bf16);
     }
 }
 
-/* Gradient of [u, v] from that of `swiglu`'s result. */
-void swiglu_gradient(int64_t threads, int64_t A, int64_t K, int64_t bf16, const void *uv, const void *grad,
-                     void *grad_uv) {
+/* Gradients of [u, v] and bias from that of `swiglu`'s result. */
+void swiglu_gradient(int64_t threads, int64_t A, int64_t K, int64_t bf16, const void *uv, const float *bias,
+                     const void *grad, void *grad_uv, float *grad_bias) {
     ON_THREADS_IN_RUNS
     for (int64_t i = 0; i < A; i++) {
         float both[2 * K], g[K], of_both[2 * K];
         load(uv, i * 2 * K, 2 * K, bf16, both);
+        add(both, 1, bias, 2 * K);
         load(grad, i * K, K, bf16, g);
         for (int64_t k = 0; k < K; k++) {
             float s = sigmoid(both[k]), silu = both[k] * s;
             of_both[k] = g[k] * both[K + k] * (s + silu * (1 - s));
             of_both[K + k] = g[k] * silu;
         }
+        add(grad_bias + THREAD * 2 * K, 1, of_both, 2 * K);
         store(of_both, grad_uv, i * 2 * K, 2 * K, bf16);
     }
 }
@@ -178,12 +184,14 @@ static void transpose(const float *from, int64_t stride, int64_t rows, int64_t c
     }
 }
 
-/* d columns from column `at` of n rows of `width`, from row `start`, into rows padded with zeros; and back. */
-static void load_columns(const void *from, int64_t start, int64_t n, int64_t width, int64_t at, int64_t d, int64_t bf16,
-                         float *to) {
+/* d columns from column `at` of n rows of `width`, from row `start`, and where there is one their bias, into rows padded
+   with zeros; and back. */
+static void load_columns(const void *from, const float *bias, int64_t start, int64_t n, int64_t width, int64_t at,
+                         int64_t d, int64_t bf16, float *to) {
     for (int64_t i = 0; i < n; i++) {
-        float *row = to + i * padded(d);
+        float *restrict row = to + i * padded(d);
         load(from, (start + i) * width + at, d, bf16, row);
+        if (bias) add(row, 1, bias + at, d);
         for (int64_t k = d; k < padded(d); k++) row[k] = 0;
     }
 }
@@ -218,7 +226,7 @@ static void weights_of(const float *q, const float *k, int64_t n, int64_t d, flo
 /* out = sum_j p_ij v_j within each molecule, for each head; qkv has rows of 3 H, out of H. scratch: for each thread
    `room` numbers, n (5 d + n + 2) for the largest molecule, n and d padded. */
 void attention(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, int64_t n_heads,
-               const void *qkv, void *out, float *scratch, int64_t room) {
+               const void *qkv, const float *bias, void *out, float *scratch, int64_t room) {
     int64_t d = H / n_heads, D = padded(d);
     zero_rows(out, ptr[M], A, H, bf16);
     ON_THREADS
@@ -228,7 +236,7 @@ void attention(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_
         float *largest = p + n * N, *sum = largest + N;
         for (int64_t head = 0; head < n_heads; head++) {
             for (int64_t part = 0; part < 3; part++)
-                load_columns(qkv, start, n, 3 * H, part * H + head * d, d, bf16, q + part * n * D);
+                load_columns(qkv, bias, start, n, 3 * H, part * H + head * d, d, bf16, q + part * n * D);
             weights_of(q, k, n, d, turned, largest, sum, p);
             product(o, p, 1, N, v, n, n, D);
             store_columns(o, start, n, H, head * d, d, bf16, out);
@@ -246,10 +254,11 @@ static void scores_gradient(const float *restrict p, int64_t n, int64_t N, float
         for (int64_t i = 0; i < N; i++) s[j * N + i] = factor * p[j * N + i] * (s[j * N + i] - mean[i]);
 }
 
-/* Gradient of [q, k, v] from that of `attention`'s result. scratch: for each thread `room` numbers,
+/* Gradients of [q, k, v] and bias from that of `attention`'s result. scratch: for each thread `room` numbers,
    n (8 d + 2 n + 2) for the largest molecule, n and d padded. */
 void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, int64_t n_heads,
-                        const void *qkv, const void *grad, void *grad_qkv, float *scratch, int64_t room) {
+                        const void *qkv, const float *bias, const void *grad, void *grad_qkv, float *grad_bias,
+                        float *scratch, int64_t room) {
     int64_t d = H / n_heads, D = padded(d);
     float factor = 1 / sqrtf((float)d);
     zero_rows(grad_qkv, ptr[M], A, 3 * H, bf16);
@@ -261,8 +270,8 @@ void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t 
         float *mean = s + n * N, *sum = mean + N;
         for (int64_t head = 0; head < n_heads; head++) {
             for (int64_t part = 0; part < 3; part++)
-                load_columns(qkv, start, n, 3 * H, part * H + head * d, d, bf16, q + part * size);
-            load_columns(grad, start, n, H, head * d, d, bf16, g);
+                load_columns(qkv, bias, start, n, 3 * H, part * H + head * d, d, bf16, q + part * size);
+            load_columns(grad, NULL, start, n, H, head * d, d, bf16, g);
             weights_of(q, k, n, d, turned, mean, sum, p);
             product(of_v, p, N, 1, g, n, n, D);
             transpose(g, D, n, d, turned);
@@ -270,8 +279,11 @@ void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t 
             scores_gradient(p, n, N, factor, mean, s);
             product(of_q, s, 1, N, k, n, n, D);
             product(of_k, s, N, 1, q, n, n, D);
-            for (int64_t part = 0; part < 3; part++)
-                store_columns(of_q + part * size, start, n, 3 * H, part * H + head * d, d, bf16, grad_qkv);
+            for (int64_t part = 0; part < 3; part++) {
+                int64_t at = part * H + head * d;
+                for (int64_t i = 0; i < n; i++) add(grad_bias + THREAD * 3 * H + at, 1, of_q + part * size + i * D, d);
+                store_columns(of_q + part * size, start, n, 3 * H, at, d, bf16, grad_qkv);
+            }
         }
     }
 }

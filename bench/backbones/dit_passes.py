@@ -1,7 +1,9 @@
 """What a DiT block does between its linear layers, for a CPU: each step one pass over its rows (dit_passes.c).
 
-    `modulate`: (1 + scale) LayerNorm(x) + shift      `gated_sum`: x + gate y
+    `modulate`: (1 + scale) LayerNorm(x) + shift      `gated_sum`: x + gate (y + bias)
     `attention`: softmax(q k^T / sqrt(d)) v within molecules      `swiglu`: SiLU(u) v
+Biases of linear layers are added here, where their rows are read anyway; torch's product would first copy the bias to
+every row, and its backward pass read all gradients once more to sum them.
 Rows are atoms, one molecule after the other; shift, scale and gate are a molecule's. As operations of torch they
 would be many passes, over copies of every molecule's shift for each of its atoms and with attention called anew for
 every molecule size. The backward pass of each is written here too, and makes normed rows and softmax again.
@@ -48,26 +50,35 @@ def modulate(
 
 
 def gated_sum(
-    x: Float[Tensor, "A H"], y: Float[Tensor, "A H"], gate: Float[Tensor, "B H"], layout: Layout
+    x: Float[Tensor, "A H"],
+    y: Float[Tensor, "A H"],
+    bias: Float[Tensor, "H"],
+    gate: Float[Tensor, "B H"],
+    layout: Layout,
 ) -> Float[Tensor, "A H"]:
-    """x + gate y."""
+    """x + gate (y + bias)."""
     _check(x, layout, gate)
+    _check_bias(bias, x)
     if y.shape != x.shape:
         raise ValueError(f"y is {tuple(y.shape)}, x {tuple(x.shape)}")
-    return _GatedSum.apply(x, y, gate, layout)  # type: ignore[no-any-return]
+    return _GatedSum.apply(x, y, bias, gate, layout)  # type: ignore[no-any-return]
 
 
-def swiglu(uv: Float[Tensor, "A twice_K"]) -> Float[Tensor, "A K"]:
-    """SiLU(u) v."""
-    return _SwiGLU.apply(uv)  # type: ignore[no-any-return]
+def swiglu(uv: Float[Tensor, "A twice_K"], bias: Float[Tensor, "twice_K"]) -> Float[Tensor, "A K"]:
+    """SiLU(u) v for [u, v] + bias."""
+    _check_bias(bias, uv)
+    return _SwiGLU.apply(uv, bias)  # type: ignore[no-any-return]
 
 
-def attention(qkv: Float[Tensor, "A three_H"], n_heads: int, layout: Layout) -> Float[Tensor, "A H"]:
-    """softmax(q k^T / sqrt(d)) v of each molecule and head."""
+def attention(
+    qkv: Float[Tensor, "A three_H"], bias: Float[Tensor, "three_H"], n_heads: int, layout: Layout
+) -> Float[Tensor, "A H"]:
+    """softmax(q k^T / sqrt(d)) v of each molecule and head, for [q, k, v] + bias."""
     _check(qkv, layout)
+    _check_bias(bias, qkv)
     if qkv.shape[1] % (3 * n_heads):
         raise ValueError(f"{qkv.shape[1]} columns are not q, k and v of {n_heads} heads")
-    return _Attention.apply(qkv, n_heads, layout)  # type: ignore[no-any-return]
+    return _Attention.apply(qkv, bias, n_heads, layout)  # type: ignore[no-any-return]
 
 
 def _check(x: Tensor, layout: Layout, *modulations: Tensor) -> None:
@@ -79,6 +90,11 @@ def _check(x: Tensor, layout: Layout, *modulations: Tensor) -> None:
         if values.shape != expected or values.stride(1) != 1 or values.dtype != torch.float32:
             found = f"{tuple(values.shape)}, {values.dtype}, strides {values.stride()}"
             raise ValueError(f"a modulation is {found}; expected {expected} in float32, columns of a row-major matrix")
+
+
+def _check_bias(bias: Tensor, x: Tensor) -> None:
+    if bias.shape != x.shape[1:] or not bias.is_contiguous() or bias.dtype != torch.float32:
+        raise ValueError(f"a bias is {tuple(bias.shape)}, {bias.dtype}; expected ({x.shape[1]},) in float32")
 
 
 def _c() -> Library:
@@ -132,63 +148,67 @@ class _Modulate(torch.autograd.Function):
 
 class _GatedSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, gate: Tensor, layout: Layout) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, bias: Tensor, gate: Tensor, layout: Layout) -> Tensor:
         x, y, H = x.contiguous(), y.contiguous(), x.shape[1]
         out = torch.empty_like(x)
-        _c().gated_sum(*_molecules(layout, x), H, _bf16(y), x, y, gate, _stride(gate), out)
-        ctx.save_for_backward(y, gate)
+        _c().gated_sum(*_molecules(layout, x), H, _bf16(y), x, y, bias, gate, _stride(gate), out)
+        ctx.save_for_backward(y, bias, gate)
         ctx.layout = layout
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (y, gate), grad, layout = ctx.saved_tensors, grads[0].contiguous(), ctx.layout
-        grad_y, H = torch.empty_like(y), y.shape[1]
-        grad_gate = gate.new_empty(len(gate), H)
-        given = (y, gate, _stride(gate), grad, grad_y, grad_gate)
-        _c().gated_sum_gradient(*_molecules(layout, y), H, _bf16(y), *given)
-        return grad, grad_y, grad_gate, None
+        (y, bias, gate), grad, layout = ctx.saved_tensors, grads[0].contiguous(), ctx.layout
+        grad_y, H, molecules = torch.empty_like(y), y.shape[1], _molecules(layout, y)
+        grad_gate, grad_bias = gate.new_empty(len(gate), H), bias.new_zeros(molecules[0], H)
+        given = (y, bias, gate, _stride(gate), grad, grad_y, grad_bias, grad_gate)
+        _c().gated_sum_gradient(*molecules, H, _bf16(grad_y), *given)
+        return grad, grad_y, grad_bias.sum(0), grad_gate, None
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, uv: Tensor) -> Tensor:
+    def forward(ctx: Any, uv: Tensor, bias: Tensor) -> Tensor:
         uv, K = uv.contiguous(), uv.shape[1] // 2
         out = uv.new_empty(len(uv), K)
-        _c().swiglu(n_threads(uv.numel()), len(uv), K, _bf16(uv), uv, out)
-        ctx.save_for_backward(uv)
+        _c().swiglu(n_threads(uv.numel()), len(uv), K, _bf16(uv), uv, bias, out)
+        ctx.save_for_backward(uv, bias)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # type: ignore[override]
-        (uv,), grad = ctx.saved_tensors, grads[0].contiguous()
-        grad_uv = torch.empty_like(uv)
-        _c().swiglu_gradient(n_threads(uv.numel()), len(uv), grad.shape[1], _bf16(uv), uv, grad, grad_uv)
-        return grad_uv
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        (uv, bias), grad = ctx.saved_tensors, grads[0].contiguous()
+        threads = n_threads(uv.numel())
+        grad_uv, grad_bias = torch.empty_like(uv), bias.new_zeros(threads, len(bias))
+        given = (uv, bias, grad, grad_uv, grad_bias)
+        _c().swiglu_gradient(threads, len(uv), grad.shape[1], _bf16(uv), *given)
+        return grad_uv, grad_bias.sum(0)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, n_heads: int, layout: Layout) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, n_heads: int, layout: Layout) -> Tensor:
         qkv, H = qkv.contiguous(), qkv.shape[1] // 3
         out = qkv.new_empty(len(qkv), H)
         n, d = _padded(layout.n_largest), _padded(H // n_heads)
         molecules, room = _molecules(layout, qkv), n * (5 * d + n + 2)
         scratch = qkv.new_empty(molecules[0], room, dtype=torch.float32)
-        _c().attention(*molecules, H, _bf16(qkv), n_heads, qkv, out, scratch, room)
-        ctx.save_for_backward(qkv)
+        _c().attention(*molecules, H, _bf16(qkv), n_heads, qkv, bias, out, scratch, room)
+        ctx.save_for_backward(qkv, bias)
         ctx.n_heads, ctx.layout = n_heads, layout
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (qkv,), grad, layout = ctx.saved_tensors, grads[0].contiguous(), ctx.layout
+        (qkv, bias), grad, layout = ctx.saved_tensors, grads[0].contiguous(), ctx.layout
         grad_qkv, H = torch.empty_like(qkv), grad.shape[1]
         n, d = _padded(layout.n_largest), _padded(H // ctx.n_heads)
         molecules, room = _molecules(layout, qkv), n * (8 * d + 2 * n + 2)
         scratch = qkv.new_empty(molecules[0], room, dtype=torch.float32)
-        _c().attention_gradient(*molecules, H, _bf16(qkv), ctx.n_heads, qkv, grad, grad_qkv, scratch, room)
-        return grad_qkv, None, None
+        grad_bias = bias.new_zeros(molecules[0], len(bias))
+        given = (qkv, bias, grad, grad_qkv, grad_bias, scratch, room)
+        _c().attention_gradient(*molecules, H, _bf16(qkv), ctx.n_heads, *given)
+        return grad_qkv, grad_bias.sum(0), None, None

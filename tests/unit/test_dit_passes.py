@@ -49,25 +49,25 @@ CASES = {
         ("A H", "B 2H"),
     ),
     "gated sum": (
-        lambda x, y, m, layout: dit_passes.gated_sum(x, y, m.chunk(2, dim=1)[1], layout),
-        lambda x, y, m, layout: x + m.chunk(2, dim=1)[1][layout.molecule] * y,
-        ("A H", "A H", "B 2H"),
+        lambda x, y, b, m, layout: dit_passes.gated_sum(x, y, b[0], m.chunk(2, dim=1)[1], layout),
+        lambda x, y, b, m, layout: x + m.chunk(2, dim=1)[1][layout.molecule] * (y + b),
+        ("A H", "A H", "1 H", "B 2H"),
     ),
     "SwiGLU": (
-        lambda uv, layout: dit_passes.swiglu(uv),
-        lambda uv, layout: F.silu(uv.chunk(2, dim=1)[0]) * uv.chunk(2, dim=1)[1],
-        ("A 2H",),
+        lambda uv, b, layout: dit_passes.swiglu(uv, b[0]),
+        lambda uv, b, layout: F.silu((uv + b).chunk(2, dim=1)[0]) * (uv + b).chunk(2, dim=1)[1],
+        ("A 2H", "1 2H"),
     ),
     "attention": (
-        lambda qkv, layout: dit_passes.attention(qkv, HEADS, layout),
-        attended,
-        ("A 3H",),
+        lambda qkv, b, layout: dit_passes.attention(qkv, b[0], HEADS, layout),
+        lambda qkv, b, layout: attended(qkv + b, layout),
+        ("A 3H", "1 3H"),
     ),
 }
 
 
 def arguments(shapes: tuple[str, ...], layout: Layout, H: int) -> list[Tensor]:
-    rng, rows = generator(6), {"A": layout.n_total, "B": len(layout.sizes)}
+    rng, rows = generator(6), {"A": layout.n_total, "B": len(layout.sizes), "1": 1}
     found = []
     for shape in shapes:
         n, columns = shape.split()
@@ -164,10 +164,13 @@ def test_rows_after_the_last_molecule_are_zero(name, dtype, monkeypatch, tmp_pat
     [
         ("modulate", "normed[k] * along_normed", "0.999f * normed[k] * along_normed"),
         ("modulate", "of_shift[k] += g[k]", "of_shift[k] = g[k]"),
-        ("gated sum", "grad_i[k] * y_i[k]", "grad_i[k]"),
+        ("gated sum", "grad_i[k] * (y_i[k] + bias[k])", "grad_i[k] * y_i[k]"),
         ("SwiGLU", "s + silu * (1 - s)", "s"),
+        ("SwiGLU", "add(grad_bias + THREAD * 2 * K, 1", "add(grad_bias + THREAD * 2 * K, 0"),
+        ("gated sum", "of_bias[k] += g[k]", "of_bias[k] = g[k]"),
         ("attention", "(s[j * N + i] - mean[i])", "s[j * N + i]"),
         ("attention", "product(of_k, s, N, 1, q", "product(of_k, s, 1, N, q"),
+        ("attention", "THREAD * 3 * H + at, 1", "THREAD * 3 * H + at, 0"),
         ("attention", "p[j * N + i] *= sum[i]", "p[j * N + i] *= sum[0]"),
     ],
 )
@@ -185,7 +188,8 @@ def error_of_shifted_scores(shift: float) -> float:
     q[..., 0] = 1
     plain, k_shifted = torch.stack([q, k, v], dim=1), k.clone()
     k_shifted[..., 0] += shift * d**0.5
-    out = dit_passes.attention(torch.stack([q, k_shifted, v], dim=1).flatten(1), HEADS, layout)
+    qkv = torch.stack([q, k_shifted, v], dim=1).flatten(1)
+    out = dit_passes.attention(qkv, torch.zeros(qkv.shape[1]), HEADS, layout)
     return relative_error(out, attended(plain.flatten(1), layout))
 
 
@@ -219,17 +223,19 @@ def test_what_does_not_fit_is_refused(modulation):
     """Nothing beyond an array is read."""
     layout, x = Layout([2, 3]), torch.zeros(5, 24)
     with pytest.raises(ValueError, match=r"expected \(2, 24\) in float32"):
-        dit_passes.gated_sum(x, x, modulation, layout)
+        dit_passes.gated_sum(x, x, torch.zeros(24), modulation, layout)
     for n_rows in (4, 5 + MULTIPLE):
         with pytest.raises(ValueError, match=f"{n_rows} rows for 5 atoms"):
-            dit_passes.attention(torch.zeros(n_rows, 72), HEADS, layout)
+            dit_passes.attention(torch.zeros(n_rows, 72), torch.zeros(72), HEADS, layout)
     with pytest.raises(ValueError, match="not q, k and v of 3 heads"):
-        dit_passes.attention(torch.zeros(5, 70), HEADS, layout)
+        dit_passes.attention(torch.zeros(5, 70), torch.zeros(70), HEADS, layout)
+    with pytest.raises(ValueError, match=r"expected \(72,\) in float32"):
+        dit_passes.attention(torch.zeros(5, 72), torch.zeros(72, dtype=torch.bfloat16), HEADS, layout)
 
 
 def test_gradients_through_gradients_are_refused():
     """They would be silently wrong."""
     uv = torch.randn(3, 8, requires_grad=True)
-    (first,) = torch.autograd.grad(dit_passes.swiglu(uv).square().sum(), uv, create_graph=True)
+    (first,) = torch.autograd.grad(dit_passes.swiglu(uv, torch.zeros(8)).square().sum(), uv, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()
