@@ -31,9 +31,9 @@ SOURCE = Path(__file__).with_suffix(".c")
 LANES = 16  # of dit_passes.c
 
 
-def available(x: Float[Tensor, "A H"], of_layers: bool = False) -> bool:
-    """Whether they are for these numbers: what blocks add to, in float32, or what linear layers take and give."""
-    return (of_layers or x.dtype is torch.float32) and usable(SOURCE, x)
+def available(x: Float[Tensor, "A H"]) -> bool:
+    """Whether they are for numbers that blocks add to like these, in float32."""
+    return x.dtype is torch.float32 and usable(SOURCE, x)
 
 
 def modulate(
