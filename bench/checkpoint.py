@@ -66,7 +66,10 @@ def load_state(path: Path, state: TrainingState) -> None:
         if key.startswith("optimiser/"):
             _, moment, name = (key + "//").split("/", 2)
             p = state.weights.get(name.removesuffix("//"))
-            if p is None or value.shape not in ((), p.shape) or not value.is_floating_point():
+            expected = (
+                (torch.Size(()), torch.float32) if moment == "step" else None if p is None else (p.shape, p.dtype)
+            )
+            if p is None or (value.shape, value.dtype) != expected:
                 raise _unfit(path, f"array {key!r} has no place")
             moments.append((p, moment, value))
     places: dict[str, Tensor] = {"queue/norms": state.queue.norms, "queue/pushed": state.queue.pushed}

@@ -39,7 +39,10 @@ _off = False
 
 
 class Library:
-    """Functions of a C file, called with tensors (as pointers, None as NULL), integers (int64_t) and floats."""
+    """Functions of a C file, called with tensors (as pointers, None as NULL), integers (int64_t) and floats.
+
+    Of which kind an argument is, the first call of a function says: what is a float in C must be one, not an integer.
+    """
 
     def __init__(self, path: Path) -> None:
         self._functions = ctypes.CDLL(str(path))
@@ -51,18 +54,18 @@ class Library:
         function.restype = None
 
         def call(*args: Tensor | int | float | None) -> None:
-            function(*map(_converted, args))
+            if function.argtypes is None:
+                function.argtypes = [_kind(value) for value in args]
+            function(*[value.data_ptr() if isinstance(value, Tensor) else value for value in args])
 
         setattr(self, name, call)
         return call
 
 
-def _converted(value: Any) -> Any:
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    return ctypes.c_float(value) if isinstance(value, float) else ctypes.c_int64(value)
+def _kind(value: Tensor | int | float | None) -> Any:
+    if value is None or isinstance(value, Tensor):
+        return ctypes.c_void_p
+    return ctypes.c_float if isinstance(value, float) else ctypes.c_int64
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.adamw import Pass
 from bench.config import Clip, OptimiserName, TrainConfig
 
 
@@ -39,19 +40,21 @@ class QueueClip:
         self.pushed += 1
 
 
-def clip_gradients(parameters: list[nn.Parameter], cfg: TrainConfig, queue: QueueClip) -> tuple[Tensor, Tensor]:
-    """Scale gradients down to the allowed global norm.
+def global_norm(gradients: list[Tensor]) -> Tensor:
+    """Of all gradients together."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def clip(norm: Tensor, cfg: TrainConfig, queue: QueueClip) -> tuple[Tensor, Tensor]:
+    """What brings gradients of a global norm down to the one that is allowed; the queue remembers it.
 
     Returns:
-        norm before clipping, and whether it was clipped (0. or 1.), scalars on the device.
+        the factor, and whether the norm was more than allowed (0. or 1.), scalars on the device.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     allowed = queue.allowed() if cfg.clip is Clip.QUEUE else torch.tensor(cfg.clip_norm, device=norm.device)
-    torch._foreach_mul_(gradients, (allowed / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype))
     if cfg.clip is Clip.QUEUE:
         queue.push(norm, allowed)
-    return norm, (norm > allowed).to(norm.dtype)
+    return (allowed / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype), (norm > allowed).to(norm.dtype)
 
 
 class MovingAverage:
@@ -177,9 +180,22 @@ class Optimiser:
     def step(self, rate: float) -> None:
         """One step of all parameters at this learning rate."""
         for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = rate
+            self._set_rate(part, rate)
             part.step()
+
+    def in_one_pass(self, rate: float, average: MovingAverage, weights: dict[str, nn.Parameter]) -> Pass | None:
+        """A step at this learning rate together with clip and average, where `bench.adamw` is for these weights."""
+        (part, *others) = self.parts
+        if others or not isinstance(part, torch.optim.AdamW):
+            return None
+        self._set_rate(part, rate)
+        found = Pass(part, {p: average.shadow[name] for name, p in weights.items()})
+        return found if found.available() else None
+
+    @staticmethod
+    def _set_rate(part: torch.optim.Optimizer, rate: float) -> None:
+        for group in part.param_groups:
+            group["lr"] = rate
 
     def zero_grad(self) -> None:
         for part in self.parts:
@@ -214,3 +230,24 @@ class TrainingState:
         """Before the first step."""
         optimiser = Optimiser(weights.values(), cfg)
         return cls(weights, MovingAverage(weights, cfg.ema_decay), optimiser, QueueClip(cfg.device))
+
+    def update(self, cfg: TrainConfig, rate: float) -> tuple[Tensor, Tensor]:
+        """Clip gradients, make a step of all weights at this learning rate, and move their average.
+
+        What gradients are afterwards is not defined.
+
+        Returns:
+            norm before clipping, and whether it was clipped (0. or 1.), scalars on the device.
+        """
+        if (in_one := self.optimiser.in_one_pass(rate, self.average, self.weights)) is not None:
+            norm = in_one.norm()
+            factor, clipped = clip(norm, cfg, self.queue)
+            in_one.step(factor, self.average.decay)
+            return norm, clipped
+        gradients = [p.grad for p in self.weights.values() if p.grad is not None]
+        norm = global_norm(gradients)
+        factor, clipped = clip(norm, cfg, self.queue)
+        torch._foreach_mul_(gradients, factor)
+        self.optimiser.step(rate)
+        self.average.update(self.weights)
+        return norm, clipped

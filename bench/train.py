@@ -21,7 +21,7 @@ from bench.config import OnOutOfMemory, RunConfig, TrainConfig
 from bench.divergence import DIVERGED_FILE, Watch, record_fault
 from bench.model import Model
 from bench.molecules import Molecules
-from bench.optimise import TrainingState, clip_gradients, cooldown_start, learning_rate, progress
+from bench.optimise import TrainingState, cooldown_start, learning_rate, progress
 from bench.parallel import Processes
 from bench.parts import Part, undisturbed
 from bench.records import STEP, append_line, as_line, check, read_steps, write_atomically
@@ -95,9 +95,7 @@ def training_step(
     state.optimiser.zero_grad()
     losses = gradients(loss_of, x0, rng, settings, state.micro_batches, processes)
     try:
-        norm, clipped = clip_gradients(list(state.weights.values()), settings, state.queue)
-        state.optimiser.step(rate)
-        state.average.update(state.weights)
+        norm, clipped = state.update(settings, rate)
     except torch.OutOfMemoryError as error:
         raise TrainingError("out of memory for the optimiser's state; choose a smaller model") from error
     return losses, norm, clipped

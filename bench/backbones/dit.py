@@ -14,7 +14,6 @@ sums bias-carrying embeddings over padded columns, so that its outputs depend on
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -182,33 +181,23 @@ class Block(nn.Module):
     def forward(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
         """c: SiLU of the time embedding."""
         modulation = self.modulation(c).to(tokens.dtype)
-        modulations = modulation.chunk(6, dim=1)
-        if dit_passes.available(tokens):
-            return self.in_c(tokens, modulations, layout)
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations
-        mixed = self.attention(modulate(tokens, shift_a, scale_a, layout), layout)
-        tokens = tokens + per_atom(gate_a, layout) * mixed
-        return tokens + per_atom(gate_m, layout) * self.mlp(modulate(tokens, shift_m, scale_m, layout))
-
-    def in_c(self, tokens: Tensor, modulations: Sequence[Tensor], layout: Layout) -> Float[Tensor, "A H"]:
-        """The same for a CPU: products without biases, and `dit_passes` between them."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulations
         attention, mlp = self.attention, self.mlp
-        qkv = F.linear(modulate(tokens, shift_a, scale_a, layout), attention.qkv.weight)
-        mixed = F.linear(dit_passes.attention(qkv, attention.qkv.bias, attention.n_heads, layout), attention.out.weight)
-        tokens = dit_passes.gated_sum(tokens, mixed, attention.out.bias, gate_a, layout)
-        uv = F.linear(modulate(tokens, shift_m, scale_m, layout), mlp.inner.weight)
-        update = F.linear(dit_passes.swiglu(uv, mlp.inner.bias), mlp.outer.weight)
-        return dit_passes.gated_sum(tokens, update, mlp.outer.bias, gate_m, layout)
+        if dit_passes.available(tokens):
+            layers = attention.qkv, attention.out, mlp.inner, mlp.outer
+            return dit_passes.block(tokens, modulation, layers, attention.n_heads, layout, EPS)
+        of_attention, gate_a, of_mlp, gate_m = modulation.split([2 * tokens.shape[1], tokens.shape[1]] * 2, dim=1)
+        tokens = tokens + per_atom(gate_a, layout) * attention(modulate(tokens, of_attention, layout), layout)
+        return tokens + per_atom(gate_m, layout) * mlp(modulate(tokens, of_mlp, layout))
 
 
 def modulate(
-    tokens: Float[Tensor, "A H"], shift: Float[Tensor, "B H"], scale: Float[Tensor, "B H"], layout: Layout
+    tokens: Float[Tensor, "A H"], modulation: Float[Tensor, "B twice_H"], layout: Layout
 ) -> Float[Tensor, "A H"]:
-    """(1 + scale) LayerNorm(tokens) + shift, the norm without parameters."""
+    """(1 + scale) LayerNorm(tokens) + shift for modulation = [shift, scale], the norm without parameters."""
     if dit_passes.available(tokens):
-        return dit_passes.modulate(tokens, shift, scale, layout, EPS)
+        return dit_passes.modulate(tokens, modulation, layout, EPS)
     normed = F.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
+    shift, scale = modulation.chunk(2, dim=1)
     return normed * per_atom(1 + scale, layout) + per_atom(shift, layout)
 
 
@@ -270,6 +259,6 @@ class DiT(nn.Module):
         x, h = z.layout.to_sorted(z.x), z.layout.to_sorted(z.h)
         tokens = torch.cat([self.atom_embedding(torch.cat([x, h], dim=1)), self.pair_embedding(x, layout)], dim=1)
         tokens, c = self.trunk(tokens, z.layout.molecules_to_sorted(t), layout)
-        shift, scale = self.modulation(c).to(tokens.dtype).chunk(2, dim=1)
-        out = z.layout.from_sorted(self.head(modulate(tokens, shift, scale, layout)))
+        modulation = self.modulation(c).to(tokens.dtype)
+        out = z.layout.from_sorted(self.head(modulate(tokens, modulation, layout)))
         return z.replace(x=out[:, :3], h=out[:, 3:])

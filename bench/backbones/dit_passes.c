@@ -1,8 +1,8 @@
 /* What bench/backbones/dit_passes.py does between matrix products: each function reads and writes its rows once, on
    `threads` threads of OpenMP, the ones that torch uses. Formulas and names are those of the Python file. Rows are atoms,
    ptr[m] to ptr[m + 1] those of molecule m of M; rows after the last molecule's, up to A, are padding and made zero. Rows
-   of modulations have `stride` numbers, of which H count. What a linear layer made lacks its bias, which is added here;
-   gradients of biases are added to a row of each thread. */
+   of modulations, and of their gradients, have `stride` numbers, of which H count. What a linear layer made lacks its
+   bias, which is added here; gradients of biases are added to a row of each thread, rows `apart` from one another. */
 
 #include "rows.h"
 
@@ -43,15 +43,16 @@ void modulate(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t
     }
 }
 
-/* Gradients of x, shift and scale (rows of H) from that of `modulate`'s result. */
+/* Gradients of x, shift and scale from that of `modulate`'s result; `beside`, where it is given, is what x has from
+   elsewhere. */
 void modulate_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16,
                        const float *x, const float *scale, int64_t stride, const float *moments, const void *grad,
-                       float *grad_x, float *grad_shift, float *grad_scale) {
+                       const float *beside, float *grad_x, float *grad_shift, float *grad_scale) {
     zero_rows(grad_x, ptr[M], A, H, 0);
     ON_THREADS
     FOR_EACH_MOLECULE {
         const float *scale_m = scale + m * stride;
-        float *restrict of_shift = grad_shift + m * H, *restrict of_scale = grad_scale + m * H;
+        float *restrict of_shift = grad_shift + m * stride, *restrict of_scale = grad_scale + m * stride;
         float g[H], normed[H];
         memset(of_shift, 0, sizeof g);
         memset(of_scale, 0, sizeof g);
@@ -68,6 +69,7 @@ void modulate_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A
             }
             float along_one = total(g, H) / H, along_normed = dot(g, normed, H) / H;
             for (int64_t k = 0; k < H; k++) of_x[k] = r * (g[k] - along_one - normed[k] * along_normed);
+            if (beside) add(of_x, 1, beside + i * H, H);
         }
     }
 }
@@ -89,15 +91,15 @@ void gated_sum(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_
     }
 }
 
-/* Gradients of y, bias and gate (rows of H) from that of `gated_sum`'s result. */
+/* Gradients of y, bias and gate from that of `gated_sum`'s result. */
 void gated_sum_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16,
                         const void *y, const float *bias, const float *gate, int64_t stride, const float *grad,
-                        void *grad_y, float *grad_bias, float *grad_gate) {
+                        void *grad_y, float *grad_bias, int64_t apart, float *grad_gate) {
     zero_rows(grad_y, ptr[M], A, H, bf16);
     ON_THREADS
     FOR_EACH_MOLECULE {
         const float *gate_m = gate + m * stride;
-        float *restrict of_gate = grad_gate + m * H, *restrict of_bias = grad_bias + THREAD * H;
+        float *restrict of_gate = grad_gate + m * stride, *restrict of_bias = grad_bias + THREAD * apart;
         float y_i[H], g[H];
         memset(of_gate, 0, sizeof g);
         FOR_EACH_ATOM {
@@ -127,7 +129,7 @@ void swiglu(int64_t threads, int64_t A, int64_t K, int64_t bf16, const void *uv,
 
 /* Gradients of [u, v] and bias from that of `swiglu`'s result. */
 void swiglu_gradient(int64_t threads, int64_t A, int64_t K, int64_t bf16, const void *uv, const float *bias,
-                     const void *grad, void *grad_uv, float *grad_bias) {
+                     const void *grad, void *grad_uv, float *grad_bias, int64_t apart) {
     ON_THREADS_IN_RUNS
     for (int64_t i = 0; i < A; i++) {
         float both[2 * K], g[K], of_both[2 * K];
@@ -139,7 +141,7 @@ void swiglu_gradient(int64_t threads, int64_t A, int64_t K, int64_t bf16, const 
             of_both[k] = g[k] * both[K + k] * (s + silu * (1 - s));
             of_both[K + k] = g[k] * silu;
         }
-        add(grad_bias + THREAD * 2 * K, 1, of_both, 2 * K);
+        add(grad_bias + THREAD * apart, 1, of_both, 2 * K);
         store(of_both, grad_uv, i * 2 * K, 2 * K, bf16);
     }
 }
@@ -150,29 +152,29 @@ typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 
 static int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
+/* Up to four rows of `product`, which share what is loaded from b. */
+static inline __attribute__((always_inline)) void rows_of_product(int64_t rows, float *c, const float *a, int64_t a_row,
+                                                                  int64_t a_column, const float *b, int64_t k, int64_t m) {
+    Lanes sum[4] = {0};
+    for (int64_t l = 0; l < k; l++, a += a_column, b += m)
+        for (int64_t r = 0; r < rows; r++) sum[r] += a[r * a_row] * *(const Lanes *)b;
+    for (int64_t r = 0; r < rows; r++) *(Lanes *)(c + r * m) = sum[r];
+}
+
 /* c [n, m] = a b for b [k, m], where a has its rows and columns at these distances and m is padded. */
 static void product(float *c, const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t n, int64_t k,
                     int64_t m) {
-    for (int64_t j = 0; j < m; j += LANES) {
-        int64_t i = 0;
-        for (; i + 4 <= n; i += 4) { /* four rows share what is loaded from b */
-            Lanes sum[4] = {0};
+    for (int64_t j = 0; j < m; j += LANES)
+        for (int64_t i = 0; i < n; i += 4) {
+            float *c_i = c + i * m + j;
             const float *a_i = a + i * a_row;
-            for (int64_t l = 0; l < k; l++, a_i += a_column) {
-                Lanes b_l = *(const Lanes *)(b + l * m + j);
-                sum[0] += a_i[0] * b_l;
-                sum[1] += a_i[a_row] * b_l;
-                sum[2] += a_i[2 * a_row] * b_l;
-                sum[3] += a_i[3 * a_row] * b_l;
+            switch (n - i) { /* the number of rows is one that the compiler knows */
+            case 1: rows_of_product(1, c_i, a_i, a_row, a_column, b + j, k, m); break;
+            case 2: rows_of_product(2, c_i, a_i, a_row, a_column, b + j, k, m); break;
+            case 3: rows_of_product(3, c_i, a_i, a_row, a_column, b + j, k, m); break;
+            default: rows_of_product(4, c_i, a_i, a_row, a_column, b + j, k, m);
             }
-            for (int64_t r = 0; r < 4; r++) *(Lanes *)(c + (i + r) * m + j) = sum[r];
         }
-        for (; i < n; i++) {
-            Lanes sum = {0};
-            for (int64_t l = 0; l < k; l++) sum += a[i * a_row + l * a_column] * *(const Lanes *)(b + l * m + j);
-            *(Lanes *)(c + i * m + j) = sum;
-        }
-    }
 }
 
 /* to [columns, rows], padded with zeros, from [rows, columns] with rows of `stride`. */
@@ -184,21 +186,34 @@ static void transpose(const float *from, int64_t stride, int64_t rows, int64_t c
     }
 }
 
-/* d columns from column `at` of n rows of `width`, from row `start`, and where there is one their bias, into rows padded
-   with zeros; and back. */
-static void load_columns(const void *from, const float *bias, int64_t start, int64_t n, int64_t width, int64_t at,
-                         int64_t d, int64_t bf16, float *to) {
+/* n rows of n_heads d numbers from row `start`, and where there is one their bias, into a matrix [n, d] of each head with
+   rows padded with zeros; and back, where they are added to the gradient of a bias. Rows are read and written from end
+   to end: of pieces of rows, head by head, each would be waited for. */
+static void load_heads(const void *from, const float *bias, int64_t start, int64_t n, int64_t n_heads, int64_t d,
+                       int64_t bf16, float *to) {
+    int64_t H = n_heads * d;
+    float row[H];
     for (int64_t i = 0; i < n; i++) {
-        float *restrict row = to + i * padded(d);
-        load(from, (start + i) * width + at, d, bf16, row);
-        if (bias) add(row, 1, bias + at, d);
-        for (int64_t k = d; k < padded(d); k++) row[k] = 0;
+        load(from, (start + i) * H, H, bf16, row);
+        if (bias) add(row, 1, bias, H);
+        for (int64_t head = 0; head < n_heads; head++) {
+            float *of_head = to + (head * n + i) * padded(d);
+            memcpy(of_head, row + head * d, d * sizeof(float));
+            memset(of_head + d, 0, (padded(d) - d) * sizeof(float));
+        }
     }
 }
 
-static void store_columns(const float *from, int64_t start, int64_t n, int64_t width, int64_t at, int64_t d,
-                          int64_t bf16, void *to) {
-    for (int64_t i = 0; i < n; i++) store(from + i * padded(d), to, (start + i) * width + at, d, bf16);
+static void store_heads(const float *from, float *of_bias, int64_t start, int64_t n, int64_t n_heads, int64_t d,
+                        int64_t bf16, void *to) {
+    int64_t H = n_heads * d;
+    float row[H];
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t head = 0; head < n_heads; head++)
+            memcpy(row + head * d, from + (head * n + i) * padded(d), d * sizeof(float));
+        if (of_bias) add(of_bias, 1, row, H);
+        store(row, to, (start + i) * H, H, bf16);
+    }
 }
 
 /* softmax over j of q_i k_j / sqrt(d) as p[j, i], so that what is summed over j needs no sum along a row; the padding of
@@ -223,24 +238,25 @@ static void weights_of(const float *q, const float *k, int64_t n, int64_t d, flo
         for (int64_t i = 0; i < N; i++) p[j * N + i] *= sum[i];
 }
 
-/* out = sum_j p_ij v_j within each molecule, for each head; qkv has rows of 3 H, out of H. scratch: for each thread
-   `room` numbers, n (5 d + n + 2) for the largest molecule, n and d padded. */
+/* out = sum_j p_ij v_j within each molecule, for each head; qkv has rows of 3 H, out of H. `weights` has room for all p,
+   molecule by molecule and head by head; before[m] are those of one head in molecules before m. scratch: for each thread `room` numbers, n (4 H + d + 2) for the largest
+   molecule, where n, d and each head's part of H are padded. */
 void attention(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, int64_t n_heads,
-               const void *qkv, const float *bias, void *out, float *scratch, int64_t room) {
+               const void *qkv, const float *bias, void *out, float *weights, const int64_t *before,
+               float *scratch, int64_t room) {
     int64_t d = H / n_heads, D = padded(d);
     zero_rows(out, ptr[M], A, H, bf16);
     ON_THREADS
     FOR_EACH_MOLECULE {
-        int64_t start = ptr[m], n = ptr[m + 1] - start, N = padded(n);
-        float *q = scratch + THREAD * room, *k = q + n * D, *v = k + n * D, *o = v + n * D, *turned = o + n * D, *p = turned + d * N;
-        float *largest = p + n * N, *sum = largest + N;
-        for (int64_t head = 0; head < n_heads; head++) {
-            for (int64_t part = 0; part < 3; part++)
-                load_columns(qkv, bias, start, n, 3 * H, part * H + head * d, d, bf16, q + part * n * D);
-            weights_of(q, k, n, d, turned, largest, sum, p);
-            product(o, p, 1, N, v, n, n, D);
-            store_columns(o, start, n, H, head * d, d, bf16, out);
+        int64_t start = ptr[m], n = ptr[m + 1] - start, N = padded(n), of_part = n_heads * n * D;
+        float *q = scratch + THREAD * room, *k = q + of_part, *v = k + of_part, *o = v + of_part, *turned = o + of_part;
+        float *largest = turned + d * N, *sum = largest + N, *p = weights + n_heads * before[m];
+        load_heads(qkv, bias, start, n, 3 * n_heads, d, bf16, q);
+        for (int64_t at = 0; at < of_part; at += n * D, p += n * N) {
+            weights_of(q + at, k + at, n, d, turned, largest, sum, p);
+            product(o + at, p, 1, N, v + at, n, n, D);
         }
+        store_heads(o, NULL, start, n, n_heads, d, bf16, out);
     }
 }
 
@@ -254,36 +270,31 @@ static void scores_gradient(const float *restrict p, int64_t n, int64_t N, float
         for (int64_t i = 0; i < N; i++) s[j * N + i] = factor * p[j * N + i] * (s[j * N + i] - mean[i]);
 }
 
-/* Gradients of [q, k, v] and bias from that of `attention`'s result. scratch: for each thread `room` numbers,
-   n (8 d + 2 n + 2) for the largest molecule, n and d padded. */
+/* Gradients of [q, k, v] and bias from that of `attention`'s result and its weights. scratch: for each thread `room`
+   numbers, n (7 H + d + n + 1) for the largest molecule, padded as there. */
 void attention_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, int64_t n_heads,
-                        const void *qkv, const float *bias, const void *grad, void *grad_qkv, float *grad_bias,
-                        float *scratch, int64_t room) {
+                        const void *qkv, const float *bias, const float *weights, const int64_t *before,
+                        const void *grad, void *grad_qkv, float *grad_bias, int64_t apart, float *scratch, int64_t room) {
     int64_t d = H / n_heads, D = padded(d);
     float factor = 1 / sqrtf((float)d);
     zero_rows(grad_qkv, ptr[M], A, 3 * H, bf16);
     ON_THREADS
     FOR_EACH_MOLECULE {
-        int64_t start = ptr[m], n = ptr[m + 1] - start, N = padded(n), size = n * D;
-        float *q = scratch + THREAD * room, *k = q + size, *v = k + size, *of_q = v + size, *of_k = of_q + size, *of_v = of_k + size;
-        float *g = of_v + size, *turned = g + size, *p = turned + d * N, *s = p + n * N;
-        float *mean = s + n * N, *sum = mean + N;
-        for (int64_t head = 0; head < n_heads; head++) {
-            for (int64_t part = 0; part < 3; part++)
-                load_columns(qkv, bias, start, n, 3 * H, part * H + head * d, d, bf16, q + part * size);
-            load_columns(grad, NULL, start, n, H, head * d, d, bf16, g);
-            weights_of(q, k, n, d, turned, mean, sum, p);
-            product(of_v, p, N, 1, g, n, n, D);
-            transpose(g, D, n, d, turned);
-            product(s, v, D, 1, turned, n, d, N);
+        int64_t start = ptr[m], n = ptr[m + 1] - start, N = padded(n), of_part = n_heads * n * D;
+        float *q = scratch + THREAD * room, *k = q + of_part, *v = k + of_part;
+        float *of_q = v + of_part, *of_k = of_q + of_part, *of_v = of_k + of_part;
+        float *g = of_v + of_part, *turned = g + of_part, *s = turned + d * N, *mean = s + n * N;
+        const float *p = weights + n_heads * before[m];
+        load_heads(qkv, bias, start, n, 3 * n_heads, d, bf16, q);
+        load_heads(grad, NULL, start, n, n_heads, d, bf16, g);
+        for (int64_t at = 0; at < of_part; at += n * D, p += n * N) {
+            product(of_v + at, p, N, 1, g + at, n, n, D);
+            transpose(g + at, D, n, d, turned);
+            product(s, v + at, D, 1, turned, n, d, N);
             scores_gradient(p, n, N, factor, mean, s);
-            product(of_q, s, 1, N, k, n, n, D);
-            product(of_k, s, N, 1, q, n, n, D);
-            for (int64_t part = 0; part < 3; part++) {
-                int64_t at = part * H + head * d;
-                for (int64_t i = 0; i < n; i++) add(grad_bias + THREAD * 3 * H + at, 1, of_q + part * size + i * D, d);
-                store_columns(of_q + part * size, start, n, 3 * H, at, d, bf16, grad_qkv);
-            }
+            product(of_q + at, s, 1, N, k + at, n, n, D);
+            product(of_k + at, s, N, 1, q + at, n, n, D);
         }
+        store_heads(of_q, grad_bias + THREAD * apart, start, n, 3 * n_heads, d, bf16, grad_qkv);
     }
 }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.native import of_products
 
-MULTIPLE = 64  # numbers of rows of bf16 products are multiples of it
+MULTIPLE = 32  # numbers of rows of bf16 products are multiples of it
 
 
 def padded_rows(x: Float[Tensor, "A K"]) -> Float[Tensor, "A_padded K"]:

@@ -42,7 +42,7 @@ STAGES: dict[str, tuple[str, int, float]] = {
     "training": ("bench.train.training_step", 12, 0.005),
     "checkpointing": ("bench.train.save_state", 2, 0.004),
     "sampling": ("bench.evaluate.sample_chunk", 3, 0.05),
-    "scoring": ("bench.execute.evaluate", 1, 0.1),
+    "scoring": ("bench.execute.score_run", 1, 0.1),
     "record writing": ("bench.records.write_atomically", 8, 0.001),
 }
 

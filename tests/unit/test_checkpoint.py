@@ -102,6 +102,23 @@ def test_faults_are_named(tmp_path: Path):
         about_of(path)
 
 
+@pytest.mark.parametrize("moment", ["exp_avg", "momentum_buffer", "step"])
+def test_moments_of_another_shape_or_type_are_refused(moment: str, tmp_path: Path):
+    """They would be read beyond their end, or as other numbers. Control: as they were they are taken."""
+    path = tmp_path / "state.safetensors"
+    saved = trained(0, 3)
+    (state,) = (found for p in saved.weights.values() if moment in (found := saved.optimiser.state(p)))
+    right = state[moment]
+    for wrong in (right.double(), right.new_zeros(2), right.new_zeros(()) if right.ndim else right.new_zeros(1)):
+        state[moment] = wrong
+        save_state(path, saved)
+        with pytest.raises(CheckpointError, match="has no place"):
+            load_state(path, trained(1, 1))
+    state[moment] = right
+    save_state(path, saved)
+    load_state(path, trained(1, 1))
+
+
 def test_any_flipped_bit_is_noticed_and_changes_nothing(tmp_path: Path):
     """Or harmless: a file in which the flip is not noticed holds the same tensors, step and seconds."""
     path = tmp_path / "state.safetensors"

@@ -28,7 +28,7 @@ LINES = [
         "bench.method bench.backbones bench.data bench.metrics",
         "methods",
         "bench.config bench.published bench.parity bench.studies",
-        "bench.model bench.batches bench.parts bench.optimise bench.checkpoint",
+        "bench.model bench.batches bench.parts bench.adamw bench.optimise bench.checkpoint",
         "bench.parallel bench.divergence bench.resume bench.train bench.sample bench.evaluate bench.compilation "
         "bench.provenance bench.execute bench.floor bench.timing bench.worker",
         "bench.runners bench.estimate bench.publish bench.listing bench.score bench.import_weights bench.scaling "

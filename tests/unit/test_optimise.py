@@ -1,18 +1,35 @@
 """What surrounds a gradient step (spec 1.7): moving average, gradient clips, learning rate."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import generator
+from support import generator, relative_error, with_another_term
 from torch import Tensor, nn
 
+import bench.adamw
+from bench.adamw import SOURCE
 from bench.config import Clip, OptimiserName, TrainConfig
-from bench.optimise import MovingAverage, Muon, Optimiser, QueueClip, clip_gradients, learning_rate, progress
+from bench.native import library, operations_of_torch
+from bench.optimise import (
+    MovingAverage,
+    Muon,
+    Optimiser,
+    QueueClip,
+    TrainingState,
+    clip,
+    global_norm,
+    learning_rate,
+    progress,
+)
+
+Change = tuple[str, str]  # a term of a C file, and another
 
 # ---------------------------------------------------------------------- moving average
 
@@ -106,12 +123,11 @@ def test_queue_enters_a_burst_only_as_far_as_it_was_allowed():
 
 
 def gradients_after_clip(scale: float, cfg: TrainConfig, queue: QueueClip) -> tuple[Tensor, Tensor, Tensor]:
-    parameters = [nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(1))]
     rng = generator(0)
-    for p in parameters[:2]:
-        p.grad = scale * torch.randn(p.shape, generator=rng)
-    norm, clipped = clip_gradients(parameters, cfg, queue)
-    return torch.cat([p.grad.flatten() for p in parameters[:2] if p.grad is not None]), norm, clipped
+    gradients = [scale * torch.randn(shape, generator=rng) for shape in ((4,), (2, 3))]
+    norm = global_norm(gradients)
+    factor, clipped = clip(norm, cfg, queue)
+    return factor * torch.cat([g.flatten() for g in gradients]), norm, clipped
 
 
 @pytest.mark.parametrize(("scale", "clipped"), [(0.1, 0.0), (100.0, 1.0)])
@@ -160,6 +176,117 @@ def test_optimiser_is_the_published_adamw():
     (group,) = adamw.param_groups
     assert (group["lr"], group["weight_decay"], group["betas"]) == (3e-4, 1e-12, (0.9, 0.999))
     assert group["amsgrad"] is TrainConfig().amsgrad
+
+
+# ---------------------------------------------------------------------- all in one pass, in C
+
+ONE_PASS = [(3,), (300, 50), (7, 1, 5), (64, 64), (1,)]  # more and less than a thread's share, and no round numbers
+
+
+def after_updates(
+    in_c: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, change: Change = ("", ""), **options: Any
+) -> list[Tensor]:
+    """Everything that a few updates change, on two threads; the clip acts in every other. One weight has no gradient
+    at times. In C one term of the file may be another."""
+    monkeypatch.setattr(bench.adamw, "SOURCE", with_another_term(SOURCE, *change, folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setattr("bench.threads.SHARED", 0)
+    cfg = TrainConfig(clip_norm=30.0, weight_decay=0.1, **{"ema_decay": 0.9, **options})
+    rng = generator(0)
+    named = {str(i): nn.Parameter(torch.randn(shape, generator=rng)) for i, shape in enumerate(ONE_PASS)}
+    state = TrainingState.at_start(named, cfg)
+    found = []
+    for i in range(6):
+        for p in named.values():
+            p.grad = (0.1 if i % 2 else 1.0) * torch.randn(p.shape, generator=rng)
+        if i == 3:
+            named["2"].grad = None
+        with contextlib.nullcontext() if in_c else operations_of_torch():
+            assert (state.optimiser.in_one_pass(0.01, state.average, named) is not None) is (in_c and i > 0)
+            found += [x[None] for x in state.update(cfg, rate=0.01)]
+    for name, p in named.items():
+        found += [p.detach(), state.average.shadow[name], *map(torch.atleast_1d, state.optimiser.state(p).values())]
+    return found
+
+
+def largest_error(found: list[Tensor], expected: list[Tensor]) -> float:
+    return max(relative_error(x, y) for x, y in zip(found, expected, strict=True) if y.any())
+
+
+@pytest.fixture
+def _two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+needs_compiler = pytest.mark.skipif(library(SOURCE) is None, reason="no C compiler")
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("options", [{"amsgrad": True}, {"amsgrad": False, "adam_beta2": 0.95}], ids=str)
+def test_one_pass_makes_the_step_of_torch(options, monkeypatch, tmp_path):
+    """Norms, weights, averages, moments and steps; control: another clip."""
+    expected = after_updates(False, tmp_path, monkeypatch, **options)
+    assert largest_error(after_updates(True, tmp_path, monkeypatch, **options), expected) < 1e-5
+    monkeypatch.setattr("bench.optimise.clip", lambda norm, *_: (torch.tensor(0.99), torch.zeros(())))
+    assert largest_error(after_updates(True, tmp_path, monkeypatch, **options), expected) > 1e-4
+
+
+@needs_compiler
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("sum += of_some", "sum = of_some"),
+        ("c->kept * weight[k]", "weight[k]"),
+        ("square[k] > largest[k] ? square[k] : largest[k]", "square[k]"),
+        ("* r + c->eps", "+ c->eps"),
+        ("c->factor * gradient[k]", "gradient[k]"),
+        ("average[k] += c->towards", "average[k] += 2 * c->towards"),
+        ("end < size ? end : size", "size"),
+    ],
+    ids=lambda change: change[1],
+)
+def test_a_wrong_pass_is_noticed(change, monkeypatch, tmp_path):
+    """Control: the same file with one term another."""
+    expected = after_updates(False, tmp_path, monkeypatch, amsgrad=True)
+    assert largest_error(after_updates(True, tmp_path, monkeypatch, change, amsgrad=True), expected) > 1e-4
+
+
+@needs_compiler
+def test_one_pass_is_for_what_torch_has_begun_in_float32():
+    """Else torch makes the step: the first, other numbers, Muon, gradients that lie otherwise."""
+
+    def in_c(
+        dtype: torch.dtype = torch.float32, steps: int = 1, turned: bool = False, lies_apart: str = "", **options: Any
+    ) -> bool:
+        cfg = TrainConfig(**options)
+        state = TrainingState.at_start({"w": nn.Parameter(torch.zeros(32, 16, dtype=dtype))}, cfg)
+        for _ in range(steps + 1):
+            gradient = torch.ones(32, 16, dtype=dtype)
+            state.weights["w"].grad = gradient.t().contiguous().t() if turned else gradient
+            of_weight = state.optimiser.state(state.weights["w"])
+            if lies_apart in of_weight:
+                of_weight[lies_apart] = of_weight[lies_apart].t().contiguous().t()
+            if lies_apart == "average":
+                state.average.shadow["w"] = state.average.shadow["w"].t().contiguous().t()
+            found = state.optimiser.in_one_pass(0.1, state.average, state.weights)
+            state.update(cfg, 0.1)
+        return found is not None
+
+    assert in_c()
+    assert not in_c(steps=0)
+    assert not in_c(lies_apart="exp_avg")
+    assert not in_c(lies_apart="average")
+    assert not in_c(torch.float64)
+    assert not in_c(optimiser=OptimiserName.MUON)
+    assert not in_c(turned=True)
+
+
+# ---------------------------------------------------------------------- Muon
 
 
 def weights_with_gradients(*shapes: tuple[int, ...]) -> list[nn.Parameter]:

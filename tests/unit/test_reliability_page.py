@@ -1,7 +1,9 @@
 """docs/reliability.md shows its record."""
 
+import importlib
+
 from faults import table
-from faults.kills import row
+from faults.kills import STAGES, row
 
 
 def campaign(rows: list[dict], commit: str) -> dict:
@@ -49,3 +51,14 @@ def test_a_failed_campaign_leaves_what_others_found(tmp_path, monkeypatch):
         assert table.main(["slurm"]) == 0
         assert ("slurm" in table.record()["campaigns"]) >= slurm
     assert table.record()["campaigns"].keys() == {"kills", "launchers", "disk", "slurm"}
+
+
+def found(where: str) -> bool:
+    module, name = where.rsplit(".", 1)
+    return callable(getattr(importlib.import_module(module), name, None))
+
+
+def test_functions_in_which_processes_are_killed_are_there():
+    """Campaigns are too long for these tests, which so notice a name that has changed. Control: one that did."""
+    assert all(found(where) for where, *_ in STAGES.values())
+    assert not found("bench.execute.evaluate")
