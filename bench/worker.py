@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -28,6 +29,7 @@ BUSY = "another process is working on it"
 GRACE_SECONDS = 5.0  # of a run that is asked to stop, before it is killed
 SETTLE_SECONDS = 1.0  # where the whole job is being killed, the run is not to blame, and this process dies meanwhile
 ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to stop; of any other signal a run dies as a failure
+LEFT = (signal.SIGTERM, signal.SIGUSR2)  # by a run to the process that watches it
 
 
 class Job:
@@ -46,8 +48,11 @@ class Job:
         """Start the run's process and wait for what it says, or for its death."""
         ours, theirs = os.pipe()
         command = [sys.executable, "-m", "bench.worker", folder, str(n_parallel), str(theirs), str(os.getpid())]
-        # a group of its own, so that the processes that it starts can be ended with it
-        self.child = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(theirs,), process_group=0, text=True)
+        with blocked(LEFT):  # for the child too, until it ignores them
+            # a group of its own, so that the processes that it starts can be ended with it
+            self.child = subprocess.Popen(
+                command, stdin=subprocess.PIPE, pass_fds=(theirs,), process_group=0, text=True
+            )
         os.close(theirs)
         # waited for in a thread: `checkpoint` interrupts this one, and would wait for the lock that a wait here holds
         waiter = threading.Thread(target=self.child.wait, daemon=True)
@@ -91,6 +96,16 @@ class Job:
 
         self.stop()
         return DelayedSubmission(Job(self.here), *args)
+
+
+@contextlib.contextmanager
+def blocked(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Signals that come to this thread in here come at the end; a process that starts in here has them blocked."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def work(page: dict[str, Any], folder: str, n_parallel: int) -> str | None:
@@ -139,8 +154,9 @@ def main() -> None:
     """python -m bench.worker FOLDER N_PARALLEL PIPE PARENT, the run's page on the standard input."""
     folder, n_parallel, pipe, parent = sys.argv[1], *map(int, sys.argv[2:5])
     die_with(parent)
-    for number in (signal.SIGTERM, signal.SIGUSR2):
+    for number in LEFT:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT)  # which `Job` has blocked
     said = json.dumps(work(json.load(sys.stdin), folder, n_parallel))
     with os.fdopen(pipe, "w") as file:
         file.write(said)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "munge")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sdiag")
 N_CORES = 8
 SECONDS = 60.0  # for anything the daemons are waited for
 
@@ -189,6 +189,9 @@ class Cluster:
         self.kill_node()
         self.ask("scontrol", "update", f"NodeName={self.node}", "State=DOWN", "Reason=power")
         self.start_node()
+        # the controller has told the node to end its jobs, and says so until it is heard; who starts them again before
+        # that has them ended again (therefore Slurm lets them wait two minutes)
+        wait_for(self.all_is_said, "the controller's messages to arrive")
 
     def node_processes(self) -> list[int]:
         """Jobs, and the daemons that start them, by the environment that they have from this cluster."""
@@ -212,6 +215,11 @@ class Cluster:
     def node_state(self) -> str:
         found = re.search(r"State=(\S+)", self.ask("scontrol", "show", "node", self.node))
         return found[1] if found else ""
+
+    def all_is_said(self) -> bool:
+        """Whether the controller has no message on its way."""
+        counts = re.findall(r"^Agent (?:queue size|count): +(\d+)$", self.ask("sdiag"), flags=re.MULTILINE)
+        return counts == ["0", "0"]
 
     def jobs(self) -> dict[str, dict[str, str]]:
         """Number -> what Slurm knows of the job, also of ended ones; tasks of an array that wait are one job."""

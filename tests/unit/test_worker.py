@@ -34,3 +34,30 @@ def test_a_signal_while_a_run_is_waited_for_ends_it(tmp_path, what, code):
     line = [sys.executable, "-c", INTERRUPTED, str(tmp_path), what]
     done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == code, done.stderr
+
+
+SIGNALLED = """
+import os, signal, subprocess, sys, time
+from bench.worker import Job
+
+for number in (signal.SIGTERM, signal.SIGUSR2):  # submitit has answers of its own
+    signal.signal(number, lambda *_: None)
+Popen = subprocess.Popen
+
+def started(*args, **kwargs):
+    child = Popen(*args, **kwargs)
+    os.kill(child.pid, getattr(signal, sys.argv[2]))  # Python has not come to the first line of the run's process
+    return child
+
+subprocess.Popen = started
+print(Job().watch({}, sys.argv[1], 1))
+"""
+
+
+@pytest.mark.parametrize(("name", "dies"), [("SIGTERM", False), ("SIGUSR2", False), ("SIGHUP", True)])
+def test_a_run_that_starts_leaves_slurms_signals_to_its_watcher(tmp_path, name, dies):
+    """It would end with a result, and the job would be over instead of queued again; SIGHUP is the negative control."""
+    line = [sys.executable, "-c", SIGNALLED, str(tmp_path), name]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("killed by signal" in done.stdout) == dies, done.stdout
