@@ -31,13 +31,14 @@ class Pass:
         self.threads = n_threads(sum(self.sizes))
 
     def available(self) -> bool:
-        """Whether C can make this step: float32 on a CPU, with the state of an earlier step of torch's."""
+        """Whether C can make this step: float32 on a CPU, gradients also bf16, with the state of a step of torch's."""
         states = [self.optimiser.state[p] for p in self.weights]
         if not states or not all("exp_avg" in state for state in states) or not usable(SOURCE, self.weights[0]):
             return False
-        return all(
-            x.dtype is torch.float32 and x.device.type == "cpu" and x.is_contiguous() and x.shape == p.shape
-            for p, arrays in zip(self.weights, self.arrays, strict=True)
+        of_gradients = (torch.float32, torch.bfloat16)
+        return all(p.grad.dtype in of_gradients and p.grad.is_contiguous() for p in self.weights) and all(
+            x.dtype is torch.float32 and x.is_cpu and x.is_contiguous() and x.numel() == size
+            for size, (_, *arrays, _) in zip(self.sizes, self.arrays, strict=True)
             for x in arrays
         )
 
@@ -48,15 +49,16 @@ class Pass:
         found = []
         for p in self.weights:
             state = self.optimiser.state[p]
-            found.append([cast(Tensor, p.grad), p, *(state[moment] for moment in moments), self.averages[p]])
+            found.append([cast(Tensor, p.grad), p, *(state[key] for key in moments), self.averages[p], state["step"]])
         return found
 
     @functools.cached_property
     def table(self) -> Tensor:
-        """Addresses and size of each weight's arrays, those of squares and averages around a gap without amsgrad."""
-        gap = [] if self.group["amsgrad"] else [0]
-        addresses = ([x.data_ptr() for x in arrays] for arrays in self.arrays)
-        rows = [row[:4] + gap + row[4:] + [size] for row, size in zip(addresses, self.sizes, strict=True)]
+        """For each weight an `Array` of adamw.c: addresses, 0 for the largest square without amsgrad, and numbers."""
+        gap, rows = [] if self.group["amsgrad"] else [0], []
+        for size, arrays in zip(self.sizes, self.arrays, strict=True):
+            *before, average, steps = [x.data_ptr() for x in arrays]
+            rows.append([*before, *gap, average, steps, size, int(arrays[0].dtype is torch.bfloat16)])
         return torch.tensor(rows, dtype=torch.int64)
 
     def norm(self) -> Tensor:
@@ -68,12 +70,8 @@ class Pass:
     @torch.no_grad()
     def step(self, factor: Tensor, decay: float) -> None:
         """AdamW's step on gradients times a factor, then averages <- decay averages + (1 - decay) weights."""
-        steps = [self.optimiser.state[p]["step"] for p in self.weights]
-        torch._foreach_add_(steps, 1)
-        n, rate, (beta1, beta2) = torch.stack(steps).double(), self.group["lr"], self.group["betas"]
-        rates, roots = (rate / (1 - beta1**n)).float(), (1 - beta2**n).sqrt().float()
-        kept, moments = 1 - rate * self.group["weight_decay"], (1 - beta1, beta2, 1 - beta2)
-        numbers = (kept, *moments, self.group["eps"], 1 - decay)
-        required(SOURCE).step(self.threads, len(self.table), self.table, factor, rates, roots, *map(float, numbers))
+        settings = (self.group["lr"], *self.group["betas"], self.group["weight_decay"], self.group["eps"], decay)
+        numbers = torch.tensor(settings, dtype=torch.float64)
+        required(SOURCE).step(self.threads, len(self.table), self.table, factor, numbers)
         if others := {p: average for p, average in self.averages.items() if p.grad is None}:
             torch._foreach_lerp_(list(others.values()), list(others), 1 - decay)

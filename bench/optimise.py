@@ -244,6 +244,8 @@ class TrainingState:
             factor, clipped = clip(norm, cfg, self.queue)
             in_one.step(factor, self.average.decay)
             return norm, clipped
+        for p in self.weights.values():
+            p.grad = None if p.grad is None else p.grad.to(p.dtype)  # torch's steps take no other
         gradients = [p.grad for p in self.weights.values() if p.grad is not None]
         norm = global_norm(gradients)
         factor, clipped = clip(norm, cfg, self.queue)

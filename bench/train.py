@@ -93,6 +93,10 @@ def training_step(
         torch.OutOfMemoryError: before anything but gradients was changed, so that the step can be made again.
     """
     state.optimiser.zero_grad()
+    alone = state.micro_batches * processes.n == 1
+    for p in state.weights.values():
+        # as the product has made it, which may be bf16; several are summed in float32
+        p.grad_dtype = None if alone else p.dtype
     losses = gradients(loss_of, x0, rng, settings, state.micro_batches, processes)
     try:
         norm, clipped = state.update(settings, rate)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bench.backbones import dit_passes
 from bench.backbones.gaussians import mean_gaussians
 from bench.backbones.pairs import differences
-from bench.backbones.rows import Float32Linear, padded_rows
+from bench.backbones.rows import Float32Linear, linears, padded_rows
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 from bench.static import StaticLayout
@@ -178,9 +178,10 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, mlp_ratio)
         self.modulation = zero_linear(width, 6 * width)
 
-    def forward(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
-        """c: SiLU of the time embedding."""
-        modulation = self.modulation(c).to(tokens.dtype)
+    def forward(
+        self, tokens: Float[Tensor, "A H"], modulation: Float[Tensor, "B six_H"], layout: Layout
+    ) -> Float[Tensor, "A H"]:
+        """modulation: what `self.modulation` makes of SiLU of the time embedding."""
         attention, mlp = self.attention, self.mlp
         if dit_passes.available(tokens):
             layers = attention.qkv, attention.out, mlp.inner, mlp.outer
@@ -221,8 +222,9 @@ class Trunk(nn.Module):
         if dit_passes.available(tokens):
             tokens = padded_rows(tokens)  # once for all layers
         c = F.silu(self.time(t))
-        for block in self.blocks:
-            tokens = block(tokens, c, layout)
+        modulations = linears(c, [cast(Block, block).modulation for block in self.blocks])
+        for block, modulation in zip(self.blocks, modulations, strict=True):
+            tokens = block(tokens, modulation, layout)
         return tokens if len(tokens) == n_atoms else tokens[:n_atoms], c
 
 

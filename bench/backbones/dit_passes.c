@@ -1,7 +1,7 @@
 /* What bench/backbones/dit_passes.py does between matrix products: each function reads and writes its rows once, on
    `threads` threads of OpenMP, the ones that torch uses. Formulas and names are those of the Python file. Rows are atoms,
    ptr[m] to ptr[m + 1] those of molecule m of M; rows after the last molecule's, up to A, are padding and made zero. Rows
-   of modulations, and of their gradients, have `stride` numbers, of which H count. What a linear layer made lacks its
+   of modulations have `stride` numbers, of which H count, those of their gradients `grad_stride`. What a linear layer made lacks its
    bias, which is added here; gradients of biases are added to a row of each thread, rows `apart` from one another. */
 
 #include "rows.h"
@@ -47,12 +47,12 @@ void modulate(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t
    elsewhere. */
 void modulate_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16,
                        const float *x, const float *scale, int64_t stride, const float *moments, const void *grad,
-                       const float *beside, float *grad_x, float *grad_shift, float *grad_scale) {
+                       const float *beside, float *grad_x, float *grad_shift, float *grad_scale, int64_t grad_stride) {
     zero_rows(grad_x, ptr[M], A, H, 0);
     ON_THREADS
     FOR_EACH_MOLECULE {
         const float *scale_m = scale + m * stride;
-        float *restrict of_shift = grad_shift + m * stride, *restrict of_scale = grad_scale + m * stride;
+        float *restrict of_shift = grad_shift + m * grad_stride, *restrict of_scale = grad_scale + m * grad_stride;
         float g[H], normed[H];
         memset(of_shift, 0, sizeof g);
         memset(of_scale, 0, sizeof g);
@@ -94,12 +94,12 @@ void gated_sum(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_
 /* Gradients of y, bias and gate from that of `gated_sum`'s result. */
 void gated_sum_gradient(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16,
                         const void *y, const float *bias, const float *gate, int64_t stride, const float *grad,
-                        void *grad_y, float *grad_bias, int64_t apart, float *grad_gate) {
+                        void *grad_y, float *grad_bias, int64_t apart, float *grad_gate, int64_t grad_stride) {
     zero_rows(grad_y, ptr[M], A, H, bf16);
     ON_THREADS
     FOR_EACH_MOLECULE {
         const float *gate_m = gate + m * stride;
-        float *restrict of_gate = grad_gate + m * stride, *restrict of_bias = grad_bias + THREAD * apart;
+        float *restrict of_gate = grad_gate + m * grad_stride, *restrict of_bias = grad_bias + THREAD * apart;
         float y_i[H], g[H];
         memset(of_gate, 0, sizeof g);
         FOR_EACH_ATOM {
@@ -146,34 +146,47 @@ void swiglu_gradient(int64_t threads, int64_t A, int64_t K, int64_t bf16, const 
     }
 }
 
-/* Sixteen numbers in vector registers; rows of matrices below are padded to a multiple of so many. */
-#define LANES 16
-typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+/* Rows of matrices below are padded to a multiple of LANES, which is half of a vector register. */
+#define LANES 8
+typedef float Half __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float Whole __attribute__((vector_size(8 * LANES), aligned(4)));
 
 static int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
-/* Up to four rows of `product`, which share what is loaded from b. */
-static inline __attribute__((always_inline)) void rows_of_product(int64_t rows, float *c, const float *a, int64_t a_row,
-                                                                  int64_t a_column, const float *b, int64_t k, int64_t m) {
-    Lanes sum[4] = {0};
-    for (int64_t l = 0; l < k; l++, a += a_column, b += m)
-        for (int64_t r = 0; r < rows; r++) sum[r] += a[r * a_row] * *(const Lanes *)b;
-    for (int64_t r = 0; r < rows; r++) *(Lanes *)(c + r * m) = sum[r];
-}
+/* Up to four rows of `product`, as many columns as fit a vector; they share what is loaded from b. */
+#define ROWS_OF_PRODUCT(NAME, Vector)                                                                                  \
+    static inline __attribute__((always_inline)) void NAME(int64_t rows, float *c, const float *a, int64_t a_row,      \
+                                                           int64_t a_column, const float *b, int64_t k, int64_t m) {   \
+        Vector sum[4] = {0};                                                                                           \
+        for (int64_t l = 0; l < k; l++, a += a_column, b += m)                                                         \
+            for (int64_t r = 0; r < rows; r++) sum[r] += a[r * a_row] * *(const Vector *)b;                            \
+        for (int64_t r = 0; r < rows; r++) *(Vector *)(c + r * m) = sum[r];                                            \
+    }
+ROWS_OF_PRODUCT(rows_of_whole, Whole)
+ROWS_OF_PRODUCT(rows_of_half, Half)
 
 /* c [n, m] = a b for b [k, m], where a has its rows and columns at these distances and m is padded. */
 static void product(float *c, const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t n, int64_t k,
                     int64_t m) {
-    for (int64_t j = 0; j < m; j += LANES)
+    for (int64_t j = 0; j < m; j += 2 * LANES)
         for (int64_t i = 0; i < n; i += 4) {
             float *c_i = c + i * m + j;
             const float *a_i = a + i * a_row;
-            switch (n - i) { /* the number of rows is one that the compiler knows */
-            case 1: rows_of_product(1, c_i, a_i, a_row, a_column, b + j, k, m); break;
-            case 2: rows_of_product(2, c_i, a_i, a_row, a_column, b + j, k, m); break;
-            case 3: rows_of_product(3, c_i, a_i, a_row, a_column, b + j, k, m); break;
-            default: rows_of_product(4, c_i, a_i, a_row, a_column, b + j, k, m);
-            }
+            int64_t rows = n - i < 4 ? n - i : 4;
+            if (m - j >= 2 * LANES)
+                switch (rows) { /* a number that the compiler knows */
+                case 1: rows_of_whole(1, c_i, a_i, a_row, a_column, b + j, k, m); break;
+                case 2: rows_of_whole(2, c_i, a_i, a_row, a_column, b + j, k, m); break;
+                case 3: rows_of_whole(3, c_i, a_i, a_row, a_column, b + j, k, m); break;
+                default: rows_of_whole(4, c_i, a_i, a_row, a_column, b + j, k, m);
+                }
+            else
+                switch (rows) {
+                case 1: rows_of_half(1, c_i, a_i, a_row, a_column, b + j, k, m); break;
+                case 2: rows_of_half(2, c_i, a_i, a_row, a_column, b + j, k, m); break;
+                case 3: rows_of_half(3, c_i, a_i, a_row, a_column, b + j, k, m); break;
+                default: rows_of_half(4, c_i, a_i, a_row, a_column, b + j, k, m);
+                }
         }
 }
 

@@ -31,7 +31,7 @@ from bench.native import Library, of_products, required, usable
 from bench.threads import n_threads
 
 SOURCE = Path(__file__).with_suffix(".c")
-LANES = 16  # of dit_passes.c
+LANES = 8  # of dit_passes.c
 
 Layers = tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]  # qkv, out, inner, outer
 
@@ -138,7 +138,7 @@ class Passes:
         of_scale: Tensor,
     ) -> Tensor:
         out = torch.empty_like(x)
-        given = (x, scale, scale.stride(0), moments, grad, beside, out, of_shift, of_scale)
+        given = (x, scale, scale.stride(0), moments, grad, beside, out, of_shift, of_scale, of_scale.stride(0))
         self.c.modulate_gradient(*self.of(x), *given)
         return out
 
@@ -152,7 +152,7 @@ class Passes:
         self, y: Tensor, bias: Tensor, gate: Tensor, grad: Tensor, of_bias: Tensor, of_gate: Tensor
     ) -> Tensor:
         out = torch.empty_like(y)
-        given = (y, bias, gate, gate.stride(0), grad, out, of_bias, of_bias.stride(0), of_gate)
+        given = (y, bias, gate, gate.stride(0), grad, out, of_bias, of_bias.stride(0), of_gate, of_gate.stride(0))
         self.c.gated_sum_gradient(*self.of(y), *given)
         return out
 
@@ -227,9 +227,8 @@ class _Block(torch.autograd.Function):
         n_heads: int,
         passes: Passes,
     ) -> Tensor:
-        x, modulation, b_qkv, b_out, b_inner, b_outer = (
-            given.contiguous() for given in (x, modulation, b_qkv, b_out, b_inner, b_outer)
-        )
+        x, b_qkv, b_out, b_inner, b_outer = (given.contiguous() for given in (x, b_qkv, b_out, b_inner, b_outer))
+        modulation = modulation if modulation.stride(1) == 1 else modulation.contiguous()
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=1)
         W_qkv, W_out, W_inner, W_outer = (W.to(passes.products) for W in (W_qkv, W_out, W_inner, W_outer))
         normed_x, moments_x = passes.modulate(x, shift_a, scale_a)
@@ -258,7 +257,7 @@ class _Block(torch.autograd.Function):
         ) = ctx.saved_tensors  # fmt: skip
         passes, grad = ctx.passes, grads[0].contiguous()
         _, scale_a, gate_a, _, scale_m, gate_m = modulation.chunk(6, dim=1)
-        of_modulation = torch.empty_like(modulation)
+        of_modulation = modulation.new_empty(modulation.shape)
         of_shift_a, of_scale_a, of_gate_a, of_shift_m, of_scale_m, of_gate_m = of_modulation.chunk(6, dim=1)
         widths = [len(bias) for bias in (b_qkv, b_out, b_inner, b_outer)]
         of_biases = x.new_zeros(passes.threads(x), sum(widths))  # a row of each thread
@@ -274,6 +273,11 @@ class _Block(torch.autograd.Function):
         g = passes.attention_gradient(qkv, b_qkv, weights, ctx.n_heads, g @ W_out, of_b_qkv)
         of_W_qkv = g.t() @ normed_x
         of_x = passes.modulate_gradient(x, scale_a, moments_x, g @ W_qkv, of_y, of_shift_a, of_scale_a)
-        of_weights = (W.to(x.dtype) for W in (of_W_qkv, of_W_out, of_W_inner, of_W_outer))
+        of_weights = (
+            of_W_qkv,
+            of_W_out,
+            of_W_inner,
+            of_W_outer,
+        )  # as they are; autograd casts where a sum of them is wanted
         of_layers = zip(of_weights, of_biases.sum(0).split(widths), strict=True)
         return of_x, of_modulation, *(grad for of_layer in of_layers for grad in of_layer), None, None

@@ -9,10 +9,14 @@ products, so it would compile in most steps of a training. Rounded up there are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bench.native import of_products
 
@@ -50,3 +54,37 @@ class Float32Linear(nn.Linear):
             return super().forward(input)
         with torch.autocast(device, enabled=False):
             return super().forward(input.to(self.weight.dtype))
+
+
+def linears(x: Float[Tensor, "B K"], layers: Sequence[nn.Linear]) -> list[Float[Tensor, "B H"]]:
+    """What each of these layers makes of x, in the precision of its weights.
+
+    Under bf16 autocast on a CPU they are one product, whose results are columns of one array: with few rows, most of a
+    product's time is its beginning.
+    """
+    if x.device.type != "cpu" or of_products() is not torch.bfloat16:
+        return [layer(x).to(layer.weight.dtype) for layer in layers]
+    with torch.autocast("cpu", enabled=False):
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        return list(_Linears.apply(x, len(layers), *weights, *biases))
+
+
+class _Linears(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n: int, *given: Tensor) -> tuple[Tensor, ...]:
+        weights, biases, x16 = given[:n], given[n:], x.bfloat16()
+        widths = [len(W) for W in weights]
+        W = x16.new_empty(sum(widths), x.shape[1])
+        torch._foreach_copy_(W.split(widths), weights)
+        ctx.save_for_backward(x16, W)
+        ctx.widths, ctx.dtype = widths, x.dtype
+        return (x16 @ W.t() + torch.cat(biases)).split(widths, dim=1)
+
+    @staticmethod
+    @once_differentiable
+    @torch.autocast("cpu", enabled=False)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x16, W = ctx.saved_tensors
+        grad = torch.cat(grads, dim=1)
+        g, of_biases = grad.bfloat16(), grad.sum(0).split(ctx.widths)
+        return (g @ W).to(ctx.dtype), None, *(g.t() @ x16).split(ctx.widths), *of_biases

@@ -18,6 +18,7 @@ from bench.checkpoint import about_of
 from bench.config import ConfigError, RunConfig
 from bench.model import Model
 from bench.molecules import Molecules
+from bench.optimise import TrainingState
 from bench.parallel import Processes
 from bench.parts import Part
 from bench.records import read_steps
@@ -61,6 +62,23 @@ def test_micro_batches_give_the_losses_and_gradients_of_the_whole_batch(method, 
     for n in (2, 5, len(x0)):
         assert difference(whole, losses_and_gradients(model, x0, 3, n)) < 1e-4
     assert difference(whole, losses_and_gradients(model, x0, 4, 1)) > 1e-2  # other draws
+
+
+def precisions(n: int) -> set[torch.dtype]:
+    """Of the gradients that a step of so many micro-batches in bf16 leaves."""
+    cfg = config("plain", "dit", bf16=True)
+    model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
+    state = TrainingState.at_start(model.named_weights(), cfg.train)
+    state.micro_batches = n
+    train.training_step(train.BatchLoss(model), model.diffusion.encode(TRAIN), Streams(0).at(0), cfg.train, state, 0.0)
+    return {p.grad.dtype for p in state.weights.values() if p.grad is not None}
+
+
+def test_gradients_of_micro_batches_are_summed_in_float32(monkeypatch):
+    """One alone is left as its products made it (control), until the optimiser's first step."""
+    assert precisions(2) == {torch.float32}
+    monkeypatch.setattr(TrainingState, "update", lambda *_: (torch.zeros(()), torch.zeros(())))
+    assert precisions(1) == {torch.float32, torch.bfloat16}
 
 
 @pytest.mark.parametrize("method", ["symdiff", "frames"])

@@ -13,7 +13,7 @@ from bench.native import library
 
 ROUNDING = 1e-5  # of float32, after some dozens of sums
 EPS = 1e-6
-SIZES = [1, 1, 2, 5, 5, 16, 19]  # sorted; below, at and above the padding to 16
+SIZES = [1, 1, 2, 5, 5, 16, 19]  # sorted; padded to half a vector, a whole one, and one and a half
 HEADS = 3
 
 pytestmark = pytest.mark.skipif(library(dit_passes.SOURCE) is None, reason="no C compiler")
@@ -64,6 +64,11 @@ def block(x: Tensor, modulation: Tensor, *given: Tensor, layout: Layout) -> Tens
     return dit_passes.block(x, modulation, (qkv, out, inner, outer), HEADS, layout, EPS)
 
 
+def wider(modulation: Tensor) -> Tensor:
+    """The same numbers as columns of a wider array."""
+    return torch.cat([modulation, modulation], dim=1)[:, : modulation.shape[1]]
+
+
 def arguments(layout: Layout, H: int, n_parts: int) -> list[Tensor]:
     """Tokens and modulation, and for a block its layers."""
     K, rng = 2 * H, generator(6)
@@ -85,6 +90,12 @@ CASES = {
         2,
     ),
     "block": (block, plain_block, 6),
+    # as layers that are one product give it
+    "columns": (
+        lambda x, m, *layers, layout: block(x, wider(m), *layers, layout=layout),
+        plain_block,
+        6,
+    ),
 }
 
 
@@ -179,7 +190,10 @@ def test_rows_after_the_last_molecule_are_zero(name, bf16, monkeypatch, tmp_path
         ("block", "product(of_k + at, s, N, 1, q", "product(of_k + at, s, 1, N, q"),
         ("block", "add(of_bias, 1, row", "add(of_bias, 0, row"),
         ("block", "p[j * N + i] *= sum[i]", "p[j * N + i] *= sum[0]"),
-        ("block", "rows_of_product(3", "rows_of_product(2"),
+        ("block", "rows_of_whole(3", "rows_of_whole(2"),
+        ("block", "rows_of_half(3", "rows_of_half(2"),
+        ("columns", "m * grad_stride, *restrict of_scale", "m * H, *restrict of_scale"),
+        ("columns", "gate + m * stride", "gate + m * H"),
     ],
 )
 def test_a_wrong_pass_is_noticed(name, right, wrong, monkeypatch, tmp_path):

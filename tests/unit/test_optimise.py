@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -187,7 +187,7 @@ def after_updates(
     in_c: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, change: Change = ("", ""), **options: Any
 ) -> list[Tensor]:
     """Everything that a few updates change, on two threads; the clip acts in every other. One weight has no gradient
-    at times. In C one term of the file may be another."""
+    at times, two have theirs in bf16. In C one term of the file may be another."""
     monkeypatch.setattr(bench.adamw, "SOURCE", with_another_term(SOURCE, *change, folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setattr("bench.threads.SHARED", 0)
@@ -199,6 +199,9 @@ def after_updates(
     for i in range(6):
         for p in named.values():
             p.grad = (0.1 if i % 2 else 1.0) * torch.randn(p.shape, generator=rng)
+        for name in ("1", "3"):
+            named[name].grad_dtype = None
+            named[name].grad = cast(Tensor, named[name].grad).bfloat16()
         if i == 3:
             named["2"].grad = None
         with contextlib.nullcontext() if in_c else operations_of_torch():
@@ -247,6 +250,8 @@ def test_one_pass_makes_the_step_of_torch(options, monkeypatch, tmp_path):
         ("c->factor * gradient[k]", "gradient[k]"),
         ("average[k] += c->towards", "average[k] += 2 * c->towards"),
         ("end < size ? end : size", "size"),
+        ("(uint32_t)half[k] << 16", "(uint32_t)half[k & ~1] << 16"),
+        ("++*arrays[i].steps", "1 + *arrays[i].steps"),
     ],
     ids=lambda change: change[1],
 )

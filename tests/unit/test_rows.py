@@ -8,7 +8,7 @@ from support import generator, model_of, relative_error, states
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.backbones.rows import MULTIPLE, Float32Linear, row_linear
+from bench.backbones.rows import MULTIPLE, Float32Linear, linears, row_linear
 
 SIZES = (16, 18, 19, 20)
 N_ATOMS = sum(SIZES)  # a number that no layer has for its width
@@ -33,6 +33,38 @@ def test_added_rows_change_nothing(n_rows, monkeypatch):
         assert found.shape == expected.shape
         assert relative_error(found.float(), expected.float()) < 1e-2
     assert relative_error(padded[0].float(), layer(n_rows, bf16=False)[0]) > 1e-4
+
+
+def of_several(bf16: bool, together: bool) -> list[Tensor]:
+    """Values of layers of one input, and gradients of it, weights and biases."""
+    rng = generator(4)
+    layers = [torch.nn.Linear(5, n) for n in (7, 2, 7)]
+    x = torch.randn(9, 5, generator=rng).requires_grad_()
+    given = [x, *(p for layer in layers for p in layer.parameters())]
+    with torch.no_grad():
+        for p in given:
+            p.copy_(torch.randn(p.shape, generator=rng))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        out = linears(x, layers) if together else [layer(x).float() for layer in layers]
+    loss = torch.stack([(y * torch.randn(y.shape, generator=rng)).sum() for y in out]).sum()
+    return [*out, *torch.autograd.grad(loss, given)]
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_layers_of_one_input_are_as_one_by_one(bf16):
+    """In bf16 to its rounding, where they are one product; control: a layer against another of its shape."""
+    found, expected = of_several(bf16, together=True), of_several(bf16, together=False)
+    assert all(x.dtype is torch.float32 for x in found)
+    rounding = 0.02 if bf16 else 1e-6
+    assert all(relative_error(x, y) < rounding for x, y in zip(found, expected, strict=True))
+    assert relative_error(found[0], expected[2]) > rounding
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
+def test_layers_of_one_input_are_one_product_in_bf16(bf16):
+    with Shapes() as shapes:
+        of_several(bf16, together=True)
+    assert (7 + 2 + 7 in shapes.seen) == bf16
 
 
 def step(backbone: str) -> list[Tensor]:
