@@ -60,14 +60,20 @@ def training_loss(model: Model, x0: Molecules, rng: StepStreams, part: Part | No
 
 
 class BatchLoss(nn.Module):
-    """`training_loss` as a module, which is what DistributedDataParallel wraps."""
+    """`training_loss` as a module, which is what DistributedDataParallel wraps; its backward pass comes next."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, x0: Molecules, rng: StepStreams, part: Part | None) -> Tensor:
-        return training_loss(self.model, x0, rng, part)
+        before = self.model.denoiser.n_calls
+        losses = training_loss(self.model, x0, rng, part)
+        # the gradient of a weight that is used once stays as its product made it, bf16 perhaps; sums are in float32
+        once = part is None and self.model.denoiser.n_calls == before + 1
+        for p in self.model.parameters():
+            p.grad_dtype = None if once else p.dtype
+        return losses
 
 
 def training_step(
@@ -93,10 +99,6 @@ def training_step(
         torch.OutOfMemoryError: before anything but gradients was changed, so that the step can be made again.
     """
     state.optimiser.zero_grad()
-    alone = state.micro_batches * processes.n == 1
-    for p in state.weights.values():
-        # as the product has made it, which may be bf16; several are summed in float32
-        p.grad_dtype = None if alone else p.dtype
     losses = gradients(loss_of, x0, rng, settings, state.micro_batches, processes)
     try:
         norm, clipped = state.update(settings, rate)

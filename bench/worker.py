@@ -48,15 +48,15 @@ class Job:
         """Start the run's process and wait for what it says, or for its death."""
         ours, theirs = os.pipe()
         command = [sys.executable, "-m", "bench.worker", folder, str(n_parallel), str(theirs), str(os.getpid())]
-        with blocked(LEFT):  # for the child too, until it ignores them
-            # a group of its own, so that the processes that it starts can be ended with it
-            self.child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, pass_fds=(theirs,), process_group=0, text=True
-            )
-        os.close(theirs)
-        # waited for in a thread: `checkpoint` interrupts this one, and would wait for the lock that a wait here holds
-        waiter = threading.Thread(target=self.child.wait, daemon=True)
         try:
+            with blocked(LEFT):  # for the child too, until it ignores them
+                # a group of its own, so that the processes that it starts can be ended with it
+                self.child = subprocess.Popen(
+                    command, stdin=subprocess.PIPE, pass_fds=(theirs,), process_group=0, text=True
+                )
+            os.close(theirs)
+            # in a thread: `checkpoint` interrupts this one, and would wait for the lock that a wait here holds
+            waiter = threading.Thread(target=self.child.wait, daemon=True)
             waiter.start()
             with contextlib.suppress(BrokenPipeError), cast(IO[str], self.child.stdin) as stdin:
                 stdin.write(json.dumps(page))  # to no avail where the process is dead already; its code says why

@@ -1,8 +1,9 @@
 /* What bench/backbones/dit_passes.py does between matrix products: each function reads and writes its rows once, on
    `threads` threads of OpenMP, the ones that torch uses. Formulas and names are those of the Python file. Rows are atoms,
    ptr[m] to ptr[m + 1] those of molecule m of M; rows after the last molecule's, up to A, are padding and made zero. Rows
-   of modulations have `stride` numbers, of which H count, those of their gradients `grad_stride`. What a linear layer made lacks its
-   bias, which is added here; gradients of biases are added to a row of each thread, rows `apart` from one another. */
+   of modulations have `stride` numbers, of which H count, those of their gradients `grad_stride`. What a linear layer made
+   lacks its bias, which is added here; gradients of biases are added to a row of each thread, rows `apart` from one
+   another. */
 
 #include "rows.h"
 
@@ -146,7 +147,7 @@ void swiglu_gradient(int64_t threads, int64_t A, int64_t K, int64_t bf16, const 
     }
 }
 
-/* Rows of matrices below are padded to a multiple of LANES, which is half of a vector register. */
+/* Rows of matrices below are padded to a multiple of LANES, half of AVX-512's vectors. */
 #define LANES 8
 typedef float Half __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float Whole __attribute__((vector_size(8 * LANES), aligned(4)));
@@ -252,8 +253,8 @@ static void weights_of(const float *q, const float *k, int64_t n, int64_t d, flo
 }
 
 /* out = sum_j p_ij v_j within each molecule, for each head; qkv has rows of 3 H, out of H. `weights` has room for all p,
-   molecule by molecule and head by head; before[m] are those of one head in molecules before m. scratch: for each thread `room` numbers, n (4 H + d + 2) for the largest
-   molecule, where n, d and each head's part of H are padded. */
+   molecule by molecule and head by head; before[m] are those of one head in molecules before m. scratch: for each thread
+   `room` numbers, n (4 H + d + 2) for the largest molecule, where n, d and each head's part of H are padded. */
 void attention(int64_t threads, int64_t M, const int64_t *ptr, int64_t A, int64_t H, int64_t bf16, int64_t n_heads,
                const void *qkv, const float *bias, void *out, float *weights, const int64_t *before,
                float *scratch, int64_t room) {

@@ -273,11 +273,6 @@ class _Block(torch.autograd.Function):
         g = passes.attention_gradient(qkv, b_qkv, weights, ctx.n_heads, g @ W_out, of_b_qkv)
         of_W_qkv = g.t() @ normed_x
         of_x = passes.modulate_gradient(x, scale_a, moments_x, g @ W_qkv, of_y, of_shift_a, of_scale_a)
-        of_weights = (
-            of_W_qkv,
-            of_W_out,
-            of_W_inner,
-            of_W_outer,
-        )  # as they are; autograd casts where a sum of them is wanted
+        of_weights = of_W_qkv, of_W_out, of_W_inner, of_W_outer  # which autograd casts, or leaves (`BatchLoss`)
         of_layers = zip(of_weights, of_biases.sum(0).split(widths), strict=True)
         return of_x, of_modulation, *(grad for of_layer in of_layers for grad in of_layer), None, None

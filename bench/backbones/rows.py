@@ -62,7 +62,7 @@ def linears(x: Float[Tensor, "B K"], layers: Sequence[nn.Linear]) -> list[Float[
     Under bf16 autocast on a CPU they are one product, whose results are columns of one array: with few rows, most of a
     product's time is its beginning.
     """
-    if x.device.type != "cpu" or of_products() is not torch.bfloat16:
+    if not layers or x.device.type != "cpu" or of_products() is not torch.bfloat16:
         return [layer(x).to(layer.weight.dtype) for layer in layers]
     with torch.autocast("cpu", enabled=False):
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
