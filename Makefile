@@ -50,7 +50,7 @@ test-faults: $(INSTALLED) ## Kill, cut, damage, fill and share a tiny study, and
 perf: $(INSTALLED) ## Time hooks, networks and stages, ours against the padded reference (PERF_SIZE=published for that size)
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/perf -o addopts= --benchmark-only --benchmark-group-by=group $(ARGS)
 
-performance: $(INSTALLED) ## Measure the table of docs/performance.md on all cores (10 to 20 minutes on two, if nothing else runs)
+performance: $(INSTALLED) ## Measure the table of docs/performance.md on all cores (20 to 25 minutes on two, if nothing else runs)
 	PYTHONPATH=.:tests $(BIN)/python -m perf.performance $(ARGS)
 
 smoke: ## Run every method and backbone for a few steps on the embedded set (two minutes)

@@ -66,10 +66,8 @@ def load_state(path: Path, state: TrainingState) -> None:
         if key.startswith("optimiser/"):
             _, moment, name = (key + "//").split("/", 2)
             p = state.weights.get(name.removesuffix("//"))
-            expected = (
-                (torch.Size(()), torch.float32) if moment == "step" else None if p is None else (p.shape, p.dtype)
-            )
-            if p is None or (value.shape, value.dtype) != expected:
+            found = value.shape, value.dtype
+            if p is None or found != (((), torch.float32) if moment == "step" else (p.shape, p.dtype)):
                 raise _unfit(path, f"array {key!r} has no place")
             moments.append((p, moment, value))
     places: dict[str, Tensor] = {"queue/norms": state.queue.norms, "queue/pushed": state.queue.pushed}

@@ -59,8 +59,8 @@ class Float32Linear(nn.Linear):
 def linears(x: Float[Tensor, "B K"], layers: Sequence[nn.Linear]) -> list[Float[Tensor, "B H"]]:
     """What each of these layers makes of x, in the precision of its weights.
 
-    Under bf16 autocast on a CPU they are one product, whose results are columns of one array: with few rows, most of a
-    product's time is its beginning.
+    Under bf16 autocast on a CPU they are one product, whose results are columns of one array: of few rows it is faster
+    than many.
     """
     if not layers or x.device.type != "cpu" or of_products() is not torch.bfloat16:
         return [layer(x).to(layer.weight.dtype) for layer in layers]

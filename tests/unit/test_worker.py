@@ -38,7 +38,7 @@ def test_a_signal_while_a_run_is_waited_for_ends_it(tmp_path, what, code):
 
 
 SIGNALLED = """
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys
 from bench.worker import Job
 
 for number in (signal.SIGTERM, signal.SIGUSR2):  # submitit has answers of its own
