@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,9 @@ def joined(device: str, **init: Any) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+        # a thread of gloo's may still hold the last message's tensors. It lets go of them under Python's lock, and if
+        # Python had ended by then would abort the process (torch 2.13)
+        time.sleep(0.2)
 
 
 def start(target: Any, n: int, device: str, *args: Any) -> None:
