@@ -1,30 +1,13 @@
 /* What bench/adamw.py does with all weights of a model at once. The numbers of all arrays, one after the other, are dealt
    out to `threads` threads of OpenMP in equal runs. */
 
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#define ON_THREADS _Pragma("omp parallel for schedule(static, 1) num_threads(threads)")
+#include "rows.h"
 
 typedef struct {
     const void *gradient; /* of bf16 numbers, the upper halves of float32, where `halves` is set */
     float *weight, *mean, *square, *largest, *average, *steps; /* `largest` is NULL without amsgrad */
     int64_t size, halves;
 } Array;
-
-/* n <= SOME numbers of a gradient from place `at`, in `room` where they are not as they are wanted. */
-#define SOME 4096
-static inline const float *gradient_of(const Array *x, int64_t at, int64_t n, float *restrict room) {
-    if (!x->halves) return (const float *)x->gradient + at;
-    const uint16_t *half = (const uint16_t *)x->gradient + at;
-    for (int64_t k = 0; k < n; k++) {
-        uint32_t bits = (uint32_t)half[k] << 16;
-        memcpy(room + k, &bits, 4);
-    }
-    return room;
-}
 
 static int64_t total(const Array *arrays, int64_t n) {
     int64_t sum = 0;
@@ -42,7 +25,15 @@ static Run run_of(int64_t t, int64_t threads, int64_t all, int64_t first, int64_
     return (Run){begin > 0 ? begin : 0, end < size ? end : size};
 }
 
+INLINE float sum_of_squares(int64_t bf16, const void *gradient, int64_t from, int64_t to) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = from; k < to; k++) sum += number(gradient, k, bf16) * number(gradient, k, bf16);
+    return sum;
+}
+
 /* The sum of all gradients' squares: a sum of each thread. */
+#define SOME 4096 /* few enough for float32 */
 void squares(int64_t threads, int64_t n, const Array *arrays, double *sums) {
     int64_t all = total(arrays, n);
     ON_THREADS
@@ -51,13 +42,9 @@ void squares(int64_t threads, int64_t n, const Array *arrays, double *sums) {
         int64_t first = 0;
         for (int64_t i = 0; i < n; first += arrays[i++].size) {
             Run run = run_of(t, threads, all, first, arrays[i].size);
-            for (int64_t start = run.from; start < run.to; start += SOME) { /* few enough for float32 */
-                int64_t n_some = start + SOME < run.to ? SOME : run.to - start;
-                float room[SOME], of_some = 0;
-                const float *g = gradient_of(arrays + i, start, n_some, room);
-#pragma omp simd reduction(+ : of_some)
-                for (int64_t k = 0; k < n_some; k++) of_some += g[k] * g[k];
-                sum += of_some;
+            for (int64_t from = run.from; from < run.to; from += SOME) {
+                int64_t to = from + SOME < run.to ? from + SOME : run.to;
+                sum += IN_EITHER(arrays[i].halves, sum_of_squares, arrays[i].gradient, from, to);
             }
         }
         sums[t] = sum;
@@ -73,12 +60,11 @@ typedef struct {
     double rate, beta1, beta2, weight_decay, eps, average_kept;
 } Settings;
 
-/* For n numbers of an array. */
-static void step_of(const Numbers *c, int64_t n, const float *restrict gradient, float *restrict weight,
+INLINE void step_of(int64_t bf16, const Numbers *c, Run run, const void *restrict gradient, float *restrict weight,
                     float *restrict mean, float *restrict square, float *restrict largest, float *restrict average) {
     float r = 1 / c->root;
-    for (int64_t k = 0; k < n; k++) {
-        float g = c->factor * gradient[k];
+    for (int64_t k = run.from; k < run.to; k++) {
+        float g = c->factor * number(gradient, k, bf16);
         mean[k] += c->towards_mean * (g - mean[k]);
         square[k] = c->square_kept * square[k] + c->towards_square * g * g;
         if (largest) largest[k] = square[k] > largest[k] ? square[k] : largest[k];
@@ -104,12 +90,8 @@ void step(int64_t threads, int64_t n, const Array *arrays, const float *factor, 
         for (int64_t i = 0; i < n; first += arrays[i++].size) {
             const Array *x = arrays + i;
             Run run = run_of(t, threads, all, first, x->size);
-            for (int64_t at = run.from; at < run.to; at += SOME) {
-                int64_t n_some = at + SOME < run.to ? SOME : run.to - at;
-                float room[SOME];
-                step_of(numbers + i, n_some, gradient_of(x, at, n_some, room), x->weight + at, x->mean + at,
-                        x->square + at, x->largest ? x->largest + at : NULL, x->average + at);
-            }
+            IN_EITHER(x->halves, step_of, numbers + i, run, x->gradient, x->weight, x->mean, x->square, x->largest,
+                      x->average);
         }
     }
 }

@@ -7,7 +7,6 @@ arXiv:1711.05101, algorithm 2; with amsgrad Reddi et al., arXiv:1904.09237).
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import cast
 
@@ -21,45 +20,55 @@ SOURCE = Path(__file__).with_suffix(".c")
 
 
 class Pass:
-    """One step of all weights that have a gradient, with their gradients, moments and averages."""
+    """One step of all weights that have a gradient, with their gradients, moments and averages.
 
-    def __init__(self, optimiser: torch.optim.AdamW, averages: dict[nn.Parameter, Tensor]) -> None:
-        self.optimiser, self.averages = optimiser, averages
+    Args:
+        last: of the step before; where the state is still the same, it need not be looked at again.
+    """
+
+    def __init__(
+        self, optimiser: torch.optim.AdamW, averages: dict[nn.Parameter, Tensor], last: Pass | None = None
+    ) -> None:
+        self.averages = averages
         (self.group,) = optimiser.param_groups
         self.weights = [p for p in self.group["params"] if p.grad is not None]
-        self.sizes = [p.numel() for p in self.weights]
-        self.threads = n_threads(sum(self.sizes))
+        moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if self.group["amsgrad"] else ("exp_avg", "exp_avg_sq")
+        states = [optimiser.state[p] for p in self.weights]
+        self.arrays: list[list[Tensor]] = []  # of each weight, in the order of adamw.c
+        if all("exp_avg" in state for state in states):  # after torch's first step
+            of_weights = zip(self.weights, states, strict=True)
+            self.arrays = [[p, *(state[key] for key in moments), averages[p], state["step"]] for p, state in of_weights]
+        self.state = [id(x) for arrays in self.arrays for x in arrays], [p.data_ptr() for p in self.weights]
+        self.table = last.table if last is not None and last.state == self.state else self._table()
+
+    def _table(self) -> Tensor:
+        """For each weight an `Array` of adamw.c without its gradient: addresses, 0 for the largest square without
+        amsgrad, and numbers. Empty where not all are float32 numbers one after the other on a CPU."""
+        gap, rows = [] if self.group["amsgrad"] else [0], []
+        for weight, *others, steps in self.arrays:
+            for x in (weight, *others):
+                if not (x.dtype is torch.float32 and x.is_cpu and x.is_contiguous() and x.numel() == weight.numel()):
+                    return torch.empty(0)
+            *before, average = [x.data_ptr() for x in (weight, *others)]
+            rows.append([0, *before, *gap, average, steps.data_ptr(), weight.numel(), 0])
+        return torch.tensor(rows, dtype=torch.int64)
 
     def available(self) -> bool:
         """Whether C can make this step: float32 on a CPU, gradients also bf16, with the state of a step of torch's."""
-        states = [self.optimiser.state[p] for p in self.weights]
-        if not states or not all("exp_avg" in state for state in states) or not usable(SOURCE, self.weights[0]):
+        if not len(self.table) or not usable(SOURCE, self.weights[0]):
             return False
-        of_gradients = (torch.float32, torch.bfloat16)
-        return all(p.grad.dtype in of_gradients and p.grad.is_contiguous() for p in self.weights) and all(
-            x.dtype is torch.float32 and x.is_cpu and x.is_contiguous() and x.numel() == size
-            for size, (_, *arrays, _) in zip(self.sizes, self.arrays, strict=True)
-            for x in arrays
-        )
+        gradients = [
+            cast(Tensor, p.grad) for p in self.weights
+        ]  # not kept: the next step's are made before the next pass
+        if not all(g.dtype in (torch.float32, torch.bfloat16) and g.is_contiguous() for g in gradients):
+            return False
+        self.table[:, 0] = torch.tensor([g.data_ptr() for g in gradients])
+        self.table[:, -1] = torch.tensor([g.dtype is torch.bfloat16 for g in gradients])
+        return True
 
-    @functools.cached_property
-    def arrays(self) -> list[list[Tensor]]:
-        """Of each weight, in the order of adamw.c."""
-        moments = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * self.group["amsgrad"]
-        found = []
-        for p in self.weights:
-            state = self.optimiser.state[p]
-            found.append([cast(Tensor, p.grad), p, *(state[key] for key in moments), self.averages[p], state["step"]])
-        return found
-
-    @functools.cached_property
-    def table(self) -> Tensor:
-        """For each weight an `Array` of adamw.c: addresses, 0 for the largest square without amsgrad, and numbers."""
-        gap, rows = [] if self.group["amsgrad"] else [0], []
-        for size, arrays in zip(self.sizes, self.arrays, strict=True):
-            *before, average, steps = [x.data_ptr() for x in arrays]
-            rows.append([*before, *gap, average, steps, size, int(arrays[0].dtype is torch.bfloat16)])
-        return torch.tensor(rows, dtype=torch.int64)
+    @property
+    def threads(self) -> int:
+        return n_threads(sum(p.numel() for p in self.weights))
 
     def norm(self) -> Tensor:
         """Of all gradients together, a scalar."""
@@ -73,5 +82,6 @@ class Pass:
         settings = (self.group["lr"], *self.group["betas"], self.group["weight_decay"], self.group["eps"], decay)
         numbers = torch.tensor(settings, dtype=torch.float64)
         required(SOURCE).step(self.threads, len(self.table), self.table, factor, numbers)
+        torch.autograd.graph.increment_version(self.weights)  # whoever saved one for a backward pass is to know
         if others := {p: average for p, average in self.averages.items() if p.grad is None}:
             torch._foreach_lerp_(list(others.values()), list(others), 1 - decay)

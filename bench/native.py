@@ -34,6 +34,7 @@ warn_once = functools.cache(log.warning)  # a file that has several widths fails
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 FOR_THIS_PROCESSOR = {"x86_64": ("-march=native", "-mprefer-vector-width=512")}
 ELSEWHERE = ("-mcpu=native",)
+HEADERS = Path(__file__).parent
 
 _off = False
 
@@ -138,7 +139,7 @@ def _built(source: Path, constants: dict[str, int]) -> Library:
     command, about = _compiler()
     defined = [f"-D{name}={value}" for name, value in constants.items()]
     flags = [*FLAGS, *FOR_THIS_PROCESSOR.get(platform.machine(), ELSEWHERE), *defined]
-    headers = [header.read_text() for header in sorted(source.parent.glob("*.h"))]
+    headers = [header.read_text() for header in sorted({*source.parent.glob("*.h"), *HEADERS.glob("*.h")})]
     parts = [source.read_text(), *headers, about, *command, *flags, _processor()]
     name = f"{source.stem}-{hashlib.blake2b(chr(0).join(parts).encode(), digest_size=8).hexdigest()}.so"
     if (folder := _cache()) is not None:
@@ -154,7 +155,7 @@ def _built(source: Path, constants: dict[str, int]) -> Library:
 def _compiled(command: list[str], flags: list[str], source: Path, folder: Path, name: str) -> Path:
     """A library under a name of its own, so that several processes can make it at once."""
     made = folder / f"{name}.{os.getpid()}"
-    line = [*command, *flags, "-o", str(made), str(source), "-lm"]
+    line = [*command, *flags, "-I", str(HEADERS), "-o", str(made), str(source), "-lm"]
     subprocess.run(line, check=True, capture_output=True, text=True)
     return made
 

@@ -175,6 +175,7 @@ class Optimiser:
                     rest, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, amsgrad=cfg.amsgrad, fused=True
                 )
             )
+        self._pass: Pass | None = None  # the last
         self._part_of = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
 
     def step(self, rate: float) -> None:
@@ -189,8 +190,8 @@ class Optimiser:
         if others or not isinstance(part, torch.optim.AdamW):
             return None
         self._set_rate(part, rate)
-        found = Pass(part, {p: average.shadow[name] for name, p in weights.items()})
-        return found if found.available() else None
+        self._pass = Pass(part, {p: average.shadow[name] for name, p in weights.items()}, self._pass)
+        return self._pass if self._pass.available() else None
 
     @staticmethod
     def _set_rate(part: torch.optim.Optimizer, rate: float) -> None:
@@ -198,8 +199,8 @@ class Optimiser:
             group["lr"] = rate
 
     def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        for p in self._part_of:
+            p.grad = None
 
     def state(self, p: nn.Parameter) -> dict[str, Tensor]:
         """Moments of one parameter; what is written into it is used."""

@@ -8,9 +8,10 @@ import torch
 from support import generator, with_another_term
 from torch import Tensor
 
-from bench.backbones import dit_passes
+from bench import adamw, native
 from bench.native import library, required
 
+HEADER = native.HEADERS / "rows.h"
 SOURCE = """
 #include "rows.h"
 void of_row(const float *x, float *exponentials, float *sigmoids, int64_t K) {
@@ -20,12 +21,12 @@ void of_row(const float *x, float *exponentials, float *sigmoids, int64_t K) {
 void to_bf16(const float *x, uint16_t *out, int64_t K) { store(x, out, 0, K, 1); }
 """
 
-pytestmark = pytest.mark.skipif(library(dit_passes.SOURCE) is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(library(adamw.SOURCE) is None, reason="no C compiler")
 
 
 def of_row(x: Tensor, folder: Path, right: str = "", wrong: str = "") -> tuple[Tensor, Tensor]:
     """exp(x) and sigmoid(x) of C, with one term of rows.h another."""
-    with_another_term(dit_passes.SOURCE.with_name("rows.h"), right, wrong, folder)
+    with_another_term(HEADER, right, wrong, folder)
     source = folder / "of_row.c"
     source.write_text(SOURCE)
     exponentials, sigmoids = torch.empty_like(x), torch.empty_like(x)
@@ -83,7 +84,7 @@ def test_rounding_to_bf16_is_that_of_torch(tmp_path):
     folders = [tmp_path / name for name in ("own", "without", "cut")]
     for folder in folders:
         folder.mkdir()
-    own = with_another_term(dit_passes.SOURCE.with_name("rows.h"), "", "", folders[0])
+    own = with_another_term(HEADER, "", "", folders[0])
     without = with_another_term(own, "__AVX512BF16__", "NO_SUCH_MACRO", folders[1])
     assert not differs_from_torch(own)
     assert not differs_from_torch(without)

@@ -1,4 +1,4 @@
-/* Rows of K numbers, and the functions of them that the C files of this folder share. What is an argument or a result of
+/* Rows of K numbers, and the functions of them that the C files share. What is an argument or a result of
    matrix products is float32 or, where `bf16` is set, the upper halves of float32 numbers; everything else is float32. */
 
 #include <math.h>
@@ -19,6 +19,10 @@
 /* molecules, which are sorted by size, are dealt out to threads one by one */
 #define ON_THREADS _Pragma("omp parallel for schedule(static, 1) num_threads(threads)")
 #define FOR_EACH_MOLECULE for (int64_t m = 0; m < M; m++)
+
+/* a loop over numbers of which there is one for float32 and one for bf16 */
+#define INLINE static inline __attribute__((always_inline))
+#define IN_EITHER(bf16, function, ...) ((bf16) ? function(1, __VA_ARGS__) : function(0, __VA_ARGS__))
 
 /* Arguments are cut off beyond it. Not a constant: a compiler that knew it would make a branch of what lies beyond, in
    every loop, instead of taking minima. */
@@ -57,6 +61,17 @@ static inline uint16_t rounded(float value) {
     return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : even >> 16;
 }
 
+static inline float widened(uint16_t half) {
+    uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline float number(const void *from, int64_t at, int64_t bf16) {
+    return bf16 ? widened(((const uint16_t *)from)[at]) : ((const float *)from)[at];
+}
+
 /* K numbers from place `at`. */
 static inline void load(const void *from, int64_t at, int64_t K, int64_t bf16, float *restrict to) {
     if (!bf16) {
@@ -64,10 +79,7 @@ static inline void load(const void *from, int64_t at, int64_t K, int64_t bf16, f
         return;
     }
     const uint16_t *restrict half = (const uint16_t *)from + at;
-    for (int64_t k = 0; k < K; k++) {
-        uint32_t bits = (uint32_t)half[k] << 16;
-        memcpy(to + k, &bits, 4);
-    }
+    for (int64_t k = 0; k < K; k++) to[k] = widened(half[k]);
 }
 
 static inline void store(const float *restrict from, void *to, int64_t at, int64_t K, int64_t bf16) {
