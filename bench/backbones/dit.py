@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bench.backbones import dit_passes
 from bench.backbones.gaussians import mean_gaussians
 from bench.backbones.pairs import differences
-from bench.backbones.rows import Float32Linear, linears, padded_rows
+from bench.backbones.rows import Float32Linear, joint_linear, padded_rows
 from bench.molecules import Layout, Molecules
 from bench.registry import backbones
 from bench.static import StaticLayout
@@ -178,17 +178,12 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, mlp_ratio)
         self.modulation = zero_linear(width, 6 * width)
 
-    def forward(
-        self, tokens: Float[Tensor, "A H"], modulation: Float[Tensor, "B six_H"], layout: Layout
-    ) -> Float[Tensor, "A H"]:
-        """modulation: what `self.modulation` makes of SiLU of the time embedding."""
-        attention, mlp = self.attention, self.mlp
-        if dit_passes.available(tokens):
-            layers = attention.qkv, attention.out, mlp.inner, mlp.outer
-            return dit_passes.block(tokens, modulation, layers, attention.n_heads, layout, EPS)
+    def forward(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
+        """c: SiLU of the time embedding."""
+        modulation = self.modulation(c).to(tokens.dtype)
         of_attention, gate_a, of_mlp, gate_m = modulation.split([2 * tokens.shape[1], tokens.shape[1]] * 2, dim=1)
-        tokens = tokens + per_atom(gate_a, layout) * attention(modulate(tokens, of_attention, layout), layout)
-        return tokens + per_atom(gate_m, layout) * mlp(modulate(tokens, of_mlp, layout))
+        tokens = tokens + per_atom(gate_a, layout) * self.attention(modulate(tokens, of_attention, layout), layout)
+        return tokens + per_atom(gate_m, layout) * self.mlp(modulate(tokens, of_mlp, layout))
 
 
 def modulate(
@@ -217,15 +212,21 @@ class Trunk(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "A H"], t: Float[Tensor, "B"], layout: Layout) -> tuple[Tensor, Tensor]:
         """Tokens after the last block [A, H] and SiLU of the time embedding [B, H]; all in `layout`'s order."""
-        n_atoms = len(tokens)
         tokens = tokens.to(t.dtype)  # what blocks add to is in float32 also under autocast
-        if dit_passes.available(tokens):
-            tokens = padded_rows(tokens)  # once for all layers
         c = F.silu(self.time(t))
-        modulations = linears(c, [cast(Block, block).modulation for block in self.blocks])
-        for block, modulation in zip(self.blocks, modulations, strict=True):
-            tokens = block(tokens, modulation, layout)
-        return tokens if len(tokens) == n_atoms else tokens[:n_atoms], c
+        if self.blocks and dit_passes.available(tokens):
+            return self._in_c(tokens, c, layout), c
+        for block in self.blocks:
+            tokens = block(tokens, c, layout)
+        return tokens, c
+
+    def _in_c(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
+        blocks, n_atoms = [cast(Block, block) for block in self.blocks], len(tokens)
+        modulation = joint_linear(c, [block.modulation for block in blocks])
+        layers = [(block.attention.qkv, block.attention.out, block.mlp.inner, block.mlp.outer) for block in blocks]
+        tokens = padded_rows(tokens)  # once for all layers
+        tokens = dit_passes.blocks(tokens, modulation, layers, blocks[0].attention.n_heads, layout, EPS)
+        return tokens if len(tokens) == n_atoms else tokens[:n_atoms]
 
 
 @backbones.register("dit", DiTConfig)

@@ -1,13 +1,14 @@
-"""A DiT block for a CPU: what lies between two matrix products is one pass over its rows (dit_passes.c).
+"""The blocks of a DiT for a CPU: what lies between two matrix products is one pass over its rows (dit_passes.c).
 
-    `modulate`: (1 + scale) LayerNorm(x) + shift, the norm without parameters
-    `block`: y = x + gate_a (W_out Attention(W_qkv modulate(x) + b_qkv) + b_out)
-             y + gate_m (W_outer SwiGLU(W_inner modulate(y) + b_inner) + b_outer)
+    norm(x) = (1 + scale) LayerNorm(x) + shift, the norm without parameters
+    a block: y = x + gate_a (W_out Attention(W_qkv norm_a(x) + b_qkv) + b_out)
+             y + gate_m (W_outer SwiGLU(W_inner norm_m(y) + b_inner) + b_outer)
 Rows are atoms, one molecule after the other; shift, scale and gate are a molecule's. As operations of torch it would be
 many passes, over copies of every molecule's shift for each of its atoms and with attention called anew for every
-molecule size. Biases are added where rows are read anyway: torch's product would first copy the bias to every row, and
-its backward pass read all gradients once more to sum them. The backward pass is written here too, for the whole block:
-two dozen nodes of autograd take as long as one of these passes.
+molecule size. A gated sum and the norm that follows it are one pass, also from one block to the next. Biases are added
+where rows are read anyway: torch's product would first copy the bias to every row, and its backward pass read all
+gradients once more to sum them. The backward pass is written here too, for all blocks: hundreds of nodes of autograd
+take as long as some of these passes.
 
 Under autocast what linear layers take and give is bf16; everything else is float32. Rows may follow those of the last
 molecule (`rows.padded_rows`): the passes on molecules make them zero, and in the gradients of their rows.
@@ -15,9 +16,10 @@ molecule (`rows.padded_rows`): the passes on molecules make them zero, and in th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,27 +56,31 @@ def modulate(
     return _Modulate.apply(x, modulation, Passes(layout, of_products(), eps))  # type: ignore[no-any-return]
 
 
-def block(
+def blocks(
     x: Float[Tensor, "A H"],
-    modulation: Float[Tensor, "B six_H"],
-    layers: Layers,
+    modulation: Float[Tensor, "B six_H_each"],
+    layers: Sequence[Layers],
     n_heads: int,
     layout: Layout,
     eps: float,
 ) -> Float[Tensor, "A H"]:
-    """The tokens after a block, for modulation = [shift_a, scale_a, gate_a, shift_m, scale_m, gate_m]."""
-    _check(x, modulation, 6, layout)
-    H, given = x.shape[1], [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
-    K = given[6].shape[1]
+    """The tokens after these blocks, for modulation = [shift_a, scale_a, gate_a, shift_m, scale_m, gate_m] of each."""
+    _check(x, modulation, 6 * len(layers), layout)
+    H = x.shape[1]
+    K = layers[0][3].in_features
     expected = [(3 * H, H), (3 * H,), (H, H), (H,), (2 * K, H), (2 * K,), (H, K), (H,)]
-    if [tuple(tensor.shape) for tensor in given] != expected or any(x.dtype != torch.float32 for x in given):
-        found = [(tuple(tensor.shape), tensor.dtype) for tensor in given]
-        raise ValueError(f"linear layers are {found}; expected {expected} in float32")
+    given: list[Tensor] = []
+    for of_block in layers:
+        tensors = [tensor for layer in of_block for tensor in (layer.weight, layer.bias)]
+        if [x.shape for x in tensors] != expected or any(x.dtype != torch.float32 for x in tensors):
+            found = [(tuple(x.shape), x.dtype) for x in tensors]
+            raise ValueError(f"linear layers are {found}; expected {expected} in float32")
+        given += tensors
     if H % n_heads:
         raise ValueError(f"{H} channels are not those of {n_heads} heads")
-    passes = Passes(layout, of_products(), eps)
+    passes, kept = Passes(layout, of_products(), eps), torch.is_grad_enabled()
     with torch.autocast("cpu", enabled=False):  # the function casts what goes into its products itself
-        return _Block.apply(x, modulation, *given, n_heads, passes)  # type: ignore[no-any-return]
+        return _Blocks.apply(x, modulation, n_heads, passes, kept, *given)  # type: ignore[no-any-return]
 
 
 def _check(x: Tensor, modulation: Tensor, n_parts: int, layout: Layout) -> None:
@@ -86,6 +92,24 @@ def _check(x: Tensor, modulation: Tensor, n_parts: int, layout: Layout) -> None:
         raise ValueError(
             f"a modulation is {tuple(modulation.shape)} in {modulation.dtype}; expected {expected} in float32"
         )
+
+
+class Parts(NamedTuple):
+    """What a sum and its norm take from a modulation, [B, H] each: without a gate or a scale they are not made."""
+
+    gate: Tensor | None
+    shift: Tensor | None
+    scale: Tensor | None
+
+    @property
+    def stride(self) -> int:
+        return next(part.stride(0) for part in self if part is not None)
+
+
+def _parts(modulation: Tensor, H: int) -> list[Parts]:
+    """Of the first norm, which comes after no sum, then of each sum and its norm; the last sum has none."""
+    columns = [None, *modulation.split(H, dim=1), None, None]
+    return [Parts(*columns[i : i + 3]) for i in range(0, len(columns), 3)]
 
 
 def _padded(n: int) -> int:
@@ -121,40 +145,33 @@ class Passes:
         A, H = x.shape
         return self.threads(x), len(self.layout.sizes), self.layout.ptr, A, H, int(self.products is torch.bfloat16)
 
-    def modulate(self, x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """The result, and the mean and inverse deviation of each row."""
-        out, moments = torch.empty_like(x, dtype=self.products), x.new_empty(len(x), 2)
-        self.c.modulate(*self.of(x), x, shift, scale, shift.stride(0), self.eps, out, moments)
-        return out, moments
+    def add_norm(self, x: Tensor, parts: Parts, y: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Any, Any]:
+        """x + gate (y + bias), its norm, and the mean and inverse deviation of each row; x itself without a gate."""
+        sums = x if parts.gate is None else torch.empty_like(x)
+        normed = moments = None
+        if parts.scale is not None:
+            normed, moments = torch.empty_like(x, dtype=self.products), x.new_empty(len(x), 2)
+        self.c.add_norm(*self.of(x), x, y, bias, *parts, parts.stride, self.eps, sums, normed, moments)
+        return sums, normed, moments
 
-    def modulate_gradient(
+    def add_norm_gradient(
         self,
-        x: Tensor,
-        scale: Tensor,
-        moments: Tensor,
-        grad: Tensor,
+        parts: Parts,
+        of_parts: Parts,
+        y: Tensor | None,
+        bias: Tensor | None,
+        of_bias: Tensor | None,
+        sums: Tensor | None,
+        moments: Tensor | None,
+        of_normed: Tensor | None,
         beside: Tensor | None,
-        of_shift: Tensor,
-        of_scale: Tensor,
-    ) -> Tensor:
-        out = torch.empty_like(x)
-        given = (x, scale, scale.stride(0), moments, grad, beside, out, of_shift, of_scale, of_scale.stride(0))
-        self.c.modulate_gradient(*self.of(x), *given)
-        return out
-
-    def gated_sum(self, x: Tensor, y: Tensor, bias: Tensor, gate: Tensor) -> Tensor:
-        """x + gate (y + bias)."""
-        out = torch.empty_like(x)
-        self.c.gated_sum(*self.of(x), x, y, bias, gate, gate.stride(0), out)
-        return out
-
-    def gated_sum_gradient(
-        self, y: Tensor, bias: Tensor, gate: Tensor, grad: Tensor, of_bias: Tensor, of_gate: Tensor
-    ) -> Tensor:
-        out = torch.empty_like(y)
-        given = (y, bias, gate, gate.stride(0), grad, out, of_bias, of_bias.stride(0), of_gate, of_gate.stride(0))
-        self.c.gated_sum_gradient(*self.of(y), *given)
-        return out
+        of_sums: Tensor,
+        of_y: Tensor | None,
+    ) -> None:
+        """Into `of_y` y's, into `of_sums` that of the sums, to which `beside` is added, which may be the same array."""
+        given = y, bias, parts.gate, parts.scale, parts.stride, sums, moments, of_normed, beside, of_sums, of_y, of_bias
+        apart = 0 if of_bias is None else of_bias.stride(0)
+        self.c.add_norm_gradient(*self.of(of_sums), *given, apart, *of_parts, of_parts.stride)
 
     def swiglu(self, uv: Tensor, bias: Tensor) -> Tensor:
         """SiLU(u) v for [u, v] + bias."""
@@ -163,11 +180,10 @@ class Passes:
         self.c.swiglu(self.threads(uv), A, K, int(self.products is torch.bfloat16), uv, bias, out)
         return out
 
-    def swiglu_gradient(self, uv: Tensor, bias: Tensor, grad: Tensor, of_bias: Tensor) -> Tensor:
-        A, K, out = len(uv), uv.shape[1] // 2, torch.empty_like(uv)
-        given = (uv, bias, grad, out, of_bias, of_bias.stride(0))
+    def swiglu_gradient(self, uv: Tensor, bias: Tensor, grad: Tensor, of_bias: Tensor, of_uv: Tensor) -> None:
+        A, K = grad.shape
+        given = (uv, bias, grad, of_uv, of_bias, of_bias.stride(0))
         self.c.swiglu_gradient(len(of_bias), A, K, int(self.products is torch.bfloat16), *given)
-        return out
 
     def attention(self, qkv: Tensor, bias: Tensor, n_heads: int) -> tuple[Tensor, Tensor]:
         """softmax(q k^T / sqrt(d)) v of each molecule and head, for [q, k, v] + bias; and softmax itself."""
@@ -175,28 +191,26 @@ class Passes:
         n, d = _padded(self.layout.n_largest), _padded(out.shape[1] // n_heads)
         before = self.weights_before
         weights = bias.new_empty(n_heads * int(before[-1]))
-        room = n * ((4 * n_heads + 1) * d + 2)
+        room = n * (3 * n_heads + 1) * d
         scratch = bias.new_empty(self.threads(out), room)
         self.c.attention(*self.of(out), n_heads, qkv, bias, out, weights, before, scratch, room)
         return out, weights
 
     def attention_gradient(
-        self, qkv: Tensor, bias: Tensor, weights: Tensor, n_heads: int, grad: Tensor, of_bias: Tensor
-    ) -> Tensor:
-        out = torch.empty_like(qkv)
+        self, qkv: Tensor, bias: Tensor, weights: Tensor, n_heads: int, grad: Tensor, of_bias: Tensor, of_qkv: Tensor
+    ) -> None:
         n, d = _padded(self.layout.n_largest), _padded(grad.shape[1] // n_heads)
-        room = n * ((7 * n_heads + 1) * d + n + 1)
+        room = n * ((4 * n_heads + 1) * d + n)
         scratch = bias.new_empty(self.threads(grad), room)
-        given = (qkv, bias, weights, self.weights_before, grad, out, of_bias, of_bias.stride(0), scratch, room)
+        given = (qkv, bias, weights, self.weights_before, grad, of_qkv, of_bias, of_bias.stride(0), scratch, room)
         self.c.attention_gradient(*self.of(grad), n_heads, *given)
-        return out
 
 
 class _Modulate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, modulation: Tensor, passes: Passes) -> Tensor:
+    def forward(ctx: Any, x: Tensor, modulation: Tensor, passes: Passes) -> Tensor | None:
         x, modulation = x.contiguous(), modulation.contiguous()
-        out, moments = passes.modulate(x, *modulation.chunk(2, dim=1))
+        _, out, moments = passes.add_norm(x, Parts(None, *modulation.chunk(2, dim=1)), None, None)
         ctx.save_for_backward(x, modulation, moments)
         ctx.passes = passes
         return out
@@ -204,75 +218,73 @@ class _Modulate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (x, modulation, moments), grad = ctx.saved_tensors, grads[0].contiguous()
-        of_modulation, (_, scale) = torch.empty_like(modulation), modulation.chunk(2, dim=1)
-        of_parts = of_modulation.chunk(2, dim=1)
-        return ctx.passes.modulate_gradient(x, scale, moments, grad, None, *of_parts), of_modulation, None
+        x, modulation, moments = ctx.saved_tensors
+        of_x, of_modulation = torch.empty_like(x), torch.empty_like(modulation)
+        parts, of_parts = (Parts(None, *given.chunk(2, dim=1)) for given in (modulation, of_modulation))
+        of_normed = grads[0].contiguous()
+        ctx.passes.add_norm_gradient(parts, of_parts, None, None, None, x, moments, of_normed, None, of_x, None)
+        return of_x, of_modulation, None
 
 
-class _Block(torch.autograd.Function):
+class _Blocks(torch.autograd.Function):
+    """Each block is two sublayers alike: norm, layer, attention or SwiGLU, layer, gated sum."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        modulation: Tensor,
-        W_qkv: Tensor,
-        b_qkv: Tensor,
-        W_out: Tensor,
-        b_out: Tensor,
-        W_inner: Tensor,
-        b_inner: Tensor,
-        W_outer: Tensor,
-        b_outer: Tensor,
-        n_heads: int,
-        passes: Passes,
+        ctx: Any, x: Tensor, modulation: Tensor, n_heads: int, passes: Passes, is_kept: bool, *layers: Tensor
     ) -> Tensor:
-        x, b_qkv, b_out, b_inner, b_outer = (given.contiguous() for given in (x, b_qkv, b_out, b_inner, b_outer))
-        modulation = modulation if modulation.stride(1) == 1 else modulation.contiguous()
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=1)
-        W_qkv, W_out, W_inner, W_outer = (W.to(passes.products) for W in (W_qkv, W_out, W_inner, W_outer))
-        normed_x, moments_x = passes.modulate(x, shift_a, scale_a)
-        qkv = normed_x @ W_qkv.t()
-        attended, weights = passes.attention(qkv, b_qkv, n_heads)
-        mixed = attended @ W_out.t()
-        y = passes.gated_sum(x, mixed, b_out, gate_a)
-        normed_y, moments_y = passes.modulate(y, shift_m, scale_m)
-        uv = normed_y @ W_inner.t()
-        hidden = passes.swiglu(uv, b_inner)
-        update = hidden @ W_outer.t()
-        ctx.save_for_backward(
-            modulation, W_qkv, b_qkv, W_out, b_out, W_inner, b_inner, W_outer, b_outer,
-            x, normed_x, moments_x, qkv, weights, attended, mixed, y, normed_y, moments_y, uv, hidden, update,
-        )  # fmt: skip
+        x, modulation = x.contiguous(), modulation.contiguous()
+        first, *others = _parts(modulation, x.shape[1])
+        kept: list[Tensor | None] = [modulation]
+        _, normed, moments = passes.add_norm(x, first, None, None)
+        for i, parts in enumerate(others):
+            W_in, b_in, W_out, b_out = (given.contiguous() for given in layers[4 * i : 4 * i + 4])
+            W_in, W_out = W_in.to(passes.products), W_out.to(passes.products)
+            wide = F.linear(normed, W_in)
+            if i % 2:
+                narrow, weights = passes.swiglu(wide, b_in), None
+            else:
+                narrow, weights = passes.attention(wide, b_in, n_heads)
+            y = F.linear(narrow, W_out)
+            if is_kept:
+                kept += W_in, b_in, W_out, b_out, x, normed, moments, wide, weights, narrow, y
+            x, normed, moments = passes.add_norm(x, parts, y, b_out)
+        ctx.save_for_backward(*kept)
         ctx.n_heads, ctx.passes = n_heads, passes
-        return passes.gated_sum(y, update, b_outer, gate_m)
+        return x
 
     @staticmethod
     @once_differentiable
     @torch.autocast("cpu", enabled=False)  # whoever calls this may have it on
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (
-            modulation, W_qkv, b_qkv, W_out, b_out, W_inner, b_inner, W_outer, b_outer,
-            x, normed_x, moments_x, qkv, weights, attended, mixed, y, normed_y, moments_y, uv, hidden, update,
-        ) = ctx.saved_tensors  # fmt: skip
-        passes, grad = ctx.passes, grads[0].contiguous()
-        _, scale_a, gate_a, _, scale_m, gate_m = modulation.chunk(6, dim=1)
-        of_modulation = modulation.new_empty(modulation.shape)
-        of_shift_a, of_scale_a, of_gate_a, of_shift_m, of_scale_m, of_gate_m = of_modulation.chunk(6, dim=1)
-        widths = [len(bias) for bias in (b_qkv, b_out, b_inner, b_outer)]
-        of_biases = x.new_zeros(passes.threads(x), sum(widths))  # a row of each thread
-        of_b_qkv, of_b_out, of_b_inner, of_b_outer = of_biases.split(widths, dim=1)
-
-        g = passes.gated_sum_gradient(update, b_outer, gate_m, grad, of_b_outer, of_gate_m)
-        of_W_outer = g.t() @ hidden
-        g = passes.swiglu_gradient(uv, b_inner, g @ W_outer, of_b_inner)
-        of_W_inner = g.t() @ normed_y
-        of_y = passes.modulate_gradient(y, scale_m, moments_y, g @ W_inner, grad, of_shift_m, of_scale_m)
-        g = passes.gated_sum_gradient(mixed, b_out, gate_a, of_y, of_b_out, of_gate_a)
-        of_W_out = g.t() @ attended
-        g = passes.attention_gradient(qkv, b_qkv, weights, ctx.n_heads, g @ W_out, of_b_qkv)
-        of_W_qkv = g.t() @ normed_x
-        of_x = passes.modulate_gradient(x, scale_a, moments_x, g @ W_qkv, of_y, of_shift_a, of_scale_a)
-        of_weights = of_W_qkv, of_W_out, of_W_inner, of_W_outer  # which autograd casts, or leaves (`BatchLoss`)
-        of_layers = zip(of_weights, of_biases.sum(0).split(widths), strict=True)
-        return of_x, of_modulation, *(grad for of_layer in of_layers for grad in of_layer), None, None
+        passes, (modulation, *kept) = ctx.passes, ctx.saved_tensors
+        sublayers = [kept[i : i + 11] for i in range(0, len(kept), 11)]
+        beside, of_modulation = grads[0].contiguous(), torch.empty_like(modulation)
+        of_x = torch.empty_like(beside)
+        parts, of_parts = (_parts(given, of_x.shape[1]) for given in (modulation, of_modulation))
+        widths = [len(b) for _, b_in, _, b_out, *_ in sublayers for b in (b_in, b_out)]
+        of_biases = of_x.new_zeros(passes.threads(of_x), sum(widths))  # a row of each thread
+        by_layer = of_biases.split(widths, dim=1)
+        of_weights: list[Tensor] = []
+        # arrays of one sublayer's gradients are the next one's, while they are in a cache
+        of_normed, of_y = torch.empty_like(sublayers[0][5]), torch.empty_like(sublayers[0][10])
+        of_inner = [(torch.empty_like(wide), torch.empty_like(narrow)) for *_, wide, _, narrow, _ in sublayers[:2]]
+        after: tuple[Tensor | None, ...] = None, None, None  # sums, their moments and the norm's gradient
+        for i, sublayer in reversed([*enumerate(sublayers)]):
+            W_in, b_in, W_out, b_out, x, normed, moments, wide, weights, narrow, y = sublayer
+            (of_wide, of_narrow), (of_b_in, of_b_out) = of_inner[i % 2], by_layer[2 * i : 2 * i + 2]
+            of_sum = *after, beside, of_x, of_y
+            passes.add_norm_gradient(parts[i + 1], of_parts[i + 1], y, b_out, of_b_out, *of_sum)
+            torch.mm(of_y, W_out, out=of_narrow)
+            of_W_out = of_y.t() @ narrow
+            if i % 2:
+                passes.swiglu_gradient(wide, b_in, of_narrow, of_b_in, of_wide)
+            else:
+                passes.attention_gradient(wide, b_in, weights, ctx.n_heads, of_narrow, of_b_in, of_wide)
+            of_weights += of_W_out, of_wide.t() @ normed
+            torch.mm(of_wide, W_in, out=of_normed)
+            after, beside = (x, moments, of_normed), of_x
+        passes.add_norm_gradient(parts[0], of_parts[0], None, None, None, *after, beside, of_x, None)
+        # weights' gradients are cast by autograd, or left (`BatchLoss`)
+        of_layers = zip(reversed(of_weights), of_biases.sum(0).split(widths), strict=True)
+        return of_x, of_modulation, None, None, None, *(grad for of_layer in of_layers for grad in of_layer)

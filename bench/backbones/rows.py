@@ -56,35 +56,32 @@ class Float32Linear(nn.Linear):
             return super().forward(input.to(self.weight.dtype))
 
 
-def linears(x: Float[Tensor, "B K"], layers: Sequence[nn.Linear]) -> list[Float[Tensor, "B H"]]:
-    """What each of these layers makes of x, in the precision of its weights.
+def joint_linear(x: Float[Tensor, "B K"], layers: Sequence[nn.Linear]) -> Float[Tensor, "B sum_H"]:
+    """What these layers make of x, side by side, in the precision of their weights.
 
-    Under bf16 autocast on a CPU they are one product, whose results are columns of one array: of few rows it is faster
-    than many.
+    Under bf16 autocast on a CPU they are one product: of few rows it is faster than many.
     """
-    if not layers or x.device.type != "cpu" or of_products() is not torch.bfloat16:
-        return [layer(x).to(layer.weight.dtype) for layer in layers]
+    if x.device.type != "cpu" or of_products() is not torch.bfloat16:
+        return torch.cat([layer(x).to(layer.weight.dtype) for layer in layers], dim=1)
     with torch.autocast("cpu", enabled=False):
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        return list(_Linears.apply(x, len(layers), *weights, *biases))
+        return _JointLinear.apply(x, len(layers), *weights, *biases)  # type: ignore[no-any-return]
 
 
-class _Linears(torch.autograd.Function):
+class _JointLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, n: int, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, n: int, *given: Tensor) -> Tensor:
         weights, biases, x16 = given[:n], given[n:], x.bfloat16()
-        widths = [len(W) for W in weights]
-        W = x16.new_empty(sum(widths), x.shape[1])
-        torch._foreach_copy_(W.split(widths), weights)
+        ctx.widths, ctx.dtype = [len(W) for W in weights], x.dtype
+        W = x16.new_empty(sum(ctx.widths), x.shape[1])
+        torch._foreach_copy_(W.split(ctx.widths), weights)
         ctx.save_for_backward(x16, W)
-        ctx.widths, ctx.dtype = widths, x.dtype
-        return (x16 @ W.t() + torch.cat(biases)).split(widths, dim=1)
+        return x16 @ W.t() + torch.cat(biases)
 
     @staticmethod
     @once_differentiable
     @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x16, W = ctx.saved_tensors
-        grad = torch.cat(grads, dim=1)
-        g, of_biases = grad.bfloat16(), grad.sum(0).split(ctx.widths)
+        g, of_biases = grads[0].bfloat16(), grads[0].sum(0).split(ctx.widths)
         return (g @ W).to(ctx.dtype), None, *(g.t() @ x16).split(ctx.widths), *of_biases

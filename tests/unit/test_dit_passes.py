@@ -1,4 +1,7 @@
-"""The passes of a DiT block for a CPU: values and gradients against plain operations in float64."""
+"""The passes of a DiT's blocks for a CPU: values and gradients against plain operations in float64."""
+
+import math
+import weakref
 
 import pytest
 import torch
@@ -6,6 +9,7 @@ import torch.nn.functional as F
 from support import generator, relative_error, with_another_term
 from torch import Tensor
 
+from bench import native
 from bench.backbones import dit_passes
 from bench.backbones.rows import MULTIPLE
 from bench.molecules import Layout
@@ -15,6 +19,9 @@ ROUNDING = 1e-5  # of float32, after some dozens of sums
 EPS = 1e-6
 SIZES = [1, 1, 2, 5, 5, 16, 19]  # sorted; padded to half a vector, a whole one, and one and a half
 HEADS = 3
+
+# without AVX-512 rows are no multiple of anything more than half of its vectors
+has_wider_vectors = pytest.mark.skipif("avx512f" not in native._processor(), reason="no AVX-512")
 
 pytestmark = pytest.mark.skipif(library(dit_passes.SOURCE) is None, reason="no C compiler")
 
@@ -28,8 +35,7 @@ def _two_threads(monkeypatch):
     torch.set_num_threads(before)
 
 
-def normed(x: Tensor, modulation: Tensor, layout: Layout) -> Tensor:
-    shift, scale = modulation[layout.molecule].chunk(2, dim=1)
+def normed(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return (1 + scale) * F.layer_norm(x, x.shape[1:], eps=EPS) + shift
 
 
@@ -42,39 +48,34 @@ def attended(qkv: Tensor, layout: Layout) -> Tensor:
     return torch.cat(out)
 
 
-def plain_block(x: Tensor, modulation: Tensor, *layers: Tensor, layout: Layout) -> Tensor:
-    W_qkv, b_qkv, W_out, b_out, W_inner, b_inner, W_outer, b_outer = layers
-    H = x.shape[1]
-    gate_a, gate_m = (modulation[layout.molecule, k * H : (k + 1) * H] for k in (2, 5))
-    x = x + gate_a * F.linear(
-        attended(F.linear(normed(x, modulation[:, : 2 * H], layout), W_qkv, b_qkv), layout), W_out, b_out
-    )
-    u, v = F.linear(normed(x, modulation[:, 3 * H : 5 * H], layout), W_inner, b_inner).chunk(2, dim=1)
-    return x + gate_m * F.linear(F.silu(u) * v, W_outer, b_outer)
+def plain_blocks(x: Tensor, modulation: Tensor, *layers: Tensor, layout: Layout) -> Tensor:
+    parts = modulation[layout.molecule].split(6 * x.shape[1], dim=1)
+    for i, part in enumerate(parts):
+        W_qkv, b_qkv, W_out, b_out, W_inner, b_inner, W_outer, b_outer = layers[8 * i : 8 * i + 8]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = part.chunk(6, dim=1)
+        qkv = F.linear(normed(x, shift_a, scale_a), W_qkv, b_qkv)
+        x = x + gate_a * F.linear(attended(qkv, layout), W_out, b_out)
+        u, v = F.linear(normed(x, shift_m, scale_m), W_inner, b_inner).chunk(2, dim=1)
+        x = x + gate_m * F.linear(F.silu(u) * v, W_outer, b_outer)
+    return x
 
 
-def block(x: Tensor, modulation: Tensor, *given: Tensor, layout: Layout) -> Tensor:
+def blocks(x: Tensor, modulation: Tensor, *given: Tensor, layout: Layout) -> Tensor:
     layers = []
     for weight, bias in zip(given[::2], given[1::2], strict=True):
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         del layer.weight, layer.bias
         layer.weight, layer.bias = weight, bias  # the very tensors, whose gradients are asked for
         layers.append(layer)
-    qkv, out, inner, outer = layers
-    return dit_passes.block(x, modulation, (qkv, out, inner, outer), HEADS, layout, EPS)
+    of_blocks = list(zip(*(layers[i::4] for i in range(4)), strict=True))
+    return dit_passes.blocks(x, modulation, of_blocks, HEADS, layout, EPS)
 
 
-def wider(modulation: Tensor) -> Tensor:
-    """The same numbers as columns of a wider array."""
-    return torch.cat([modulation, modulation], dim=1)[:, : modulation.shape[1]]
-
-
-def arguments(layout: Layout, H: int, n_parts: int) -> list[Tensor]:
-    """Tokens and modulation, and for a block its layers."""
+def arguments(layout: Layout, H: int, n_blocks: int) -> list[Tensor]:
+    """Tokens and modulation, that of a norm where there are no blocks, and the layers of these."""
     K, rng = 2 * H, generator(6)
-    shapes = [(layout.n_total, H), (len(layout.sizes), n_parts * H)]
-    if n_parts == 6:
-        shapes += [(3 * H, H), (3 * H,), (H, H), (H,), (2 * K, H), (2 * K,), (H, K), (H,)]
+    shapes = [(layout.n_total, H), (len(layout.sizes), 6 * n_blocks * H if n_blocks else 2 * H)]
+    shapes += n_blocks * [(3 * H, H), (3 * H,), (H, H), (H,), (2 * K, H), (2 * K,), (H, K), (H,)]
     values = [torch.randn(shape, generator=rng) for shape in shapes]
     return [
         (value / (len(value.T) ** 0.5 if i > 1 and value.ndim == 2 else 1)).requires_grad_()
@@ -82,28 +83,23 @@ def arguments(layout: Layout, H: int, n_parts: int) -> list[Tensor]:
     ]
 
 
-# name -> ours, plain operations, parts of the modulation
+# name -> ours, plain operations, number of blocks
 CASES = {
     "modulate": (
         lambda x, m, layout: dit_passes.modulate(x, m, layout, EPS),
-        lambda x, m, layout: normed(x, m, layout),
-        2,
+        lambda x, m, layout: normed(x, *m[layout.molecule].chunk(2, dim=1)),
+        0,
     ),
-    "block": (block, plain_block, 6),
-    # as layers that are one product give it
-    "columns": (
-        lambda x, m, *layers, layout: block(x, wider(m), *layers, layout=layout),
-        plain_block,
-        6,
-    ),
+    "one block": (blocks, plain_blocks, 1),
+    "three blocks": (blocks, plain_blocks, 3),
 }
 
 
 def errors(name: str, H: int = 24, sizes: list[int] = SIZES, bf16: bool = False) -> list[float]:
     """Of the values and of each gradient, relative to float64's plain operations on the same numbers."""
-    ours, plain, n_parts = CASES[name]
+    ours, plain, n_blocks = CASES[name]
     layout = Layout(sizes)
-    given = arguments(layout, H, n_parts)
+    given = arguments(layout, H, n_blocks)
     exact = [value.detach().double().requires_grad_() for value in given]
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         out = ours(*given, layout=layout)
@@ -111,7 +107,8 @@ def errors(name: str, H: int = 24, sizes: list[int] = SIZES, bf16: bool = False)
     weight = torch.randn(wanted.shape, generator=generator(7))
     found = torch.autograd.grad((weight * out).sum(), given)
     expected = torch.autograd.grad((weight.double() * wanted).sum(), exact)
-    return [relative_error(x.double(), y) for x, y in zip([out, *found], [wanted, *expected], strict=True)]
+    off = [relative_error(x.double(), y) for x, y in zip([out, *found], [wanted, *expected], strict=True)]
+    return [math.inf if math.isnan(error) else error for error in off]  # max() would pass over NaN
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
@@ -146,11 +143,11 @@ def _memory_is_not_zero():
 
 def rows_after_the_last_molecule(name: str, bf16: bool) -> list[Tensor]:
     """Of the values and of the gradient of the tokens; all else is checked, gradients of layers included."""
-    ours, _, n_parts = CASES[name]
+    ours, _, n_blocks = CASES[name]
     layout = Layout(SIZES)
     found = []
     for n_more in (0, 5):
-        x, *others = arguments(layout, 24, n_parts)
+        x, *others = arguments(layout, 24, n_blocks)
         x = F.pad(x.detach(), (0, 0, 0, n_more), value=1.0).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             out = ours(x, *others, layout=layout)
@@ -169,7 +166,7 @@ def rows_after_the_last_molecule(name: str, bf16: bool) -> list[Tensor]:
 def test_rows_after_the_last_molecule_are_zero(name, bf16, monkeypatch, tmp_path):
     """Else they would reach the gradients of weights. Control: left as they lie in memory."""
     assert all(rows.count_nonzero() == 0 for rows in rows_after_the_last_molecule(name, bf16))
-    wrong = with_another_term(dit_passes.SOURCE, "    memset((char *)rows", "    if (0) memset((char *)rows", tmp_path)
+    wrong = with_another_term(dit_passes.SOURCE, "    memset(from", "    if (0) memset(from", tmp_path)
     monkeypatch.setattr(dit_passes, "SOURCE", wrong)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(AssertionError):
@@ -180,20 +177,22 @@ def test_rows_after_the_last_molecule_are_zero(name, bf16, monkeypatch, tmp_path
     ("name", "right", "wrong"),
     [
         ("modulate", "normed[k] * along_normed", "0.999f * normed[k] * along_normed"),
-        ("modulate", "of_shift[k] += g[k]", "of_shift[k] = g[k]"),
-        ("block", "grad_i[k] * (y_i[k] + bias[k])", "grad_i[k] * y_i[k]"),
-        ("block", "of_bias[k] += g[k]", "of_bias[k] = g[k]"),
-        ("block", "add(of_x, 1, beside", "add(of_x, 0, beside"),
-        ("block", "s + silu * (1 - s)", "s"),
-        ("block", "apart, 1, of_both", "apart, 0, of_both"),
-        ("block", "(s[j * N + i] - mean[i])", "s[j * N + i]"),
-        ("block", "product(of_k + at, s, N, 1, q", "product(of_k + at, s, 1, N, q"),
-        ("block", "add(of_bias, 1, row", "add(of_bias, 0, row"),
-        ("block", "p[j * N + i] *= sum[i]", "p[j * N + i] *= sum[0]"),
-        ("block", "rows_of_whole(3", "rows_of_whole(2"),
-        ("block", "rows_of_half(3", "rows_of_half(2"),
-        ("columns", "m * grad_stride, *restrict of_scale", "m * H, *restrict of_scale"),
-        ("columns", "gate + m * stride", "gate + m * H"),
+        ("modulate", "of_shift[k] += of_normed", "of_shift[k] = of_normed"),
+        ("one block", "of_sum[k] * (number(y, k, bf16) + bias[k])", "of_sum[k] * number(y, k, bf16)"),
+        ("one block", "of_bias[k] += of_y[k]", "of_bias[k] = of_y[k]"),
+        ("one block", "of_sum[k] += r *", "of_sum[k] = r *"),
+        ("one block", "s + silu * (1 - s)", "s"),
+        ("one block", "of_bias[K + k] += ", "of_bias[K + k] = "),
+        ("one block", "(s[j * N + l] - mean[l])", "s[j * N + l]"),
+        ("one block", "product(k + at, s, N, 1, q", "product(k + at, s, 1, N, q"),
+        ("one block", "add(of_bias, 1, row", "add(of_bias, 0, row"),
+        ("one block", "p[j * N + l] *= sum[l]", "p[j * N + l] *= sum[0]"),
+        ("one block", "time < 3", "time < 2"),
+        ("one block", "memcpy(q + at, g", "memcpy(q + at, q"),
+        ("one block", "rows_of_whole(3", "rows_of_whole(2"),
+        pytest.param("one block", "rows_of_half(3", "rows_of_half(2", marks=has_wider_vectors),
+        ("one block", "grad_at = m * grad_stride", "grad_at = m * H"),
+        ("one block", "shift_m = shift + m * stride", "shift_m = shift + m * H"),
     ],
 )
 def test_a_wrong_pass_is_noticed(name, right, wrong, monkeypatch, tmp_path):
@@ -218,7 +217,7 @@ def error_of_shifted_scores(shift: float) -> float:
 def test_scores_of_any_size(monkeypatch, tmp_path):
     """To the rounding of the scores; control: softmax without its maximum."""
     assert max(error_of_shifted_scores(shift) for shift in (-300.0, 300.0)) < 1e-3
-    wrong = with_another_term(dit_passes.SOURCE, "(p[j * N + i] - largest[i])", "p[j * N + i]", tmp_path)
+    wrong = with_another_term(dit_passes.SOURCE, "(p[j * N + l] - largest[l])", "p[j * N + l]", tmp_path)
     monkeypatch.setattr(dit_passes, "SOURCE", wrong)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert not min(error_of_shifted_scores(shift) for shift in (-300.0, 300.0)) < 0.1
@@ -227,9 +226,9 @@ def test_scores_of_any_size(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("which", [0, 1], ids=["tokens", "modulation"])
 def test_what_is_not_a_number_stays_so_in_its_molecule(name, which):
-    ours, _, n_parts = CASES[name]
+    ours, _, n_blocks = CASES[name]
     layout = Layout([2, 3])
-    given = [value.detach() for value in arguments(layout, 24, n_parts)]
+    given = [value.detach() for value in arguments(layout, 24, n_blocks)]
     given[which][[1, 0][which], -1] = torch.nan
     out = ours(*given, layout=layout)
     assert out[:2].isnan().any()
@@ -239,7 +238,7 @@ def test_what_is_not_a_number_stays_so_in_its_molecule(name, which):
 @pytest.mark.parametrize("column", [0, 24, -1], ids=["q", "k", "v"])
 def test_what_is_not_a_number_in_attention_stays_so_in_its_molecule(column):
     layout = Layout([2, 3])
-    qkv, *_ = arguments(layout, 72, 6)
+    qkv, *_ = arguments(layout, 72, 1)
     qkv = qkv.detach()
     qkv[1, column] = torch.nan
     out, _ = dit_passes.Passes(layout, torch.float32, EPS).attention(qkv, torch.zeros(72), HEADS)
@@ -250,10 +249,10 @@ def test_what_is_not_a_number_in_attention_stays_so_in_its_molecule(column):
 def test_what_does_not_fit_is_refused():
     """Nothing beyond an array is read."""
     layout = Layout([2, 3])
-    x, modulation, *layers = (value.detach() for value in arguments(layout, 24, 6))
+    x, modulation, *layers = (value.detach() for value in arguments(layout, 24, 1))
     for wrong in (modulation[:1], modulation[:, 1:], modulation.bfloat16()):
         with pytest.raises(ValueError, match=r"expected \(2, 144\) in float32"):
-            block(x, wrong, *layers, layout=layout)
+            blocks(x, wrong, *layers, layout=layout)
         with pytest.raises(ValueError, match=r"expected \(2, 48\) in float32"):
             dit_passes.modulate(x, wrong, layout, EPS)
     for n_rows in (4, 5 + MULTIPLE):
@@ -263,32 +262,69 @@ def test_what_does_not_fit_is_refused():
         dit_passes.modulate(x.double(), torch.zeros(2, 48), layout, EPS)
     for i, wrong in enumerate([layers[0][1:], layers[1].bfloat16(), layers[2].double(), layers[3][1:]]):
         with pytest.raises(ValueError, match=r"linear layers are .*; expected .* in float32"):
-            block(x, modulation, *layers[:i], wrong, *layers[i + 1 :], layout=layout)
+            blocks(x, modulation, *layers[:i], wrong, *layers[i + 1 :], layout=layout)
     tokens = torch.zeros(5, 25), torch.zeros(2, 150)
     with pytest.raises(ValueError, match="25 channels are not those of 3 heads"):
-        block(*tokens, *(value.detach() for value in arguments(layout, 25, 6)[2:]), layout=layout)
+        blocks(*tokens, *(value.detach() for value in arguments(layout, 25, 1)[2:]), layout=layout)
 
 
 def test_a_backward_pass_under_autocast_and_biases_that_lie_apart_change_nothing():
     layout = Layout(SIZES)
-    given = arguments(layout, 24, 6)
+    given = arguments(layout, 24, 1)
     apart = [x.detach().repeat_interleave(2)[::2].requires_grad_() if x.ndim == 1 else x for x in given]
     assert not apart[3].is_contiguous()
-    expected = torch.autograd.grad(block(*given, layout=layout).square().sum(), given)
-    out = block(*apart, layout=layout).square().sum()
+    expected = torch.autograd.grad(blocks(*given, layout=layout).square().sum(), given)
+    out = blocks(*apart, layout=layout).square().sum()
     with torch.autocast("cpu", torch.bfloat16):
         found = torch.autograd.grad(out, apart)
     assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
     with torch.autocast("cpu", torch.bfloat16):  # control: the forward pass under it
-        found = torch.autograd.grad(block(*given, layout=layout).square().sum(), given)
+        found = torch.autograd.grad(blocks(*given, layout=layout).square().sum(), given)
     assert not any(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_that_lie_otherwise_in_memory(name):
+    """As columns, or one number for all. Control: the other way round they are others."""
+    ours, _, n_blocks = CASES[name]
+    layout = Layout(SIZES)
+    given = arguments(layout, 24, n_blocks)
+    out = ours(*given, layout=layout)
+    g = torch.randn(out.shape[::-1], generator=generator(9)).t()
+    for lies_otherwise in (g, torch.ones(()).expand_as(out)):
+        assert not lies_otherwise.is_contiguous()
+        found = torch.autograd.grad(out, given, lies_otherwise, retain_graph=True)
+        expected = torch.autograd.grad(out, given, lies_otherwise.contiguous(), retain_graph=True)
+        assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    found = torch.autograd.grad(out, given, g.flip(0).contiguous())
+    assert not torch.equal(found[0], torch.autograd.grad(ours(*given, layout=layout), given, g)[0])
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_without_gradients_no_block_is_kept(gradients, monkeypatch):
+    """What a block has made is gone before the next one makes as much. Control: with them all are kept."""
+    made: list[weakref.ref[Tensor]] = []
+    left: list[int] = []
+
+    def noted(passes: dit_passes.Passes, uv: Tensor, bias: Tensor) -> Tensor:
+        left.append(sum(hidden() is not None for hidden in made))
+        hidden = swiglu(passes, uv, bias)
+        made.append(weakref.ref(hidden))
+        return hidden
+
+    swiglu = dit_passes.Passes.swiglu
+    monkeypatch.setattr(dit_passes.Passes, "swiglu", noted)
+    layout = Layout(SIZES)
+    with torch.set_grad_enabled(gradients):
+        blocks(*arguments(layout, 24, 3), layout=layout)
+    assert left == ([0, 1, 2] if gradients else [0, 0, 0])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_through_gradients_are_refused(name):
     """They would be silently wrong."""
-    ours, _, n_parts = CASES[name]
-    x, *others = arguments(Layout([2, 3]), 24, n_parts)
+    ours, _, n_blocks = CASES[name]
+    x, *others = arguments(Layout([2, 3]), 24, n_blocks)
     (first,) = torch.autograd.grad(ours(x, *others, layout=Layout([2, 3])).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()

@@ -8,7 +8,7 @@ from support import generator, model_of, relative_error, states
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.backbones.rows import MULTIPLE, Float32Linear, linears, row_linear
+from bench.backbones.rows import MULTIPLE, Float32Linear, joint_linear, row_linear
 
 SIZES = (16, 18, 19, 20)
 N_ATOMS = sum(SIZES)  # a number that no layer has for its width
@@ -45,9 +45,9 @@ def of_several(bf16: bool, together: bool) -> list[Tensor]:
         for p in given:
             p.copy_(torch.randn(p.shape, generator=rng))
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        out = linears(x, layers) if together else [layer(x).float() for layer in layers]
-    loss = torch.stack([(y * torch.randn(y.shape, generator=rng)).sum() for y in out]).sum()
-    return [*out, *torch.autograd.grad(loss, given)]
+        out = joint_linear(x, layers) if together else torch.cat([layer(x).float() for layer in layers], dim=1)
+    loss = (out * torch.randn(out.shape, generator=rng)).sum()
+    return [*out.split([7, 2, 7], dim=1), *torch.autograd.grad(loss, given)]
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bf16"])
