@@ -4,9 +4,9 @@
 #include "rows.h"
 
 typedef struct {
-    const void *gradient; /* of bf16 numbers, the upper halves of float32, where `halves` is set */
+    const void *gradient; /* of bf16 numbers, the upper halves of float32, where `bf16` is set */
     float *weight, *mean, *square, *largest, *average, *steps; /* `largest` is NULL without amsgrad */
-    int64_t size, halves;
+    int64_t size, bf16;
 } Array;
 
 static int64_t total(const Array *arrays, int64_t n) {
@@ -44,7 +44,7 @@ void squares(int64_t threads, int64_t n, const Array *arrays, double *sums) {
             Run run = run_of(t, threads, all, first, arrays[i].size);
             for (int64_t from = run.from; from < run.to; from += SOME) {
                 int64_t to = from + SOME < run.to ? from + SOME : run.to;
-                sum += IN_EITHER(arrays[i].halves, sum_of_squares, arrays[i].gradient, from, to);
+                sum += IN_EITHER(arrays[i].bf16, sum_of_squares, arrays[i].gradient, from, to);
             }
         }
         sums[t] = sum;
@@ -90,7 +90,7 @@ void step(int64_t threads, int64_t n, const Array *arrays, const float *factor, 
         for (int64_t i = 0; i < n; first += arrays[i++].size) {
             const Array *x = arrays + i;
             Run run = run_of(t, threads, all, first, x->size);
-            IN_EITHER(x->halves, step_of, numbers + i, run, x->gradient, x->weight, x->mean, x->square, x->largest,
+            IN_EITHER(x->bf16, step_of, numbers + i, run, x->gradient, x->weight, x->mean, x->square, x->largest,
                       x->average);
         }
     }

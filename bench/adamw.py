@@ -38,8 +38,9 @@ class Pass:
         if all("exp_avg" in state for state in states):  # after torch's first step
             of_weights = zip(self.weights, states, strict=True)
             self.arrays = [[p, *(state[key] for key in moments), averages[p], state["step"]] for p, state in of_weights]
-        self.state = [id(x) for arrays in self.arrays for x in arrays], [p.data_ptr() for p in self.weights]
-        self.table = last.table if last is not None and last.state == self.state else self._table()
+        # a weight may be given other memory (`weight.data`, as by `Module.to`); else other arrays are other objects
+        self.key = [id(x) for arrays in self.arrays for x in arrays], [p.data_ptr() for p in self.weights]
+        self.table = last.table if last is not None and last.key == self.key else self._table()
 
     def _table(self) -> Tensor:
         """For each weight an `Array` of adamw.c without its gradient: addresses, 0 for the largest square without
@@ -57,9 +58,8 @@ class Pass:
         """Whether C can make this step: float32 on a CPU, gradients also bf16, with the state of a step of torch's."""
         if not len(self.table) or not usable(SOURCE, self.weights[0]):
             return False
-        gradients = [
-            cast(Tensor, p.grad) for p in self.weights
-        ]  # not kept: the next step's are made before the next pass
+        # no attribute, which would keep them until the next pass
+        gradients = [cast(Tensor, p.grad) for p in self.weights]
         if not all(g.dtype in (torch.float32, torch.bfloat16) and g.is_contiguous() for g in gradients):
             return False
         self.table[:, 0] = torch.tensor([g.data_ptr() for g in gradients])

@@ -199,7 +199,7 @@ class Optimiser:
             group["lr"] = rate
 
     def zero_grad(self) -> None:
-        for p in self._part_of:
+        for p in self._part_of:  # torch's own looks at each for longer
             p.grad = None
 
     def state(self, p: nn.Parameter) -> dict[str, Tensor]:

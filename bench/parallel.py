@@ -81,9 +81,10 @@ def joined(device: str, **init: Any) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
-        # a thread of gloo's may still hold the last message's tensors. It lets go of them under Python's lock, and if
-        # Python had ended by then would abort the process (torch 2.13)
-        time.sleep(0.2)
+        if not on_gpu:
+            # A thread of gloo's may still hold the last message's tensors. It lets go of them under Python's lock, and
+            # aborts the process if Python has ended by then (torch 2.13); it needs microseconds of this time.
+            time.sleep(0.2)
 
 
 def start(target: Any, n: int, device: str, *args: Any) -> None:

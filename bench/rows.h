@@ -16,7 +16,7 @@
 #define THREAD 0
 #endif
 
-/* molecules, which are sorted by size, are dealt out to threads one by one */
+/* dealt out to threads one by one: molecules, which are sorted by size, or a run of numbers for each */
 #define ON_THREADS _Pragma("omp parallel for schedule(static, 1) num_threads(threads)")
 #define FOR_EACH_MOLECULE for (int64_t m = 0; m < M; m++)
 

@@ -247,7 +247,7 @@ def _patched(wrap: Any) -> Iterator[None]:
 
 
 def with_another_term(source: Path, right: str, wrong: str, folder: Path) -> Path:
-    """A copy of a C file, with its headers, in which one term is another: a control."""
+    """A copy of a C file, with the headers beside it, in which one term is another: a control."""
     text = source.read_text()
     assert right in text
     for header in source.parent.glob("*.h"):

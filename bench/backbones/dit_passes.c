@@ -272,13 +272,13 @@ static void load_heads(const void *from, const float *bias, int64_t start, int64
 static void store_heads(const float *from, float *of_bias, int64_t start, int64_t n, int64_t n_heads, int64_t d,
                         int64_t bf16, void *to) {
     int64_t H = n_heads * d, D = padded(d);
-    float row[H + LANES]; /* a head's padding lies where the next head comes to lie */
+    float whole[H + LANES]; /* a head's padding lies where the next head comes to lie */
     for (int64_t i = 0; i < n; i++, from += D) {
         for (int64_t head = 0; head < n_heads; head++)
             for (int64_t c = 0; c < d; c += LANES)
-                *(Half *)(row + head * d + c) = *(const Half *)(from + head * n * D + c);
-        if (of_bias) add(of_bias, 1, row, H);
-        store(row, to, (start + i) * H, H, bf16);
+                *(Half *)(whole + head * d + c) = *(const Half *)(from + head * n * D + c);
+        if (of_bias) add(of_bias, 1, whole, H);
+        store(whole, to, (start + i) * H, H, bf16);
     }
 }
 

@@ -8,7 +8,7 @@ many passes, over copies of every molecule's shift for each of its atoms and wit
 molecule size. A gated sum and the norm that follows it are one pass, also from one block to the next. Biases are added
 where rows are read anyway: torch's product would first copy the bias to every row, and its backward pass read all
 gradients once more to sum them. The backward pass is written here too, for all blocks: hundreds of nodes of autograd
-take as long as some of these passes.
+take as long as some of these passes. What all blocks have kept is freed at its end.
 
 Under autocast what linear layers take and give is bf16; everything else is float32. Rows may follow those of the last
 molecule (`rows.padded_rows`): the passes on molecules make them zero, and in the gradients of their rows.
@@ -64,7 +64,7 @@ def blocks(
     layout: Layout,
     eps: float,
 ) -> Float[Tensor, "A H"]:
-    """The tokens after these blocks, for modulation = [shift_a, scale_a, gate_a, shift_m, scale_m, gate_m] of each."""
+    """The tokens after these blocks (at least one); of each [shift_a, scale_a, gate_a, shift_m, scale_m, gate_m]."""
     _check(x, modulation, 6 * len(layers), layout)
     H = x.shape[1]
     K = layers[0][3].in_features
@@ -78,9 +78,10 @@ def blocks(
         given += tensors
     if H % n_heads:
         raise ValueError(f"{H} channels are not those of {n_heads} heads")
-    passes, kept = Passes(layout, of_products(), eps), torch.is_grad_enabled()
+    passes = Passes(layout, of_products(), eps)
+    is_kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, modulation, *given))
     with torch.autocast("cpu", enabled=False):  # the function casts what goes into its products itself
-        return _Blocks.apply(x, modulation, n_heads, passes, kept, *given)  # type: ignore[no-any-return]
+        return _Blocks.apply(x, modulation, n_heads, passes, is_kept, *given)  # type: ignore[no-any-return]
 
 
 def _check(x: Tensor, modulation: Tensor, n_parts: int, layout: Layout) -> None:
@@ -112,6 +113,14 @@ def _parts(modulation: Tensor, H: int) -> list[Parts]:
     return [Parts(*columns[i : i + 3]) for i in range(0, len(columns), 3)]
 
 
+class After(NamedTuple):
+    """Sums, mean and inverse deviation of each row, and the gradient of their norm."""
+
+    sums: Tensor
+    moments: Tensor
+    of_normed: Tensor
+
+
 def _padded(n: int) -> int:
     return -(-n // LANES) * LANES
 
@@ -134,7 +143,7 @@ class Passes:
         memo = self.layout.memo
         if "weights before" not in memo:
             n = torch.as_tensor(self.layout.sizes)
-            memo["weights before"] = F.pad((n * ((n + LANES - 1) // LANES * LANES)).cumsum(0), (1, 0))
+            memo["weights before"] = F.pad((n * (-(-n // LANES) * LANES)).cumsum(0), (1, 0))
         return memo["weights before"]
 
     def threads(self, x: Tensor) -> int:
@@ -158,17 +167,21 @@ class Passes:
         self,
         parts: Parts,
         of_parts: Parts,
-        y: Tensor | None,
-        bias: Tensor | None,
-        of_bias: Tensor | None,
-        sums: Tensor | None,
-        moments: Tensor | None,
-        of_normed: Tensor | None,
-        beside: Tensor | None,
         of_sums: Tensor,
-        of_y: Tensor | None,
+        beside: Tensor | None = None,
+        after: After | None = None,
+        y: Tensor | None = None,
+        of_y: Tensor | None = None,
+        bias: Tensor | None = None,
+        of_bias: Tensor | None = None,
     ) -> None:
-        """Into `of_y` y's, into `of_sums` that of the sums, to which `beside` is added, which may be the same array."""
+        """Writes the gradients of the sums, of y and of the modulation, and adds that of the bias to a row per thread.
+
+        Args:
+            beside: what the sums have from elsewhere; may be `of_sums`.
+            after: of the norm of the sums, where they have one.
+        """
+        sums, moments, of_normed = after or (None, None, None)
         given = y, bias, parts.gate, parts.scale, parts.stride, sums, moments, of_normed, beside, of_sums, of_y, of_bias
         apart = 0 if of_bias is None else of_bias.stride(0)
         self.c.add_norm_gradient(*self.of(of_sums), *given, apart, *of_parts, of_parts.stride)
@@ -222,7 +235,7 @@ class _Modulate(torch.autograd.Function):
         of_x, of_modulation = torch.empty_like(x), torch.empty_like(modulation)
         parts, of_parts = (Parts(None, *given.chunk(2, dim=1)) for given in (modulation, of_modulation))
         of_normed = grads[0].contiguous()
-        ctx.passes.add_norm_gradient(parts, of_parts, None, None, None, x, moments, of_normed, None, of_x, None)
+        ctx.passes.add_norm_gradient(parts, of_parts, of_x, after=After(x, moments, of_normed))
         return of_x, of_modulation, None
 
 
@@ -266,15 +279,14 @@ class _Blocks(torch.autograd.Function):
         of_biases = of_x.new_zeros(passes.threads(of_x), sum(widths))  # a row of each thread
         by_layer = of_biases.split(widths, dim=1)
         of_weights: list[Tensor] = []
-        # arrays of one sublayer's gradients are the next one's, while they are in a cache
+        # arrays of one sublayer's gradients are the next one's, while a cache may still have them
         of_normed, of_y = torch.empty_like(sublayers[0][5]), torch.empty_like(sublayers[0][10])
         of_inner = [(torch.empty_like(wide), torch.empty_like(narrow)) for *_, wide, _, narrow, _ in sublayers[:2]]
-        after: tuple[Tensor | None, ...] = None, None, None  # sums, their moments and the norm's gradient
+        after = None
         for i, sublayer in reversed([*enumerate(sublayers)]):
             W_in, b_in, W_out, b_out, x, normed, moments, wide, weights, narrow, y = sublayer
             (of_wide, of_narrow), (of_b_in, of_b_out) = of_inner[i % 2], by_layer[2 * i : 2 * i + 2]
-            of_sum = *after, beside, of_x, of_y
-            passes.add_norm_gradient(parts[i + 1], of_parts[i + 1], y, b_out, of_b_out, *of_sum)
+            passes.add_norm_gradient(parts[i + 1], of_parts[i + 1], of_x, beside, after, y, of_y, b_out, of_b_out)
             torch.mm(of_y, W_out, out=of_narrow)
             of_W_out = of_y.t() @ narrow
             if i % 2:
@@ -283,8 +295,8 @@ class _Blocks(torch.autograd.Function):
                 passes.attention_gradient(wide, b_in, weights, ctx.n_heads, of_narrow, of_b_in, of_wide)
             of_weights += of_W_out, of_wide.t() @ normed
             torch.mm(of_wide, W_in, out=of_normed)
-            after, beside = (x, moments, of_normed), of_x
-        passes.add_norm_gradient(parts[0], of_parts[0], None, None, None, *after, beside, of_x, None)
+            after, beside = After(x, moments, of_normed), of_x
+        passes.add_norm_gradient(parts[0], of_parts[0], of_x, beside, after)
         # weights' gradients are cast by autograd, or left (`BatchLoss`)
         of_layers = zip(reversed(of_weights), of_biases.sum(0).split(widths), strict=True)
         return of_x, of_modulation, None, None, None, *(grad for of_layer in of_layers for grad in of_layer)

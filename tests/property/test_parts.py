@@ -69,8 +69,9 @@ def precisions(method: str, micro_batches: list[int]) -> list[set[torch.dtype]]:
     cfg = config(method, "dit", bf16=True)
     model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
     state, x0, found = TrainingState.at_start(model.named_weights(), cfg.train), model.diffusion.encode(TRAIN), []
+    loss_of = train.BatchLoss(model)
     for state.micro_batches in micro_batches:
-        train.training_step(train.BatchLoss(model), x0, Streams(0).at(0), cfg.train, state, 0.0)
+        train.training_step(loss_of, x0, Streams(0).at(0), cfg.train, state, 0.0)
         found.append({p.grad.dtype for p in state.weights.values() if p.grad is not None})
     return found
 

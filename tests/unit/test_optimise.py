@@ -291,27 +291,31 @@ def test_one_pass_is_for_what_torch_has_begun_in_float32():
     assert not in_c(turned=True)
 
 
-def trained(steps: int, moved_at: int | None = None) -> list[Tensor]:
-    """Weight, average and moments after so many steps; before one of them all have moved elsewhere in memory."""
+def trained(steps: int, moved: str = "") -> list[Tensor]:
+    """Weight, average and moments after so many steps; before the fourth something moves elsewhere in memory."""
     state = TrainingState.at_start({"w": nn.Parameter(torch.ones(32, 16))}, TrainConfig())
-    weight, rng, kept = state.weights["w"], generator(3), []
+    weight, rng, kept = state.weights["w"], generator(3), []  # kept, so that what comes in its place lies elsewhere
+    of_weight = state.optimiser.state(weight)
     for i in range(steps):
-        of_weight = state.optimiser.state(weight)
-        if i == moved_at:
-            kept = [weight.data, *of_weight.values()]  # so that the new ones lie elsewhere
+        if i == 3 and moved == "weight":
+            kept.append(weight.data)
             weight.data = weight.data.clone()
-            of_weight |= {key: value.clone() for key, value in of_weight.items()}
+        elif i == 3 and moved:
+            holder, key = (state.average.shadow, "w") if moved == "average" else (of_weight, moved)
+            kept.append(holder[key])
+            holder[key] = holder[key].clone()
         weight.grad = torch.randn(32, 16, generator=rng)
+        assert i == 0 or state.optimiser.in_one_pass(0.1, state.average, state.weights) is not None
         state.update(TrainConfig(), 0.1)
-    assert (len(kept) > 0) == (moved_at is not None)
     return [weight.detach(), state.average.shadow["w"], *state.optimiser.state(weight).values()]
 
 
 @needs_compiler
-def test_a_state_that_moves_in_memory_is_found():
+@pytest.mark.parametrize("moved", ["weight", "average", "exp_avg", "exp_avg_sq", "step"])
+def test_a_state_that_moves_in_memory_is_found(moved):
     """Addresses are kept from step to step. Control: a step less is another state."""
     expected = trained(5)
-    assert all(torch.equal(x, y) for x, y in zip(trained(5, moved_at=3), expected, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(trained(5, moved), expected, strict=True))
     assert not any(torch.equal(x, y) for x, y in zip(trained(4), expected, strict=True))
 
 
@@ -324,7 +328,9 @@ def test_a_backward_pass_after_the_step_is_refused():
         weight.grad = torch.ones(32, 16)
         loss = weight.square().sum()
         torch.autograd.grad(loss, weight, retain_graph=True)
+        in_c = state.optimiser.in_one_pass(0.1, state.average, state.weights) is not None
         state.update(TrainConfig(), 0.1)
+    assert in_c
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
