@@ -41,6 +41,12 @@ class Pass:
         # a weight may be given other memory (`weight.data`, as by `Module.to`); else other arrays are other objects
         self.key = [id(x) for arrays in self.arrays for x in arrays], [p.data_ptr() for p in self.weights]
         self.table = last.table if last is not None and last.key == self.key else self._table()
+        gradients = [cast(Tensor, p.grad) for p in self.weights]  # no attribute: they would be kept until the next pass
+        precisions = (torch.float32, torch.bfloat16)
+        self.fits = len(self.table) > 0 and all(g.dtype in precisions and g.is_contiguous() for g in gradients)
+        if self.fits:
+            self.table[:, 0] = torch.tensor([g.data_ptr() for g in gradients])
+            self.table[:, -1] = torch.tensor([g.dtype is torch.bfloat16 for g in gradients])
 
     def _table(self) -> Tensor:
         """For each weight an `Array` of adamw.c without its gradient: addresses, 0 for the largest square without
@@ -56,15 +62,7 @@ class Pass:
 
     def available(self) -> bool:
         """Whether C can make this step: float32 on a CPU, gradients also bf16, with the state of a step of torch's."""
-        if not len(self.table) or not usable(SOURCE, self.weights[0]):
-            return False
-        # no attribute, which would keep them until the next pass
-        gradients = [cast(Tensor, p.grad) for p in self.weights]
-        if not all(g.dtype in (torch.float32, torch.bfloat16) and g.is_contiguous() for g in gradients):
-            return False
-        self.table[:, 0] = torch.tensor([g.data_ptr() for g in gradients])
-        self.table[:, -1] = torch.tensor([g.dtype is torch.bfloat16 for g in gradients])
-        return True
+        return self.fits and usable(SOURCE, self.weights[0])
 
     @property
     def threads(self) -> int:

@@ -121,7 +121,7 @@ class After(NamedTuple):
     of_normed: Tensor
 
 
-def _padded(n: int) -> int:
+def _padded(n: Any) -> Any:
     return -(-n // LANES) * LANES
 
 
@@ -143,7 +143,7 @@ class Passes:
         memo = self.layout.memo
         if "weights before" not in memo:
             n = torch.as_tensor(self.layout.sizes)
-            memo["weights before"] = F.pad((n * (-(-n // LANES) * LANES)).cumsum(0), (1, 0))
+            memo["weights before"] = F.pad((n * _padded(n)).cumsum(0), (1, 0))
         return memo["weights before"]
 
     def threads(self, x: Tensor) -> int:
