@@ -48,10 +48,10 @@ test-faults: $(INSTALLED) ## Kill, cut, damage, fill and share a tiny study, and
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -m faults.table $(ARGS)
 
 perf: $(INSTALLED) ## Time hooks, networks and stages, ours against the padded reference (PERF_SIZE=published for that size)
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/perf -o addopts= --benchmark-only --benchmark-group-by=group $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/performance -o addopts= --benchmark-only --benchmark-group-by=group $(ARGS)
 
 performance: $(INSTALLED) ## Measure the table of docs/performance.md on all cores (20 to 25 minutes on two, if nothing else runs)
-	PYTHONPATH=.:tests $(BIN)/python -m perf.performance $(ARGS)
+	PYTHONPATH=.:tests $(BIN)/python -m performance.performance $(ARGS)
 
 smoke: ## Run every method and backbone for a few steps on the embedded set (two minutes)
 	@$(MAKE) --no-print-directory ablation-qm9 PRESET=smoke

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.records import (
+from bench.records.store import (
     EVALUATION,
     MANIFEST,
     PLAN,

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench.records import write_atomically
+from bench.records.store import write_atomically
 
 README = Path("README.md")
 REPORT = Path("results/qm9_laptop/report")

@@ -11,7 +11,7 @@ from analysis.load import Frame, Study, load
 from analysis.page import Section, html_page, markdown_page
 from analysis.tables import main, paired
 from analysis.tables.render import Cell, Table
-from bench.records import write_atomically
+from bench.records.store import write_atomically
 
 FIGURES: tuple[tuple[str, Callable[[Study, Path], list[Path]], Callable[[Study], str]], ...] = (
     ("Learning curves", curves.build, curves.caption),

@@ -41,9 +41,9 @@ from torch import Tensor
 
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
-from bench.method import TURNED_BACK, Guarantee, Method, NoOptions, Setting, symmetrised, symmetrised_mean
-from bench.molecules import Molecules
+from bench.geometry.state import State
 from bench.registry import methods
+from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, NoOptions, Setting, symmetrised, symmetrised_mean
 
 TIE = 1e-12  # of the trace: above rounding in float64, below anything that float32 positions tell apart
 
@@ -98,7 +98,7 @@ class Frames(Method):
         "Duval et al., FAENet, arXiv:2305.05577 (stochastic frame averaging)",
     )
 
-    def draw(self, z_t: Molecules, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
+    def draw(self, z_t: State, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R in F(z_t), one per molecule; 3x3 arithmetic in float64."""
         H = self.group.haar(len(z_t), rng, z_t.x.dtype).double()
         x = z_t.x.detach().double()
@@ -111,7 +111,7 @@ class Frames(Method):
         r3 = torch.linalg.det(H).sign()[:, None] * torch.linalg.cross(r1, r2)
         return torch.stack([r1, r2, r3], dim=2).to(z_t.x.dtype)
 
-    def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
         return symmetrised(denoiser, z_t, level, self.draw(z_t, rng))
 
 
@@ -129,6 +129,6 @@ class FramesAveraged(Frames):
         inside = [s for s in signs if math.prod(s) > 0 or not self.group.proper]
         self.register_buffer("signs", torch.tensor(inside), persistent=False)
 
-    def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
         R = self.draw(z_t, rng)
         return symmetrised_mean(denoiser, z_t, level, (R * s for s in self.signs))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from bench.method import Guarantee, Method, NoOptions
-from bench.molecules import Molecules
+from bench.geometry.state import State
 from bench.registry import methods
+from bench.symmetry.contract import Guarantee, Method, NoOptions
 
 
 @methods.register("haar", NoOptions)
@@ -22,5 +22,5 @@ class Haar(Method):
     on_equivariant_backbone = "a turned example has the loss of the stored one, with the noise turned along"
     references = ("Zhang et al., SymDiff, arXiv:2410.06262 (DiT-Aug)",)
 
-    def augment(self, x0: Molecules, rng: torch.Generator) -> Molecules:
+    def augment(self, x0: State, rng: torch.Generator) -> State:
         return x0.rotate(self.group.haar(len(x0), rng, x0.x.dtype))

@@ -19,9 +19,9 @@ import torch
 
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
-from bench.method import TURNED_BACK, Guarantee, Method, Setting, symmetrised_mean
-from bench.molecules import Molecules
+from bench.geometry.state import State
 from bench.registry import methods
+from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, Setting, symmetrised_mean
 
 
 @dataclass
@@ -55,6 +55,6 @@ class OrbitAverage(Method):
         super().__init__(cfg, setting)
         self.n_draws = cfg.n_draws
 
-    def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
         draws = (self.group.haar(len(z_t), rng, z_t.x.dtype) for _ in range(self.n_draws))
         return symmetrised_mean(denoiser, z_t, level, draws)

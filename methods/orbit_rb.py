@@ -1,6 +1,6 @@
 """Orbit Rao-Blackwellisation: Haar augmentation whose target is averaged over sampled rotations.
 
-Estimator, options and proof of unbiasedness: `bench.orbit_targets`. Tong et al., Orbit Diffusion, arXiv:2502.09890.
+Estimator, options and proof of unbiasedness: `bench.symmetry.orbit`. Tong et al., Orbit Diffusion, arXiv:2502.09890.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 
 from bench.diffusion.schedule import NoiseLevel
-from bench.method import Guarantee, Method
-from bench.molecules import Molecules
-from bench.orbit_targets import OrbitAverageConfig, orbit_average
+from bench.geometry.state import State
 from bench.registry import methods
+from bench.symmetry.contract import Guarantee, Method
+from bench.symmetry.orbit import OrbitAverageConfig, orbit_average
 
 
 @methods.register("orbit_rb", OrbitAverageConfig)
@@ -23,10 +23,10 @@ class OrbitRB(Method):
 
     cfg: OrbitAverageConfig
 
-    def augment(self, x0: Molecules, rng: torch.Generator) -> Molecules:
+    def augment(self, x0: State, rng: torch.Generator) -> State:
         return x0.rotate(self.group.haar(len(x0), rng, x0.x.dtype))
 
-    def target(self, x0: Molecules, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+    def target(self, x0: State, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
         average = orbit_average(x0, z_t, level, self.group, rng, self.cfg)
         self.diagnostics["effective_sample_size"] = average.effective_sample_size.mean()
         return average.target

@@ -7,7 +7,7 @@ through one inner product,
 
     p(R | x_t, x0) ~ exp(tr(F^T R)),   F = (alpha / sigma^2) sum_n x_{t,n} x_{0,n}^T,
 
-a matrix-Fisher distribution, whose mean M is a 3x3 quadrature (`bench.matrix_fisher`): the target is T = M x0, with no
+a matrix-Fisher distribution, whose mean M is a 3x3 quadrature (`bench.geometry.matrix_fisher`): the target is T = M x0, with no
 Monte Carlo. That paper estimates T by sampling group elements; we know of no publication of the closed form for de novo
 generation. It lowers the variance of the target by at most dim SO(3) = 3 of the 3(N-1) units of noise.
 """
@@ -17,10 +17,10 @@ from __future__ import annotations
 import torch
 
 from bench.diffusion.schedule import NoiseLevel
-from bench.method import Guarantee, Method, NoOptions
-from bench.molecules import Molecules
-from bench.orbit_targets import fisher_parameter
+from bench.geometry.state import State
 from bench.registry import methods
+from bench.symmetry.contract import Guarantee, Method, NoOptions
+from bench.symmetry.orbit import fisher_parameter
 
 
 @methods.register("orbit_rb_exact", NoOptions)
@@ -30,11 +30,11 @@ class OrbitRBExact(Method):
     guarantee = Guarantee.AT_OPTIMUM
     references = ("Tong et al., Orbit Diffusion (Rao-Blackwell gradient estimators), arXiv:2502.09890",)
 
-    def augment(self, x0: Molecules, rng: torch.Generator) -> Molecules:
+    def augment(self, x0: State, rng: torch.Generator) -> State:
         return x0.rotate(self.group.haar(len(x0), rng, x0.x.dtype))
 
     @torch.no_grad()
-    def target(self, x0: Molecules, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+    def target(self, x0: State, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
         del rng
         F = fisher_parameter(x0.x[:, None], z_t, level)[:, 0]
         return x0.rotate(self.group.matrix_fisher_mean(F).to(x0.x.dtype))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bench.method import Method, NoOptions
 from bench.registry import methods
-from bench.state_dict import PublishedWeights
+from bench.symmetry.contract import Method, NoOptions
+from bench.symmetry.published import PublishedWeights
 
 
 @methods.register("plain", NoOptions)

@@ -17,14 +17,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.dit import DiT, GaussianPairEmbedding, Trunk, xavier_linear
-from bench.backbones.rows import Float32Linear
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
-from bench.groups import gram_schmidt, product
-from bench.method import TURNED_BACK, Guarantee, Method, Setting, symmetrised
-from bench.molecules import Molecules
+from bench.geometry.groups import gram_schmidt, product
+from bench.geometry.state import State
+from bench.nn.linear import Float32Linear
+from bench.nn.static import static_layout
 from bench.registry import methods
-from bench.static import static_layout
+from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, Setting, symmetrised
 
 
 @dataclass
@@ -75,7 +75,7 @@ class RotationKernel(nn.Module):
         self.hidden = xavier_linear(cfg.kernel_width, cfg.decoder_width)
         self.matrix = xavier_linear(cfg.decoder_width, 9)
 
-    def forward(self, y: Molecules, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
+    def forward(self, y: State, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
         """One orthogonal matrix per molecule; the columns of a 3x3 output are orthonormalised.
 
         Its determinant is the sign of the output's, or +1 with `proper`.
@@ -86,14 +86,14 @@ class RotationKernel(nn.Module):
         """
         return gram_schmidt(self.raw(y, eta, t), self.proper)
 
-    def raw(self, y: Molecules, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
+    def raw(self, y: State, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
         """The 3x3 output before it is orthonormalised."""
         static = static_layout(self, y.layout)
         if static is None:
             return self.network(y, eta, t)
         return self.network(static.of(y), static.of_atoms(eta), static.of_molecules(t))[:-1].clone()
 
-    def network(self, y: Molecules, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
+    def network(self, y: State, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
         """`raw` in any layout."""
         layout = y.layout.by_size
         x = y.layout.to_sorted(y.x)
@@ -130,13 +130,13 @@ class SymDiff(Method):
             embedding, time_scale = GaussianPairEmbedding(cfg.pair_gaussians, cfg.pair_width), 1.0
         self.kernel = RotationKernel(cfg, embedding, time_scale, setting.n_features, self.group.proper)
 
-    def draw(self, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
+    def draw(self, z_t: State, level: NoiseLevel, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R ~ gamma(. | z_t), one per molecule; gradients flow into the kernel."""
         base = self.group.haar(len(z_t), rng, z_t.x.dtype)
         return self.compose(base, self.draw_kernel(base, z_t, level, rng))
 
     def draw_kernel(
-        self, base: Float[Tensor, "B 3 3"], z_t: Molecules, level: NoiseLevel, rng: torch.Generator
+        self, base: Float[Tensor, "B 3 3"], z_t: State, level: NoiseLevel, rng: torch.Generator
     ) -> Float[Tensor, "B 3 3"]:
         """f(R0^-1 x_t, eta, t) at given R0, with fresh eta."""
         shape = (len(z_t.x), self.kernel.noise_dims)
@@ -148,13 +148,13 @@ class SymDiff(Method):
         """R0 f: turns by Q where R0 does and f stays."""
         return product(base, f)
 
-    def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
         return symmetrised(denoiser, z_t, level, self.draw(z_t, level, rng))
 
 
 @torch.no_grad()
 def kernel_statistics(
-    method: SymDiff, z_t: Molecules, level: NoiseLevel, rng: torch.Generator, n_draws: int = 64
+    method: SymDiff, z_t: State, level: NoiseLevel, rng: torch.Generator, n_draws: int = 64
 ) -> dict[str, Float[Tensor, "B"]]:
     """Whether a kernel has left the Haar measure, molecule by molecule; unbiased, so estimates can be negative.
 

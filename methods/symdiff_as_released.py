@@ -10,15 +10,15 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.groups import gram_schmidt, product
-from bench.method import Guarantee
-from bench.molecules import Molecules
+from bench.geometry.groups import gram_schmidt, product
+from bench.geometry.state import State
 from bench.registry import methods
-from bench.state_dict import OwnWeights, PublishedWeights, StateDict
+from bench.symmetry.contract import Guarantee
+from bench.symmetry.published import OwnWeights, PublishedWeights, StateDict
 from methods.symdiff import RotationKernel, SymDiff, SymDiffConfig
 
 # Layers outside the kernel's blocks, by their names in leozhangML/SymDiff (`DiT_DitGaussian_dynamics`, trunk
-# 'gamma_enc'); None: held and never trained. Read by `bench.published.transformer_names`.
+# 'gamma_enc'); None: held and never trained. Read by `bench.published.weights.transformer_names`.
 PUBLISHED_NAMES: dict[str, str | None] = {
     "gaussian_embedder.means.weight": "pair_embedding.mean",
     "gaussian_embedder.stds.weight": "pair_embedding.raw_scale",
@@ -43,7 +43,7 @@ def sizes_of(published: StateDict) -> dict[str, int]:
     }
 
 
-def released_rotation(kernel: RotationKernel, z_t: Molecules, base: Tensor, eta: Tensor, t: Tensor) -> Tensor:
+def released_rotation(kernel: RotationKernel, z_t: State, base: Tensor, eta: Tensor, t: Tensor) -> Tensor:
     """R = f(R0^-1 x, eta, t) R0^-1 [B, 3, 3], as the released code composes it; not equivariant in law (spec 6.1).
 
     f with rows orthonormalised, as the reference numbers were made (the released option fix_qr, which no released

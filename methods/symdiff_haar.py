@@ -6,9 +6,9 @@ import torch
 
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
-from bench.method import TURNED_BACK, Guarantee, Method, NoOptions, symmetrised
-from bench.molecules import Molecules
+from bench.geometry.state import State
 from bench.registry import methods
+from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, NoOptions, symmetrised
 
 
 @methods.register("symdiff_haar", NoOptions)
@@ -25,5 +25,5 @@ class SymDiffHaar(Method):
     weights_of = "haar"
     references = ("Zhang et al., SymDiff, arXiv:2410.06262 (SymDiff-H)",)
 
-    def predict(self, denoiser: Predict, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
         return symmetrised(denoiser, z_t, level, self.group.haar(len(z_t), rng, z_t.x.dtype))

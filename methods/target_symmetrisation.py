@@ -1,6 +1,6 @@
 """Target symmetrisation: the weighted average of x0 over sampled rotations as target, on the data as stored.
 
-Estimator, options and proof of unbiasedness: `bench.orbit_targets`. Tong et al., arXiv:2502.09890 (version 1 under this
+Estimator, options and proof of unbiasedness: `bench.symmetry.orbit`. Tong et al., arXiv:2502.09890 (version 1 under this
 name).
 
 Why an equivariant backbone. For D(Qz) = Q D(z) the loss is the same, draw by draw, for (x0, eps, R_k) and for
@@ -20,10 +20,10 @@ from __future__ import annotations
 import torch
 
 from bench.diffusion.schedule import NoiseLevel
-from bench.method import Guarantee, Method
-from bench.molecules import Molecules
-from bench.orbit_targets import OrbitAverageConfig, orbit_average
+from bench.geometry.state import State
 from bench.registry import methods
+from bench.symmetry.contract import Guarantee, Method
+from bench.symmetry.orbit import OrbitAverageConfig, orbit_average
 
 
 @methods.register("target_symmetrisation", OrbitAverageConfig)
@@ -37,7 +37,7 @@ class TargetSymmetrisation(Method):
 
     cfg: OrbitAverageConfig
 
-    def target(self, x0: Molecules, z_t: Molecules, level: NoiseLevel, rng: torch.Generator) -> Molecules:
+    def target(self, x0: State, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
         average = orbit_average(x0, z_t, level, self.group, rng, self.cfg)
         self.diagnostics["effective_sample_size"] = average.effective_sample_size.mean()
         return average.target

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.config import RunConfig, build, options_of, reason_to_skip
+from bench.config.run import RunConfig, build, options_of, reason_to_skip
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.process import Diffusion, DiffusionConfig
 from bench.diffusion.schedule import NoiseLevel
-from bench.groups import O3, SO3, Group
-from bench.method import Setting
-from bench.model import Model
-from bench.molecules import Layout, Molecules
+from bench.geometry.groups import O3, SO3, Group
+from bench.geometry.layout import Layout
+from bench.geometry.state import State
 from bench.registry import Registry, backbones, methods
-from bench.structures import Structures
+from bench.run.model import Model
+from bench.structures.structures import Structures
+from bench.symmetry.contract import Setting
 
 ELEMENTS = (1, 6, 7, 8, 9)
 MEAN_ATOMS = 7.5
@@ -60,7 +61,7 @@ def core(**options: Any) -> Diffusion:
 
 def states(
     sizes: tuple[int, ...] | list[int] = SIZES, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> tuple[Molecules, Molecules, NoiseLevel, Molecules]:
+) -> tuple[State, State, NoiseLevel, State]:
     """Clean state, noise, one level per molecule (t > 0), noised state."""
     diffusion = core()
     x0 = diffusion.encode(structures(sizes, seed), dtype=dtype)
@@ -80,15 +81,16 @@ def orthogonal(determinant: int, seed: int = 0) -> Tensor:
     return Q * (torch.linalg.det(Q) * determinant)
 
 
-def turned(z: Molecules, Q: Tensor) -> Molecules:
+def turned(z: State, Q: Tensor) -> State:
     """Every molecule turned by one Q."""
     return z.rotate(Q.to(z.x.dtype).expand(len(z), 3, 3))
 
 
-def subset(z: Molecules, molecules: list[int]) -> Molecules:
+def subset(z: State, molecules: list[int]) -> State:
     """Some molecules of a batch, in the order given."""
-    return Molecules(
-        z.x[atoms_of(z.layout, molecules)], z.h[atoms_of(z.layout, molecules)], sublayout(z.layout, molecules)
+    return State(
+        {"x": z.x[atoms_of(z.layout, molecules)], "h": z.h[atoms_of(z.layout, molecules)]},
+        sublayout(z.layout, molecules),
     )
 
 
@@ -111,7 +113,7 @@ def permutation(layout: Layout, seed: int = 0) -> Tensor:
     return torch.cat([a + torch.randperm(b - a, generator=generator(seed + a)) for a, b in pairwise(ptr)])
 
 
-def permuted(z: Molecules, order: Tensor) -> Molecules:
+def permuted(z: State, order: Tensor) -> State:
     return z.replace(x=z.x[order], h=z.h[order])
 
 
@@ -257,9 +259,9 @@ def with_another_term(source: Path, right: str, wrong: str, folder: Path) -> Pat
     return changed
 
 
-def relative_error(a: Molecules | Tensor, b: Molecules | Tensor) -> float:
+def relative_error(a: State | Tensor, b: State | Tensor) -> float:
     """max |a - b| / max |b|; of molecules, the larger of that of positions and that of features."""
-    if isinstance(a, Molecules) and isinstance(b, Molecules):
+    if isinstance(a, State) and isinstance(b, State):
         return max(relative_error(a.x, b.x), relative_error(a.h, b.h))
     assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)

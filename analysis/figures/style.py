@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from analysis.load import Study
 from analysis.stats import Group
-from bench.records import write_atomically
+from bench.records.store import write_atomically
 
 # Okabe & Ito's colours, safe for colour-blind readers (jfly.uni-koeln.de/color), without yellow: it is lost on white;
 # then three of Paul Tol's muted ones (personal.sron.nl/~pault)

@@ -13,7 +13,7 @@ from analysis.labels import COST, GAP, GUARANTEES, METRICS, MISSING, NLL, QUALIT
 from analysis.load import TRAINING_COST, Frame, Study
 from analysis.stats import Group, Summary, best_group, summarise
 from analysis.tables.render import Cell, Table, latex, markdown, text
-from bench.records import write_atomically
+from bench.records.store import write_atomically
 
 N_TEXT = 3  # method, backbone, guarantee
 NBSP = "\N{NO-BREAK SPACE}"

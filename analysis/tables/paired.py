@@ -11,7 +11,7 @@ from analysis.load import Frame, Study
 from analysis.stats import Difference, Group, Summary, paired, reference_for, reference_group, summarise
 from analysis.tables.main import BOUND, is_bound
 from analysis.tables.render import Cell, Table, latex, markdown
-from bench.records import write_atomically
+from bench.records.store import write_atomically
 
 
 def build(study: Study, out: Path, reference: str | None = None) -> list[Path]:

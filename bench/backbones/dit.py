@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.backbones import dit_passes
-from bench.backbones.gaussians import mean_gaussians
-from bench.backbones.pairs import differences
-from bench.backbones.rows import Float32Linear, joint_linear, padded_rows
-from bench.molecules import Layout, Molecules
+from bench.geometry.layout import Layout
+from bench.geometry.state import State
+from bench.kernels import dit_passes
+from bench.nn.gaussians import mean_gaussians
+from bench.nn.linear import Float32Linear, joint_linear, padded_rows
+from bench.nn.pairs import differences
+from bench.nn.static import StaticLayout
 from bench.registry import backbones
-from bench.static import StaticLayout
 
 EPS = 1e-6  # of the norms
 
@@ -256,7 +257,7 @@ class DiT(nn.Module):
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
         self.head = zero_linear(cfg.width, 3 + n_features, layer=Float32Linear)
 
-    def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
+    def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: x part [A, 3] and features [A, F]; zero at initialisation."""
         layout = z.layout.by_size
         x, h = z.layout.to_sorted(z.x), z.layout.to_sorted(z.h)

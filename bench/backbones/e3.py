@@ -15,7 +15,7 @@ with linear maps U, V over channels, one for each degree, and <h^l>^2 the mean s
     h_i^0 <- h_i^0 + u,  h_i^l <- h_i^l + sigmoid(g^l) m_i^l
 A block so changes h by a bounded amount, and for large states the network grows no faster than linearly (tested).
 Because C does not depend on j, it is applied after the sum, once per atom: the work on pairs is a small matrix product,
-where a tensor product on each pair as in e3nn would write [P, paths, 2 l3 + 1, C] (equal to it: tests/unit/test_e3.py).
+where a tensor product on each pair as in e3nn would write [P, paths, 2 l3 + 1, C] (equal to it: tests/unit/backbones/test_e3.py).
 
 Distances are those of a noised, scaled state, from 0.1 to tens: Gaussians in log d, each as wide as their spacing.
 Everything is smooth, in one point too: solid harmonics of the softened v vanish there with their gradients finite.
@@ -33,9 +33,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.egnn import first_layer
-from bench.backbones.pairs import components, differences, harmonic_moments, off_diagonal
-from bench.backbones.rows import Float32Linear
-from bench.molecules import Layout, Molecules
+from bench.geometry.layout import Layout
+from bench.geometry.state import State
+from bench.nn.linear import Float32Linear
+from bench.nn.pairs import components, differences, harmonic_moments, off_diagonal
 from bench.registry import backbones
 
 SOFTENING = 0.1  # distance below which two atoms look as if in one place
@@ -212,7 +213,7 @@ class E3(nn.Module):
         self.velocity = Float32Linear(cfg.width, 1, bias=False)
         self.readout = Float32Linear(cfg.width, n_features)
 
-    def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
+    def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: one vector per atom [A, 3] and features [A, F]."""
         layout = z.layout.by_size
         x = z.layout.to_sorted(z.centre(z.x))

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.backbones import pair_mlp
-from bench.backbones.pairs import differences, off_diagonal, pair_input, weighted_sum
-from bench.backbones.rows import Float32Linear, RowLinear, row_linear
-from bench.molecules import Layout, Molecules
+from bench.geometry.layout import Layout
+from bench.geometry.state import State
+from bench.kernels import pair_mlp
+from bench.nn.linear import Float32Linear, RowLinear, row_linear
+from bench.nn.pairs import differences, off_diagonal, pair_input, weighted_sum
 from bench.registry import backbones
 
 
@@ -157,7 +158,7 @@ class EGNN(nn.Module):
         # the published network reads out the time channel too and drops it: its row is kept so that weights load
         self.readout = Float32Linear(cfg.width, n_features + 1)
 
-    def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
+    def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: displacement x_L - x_0 [A, 3] and features [A, F]."""
         layout = z.layout.by_size
         x = x_in = z.layout.to_sorted(z.x)

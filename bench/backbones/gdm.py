@@ -21,8 +21,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.egnn import MessagePassing
-from bench.backbones.rows import Float32Linear
-from bench.molecules import Layout, Molecules
+from bench.geometry.layout import Layout
+from bench.geometry.state import State
+from bench.nn.linear import Float32Linear
 from bench.registry import backbones
 
 
@@ -67,7 +68,7 @@ class GDM(nn.Module):
         # the published network reads out the time channel too and drops it: its row is kept so that weights load
         self.readout = Float32Linear(cfg.width, 3 + n_features + 1)
 
-    def forward(self, z: Molecules, t: Float[Tensor, "B"]) -> Molecules:
+    def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: x part [A, 3] and features [A, F]."""
         layout = z.layout.by_size
         h = self.embedding(z.layout.to_sorted(torch.cat([z.x, z.h, z.per_atom(t)[:, None]], dim=1)))

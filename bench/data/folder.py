@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import files
-from bench.data.dataset import SPLITS, DataError, DataSet, grouped
 from bench.registry import datasets
-from bench.structures import Structures
+from bench.structures import files
+from bench.structures.dataset import SPLITS, DataError, DataSet, grouped
+from bench.structures.structures import Structures
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def load(cfg: FolderConfig) -> DataSet:
 
     Molecules that cannot be trained on (fewer than two atoms, or atoms on top of each other) are
     left out and noted with their file. Raises DataError when the folder holds no data set; FileError from
-    `bench.files` when a file cannot be read.
+    `bench.structures.files` when a file cannot be read.
     """
     folder = Path(cfg.dir).expanduser()
     if not folder.is_dir():

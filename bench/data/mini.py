@@ -1,6 +1,6 @@
 """The embedded data set: small molecules of H, C, N, O and F with GFN2-xTB geometries, shipped with the package.
 
-Made by `bench/make_mini.py`. It stands in for QM9 where neither a copy nor a network is at hand, and is labelled
+Made by `bench/mini/make.py`. It stands in for QM9 where neither a copy nor a network is at hand, and is labelled
 as itself wherever it is used.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.data.dataset import DataError, DataSet, read_with
 from bench.registry import datasets
+from bench.structures.dataset import DataError, DataSet, read_with
 
 PATH = Path(__file__).with_name("mini.npz")
 ELEMENTS = (1, 6, 7, 8, 9)

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import npz
-from bench.data import gdb9, mini
-from bench.data.dataset import SPLITS, DataError, DataSet, grouped, read_with
-from bench.data.download import CannotStartError, fetch
-from bench.records import write_atomically
+from bench.data import mini
+from bench.records import npz
+from bench.records.store import write_atomically
 from bench.registry import datasets
-from bench.structures import Structures
+from bench.structures import gdb9
+from bench.structures.dataset import SPLITS, DataError, DataSet, grouped, read_with
+from bench.structures.fetch import CannotStartError, fetch
+from bench.structures.structures import Structures
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from torch import nn
 
 from bench.diffusion.schedule import NoiseLevel
-from bench.molecules import Molecules
-from bench.static import on_device
+from bench.geometry.state import State
+from bench.nn.static import on_device
 
 
 class Denoiser(nn.Module):
@@ -25,7 +25,7 @@ class Denoiser(nn.Module):
         self.backbone = backbone
         self.n_calls = 0
 
-    def forward(self, z_t: Molecules, level: NoiseLevel) -> Molecules:
+    def forward(self, z_t: State, level: NoiseLevel) -> State:
         self.n_calls += 1
         # under autocast a network answers in bf16; what is done with its answer is not
         return on_device(self.backbone, z_t, level.t).to(dtype=z_t.x.dtype).centred()

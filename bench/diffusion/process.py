@@ -20,10 +20,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.diffusion.schedule import NoiseLevel, NoiseSchedule
-from bench.molecules import Layout, Molecules
-from bench.structures import Structures
+from bench.geometry.layout import Layout
+from bench.geometry.state import State
+from bench.structures.structures import Structures
 
-Predict = Callable[[Molecules, NoiseLevel], Molecules]
+Predict = Callable[[State, NoiseLevel], State]
 
 
 @dataclass
@@ -43,7 +44,7 @@ class DiffusionConfig:
     edm_compat: bool = False
 
 
-def weighted_error(eps_hat: Molecules, eps: Molecules, level: NoiseLevel) -> Float[Tensor, "B"]:
+def weighted_error(eps_hat: State, eps: State, level: NoiseLevel) -> Float[Tensor, "B"]:
     """0.5 |eps_hat - eps|^2 over positions and features: weight 1 in noise space ('l2' of arXiv:2203.17003)."""
     del level
     return 0.5 * eps_hat.combine(eps, torch.sub).squared_norm()
@@ -83,7 +84,7 @@ class Diffusion(nn.Module):
 
     def encode(
         self, structures: Structures, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> Molecules:
+    ) -> State:
         """Scaled, centred state of real molecules.
 
         Raises:
@@ -101,10 +102,10 @@ class Diffusion(nn.Module):
         if self.cfg.include_charges:
             h[:, -1] = structures.numbers / self.cfg.scale_charge
         x = torch.from_numpy(np.ascontiguousarray(structures.positions)).to(device, dtype) / self.cfg.scale_position
-        return Molecules(x, torch.from_numpy(h).to(device, dtype), Layout(structures.n_atoms, device)).centred()
+        return State({"x": x, "h": torch.from_numpy(h).to(device, dtype)}, Layout(structures.n_atoms, device)).centred()
 
-    def decode(self, state: Molecules) -> Structures:
-        """Molecules of a final state: elements by the largest one-hot channel, positions in angstrom.
+    def decode(self, state: State) -> Structures:
+        """State of a final state: elements by the largest one-hot channel, positions in angstrom.
 
         All `n_elements` channels take part, with or without a charge channel (the published code drops the last
         element when there is none). The charge channel is a feature only; it does not decide the element.
@@ -118,17 +119,17 @@ class Diffusion(nn.Module):
 
     # ------------------------------------------------------------------ noising and the training error
 
-    def noise(self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Molecules:
+    def noise(self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> State:
         """eps = [P n_x, n_h] with n standard normal: unit variance on U and on features."""
         n = torch.randn(layout.n_total, 3 + self.n_features, generator=rng, device=rng.device, dtype=dtype)
-        return Molecules(n[:, :3], n[:, 3:], layout).centred()
+        return State({"x": n[:, :3], "h": n[:, 3:]}, layout).centred()
 
-    def noising(self, x0: Molecules, eps: Molecules, level: NoiseLevel) -> Molecules:
+    def noising(self, x0: State, eps: State, level: NoiseLevel) -> State:
         """z_t = alpha x0 + sigma eps."""
         alpha, sigma = x0.per_atom(level.alpha)[:, None], x0.per_atom(level.sigma)[:, None]
         return x0.combine(eps, lambda clean, noise: alpha * clean + sigma * noise)
 
-    def noise_target(self, target: Molecules, x0: Molecules, eps: Molecules, level: NoiseLevel) -> Molecules:
+    def noise_target(self, target: State, x0: State, eps: State, level: NoiseLevel) -> State:
         """The noise that goes with a target T for x0 at fixed z_t: eps + (alpha / sigma) (x0 - T).
 
         Exact for T = x0 and free of the cancellation of (z_t - alpha T) / sigma at small sigma.
@@ -142,10 +143,10 @@ class Diffusion(nn.Module):
     def training_loss(
         self,
         error: Float[Tensor, "B"],
-        eps_hat: Molecules,
-        eps: Molecules,
-        x0: Molecules,
-        z_t: Molecules,
+        eps_hat: State,
+        eps: State,
+        x0: State,
+        z_t: State,
         level: NoiseLevel,
     ) -> Float[Tensor, "B"]:
         """Loss of each molecule: the method's error for t > 0, the decoder's term for t = 0, over one constant.
@@ -170,7 +171,7 @@ class Diffusion(nn.Module):
 
     # ------------------------------------------------------------------ likelihood
 
-    def feature_log_likelihood(self, x0: Molecules, z_0: Molecules, level: NoiseLevel) -> Float[Tensor, "B"]:
+    def feature_log_likelihood(self, x0: State, z_0: State, level: NoiseLevel) -> Float[Tensor, "B"]:
         """log p(h | z_0) of the decoder: Gaussian mass in the unit bin around each integer (arXiv:2203.17003, eq. 12).
 
         It depends on z_0 alone, not on the network.
@@ -190,7 +191,7 @@ class Diffusion(nn.Module):
         dims = 3.0 * (layout.n_atoms.double() - 1)
         return dims * (0.5 * self.schedule.gamma[0] + 0.5 * math.log(2 * math.pi) + math.log(self.cfg.scale_position))
 
-    def prior_kl(self, x0: Molecules) -> Float[Tensor, "B"]:
+    def prior_kl(self, x0: State) -> Float[Tensor, "B"]:
         """KL(q(z_T | x0) || N(0, I)), 3(N-1) dimensions for positions and N F for features."""
         alpha2, sigma2 = torch.sigmoid(-self.schedule.gamma[-1]), torch.sigmoid(self.schedule.gamma[-1])
         n = x0.n_atoms.double()
@@ -198,7 +199,7 @@ class Diffusion(nn.Module):
         return 0.5 * (dims * (sigma2 - 1 - torch.log(sigma2)) + alpha2 * x0.squared_norm().double())
 
     def bound(
-        self, x0: Molecules, predict: Predict, time_rng: torch.Generator, noise_rng: torch.Generator
+        self, x0: State, predict: Predict, time_rng: torch.Generator, noise_rng: torch.Generator
     ) -> dict[str, Tensor]:
         """One draw of the variational bound of -log p(x, h | N), unbiased over t and noise.
 
@@ -216,16 +217,14 @@ class Diffusion(nn.Module):
         return self.bound_terms(x0, predict, *self._bound_draws(x0, time_rng, noise_rng))
 
     def _bound_draws(
-        self, x0: Molecules, time_rng: torch.Generator, noise_rng: torch.Generator
-    ) -> tuple[Tensor, Molecules, Molecules]:
+        self, x0: State, time_rng: torch.Generator, noise_rng: torch.Generator
+    ) -> tuple[Tensor, State, State]:
         """Times [B] in 1..T, noise of z_t and of z_0."""
         i = torch.randint(1, self.schedule.n_levels + 1, (len(x0),), generator=time_rng, device=time_rng.device)
         eps_t = self.noise(x0.layout, noise_rng, x0.x.dtype)
         return i, eps_t, self.noise(x0.layout, noise_rng, x0.x.dtype)
 
-    def bound_terms(
-        self, x0: Molecules, predict: Predict, i: Tensor, eps_t: Molecules, eps_0: Molecules
-    ) -> dict[str, Tensor]:
+    def bound_terms(self, x0: State, predict: Predict, i: Tensor, eps_t: State, eps_0: State) -> dict[str, Tensor]:
         """The terms of `bound` for given times i [B] in 1..T and noise."""
         dtype = x0.x.dtype
         level = self.schedule.at(i, dtype)
@@ -247,7 +246,7 @@ class Diffusion(nn.Module):
 
     def jensen_gap(
         self,
-        x0: Molecules,
+        x0: State,
         predict: Predict,
         n_draws: int,
         time_rng: torch.Generator,

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bench.diffusion.process import Diffusion, Predict
 from bench.diffusion.schedule import NoiseLevel, NoiseSchedule
-from bench.molecules import Layout, Molecules
+from bench.geometry.layout import Layout
+from bench.geometry.state import State
 
 
 def time_grid(n_levels: int, n_steps: int) -> list[int]:
@@ -37,7 +38,7 @@ def sample(
     n_steps: int,
     rng: torch.Generator,
     on_step: Callable[[], None] = lambda: None,
-) -> Molecules:
+) -> State:
     """Draw molecules of given sizes; n_steps + 1 calls of `predict`.
 
     Args:
@@ -82,17 +83,19 @@ def reverse_coefficients(
     return [ReverseCoefficients(*row) for row in torch.stack(columns, dim=1).tolist()]
 
 
-def reverse_step(z_t: Molecules, eps_hat: Molecules, eps: Molecules, step: ReverseCoefficients) -> Molecules:
+def reverse_step(z_t: State, eps_hat: State, eps: State, step: ReverseCoefficients) -> State:
     """z_s, from the noise estimate at z_t and a fresh draw eps."""
     # projecting again keeps rounding from letting the centre of mass drift over a thousand steps
-    return Molecules(
-        step.keep * z_t.x - step.remove * eps_hat.x + step.spread * eps.x,
-        step.keep * z_t.h - step.remove * eps_hat.h + step.spread * eps.h,
+    return State(
+        {
+            "x": step.keep * z_t.x - step.remove * eps_hat.x + step.spread * eps.x,
+            "h": step.keep * z_t.h - step.remove * eps_hat.h + step.spread * eps.h,
+        },
         z_t.layout,
     ).centred()
 
 
-def decoder_step(z_0: Molecules, eps_hat: Molecules, eps: Molecules, level: NoiseLevel) -> Molecules:
+def decoder_step(z_0: State, eps_hat: State, eps: State, level: NoiseLevel) -> State:
     """x = (z_0 - sigma_0 eps_hat) / alpha_0 + (sigma_0 / alpha_0) eps'_x; h stays z_0's. `level` is that of t = 0."""
     alpha_0, sigma_0 = level.alpha[0], level.sigma[0]
     return z_0.replace(x=(z_0.x - sigma_0 * eps_hat.x + sigma_0 * eps.x) / alpha_0)

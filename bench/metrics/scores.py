@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.metrics.stability import Bonds, BondTable, infer_bonds
 from bench.metrics.validity import smiles_from_bonds
-from bench.structures import Structures
+from bench.structures.structures import Structures
 
 N_RESAMPLES = 1000
 Z_95 = 1.959964
@@ -45,7 +45,7 @@ class Scores:
         return np.array([smiles is not None for smiles in self.smiles], dtype=bool)
 
     def summary(self) -> dict[str, int | float | None]:
-        """The metrics of `bench.records.METRICS`, as fractions.
+        """The metrics of `bench.records.store.METRICS`, as fractions.
 
         Atom stability is over all atoms, molecule stability and validity over all molecules, uniqueness over the valid
         molecules, novelty over the unique ones; a metric without denominator is None, and so is novelty without

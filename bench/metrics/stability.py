@@ -19,7 +19,7 @@ from importlib import resources
 import numpy as np
 from rdkit import Chem
 
-from bench.structures import Structures
+from bench.structures.structures import Structures
 
 PAIRS_AT_ONCE = 500_000  # bounds the memory of the dense distances (some 50 bytes a pair)
 ORDERS = ("single", "double", "triple")

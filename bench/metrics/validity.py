@@ -19,8 +19,8 @@ import numpy as np
 from rdkit import Chem, rdBase
 
 from bench.metrics.stability import Bonds, infer_bonds
-from bench.sdf import BOND_TYPES
-from bench.structures import Structures
+from bench.structures.sdf import BOND_TYPES
+from bench.structures.structures import Structures
 
 MOLECULES_PER_TASK = 500
 FEWEST_FOR_A_POOL = 2000  # below this the pool costs more than it saves

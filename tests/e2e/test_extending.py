@@ -22,7 +22,7 @@ import bench.backbones, bench.data, methods
 for package in (methods, bench.backbones, bench.data):
     package.__path__.append(str(Path(*package.__name__.split("."))))
 """
-RUN = f"{LAID}\nfrom bench.cli import main\nsys.exit(main(sys.argv[1:]))"
+RUN = f"{LAID}\nfrom bench.cli.main import main\nsys.exit(main(sys.argv[1:]))"
 CONTRACT = f"{LAID}\nimport pytest\nsys.exit(pytest.main(sys.argv[1:]))"
 GUARANTEES = ROOT / "tests" / "property" / "test_guarantees.py"
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from bench.records import read_json, read_steps
+from bench.records.store import read_json, read_steps
 
 TINY = {
     "study": "tiny",
@@ -53,7 +53,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def command(*args: str, cwd: Path, start: bool = False):
     """Run `equibench ARGS` (or start it, in a process group of its own)."""
-    line = [sys.executable, "-m", "bench.cli", *args]
+    line = [sys.executable, "-m", "bench.cli.main", *args]
     if start:
         return subprocess.Popen(
             line, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
@@ -250,7 +250,15 @@ def test_several_processes_train_one_run(straight, tmp_path):
     other = tmp_path / "torchrun" / folder.name
     other.mkdir(parents=True)
     shutil.copy(folder / "config.yaml", other)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "bench.parallel"]
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "bench.run.parallel",
+    ]
     done = subprocess.run(
         [*line, str(other)], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True
     )
@@ -297,12 +305,12 @@ def test_load_run_gives_the_denoiser(straight):
     import torch
 
     import bench
-    from bench.molecules import Layout, Molecules
+    from bench.geometry.state import Layout, State
 
     (folder,) = (straight / "runs/tiny").glob("edm-egnn-*")
     run = bench.load_run(folder)
     layout = Layout([5, 7])
-    z = Molecules(torch.randn(12, 3), torch.randn(12, run.diffusion.n_features), layout).centred()
+    z = State({"x": torch.randn(12, 3), "h": torch.randn(12, run.diffusion.n_features)}, layout).centred()
     eps_hat = run.denoiser(z, run.diffusion.schedule.at(torch.tensor([100, 500])))
     assert eps_hat.x.shape == (12, 3)
     assert torch.isfinite(eps_hat.x).all()

@@ -379,10 +379,9 @@ def readers() -> list[Reader]:
 
 
 def _of_molecules() -> list[Reader]:
-    from bench import files
-    from bench.data import gdb9
-    from bench.data.dataset import DataError, read_with
     from bench.data.folder import FolderConfig, load
+    from bench.structures import files, gdb9
+    from bench.structures.dataset import DataError, read_with
 
     def molecules(path: Path) -> None:
         sensible(files.read(path))
@@ -436,9 +435,9 @@ def _of_molecules() -> list[Reader]:
 
 
 def _of_pages() -> list[Reader]:
-    from bench.config import ConfigError, read_run
-    from bench.import_weights import read_page
-    from bench.studies import load_study
+    from bench.config.run import ConfigError, read_run
+    from bench.config.study import load_study
+    from bench.published.importing import read_page
 
     def study(path: Path) -> None:
         runs = load_study(str(path)).runs
@@ -457,8 +456,8 @@ def _of_pages() -> list[Reader]:
 
 def _of_records() -> list[Reader]:
     from analysis.load import load
-    from bench import records
-    from bench.sample import sizes_of
+    from bench.records import store as records
+    from bench.run.sample import sizes_of
 
     def data(path: Path) -> None:
         sizes_of(records.read_json(path, records.DATA), path)
@@ -500,12 +499,12 @@ def _of_weights() -> list[Reader]:
     from safetensors.torch import save
     from torch import nn
 
-    from bench.checkpoint import CheckpointError, load_average, load_state, save_state
-    from bench.config import TrainConfig
-    from bench.optimise import TrainingState
-    from bench.parity import Fixture, FixtureError, compare
-    from bench.published import read_checkpoint, understand
-    from bench.state_dict import PublishedError
+    from bench.config.run import TrainConfig
+    from bench.published.parity import Fixture, FixtureError, compare
+    from bench.published.weights import read_checkpoint, understand
+    from bench.run.checkpoint import CheckpointError, load_average, load_state, save_state
+    from bench.run.optimiser import TrainingState
+    from bench.symmetry.published import PublishedError
 
     def training() -> TrainingState:
         torch.manual_seed(0)
@@ -598,7 +597,7 @@ def _of_downloads() -> Reader:
     import hashlib
     from unittest.mock import patch
 
-    from bench.data import download
+    from bench.structures import fetch as download
 
     whole = bytes(range(256)) * 8
     artefact = download.Artefact(

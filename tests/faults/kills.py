@@ -39,11 +39,11 @@ KILLS = 50  # as far as possible as many in each stage
 DAMAGED = 10  # truncations, and flips, of each file of each state
 # stage -> the function in which the process dies, in how many of its calls, and within how many seconds of the call
 STAGES: dict[str, tuple[str, int, float]] = {
-    "training": ("bench.train.training_step", 12, 0.005),
-    "checkpointing": ("bench.train.save_state", 2, 0.004),
-    "sampling": ("bench.evaluate.sample_chunk", 3, 0.05),
-    "scoring": ("bench.execute.score_run", 1, 0.1),
-    "record writing": ("bench.records.write_atomically", 8, 0.001),
+    "training": ("bench.run.train.training_step", 12, 0.005),
+    "checkpointing": ("bench.run.train.save_state", 2, 0.004),
+    "sampling": ("bench.run.evaluate.sample_chunk", 3, 0.05),
+    "scoring": ("bench.run.execute.score_run", 1, 0.1),
+    "record writing": ("bench.records.store.write_atomically", 8, 0.001),
 }
 
 
@@ -83,9 +83,9 @@ def die_in(where: str, call: int, delay: float) -> None:
 
 def victim(where: str, call: int, delay: float, arguments: list[str]) -> int:
     """`equibench ARGUMENTS`, to be killed on its way."""
-    from bench.cli import main
+    from bench.cli.main import main
 
-    for module in ("bench.execute", "bench.train", "bench.evaluate", "bench.runners"):
+    for module in ("bench.run.execute", "bench.run.train", "bench.run.evaluate", "bench.launch.submit"):
         importlib.import_module(module)
     die_in(where, call, delay)
     return main(arguments)
@@ -163,16 +163,16 @@ def flipped(content: bytes, rng: random.Random) -> bytes:
 
 def damage(home: Path) -> list[dict[str, Any]]:
     """Rows for truncations and flips of each file of a run that was cut in training, in sampling, and is done."""
-    from bench.execute import execute
-    from bench.runners import plan
-    from bench.studies import load_study
+    from bench.config.study import load_study
+    from bench.launch.submit import plan
+    from bench.run.execute import execute
 
     rng = random.Random(0)
     grid = [{**STUDY["grid"][0], "method": ["haar"]}]
     study = load_study(str(write_study(home / "damage", **{**STUDY, "grid": grid})))
     states = {
-        "cut in training": ("bench.train.training_step", 18),
-        "cut in sampling": ("bench.evaluate.sample_chunk", 3),
+        "cut in training": ("bench.run.train.training_step", 18),
+        "cut in sampling": ("bench.run.evaluate.sample_chunk", 3),
         "done": None,
     }
     trials, losses, ends = Counter[tuple[str, str]](), Counter[tuple[str, str]](), {}
@@ -213,9 +213,10 @@ def damage(home: Path) -> list[dict[str, Any]]:
 def ending(cfg: Any, folder: Path, expected: dict[str, object]) -> str:
     """same: the run ends with the same bits; refused: one line that names a file; reported: a line in the log, and the
     run goes on; lost: anything else."""
-    from bench import files, records
-    from bench.execute import execute
-    from bench.sample import load_run
+    from bench.records import store as records
+    from bench.run.execute import execute
+    from bench.run.sample import load_run
+    from bench.structures import files
 
     warned = Warnings()
     logging.getLogger("equibench").addHandler(warned)

@@ -66,7 +66,7 @@ class Study:
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         """`equibench run` of it, in a process of its own."""
-        line = [sys.executable, "-m", "bench.cli", "run", str(self.path), *arguments]
+        line = [sys.executable, "-m", "bench.cli.main", "run", str(self.path), *arguments]
         with self.log.open("a") as log:
             launcher = subprocess.Popen(line, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
         self.launchers.append(launcher)
@@ -74,7 +74,7 @@ class Study:
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another command of ours."""
-        line = [sys.executable, "-m", "bench.cli", *arguments]
+        line = [sys.executable, "-m", "bench.cli.main", *arguments]
         return subprocess.run(line, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False)
 
     def wait_paused(self, n: int) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.readme import filled
-from bench.provenance import code_version, device_name, now
-from bench.records import read_json, write_atomically, write_json
+from bench.records.store import read_json, write_atomically, write_json
+from bench.run.provenance import code_version, device_name, now
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"

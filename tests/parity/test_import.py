@@ -22,16 +22,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench
-from bench import published as reader
 from bench.backbones.dit import DiT, DiTConfig
 from bench.backbones.egnn import EGNN, EGNNConfig
-from bench.cli import main
+from bench.cli.main import main
 from bench.data import qm9
-from bench.data.download import CannotStartError
-from bench.parity import Comparison, Fixture
-from bench.records import MANIFEST, read_json
-from bench.state_dict import PublishedError, StateDict
-from bench.structures import Structures
+from bench.published import weights as reader
+from bench.published.parity import Comparison, Fixture
+from bench.records.store import MANIFEST, read_json
+from bench.structures.fetch import CannotStartError
+from bench.structures.structures import Structures
+from bench.symmetry.published import PublishedError, StateDict
 from methods.symdiff import RotationKernel, SymDiffConfig
 from methods.symdiff_as_released import PUBLISHED_NAMES, released_rotation
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import files
 from bench.metrics.scores import score
 from bench.metrics.stability import BondTable, infer_bonds
 from bench.metrics.validity import smiles_of
+from bench.structures import files
 
 REFERENCE = Path(__file__).with_name("metrics.npz")
 

@@ -1,6 +1,6 @@
 """Numbers of the published code, reproduced: EDM `fce07d7` and SymDiff `8aad5a2`, float32 on CPU, random weights.
 
-The files and what they hold: `tests/parity/README.md`; the comparison is `bench.parity`'s, which is also the command
+The files and what they hold: `tests/parity/README.md`; the comparison is `bench.published.parity`'s, which is also the command
 `equibench parity`. Here max |a - b| / max |b| <= 1e-5, and a stored value changed by 0.3 % is refused.
 """
 
@@ -13,13 +13,13 @@ import pytest
 import torch
 from support import generator
 
-from bench import parity
-from bench.cli import main
+from bench.cli.main import main
 from bench.diffusion.denoiser import Denoiser
-from bench.method import symmetrised
-from bench.parity import Comparison, Fixture, FixtureError, compare
-from bench.published import egnn_names, transformer_names
-from bench.state_dict import PublishedError, StateDict
+from bench.published import parity
+from bench.published.parity import Comparison, Fixture, FixtureError, compare
+from bench.published.weights import egnn_names, transformer_names
+from bench.symmetry.contract import symmetrised
+from bench.symmetry.published import PublishedError, StateDict
 from methods.symdiff_as_released import PUBLISHED_NAMES
 
 FOLDER = Path(__file__).parent

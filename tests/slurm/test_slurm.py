@@ -19,7 +19,7 @@ from e2e.test_study import TINY, contents
 from faults.slurm import FAULTS, Study, grid, run_straight, trial
 from slurm.cluster import Cluster, install, wait_for
 
-from bench.locks import holder
+from bench.records.lock import holder
 
 pytestmark = pytest.mark.slurm
 WITH_CHILD = [{**TINY["grid"][0], "seed": [0]}]  # a method on the weights of another, which it stands before

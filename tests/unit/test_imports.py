@@ -21,30 +21,30 @@ OURS = ("bench", "methods", "analysis")
 LINES = [
     line.split()
     for line in (
-        "bench.structures bench.files bench.sdf bench.npz bench.pages bench.reading bench.molecules "
-        "bench.matrix_fisher bench.groups bench.streams bench.records bench.registry bench.locks bench.slurm "
-        "bench.launches bench.status bench.clock bench.denormals bench.native bench.threads bench.static",
-        "bench.diffusion bench.state_dict bench.orbit_targets",
-        "bench.method bench.backbones bench.data bench.metrics",
+        "bench.structures.structures bench.structures.files bench.structures.sdf bench.records.npz bench.records.pages bench.records.inputs bench.geometry.state "
+        "bench.geometry.matrix_fisher bench.geometry.groups bench.streams bench.records.store bench.registry bench.records.lock bench.launch.queue "
+        "bench.launch.launches bench.launch.status bench.run.clock bench.run.denormals bench.kernels.native bench.kernels.threads bench.nn.static",
+        "bench.diffusion bench.symmetry.published bench.symmetry.orbit",
+        "bench.symmetry.contract bench.backbones bench.data bench.metrics",
         "methods",
-        "bench.config bench.published bench.parity bench.studies",
-        "bench.model bench.batches bench.parts bench.adamw bench.optimise bench.checkpoint",
-        "bench.parallel bench.divergence bench.resume bench.train bench.sample bench.evaluate bench.compilation "
-        "bench.provenance bench.execute bench.floor bench.timing bench.worker",
-        "bench.runners bench.estimate bench.publish bench.listing bench.score bench.import_weights bench.scaling "
-        "bench.lease bench.mini_card bench.make_mini",
-        "bench.cli",
+        "bench.config.run bench.published.weights bench.published.parity bench.config.study",
+        "bench.run.model bench.run.batches bench.run.parts bench.kernels.adamw bench.run.optimiser bench.run.checkpoint",
+        "bench.run.parallel bench.run.watch bench.run.resume bench.run.train bench.run.sample bench.run.evaluate bench.run.compile "
+        "bench.run.provenance bench.run.execute bench.run.roofline bench.run.timing bench.launch.job",
+        "bench.launch.submit bench.launch.plan bench.launch.publish bench.cli.listing bench.cli.score bench.published.importing bench.run.scaling "
+        "bench.lease bench.mini.card bench.mini.make",
+        "bench.cli.main",
     )
 ]
 APART = (2,)
 FORBIDDEN = {"methods": ("bench.data", "bench.metrics")}  # so that no method can see a test set
-FOR_ANALYSIS = "bench.records"
-LAZY_ANALYSIS = "bench.cli"  # alone may call analysis, and inside functions
+FOR_ANALYSIS = "bench.records.store"
+LAZY_ANALYSIS = "bench.cli.main"  # alone may call analysis, and inside functions
 
 PLACES = {"torch_geometric": ("bench.data", "bench.backbones.e3"), "e3nn": ("bench.backbones.e3",)}
 NEVER_AT_MODULE_LEVEL = ("submitit", "omegaconf", "e3nn")  # anywhere; nor rdkit, but in WITH_RDKIT
-MAKING_MINI = ("bench.data.random_graphs", "bench.mini_card", "bench.make_mini")
-WITH_RDKIT = ("bench.sdf", "bench.metrics", "analysis.figures", *MAKING_MINI)
+MAKING_MINI = ("bench.mini.graphs", "bench.mini.card", "bench.mini.make")
+WITH_RDKIT = ("bench.structures.sdf", "bench.metrics", "analysis.figures", *MAKING_MINI)
 # words that are also the name of something other than a method
 OTHER_MEANINGS = {("bench.metrics.stability", "edm")}  # the bond table of that paper
 
@@ -84,7 +84,7 @@ def imports(source: str) -> Iterator[Import]:
 
 
 def resolve(module: str, name: str) -> str:
-    """`from bench import files` names the module bench.files, `from bench.files import read` does so too."""
+    """`from bench import files` names the module bench.structures.files, `from bench.structures.files import read` does so too."""
     inner = ROOT.joinpath(*module.split("."), name)
     return f"{module}.{name}" if inner.is_dir() or inner.with_suffix(".py").is_file() else module
 
@@ -165,20 +165,20 @@ def test_imports_run_one_way():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("bench.groups", "from bench.diffusion.schedule import NoiseLevel"),
-        ("bench.diffusion.process", "from bench.method import Method"),
+        ("bench.geometry.groups", "from bench.diffusion.schedule import NoiseLevel"),
+        ("bench.diffusion.process", "from bench.symmetry.contract import Method"),
         ("bench.metrics.stability", "from bench.data import qm9"),
-        ("bench.backbones.egnn", "from bench.method import Method"),
+        ("bench.backbones.egnn", "from bench.symmetry.contract import Method"),
         ("methods.plain", "from bench.data.qm9 import load"),
         ("methods.plain", "def peek():\n    from bench.metrics.scores import score"),
-        ("methods.plain", "from bench.config import RunConfig"),
-        ("bench.train", "from bench.runners import plan"),
-        ("bench.runners", "def show():\n    from analysis.report import build"),
-        ("bench.cli", "from analysis.report import build"),
-        ("analysis.load", "from bench.config import RunConfig"),
+        ("methods.plain", "from bench.config.run import RunConfig"),
+        ("bench.run.train", "from bench.launch.submit import plan"),
+        ("bench.launch.submit", "def show():\n    from analysis.report import build"),
+        ("bench.cli.main", "from analysis.report import build"),
+        ("analysis.load", "from bench.config.run import RunConfig"),
         ("analysis.load", "from bench import records, files"),
-        ("bench", "from bench.sample import load_run"),
-        ("bench.nowhere", "from bench.records import read_json"),
+        ("bench", "from bench.run.sample import load_run"),
+        ("bench.nowhere", "from bench.records.store import read_json"),
     ],
 )
 def test_an_import_against_the_rule_is_found(module: str, source: str):
@@ -186,7 +186,7 @@ def test_an_import_against_the_rule_is_found(module: str, source: str):
 
 
 def test_imports_for_types_alone_are_free():
-    assert layer_faults("bench.groups", "if TYPE_CHECKING:\n    from bench.runners import plan") == []
+    assert layer_faults("bench.geometry.groups", "if TYPE_CHECKING:\n    from bench.launch.submit import plan") == []
 
 
 def test_packages_stay_where_they_belong():
@@ -200,10 +200,10 @@ def test_packages_stay_where_they_belong():
         ("bench.backbones.e3", "from e3nn import o3"),
         ("methods.plain", "def f():\n    from e3nn import o3"),
         ("methods.plain", "def f():\n    from torch_geometric.data import Data"),
-        ("bench.runners", "import submitit"),
-        ("bench.sample", "from rdkit import Chem"),
-        ("bench.studies", "from omegaconf import OmegaConf"),
-        ("bench.data.sizes", "try:\n    from rdkit import Chem\nexcept ImportError:\n    pass"),
+        ("bench.launch.submit", "import submitit"),
+        ("bench.run.sample", "from rdkit import Chem"),
+        ("bench.config.study", "from omegaconf import OmegaConf"),
+        ("bench.structures.sizes", "try:\n    from rdkit import Chem\nexcept ImportError:\n    pass"),
         ("analysis.stats", "def f():\n    import torch"),
     ],
 )
@@ -212,7 +212,7 @@ def test_a_package_out_of_place_is_found(module: str, source: str):
 
 
 def test_a_deferred_import_and_the_backbone_that_may_are_let_through():
-    assert package_faults("bench.studies", "def load():\n    from omegaconf import OmegaConf") == []
+    assert package_faults("bench.config.study", "def load():\n    from omegaconf import OmegaConf") == []
     assert package_faults("bench.backbones.e3", "import torch_geometric.nn\ndef f():\n    from e3nn import o3") == []
 
 
@@ -229,8 +229,8 @@ def test_a_file_that_names_a_method_is_found(source: str, monkeypatch: pytest.Mo
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "one.py").touch()
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
-    assert len(method_faults("bench.train", source, {"one", "two"})) == 1
-    assert method_faults("bench.train", "'one of several'", {"one", "two"}) == []
+    assert len(method_faults("bench.run.train", source, {"one", "two"})) == 1
+    assert method_faults("bench.run.train", "'one of several'", {"one", "two"}) == []
 
 
 def loaded_by(code: str) -> set[str]:
@@ -241,19 +241,19 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_training_and_sampling_load_neither_chemistry_nor_launchers():
-    loaded = loaded_by("import bench.sample, bench.train")
+    loaded = loaded_by("import bench.run.sample, bench.run.train")
     assert "torch" in loaded
     assert loaded.isdisjoint({"rdkit", "submitit", "omegaconf", "torch_geometric"})
 
 
 def test_the_command_line_starts_without_torch():
-    code = "from bench.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code"
+    code = "from bench.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code"
     assert loaded_by(code).isdisjoint({"torch", "rdkit", "submitit", "omegaconf", "pandas"})
 
 
 def test_plug_ins_are_listed_without_what_a_network_needs():
     """e3nn takes as long to load as torch."""
-    assert loaded_by("from bench.listing import listing, matrix; listing(); matrix()").isdisjoint({"e3nn", "sympy"})
+    assert loaded_by("from bench.cli.listing import listing, matrix; listing(); matrix()").isdisjoint({"e3nn", "sympy"})
     assert "e3nn" in loaded_by("from bench.backbones.e3 import E3, E3Config; E3(E3Config(8, 1, 1, 4), 2)")
 
 

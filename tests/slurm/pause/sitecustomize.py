@@ -28,7 +28,7 @@ class Pause(importlib.abc.MetaPathFinder):
     """Wraps the step when the module that has it is imported."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "bench.train":
+        if name != "bench.run.train":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

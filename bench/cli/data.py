@@ -1,0 +1,73 @@
+"""`equibench data NAME`: load a data set, verify it and print what it holds."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from bench.registry import datasets
+
+if TYPE_CHECKING:
+    from bench.structures.dataset import DataSet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command; options that a data set lacks are refused when it is named."""
+    parser.add_argument("name", help="data set, as listed by `equibench list`: qm9, mini, folder, ...")
+    parser.add_argument("--dir", help="folder with the data (for qm9 also the environment variable QM9_DIR)")
+    parser.add_argument("--max-atoms", type=int, metavar="N", help="keep molecules of at most N atoms")
+    parser.add_argument("--n-train", type=int, metavar="N", help="keep N training molecules, drawn with a fixed seed")
+    parser.add_argument("--json", action="store_true", help="print the manifest's entry as JSON and nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, or JSON; 0, or 1 after one line on standard error."""
+    try:
+        data = _load(args)
+    except (ValueError, OSError) as error:
+        print(f"equibench data: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print(json.dumps(data.record(), indent=1) if args.json else _table(data))  # noqa: T201
+    return 0
+
+
+def _load(args: argparse.Namespace) -> DataSet:
+    entry = datasets[args.name]
+    options = {"dir": args.dir, "max_atoms": args.max_atoms, "n_train": args.n_train}
+    given = {key: value for key, value in options.items() if value is not None}
+    fields = {field.name: field for field in dataclasses.fields(entry.config)}
+    for key in given:
+        if key not in fields:
+            raise ValueError(f"data set {args.name!r} has no option --{key.replace('_', '-')}")
+    for key, field in fields.items():
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and key not in given:
+            raise ValueError(f"data set {args.name!r} needs --{key.replace('_', '-')}")
+    return entry.build(entry.config(**given))
+
+
+def _table(data: DataSet) -> str:
+    """What the data set is, a row for each split, and the notes."""
+    import numpy as np
+
+    from bench.structures.dataset import grouped
+    from bench.structures.files import symbols
+
+    rows = [["split", "molecules", "atoms", *(symbols()[z] for z in data.elements), "smallest", "mean", "largest"]]
+    for name, split in data.splits.items():
+        counts = np.bincount(split.numbers, minlength=max(data.elements) + 1)
+        sizes = split.n_atoms
+        numbers = [len(split), len(split.numbers), *(int(counts[z]) for z in data.elements)]
+        rows.append([name, *map(grouped, numbers), str(sizes.min()), f"{sizes.mean():.3f}", str(sizes.max())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    facts = {"data": data.label, "source": data.source, "fingerprint": data.fingerprint}
+    return "\n".join(
+        [
+            *(f"{key:<13}{value}" for key, value in facts.items()),
+            "",
+            *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows),
+            *(f"note: {note}" for note in data.notes),
+        ]
+    )

@@ -1,0 +1,388 @@
+"""A run's configuration: typed dataclasses beside what they configure, built from plain data, unknown keys refused.
+
+Studies, which need OmegaConf, are read by `bench.config.study`; a run needs only its own resolved page and this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.diffusion.process import DiffusionConfig
+from bench.geometry.groups import GroupName
+from bench.records.inputs import cut, is_folder_name
+from bench.records.pages import PageError, read_page
+from bench.registry import Registry, backbones, datasets, methods, nearest
+from bench.symmetry.contract import Method
+
+MAX_LEVELS = 1_000_000
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key, what came and what was expected."""
+
+
+def shown(value: Any) -> str:
+    return cut(repr(value))
+
+
+def require(where: str, **conditions: tuple[Any, bool, str]) -> None:
+    """Raise ConfigError for the first (value, holds, expected) that does not hold."""
+    for key, (value, holds, expected) in conditions.items():
+        if not holds:
+            raise ConfigError(f"'{where}.{key}' is {shown(value)}, expected {expected}")
+
+
+class Clip(enum.StrEnum):
+    """Gradient clipping of the published runs: EDM's queue of norms, or SymDiff's constant global norm."""
+
+    QUEUE = "queue"
+    NORM = "norm"
+
+
+class OptimiserName(enum.StrEnum):
+    """AdamW as in all published runs, or Muon on hidden matrices (`bench.run.optimiser.Optimiser`)."""
+
+    ADAMW = "adamw"
+    MUON = "muon"
+
+
+class OnOutOfMemory(enum.StrEnum):
+    """Stop, or take each batch in twice as many micro-batches, whose gradients are summed, and go on."""
+
+    FAIL = "fail"
+    ACCUMULATE = "accumulate"
+
+
+@dataclass
+class TrainConfig:
+    """Optimisation; defaults are those of the published SymDiff QM9 runs unless a comment says otherwise."""
+
+    n_steps: int = 100_000
+    batch_size: int = 256
+    lr: float = 2e-4
+    warmup_steps: int = 0  # linear from zero
+    # linear to zero over the last part of the run. A checkpoint is kept where it starts, so that a longer run of the
+    # same configuration continues from there and equals one that was planned longer from the beginning
+    cooldown_fraction: float = 0.0
+    # equal seconds instead of equal steps: stop after this many seconds of training steps; n_steps still bounds
+    max_seconds: float | None = None
+    optimiser: OptimiserName = OptimiserName.ADAMW
+    adam_beta2: float = 0.999
+    amsgrad: bool = True  # never forgets the large gradients of the first steps: a much smaller step for short runs
+    weight_decay: float = 1e-12
+    ema_decay: float = 0.9999
+    clip: Clip = Clip.NORM
+    clip_norm: float = 2.0
+    log_every: int = 100
+    valid_every: int = 1000
+    n_valid: int = 512  # molecules of the validation split whose loss is followed
+    checkpoint_seconds: float = 120.0
+    # autocast of training steps; weights, optimiser, sampling and evaluation stay in float32
+    bf16: bool = False
+    compile: bool = False  # torch.compile and CUDA graphs of the networks on a GPU; falls back to eager with one line
+    n_threads: int = 1
+    device: str = "cpu"
+    # the two below change results by rounding alone
+    on_out_of_memory: OnOutOfMemory = OnOutOfMemory.FAIL
+    n_processes: int = 1  # that share each batch, on one machine; `bench.run.parallel` says how torchrun starts them
+
+    def __post_init__(self) -> None:
+        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads", "n_processes")
+        require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
+        require(
+            "train",
+            lr=(self.lr, 0 < self.lr < math.inf, "a positive number"),
+            warmup_steps=(self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
+            cooldown_fraction=(self.cooldown_fraction, 0 <= self.cooldown_fraction <= 1, "a number from 0 to 1"),
+            adam_beta2=(self.adam_beta2, 0 <= self.adam_beta2 < 1, "a number from 0 to below 1"),
+            ema_decay=(self.ema_decay, 0 <= self.ema_decay < 1, "a number from 0 to below 1"),
+            clip_norm=(self.clip_norm, self.clip_norm > 0, "a positive number"),
+            max_seconds=(
+                self.max_seconds,
+                self.max_seconds is None or self.max_seconds > 0,
+                "a positive number or null",
+            ),
+            on_out_of_memory=(
+                self.on_out_of_memory.value,
+                self.on_out_of_memory is OnOutOfMemory.FAIL or self.n_processes == 1,
+                "'fail' with several processes",
+            ),
+        )
+
+
+@dataclass
+class SampleConfig:
+    """Sampling for the evaluation."""
+
+    n_molecules: int = 10_000
+    n_steps: int = 1000
+    batch_size: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            "sample",
+            **{k: (n := getattr(self, k), n >= 1, "at least 1") for k in ("n_molecules", "n_steps", "batch_size")},
+        )
+
+
+@dataclass
+class EvaluateConfig:
+    """Likelihood on the test split; metrics have no options."""
+
+    n_nll_molecules: int | None = None  # None: all of the test split
+    n_nll_passes: int = 5
+    # M draws of a stochastic prediction per step of the bound instead of one: the mixture bound stands in eval.json
+    # beside the single-draw one, at 2 M network calls more (`Diffusion.jensen_gap`). 1: the single-draw bound alone
+    n_mixture_draws: int = 1
+
+    def __post_init__(self) -> None:
+        n = self.n_nll_molecules
+        require("evaluate", n_nll_molecules=(n, n is None or n >= 1, "at least 1, or null for all"))
+        counts = ("n_nll_passes", "n_mixture_draws")
+        require("evaluate", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
+
+
+@dataclass
+class LaunchConfig:
+    """How runs are executed through submitit; never part of a result."""
+
+    cluster: str = "local"  # local, debug or slurm; debug is in this process
+    n_parallel: int = 2  # runs at a time on a local machine
+    timeout_min: int = 1440  # of a job; a run that meets it is queued again and goes on from its checkpoint
+    # at least; a run with several threads, processes or a GPU asks for as many as it uses (`bench.launch.submit.needs`)
+    cpus_per_task: int = 1
+    gpus_per_node: int = 0
+    mem_gb: float | None = None  # of a run; by default what the cluster gives
+    slurm_partition: str | None = None
+    slurm_array_parallelism: int = 16  # runs at a time in Slurm, waiting there or running
+    slurm_signal_delay_s: int = 90  # before its time limit, when a job is told to make room for its continuation
+    slurm_options: dict[str, str] = field(default_factory=dict)  # further ones of sbatch: {account: ..., qos: ...}
+
+    def __post_init__(self) -> None:
+        counts = ("n_parallel", "timeout_min", "cpus_per_task", "slurm_array_parallelism")
+        require("launch", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
+        delay, limit = self.slurm_signal_delay_s, 60 * self.timeout_min
+        if self.cluster == "slurm":
+            expected = f"less than the {limit} s of launch.timeout_min"
+            require("launch", slurm_signal_delay_s=(delay, 0 < delay < limit, expected))
+
+
+@dataclass
+class RunConfig:
+    """One run; `method`, `backbone`, `data` are a plug-in's name and options, checked against its own dataclass."""
+
+    study: str
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+    data: dict[str, Any]
+    seed: int = 0
+    group: GroupName = GroupName.O3
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        self.method = _complete(methods, self.method, "method")
+        self.backbone = _complete(backbones, self.backbone, "backbone")
+        self.data = _complete(datasets, self.data, "data")
+        if not is_folder_name(self.study):
+            raise ConfigError(f"'study' is {shown(self.study)}, expected a name that a folder can have")
+        most = self.diffusion.n_levels
+        require("diffusion", n_levels=(most, 1 <= most <= MAX_LEVELS, f"a number from 1 to {MAX_LEVELS}"))
+        require(
+            "sample", n_steps=(self.sample.n_steps, self.sample.n_steps <= most, f"at most diffusion.n_levels = {most}")
+        )
+        scale = self.backbone.get("time_scale", 1.0)
+        as_published = scale == 1 or not self.diffusion.edm_compat
+        require("backbone", time_scale=(scale, as_published, "1, as published, with diffusion.edm_compat"))
+
+    def page(self) -> dict[str, Any]:
+        """Plain nested dictionary of every setting, as written to config.yaml."""
+        return _plain(self)
+
+    def identity(self, fingerprint: str) -> str:
+        """Hash of all that decides the trained weights, the data's content included.
+
+        Not part of it: how far training goes (so that it can be extended), what is logged, how many
+        processes share the work, how the result is sampled and evaluated, and where the data lies.
+        """
+        page = self.page()
+        for key in ("study", "sample", "evaluate"):
+            del page[key]
+        how = ("checkpoint_seconds", "on_out_of_memory", "n_processes")
+        for key in ("n_steps", "log_every", "valid_every", "n_valid", *how):
+            del page["train"][key]
+        page["data"] = fingerprint
+        return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()[:10]
+
+    def run_name(self, fingerprint: str) -> str:
+        """Folder name: method-backbone-seed-hash."""
+        return f"{self.method['name']}-{self.backbone['name']}-s{self.seed}-{self.identity(fingerprint)}"
+
+
+# ---------------------------------------------------------------------- typed objects from plain data
+
+
+def build(cls: Any, values: Any, where: str = "") -> Any:
+    """An instance of dataclass `cls` from nested plain values; unknown keys and wrong types raise ConfigError."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or cls.__name__} is {shown(values)}, expected a mapping of options")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    prefix = f"{where}." if where else ""
+    for key in values:
+        if key not in known:
+            hint = nearest(str(key), known) if known else "it has no options"
+            raise ConfigError(f"unknown key '{prefix}{cut(str(key))}'; {hint}")
+    for f in dataclasses.fields(cls):
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"'{prefix}{f.name}' is missing; it has no default")
+    return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in typing.get_args(kind):
+            return None
+        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+        return _convert(kind, value, where)
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        try:
+            return kind(value)
+        except (ValueError, TypeError):
+            raise ConfigError(
+                f"'{where}' is {shown(value)}, expected one of {', '.join(str(k.value) for k in kind)}"
+            ) from None
+    if origin in (list, tuple):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"'{where}' is {shown(value)}, expected a list")
+        inner = typing.get_args(kind)[0]
+        return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if isinstance(value, str):  # a plug-in without options may be given by its name
+            return {"name": value}
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"'{where}' is {shown(value)}, expected a name or a mapping with 'name'")
+        return dict(value)
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            value = float(value)  # YAML 1.1 reads 1e-4 as a string
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ConfigError(f"'{where}' is {shown(value)}, expected {kind.__name__}")
+    if (isinstance(value, float) and math.isnan(value)) or (type(value) is int and not -(2**63) <= value < 2**63):
+        raise ConfigError(f"'{where}' is {shown(value)}, expected a number of at most 64 bits")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _complete(registry: Registry, options: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A plug-in's name and all of its options with their values, so that a run's page leaves nothing implicit."""
+    if "name" not in options:
+        raise ConfigError(f"'{where}.name' is missing; choose from {', '.join(registry)}")
+    options = dict(options)
+    name = options.pop("name")
+    size = options.pop("size", None)
+    try:
+        entry = registry[name]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    head = {"name": name}
+    if size is not None:
+        sizes = getattr(entry.build, "sizes", {})
+        if not isinstance(size, str) or size not in sizes:
+            raise ConfigError(
+                f"'{where}.size' is {shown(size)}; "
+                f"{nearest(str(size), sizes) if sizes else f'{name} has no named sizes'}"
+            )
+        options = {**sizes[size], **options}
+        head["size"] = size
+    return {**head, **_plain(build(entry.config, options, where))}
+
+
+def options_of(registry: Registry, page: Mapping[str, Any]) -> Any:
+    """The typed options of a plug-in from a run's page."""
+    return build(
+        registry[page["name"]].config, {k: v for k, v in page.items() if k not in ("name", "size")}, page["name"]
+    )
+
+
+# ---------------------------------------------------------------------- runs
+
+
+@contextlib.contextmanager
+def naming(where: str | Path) -> Iterator[None]:
+    """Faults of what a page holds, with the page's name before them."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def read_run(folder: Path) -> RunConfig:
+    """The configuration of a run's folder."""
+    path = folder / "config.yaml"
+    try:
+        page = read_page(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{folder} is no run folder: it has no config.yaml") from None
+    except (PageError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    with naming(path):
+        return build(RunConfig, page)
+
+
+def weights_run(cfg: RunConfig) -> RunConfig | None:
+    """The run whose weights this one samples with, for methods that train nothing.
+
+    A method may leave the choice to an option `weights_of`, which holds the other method's name and options.
+    """
+    name = methods[cfg.method["name"]].build.weights_of
+    return None if name is None else dataclasses.replace(cfg, method=cfg.method.get("weights_of", {"name": name}))
+
+
+def reason_to_skip(cfg: RunConfig) -> str | None:
+    """Why a combination of method and backbone makes no sense, or None."""
+    method, backbone = methods[cfg.method["name"]].build, backbones[cfg.backbone["name"]].build
+    if method.needs_equivariant_backbone and not backbone.equivariant:
+        fitting = [name for name in backbones if backbones[name].build.equivariant]
+        other = "a method without that need" if method.otherwise is None else f"method {method.otherwise!r}"
+        return (
+            f"method {cfg.method['name']!r} needs an equivariant backbone, got {cfg.backbone['name']!r}; "
+            f"choose {' or '.join(fitting)}, or {other}"
+        )
+    parent = weights_run(cfg)
+    if parent is None:
+        return None
+    if methods[parent.method["name"]].build.predict is not Method.predict:
+        return (
+            f"method {cfg.method['name']!r} uses a denoiser that was trained as it is, and that of "
+            f"{parent.method['name']!r} was not: that method defines predict; choose one that does not"
+        )
+    return reason_to_skip(parent)

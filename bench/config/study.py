@@ -1,0 +1,165 @@
+"""Studies: one YAML page each, which becomes a list of runs.
+
+A page has a `base` (any part of a run's configuration), a `grid` (lists whose product are the runs; a list of grids is
+their union) and `launch` (how to execute, which never changes a result). OmegaConf merges pages and `key=value`
+arguments.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.config.run import ConfigError, LaunchConfig, RunConfig, build, naming, require, shown
+from bench.records.inputs import cut, said
+from bench.records.pages import PageError, read_page
+from bench.registry import nearest
+
+STUDIES = Path(__file__).parent / "studies"  # those that come with the package
+MAX_RUNS = 10_000  # of one study
+CLUSTERS = ("local", "debug", "slurm")
+
+
+@dataclass
+class StudyConfig:
+    """A resolved study: its runs in order and how to launch them."""
+
+    name: str
+    runs: list[RunConfig]
+    launch: LaunchConfig
+    page: dict[str, Any]
+
+
+def study_names() -> list[str]:
+    """Studies that come with the package."""
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
+    """Read a study by name or by path and apply `key=value` arguments (`launch.` keys or keys of `base`; not what the
+    grid sets). The config.yaml of a run is a study too, of this run alone, named after its own with '-again'.
+
+    Raises:
+        ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(name) if name.endswith((".yaml", ".yml")) else STUDIES / f"{name}.yaml"
+    if not path.is_file():
+        hint = "" if path.parent != STUDIES else f"; {nearest(name, study_names())}"
+        raise ConfigError(f"no study at {name!r}{hint}")
+    try:
+        plain = read_page(path)
+    except (PageError, OSError) as error:
+        raise ConfigError(str(error)) from error
+    if isinstance(plain, dict) and "method" in plain:
+        base = {key: value for key, value in plain.items() if key != "study"}
+        plain = {"study": f"{plain.get('study')}-again", "base": base}
+    _check_shape(plain, str(path))
+    try:
+        page = OmegaConf.create(plain)
+        for item in overrides or []:
+            if "=" not in item:
+                raise ConfigError(f"argument {item!r} is not of the form key=value")
+            key = item if item.startswith("launch.") else f"base.{item}"
+            page = OmegaConf.merge(page, OmegaConf.from_dotlist([key]))
+        resolved: Any = OmegaConf.to_container(page, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {said(error)}") from error
+    _refuse_hidden(resolved, overrides or [])
+    return resolve_study(resolved, str(path))
+
+
+def _check_shape(page: Any, where: str) -> None:
+    """The outline of a study page: ConfigError unless `resolve_study` can read it.
+
+    Interpolations (`${...}`, which OmegaConf would resolve) are refused: they could read the environment into a record,
+    and grow without bound.
+    """
+    if not isinstance(page, dict):
+        raise ConfigError(f"{where}: expected a mapping with study, base, grid and launch")
+    for key in page:
+        if key not in ("study", "base", "grid", "launch"):
+            raise ConfigError(
+                f"{where}: unknown key {shown(key)}; {nearest(str(key), ('study', 'base', 'grid', 'launch'))}"
+            )
+    if not isinstance(page.get("study"), str):
+        raise ConfigError(f"{where}: 'study' is missing; give the study a name")
+    grids = page.get("grid") or {}
+    grids = grids if isinstance(grids, list) else [grids]
+    for name, value in (*((key, page.get(key) or {}) for key in ("base", "launch")), *(("grid", g) for g in grids)):
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{where}: {name!r} is {shown(value)}, expected a mapping from names")
+        if "study" in value:  # its records would lie in one study's folder and name another
+            raise ConfigError(f"{where}: 'study' cannot be set for its runs; name it at the top of a page of your own")
+    for grid in grids:
+        for key, values in grid.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"{where}: grid key {shown(key)} is {shown(values)}, expected a list of values")
+    if (n_runs := sum(math.prod(map(len, grid.values())) for grid in grids)) > MAX_RUNS:
+        raise ConfigError(
+            f"{where}: the grid asks for {n_runs} runs, expected at most {MAX_RUNS}; write several studies"
+        )
+    if _has_interpolation(page):
+        raise ConfigError(f"{where}: holds '${{...}}', which is not filled in here; write the value out")
+
+
+def _has_interpolation(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(_has_interpolation(inner) for pair in value.items() for inner in pair)
+    if isinstance(value, list):
+        return any(map(_has_interpolation, value))
+    return isinstance(value, str) and "${" in value
+
+
+def _refuse_hidden(page: Mapping[str, Any], overrides: list[str]) -> None:
+    """An argument for what the grid sets would be lost without a word."""
+    grids = page.get("grid") or {}
+    for item in overrides:
+        key = item.split("=", 1)[0]
+        for grid in grids if isinstance(grids, list) else [grids]:
+            for set_here in grid:
+                if key == set_here or key.startswith(f"{set_here}.") or set_here.startswith(f"{key}."):
+                    raise ConfigError(
+                        f"'{key}' cannot be given here: the study's grid sets '{set_here}'; edit a copy of its page"
+                    )
+
+
+def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
+    """The runs of a study page, in grid order."""
+    _check_shape(page, where)
+    grids = page.get("grid") or {}
+    runs = []
+    for grid in grids if isinstance(grids, list) else [grids]:
+        for combination in itertools.product(*grid.values()):
+            run: dict[str, Any] = json.loads(json.dumps(page.get("base") or {}))
+            with naming(where):
+                for key, value in zip(grid, combination, strict=True):
+                    set_dotted(run, key, value)
+                runs.append(build(RunConfig, {"study": page["study"], **run}))
+    with naming(where):
+        launch = build(LaunchConfig, page.get("launch") or {}, "launch")
+        require("launch", cluster=(launch.cluster, launch.cluster in CLUSTERS, "local, debug or slurm"))
+    return StudyConfig(page["study"], runs, launch, page)
+
+
+def set_dotted(page: dict[str, Any], dotted: str, value: Any) -> None:
+    """page['a']['b'] = value for the key 'a.b'."""
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        page = page.setdefault(parent, {})
+        if not isinstance(page, dict):
+            raise ConfigError(f"'{cut(dotted)}' cannot be set: '{parent}' is {shown(page)}, expected a mapping")
+    page[last] = value
+
+
+def study_of(name: str) -> str:
+    """The study that one of our pages adds to (several may add to one); any other name stands for itself."""
+    path = STUDIES / f"{name}.yaml"
+    return str(read_page(path)["study"]) if path.is_file() else name

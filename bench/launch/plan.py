@@ -1,0 +1,262 @@
+"""`equibench plan`: what a study would take, from a few steps of each distinct configuration on this machine.
+
+A configuration is that of a run without its seed. Each is measured in a process of its own, by the code that runs
+execute: training steps (`bench.run.timing`), validation, one chunk of samples for a few steps, a batch of the likelihood.
+Scoring is left out: it is seconds. Nothing is written. On a CPU the process may not take more memory than there is, so
+that what does not fit is refused and the machine survives the measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.config.run import RunConfig, build, reason_to_skip, weights_run
+from bench.config.study import StudyConfig
+from bench.launch.status import duration
+from bench.launch.submit import Item
+from bench.launch.submit import plan as plan_items
+from bench.run.clock import clock
+from bench.run.evaluate import likelihood
+from bench.run.execute import load_data, reason_of
+from bench.run.model import Model
+from bench.run.provenance import device_name, forget_peak_memory, memory_mb, peak_memory_mb
+from bench.run.sample import plan_chunks, sample_chunk
+from bench.run.timing import time_steps
+from bench.structures.sizes import SizeDistribution
+
+log = logging.getLogger("equibench")
+
+TRAINING_STEPS = 5
+SAMPLING_STEPS = 2
+NLL_MOLECULES = 128  # one batch
+
+
+class MemoryShortError(RuntimeError):
+    """A study that does not fit the machine's memory."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run of a configuration takes.
+
+    Attributes:
+        train_seconds, sample_seconds, nll_seconds: validation is part of training.
+        peak_memory_mb: of the device; on a CPU of the process.
+    """
+
+    train_seconds: float
+    sample_seconds: float
+    nll_seconds: float
+    peak_memory_mb: float
+
+    @property
+    def seconds(self) -> float:
+        return self.train_seconds + self.sample_seconds + self.nll_seconds
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a study would take.
+
+    Attributes:
+        items: its runs, skipped ones left out; costs: one for each.
+        at_a_time: runs that share the machine's memory and time; device: where it was measured.
+        memory_mb: what there is.
+    """
+
+    items: list[Item]
+    costs: list[Cost]
+    at_a_time: int
+    device: str
+    memory_mb: float
+    n_skipped: int
+
+
+def estimate(study: StudyConfig, runs_root: Path, memory_gib: float | None = None) -> Estimate:
+    """Measure each distinct configuration of a study.
+
+    Args:
+        memory_gib: of the machine that will run it; by default this one's.
+    Raises:
+        MemoryShortError: one run, or as many as run at a time, do not fit.
+        ConfigError, DataError: as `bench.launch.submit.plan`; ValueError: a measurement failed otherwise.
+    """
+    everything = plan_items(study, runs_root)
+    items = [item for item in everything if reason_to_skip(item.cfg) is None]
+    if not items:
+        raise ValueError(f"study {study.name} has no run that makes sense; `equibench run` says why")
+    device = items[0].cfg.train.device
+    available = memory_mb(device) if memory_gib is None else 1024 * memory_gib
+    measured: dict[str, Cost] = {}
+    costs = []
+    for item in items:
+        key = configuration(item.cfg)
+        if key not in measured:
+            log.info("measuring %s on %s", item.cfg.method["name"], item.cfg.backbone["name"])
+            measured[key] = total(item.cfg, measure_apart(item.cfg, available))
+        costs.append(measured[key])
+    # slurm gives each run memory of its own; a run of a debug study has the machine for itself
+    at_a_time = min(study.launch.n_parallel, len(items)) if study.launch.cluster == "local" else 1
+    refuse_what_does_not_fit(items, costs, at_a_time, available)
+    return Estimate(items, costs, at_a_time, device_name(device), available, len(everything) - len(items))
+
+
+def configuration(cfg: RunConfig) -> str:
+    return json.dumps(cfg.page() | {"seed": None}, sort_keys=True)
+
+
+def refuse_what_does_not_fit(items: list[Item], costs: list[Cost], at_a_time: int, available: float) -> None:
+    """Raise MemoryShortError where the largest runs that may meet need more than there is."""
+    largest = sorted(zip(costs, items, strict=True), key=lambda pair: -pair[0].peak_memory_mb)[:at_a_time]
+    needed = sum(cost.peak_memory_mb for cost, _ in largest)
+    if needed > available:
+        names = ", ".join(dict.fromkeys(f"{i.cfg.method['name']} on {i.cfg.backbone['name']}" for _, i in largest))
+        raise MemoryShortError(
+            f"{len(largest)} run(s) at a time need {needed / 1024:.1f} GiB ({names}), and there are "
+            f"{available / 1024:.1f}; lower train.batch_size, sample.batch_size or launch.n_parallel"
+        )
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+def measure_apart(cfg: RunConfig, available: float) -> dict[str, float]:
+    """`measure` in a fresh process, which may take `available` MiB.
+
+    Raises:
+        MemoryShortError: it ran out of memory. ValueError: it failed otherwise.
+    """
+    command = [sys.executable, "-m", "bench.launch.plan", str(available)]
+    done = subprocess.run(command, input=json.dumps(cfg.page()), capture_output=True, text=True)
+    name = f"{cfg.method['name']} on {cfg.backbone['name']}"
+    lines = done.stdout.splitlines()
+    result = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
+    if done.returncode == -signal.SIGKILL or result.get("error", "").startswith("out of memory"):
+        why = result.get("error", "killed by signal 9, as where memory runs out")
+        raise MemoryShortError(f"{name} does not fit {available / 1024:.1f} GiB: {why}")
+    if not result or "error" in result:
+        why = result.get("error") or (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ValueError(f"{name} could not be measured: {why}")
+    return result
+
+
+def measure(cfg: RunConfig) -> dict[str, float]:
+    """Seconds of a training step, of a forward pass on a training batch, of sampling a chunk for one step, and of the
+    likelihood of a molecule in one pass; and the peak of memory over all of it."""
+    found = {"step_seconds": 0.0, "forward_seconds": 0.0, "peak_memory_mb": 0.0}
+    if weights_run(cfg) is None:
+        timed = time_steps(cfg, TRAINING_STEPS)
+        found = {key: timed[key] for key in found}
+    torch.set_num_threads(cfg.train.n_threads)
+    device = torch.device(cfg.train.device)
+    data = load_data(cfg)
+    model = Model.build(cfg, data.elements, data.mean_atoms).to(device)
+    chunks = plan_chunks(
+        SizeDistribution(data.size_histogram), cfg.sample.n_molecules, cfg.sample.batch_size, cfg.sample.seed
+    )
+    forget_peak_memory(cfg.train.device)
+    # sizes ascend: the mean of three that lie evenly stands for all, the last is the largest
+    chosen = [chunks[i] for i in np.linspace(0, len(chunks) - 1, 3).round().astype(int)]
+    sample_chunk(model, chosen[0], 1, cfg.sample.seed, cfg.train.device)  # first calls are slow
+    started = clock(device)
+    for chunk in chosen:
+        sample_chunk(model, chunk, SAMPLING_STEPS, cfg.sample.seed, cfg.train.device)
+    # the steps and the last prediction
+    found["sample_step_seconds"] = (clock(device) - started) / (len(chosen) * (SAMPLING_STEPS + 1))
+    few = dataclasses.replace(cfg.evaluate, n_nll_molecules=NLL_MOLECULES, n_nll_passes=1)
+    started = time.perf_counter()
+    record = likelihood(dataclasses.replace(cfg, evaluate=few), model, data)
+    found["nll_seconds"] = (time.perf_counter() - started) / record["n_molecules"]
+    found["n_nll_molecules"] = min(cfg.evaluate.n_nll_molecules or len(data.test), len(data.test))
+    found["n_chunks"] = len(chunks)
+    found["peak_memory_mb"] = max(found["peak_memory_mb"], peak_memory_mb(cfg.train.device))
+    return found
+
+
+def total(cfg: RunConfig, one: dict[str, float]) -> Cost:
+    """Cost of a run from what was measured of a few steps."""
+    train, n_steps = cfg.train, 0 if weights_run(cfg) else cfg.train.n_steps
+    seconds = n_steps * one["step_seconds"]
+    if train.max_seconds is not None and seconds > train.max_seconds:
+        n_steps, seconds = round(n_steps * train.max_seconds / seconds), train.max_seconds
+    valid = n_steps / train.valid_every * train.n_valid / train.batch_size * one["forward_seconds"]
+    return Cost(
+        seconds + valid,
+        one["n_chunks"] * (cfg.sample.n_steps + 1) * one["sample_step_seconds"],
+        one["n_nll_molecules"] * cfg.evaluate.n_nll_passes * one["nll_seconds"],
+        one["peak_memory_mb"],
+    )
+
+
+def main() -> None:
+    """python -m bench.launch.plan MIB, the run's page on the standard input; one JSON object on the standard output."""
+    cfg = build(RunConfig, json.load(sys.stdin))
+    if torch.device(cfg.train.device).type == "cpu":
+        most = int(float(sys.argv[1]) * 2**20)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    try:
+        found: dict[str, Any] = measure(cfg)
+    except Exception as error:
+        found = {"error": reason_of(error)}
+    print(json.dumps(found))  # noqa: T201
+
+
+# ---------------------------------------------------------------------- showing
+
+
+def table(made: Estimate) -> str:
+    """Rows of methods on backbones, then totals."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, item in enumerate(made.items):
+        size = item.cfg.backbone.get("size", "")
+        groups.setdefault((item.cfg.method["name"], f"{item.cfg.backbone['name']} {size}".strip()), []).append(i)
+    cores = [item.cfg.train.n_threads for item in made.items]
+    on_cpu = made.items[0].cfg.train.device == "cpu"
+    unit = "core-hours" if on_cpu else "GPU-hours"
+    head = f"{'method':24}{'backbone':16}{'runs':>5}{'done':>5}{'hours a run':>13}{'training':>10}{'peak GiB':>10}"
+    lines = [f"{head}{unit:>12}"]
+
+    def hours(chosen: Iterable[int]) -> float:
+        """Of devices: a run holds its cores, or its GPU, from end to end."""
+        return sum(made.costs[i].seconds * (cores[i] if on_cpu else 1) for i in chosen) / 3600
+
+    for (method, backbone), chosen in groups.items():
+        costs = [made.costs[i] for i in chosen]
+        seconds = sum(cost.seconds for cost in costs)
+        part = sum(cost.train_seconds for cost in costs) / seconds
+        done = sum(made.items[i].status == "done" for i in chosen)
+        peak = max(cost.peak_memory_mb for cost in costs) / 1024
+        lines.append(
+            f"{method:24}{backbone:16}{len(chosen):>5}{done:>5}{seconds / len(costs) / 3600:>13.3f}{part:>10.0%}"
+            f"{peak:>10.2f}{hours(chosen):>12.3f}"
+        )
+    everything = range(len(made.items))
+    left = [i for i in everything if made.items[i].status != "done"]
+    lines.append(f"{'all':40}{len(made.items):>5}{len(made.items) - len(left):>5}{'':33}{hours(everything):>12.3f}")
+    wall = duration(sum(made.costs[i].seconds for i in left) / made.at_a_time)
+    lines += [
+        "",
+        f"left to do: {len(left)} runs, {hours(left):.3f} {unit}, about {wall} with {made.at_a_time} at a time",
+        f"measured alone on {made.device}, {made.memory_mb / 1024:.1f} GiB; runs that share a machine are slower",
+    ]
+    if made.n_skipped:
+        lines.append(f"{made.n_skipped} cells of the grid make no sense and are skipped; `equibench run` says why")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""`equibench publish`: copy what is worth keeping of a study from `runs/` into the committed `results/`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import shutil
+from pathlib import Path
+
+from bench.records import store as records
+from bench.records.store import (
+    EVALUATION,
+    MANIFEST,
+    STEP,
+    flatten,
+    read_json,
+    read_steps,
+    run_folders,
+    write_atomically,
+)
+from bench.run.checkpoint import save_average
+from bench.run.sample import WEIGHTS, weights_file
+
+log = logging.getLogger("equibench")
+
+N_CURVE_POINTS = 200
+MAX_WEIGHTS_BYTES = 1_000_000
+COPIED = ("config.yaml", "manifest.json", "data.json", "eval.json", "drawn.sdf")
+
+
+def publish(study: str, runs_root: Path, results_root: Path) -> Path:
+    """Copy records, thinned curves, drawn samples and small averaged weights of every run, and write runs.csv.
+
+    What was published before stays where the study's plan still asks for it, also if it was made elsewhere.
+
+    Raises:
+        FileNotFoundError: the study has no runs.
+    """
+    source, target = runs_root / study, results_root / study
+    folders = list(run_folders(source))
+    if not folders:
+        raise FileNotFoundError(f"no runs of study {study!r} in {runs_root}; execute `equibench run {study}` first")
+    asked = {folder.name for folder in folders}
+    if (source / "runs.json").exists():
+        asked |= {run["run"] for run in read_json(source / "runs.json", records.PLAN)["runs"]}
+    for folder in run_folders(target):  # runs that are no longer part of the study
+        if folder.name not in asked:
+            shutil.rmtree(folder)
+    write_atomically(target / "study.yaml", (source / "study.yaml").read_bytes())
+    for folder in folders:
+        manifest = read_json(folder / "manifest.json", MANIFEST)
+        for name in COPIED:
+            if (folder / name).exists():
+                write_atomically(target / folder.name / name, (folder / name).read_bytes())
+            else:
+                (target / folder.name / name).unlink(missing_ok=True)
+        if steps := read_steps(folder / "steps.jsonl"):
+            write_atomically(target / folder.name / "curves.csv", curves(steps).encode())
+        if manifest["status"] == "done":
+            publish_weights(folder, target / folder.name, manifest["parameters"]["total"])
+    write_atomically(target / "runs.csv", table([published_row(folder) for folder in run_folders(target)]).encode())
+    return target
+
+
+def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
+    """The averaged weights, where they are small enough for a repository."""
+    weights = weights_file(folder, None)
+    if weights.exists() and 4 * n_parameters < MAX_WEIGHTS_BYTES:
+        target.mkdir(parents=True, exist_ok=True)
+        save_average(target / WEIGHTS, weights)
+
+
+def curves(steps: list[dict]) -> str:
+    """At most N_CURVE_POINTS training lines, and every line that has a validation loss; a method's own diagnostics in
+    columns `diagnostics.NAME`."""
+    every = -(-len(steps) // N_CURVE_POINTS)
+    kept = [flatten(s) for i, s in enumerate(steps) if i % every == 0 or "valid_loss" in s]
+    own = sorted({key for s in kept for key in s if key.startswith("diagnostics.")})
+    keys = [key.rstrip("?") for key in STEP if STEP[key] is not dict] + own
+    return table([{key: s.get(key, "") for key in keys} for s in kept])
+
+
+def published_row(folder: Path) -> dict:
+    """Line of runs.csv of a folder in results/."""
+    has_result = (folder / "eval.json").exists()
+    evaluation = read_json(folder / "eval.json", EVALUATION) if has_result else None
+    return row(read_json(folder / "manifest.json", MANIFEST), evaluation)
+
+
+def row(manifest: dict, evaluation: dict | None) -> dict:
+    """One line of runs.csv."""
+    line = {
+        "run": manifest["run"],
+        "status": manifest["status"],
+        "reason": manifest["reason"] or "",
+        "method": manifest["method"]["name"],
+        "backbone": manifest["backbone"]["name"],
+        "size": manifest["backbone"].get("size", ""),
+        "seed": manifest["seed"],
+        "guarantee": manifest["guarantee"],
+        "n_steps": manifest["n_steps"],
+        "weights_from": manifest["weights_from"] or "",
+        "data": manifest["data"]["label"],
+        "fingerprint": manifest["data"]["fingerprint"],
+        "commit": manifest["code"]["commit"] or "",
+        "dirty": manifest["code"]["dirty"],
+        "device": manifest["environment"]["device"],
+        "parameters": manifest["parameters"]["total"],
+        **{key.rstrip("?"): manifest["cost"].get(key.rstrip("?"), "") for key in MANIFEST["cost"]},
+    }
+    metrics = (evaluation or {}).get("metrics", {})
+    line |= {key: metrics.get(key, "") for key in records.METRICS}
+    return line | {"nll": evaluation["nll"]["mean"] if evaluation else ""}
+
+
+def table(rows: list[dict]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,230 @@
+"""`equibench status` and `logs`: how the runs of a study stand, from their records and locks alone, also while it goes.
+
+Nothing here loads torch, writes, or takes a lock.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bench.launch.launches import launchers, slurm_jobs
+from bench.launch.queue import QueuedJob
+from bench.records import store as records
+from bench.records.lock import holder, last_holder
+
+# in the order in which totals name them
+STATES = ("done", "running", "queued", "killed", "failed", "skipped", "imported", "unreadable")
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a run is in the stage that it is at.
+
+    Attributes:
+        seconds_left: of this stage, by its pace so far; None where that is not known yet.
+    """
+
+    stage: str
+    at: int
+    of: int
+    unit: str = ""
+    seconds_left: float | None = None
+
+    def __str__(self) -> str:
+        if not self.of:
+            return self.stage
+        left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left of it"
+        return f"{self.stage}, {self.unit} {self.at} of {self.of}{left}"
+
+
+@dataclass(frozen=True)
+class State:
+    """How one run stands: one of STATES, and a line on it."""
+
+    run: str
+    status: str
+    words: str = ""
+
+
+def position(folder: Path) -> Position:
+    """Where a run that is being worked on is."""
+    try:
+        page = yaml.safe_load((folder / "config.yaml").read_text())
+        trains = records.read_json(folder / "manifest.json")["n_steps"] > 0
+        sample, train = page["sample"], page["train"]
+    except (OSError, KeyError, TypeError, records.RecordError, yaml.YAMLError):
+        return Position("starting", 0, 0)
+    if (folder / "samples.json").exists():
+        return Position("scoring", 0, 0)
+    chunks = sorted((folder / "chunks").glob("*.json"))
+    n_chunks = -(-sample["n_molecules"] // sample["batch_size"])
+    steps = records.last_steps(folder / "steps.jsonl") if trains else []
+    trained = bool(steps) and progress(steps[-1], train) >= 1
+    if chunks or trained or not trains:
+        pace = sum(records.read_json(path)["seconds"] for path in chunks) / len(chunks) if chunks else None
+        left = None if pace is None else pace * (n_chunks - len(chunks))
+        return Position("sampling", len(chunks), n_chunks, "chunk", left)
+    if not steps:
+        return Position("training", 0, train["n_steps"], "step")
+    first, last = ({"step": 0, "seconds": 0.0}, *steps)[-2:]
+    pace = (last["seconds"] - first["seconds"]) / max(1, last["step"] - first["step"])
+    left = pace * (train["n_steps"] - last["step"])
+    if train["max_seconds"] is not None:
+        left = min(left, train["max_seconds"] - last["seconds"])
+    loss = last.get("loss", math.nan)
+    return Position(f"training, loss {loss:.4f}", last["step"], train["n_steps"], "step", max(0.0, left))
+
+
+def progress(line: dict[str, Any], train: dict[str, Any]) -> float:
+    """Part of the training that lies behind, by steps or by seconds, whichever is more."""
+    by_clock = line["seconds"] / train["max_seconds"] if train["max_seconds"] else 0.0
+    return max(line["step"] / train["n_steps"], by_clock)
+
+
+def states(study_folder: Path) -> list[State]:
+    """Every run that the study's newest plan asks for, and every other one that lies in its folder."""
+    planned = [run["run"] for run in read_plan(study_folder)["runs"]]
+    others = sorted(folder.name for folder in records.run_folders(study_folder) if folder.name not in planned)
+    waiting = dict(slurm_jobs(study_folder) or [])
+    return [state(study_folder / run, waiting.get(run)) for run in (*planned, *others)]
+
+
+def read_plan(study_folder: Path) -> dict[str, Any]:
+    """The newest plan; one without runs where none was written (published studies, older ones)."""
+    path = study_folder / "runs.json"
+    return records.read_json(path, records.PLAN) if path.exists() else {"runs": [], "argument": ""}
+
+
+def state(folder: Path, slurm_job: QueuedJob | None = None) -> State:
+    """How one run stands; `slurm_job`: a job of it that Slurm still has."""
+    who = holder(folder / "lock")
+    try:
+        manifest = records.read_json(folder / "manifest.json", records.MANIFEST)
+    except FileNotFoundError:
+        manifest = {"status": "queued"}
+    except (records.RecordError, OSError) as error:
+        return State(folder.name, "unreadable", str(error))
+    status = manifest["status"]
+    if who is not None:
+        at = position(folder) if status == "running" else Position("starting", 0, 0)
+        return State(folder.name, "running", f"{at}; {who}")
+    if slurm_job is not None and status in ("queued", "running"):
+        return State(folder.name, "queued", str(slurm_job))
+    if status == "running":
+        last = last_holder(folder / "lock")
+        why = manifest.get("reason") or "no process works on it" + (f", last held by {last}" if last else "")
+        return State(folder.name, "killed", f"{why}; was at: {position(folder)}")
+    if status == "done":
+        return State(folder.name, status, took(manifest))
+    return State(folder.name, status, manifest.get("reason") or "")
+
+
+def took(manifest: dict[str, Any]) -> str:
+    """What a finished run has measured of itself."""
+    trained = manifest["cost"].get("train_seconds")
+    words = [] if trained is None else [f"trained {duration(trained)}"]
+    return ", ".join([*words, f"ended {manifest['updated'][:16].replace('T', ' ')}"])
+
+
+def status(study_folder: Path) -> str:
+    """The display of `equibench status`."""
+    found, plan = states(study_folder), read_plan(study_folder)
+    width = max((len(one.run) for one in found), default=0)
+    lines = [f"{one.run:{width}}  {one.status:10}  {one.words}".rstrip() for one in found]
+    counts = Counter(one.status for one in found)
+    totals = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name]) or "none"
+    lines += ["", f"{study_folder.name}: {len(found)} runs: {totals}"]
+    working = [one for one in launchers(study_folder) if one.alive]
+    lines += [f"launcher: {one.who}, since {one.who.since[:16].replace('T', ' ')} UTC" for one in working]
+    name = plan["argument"] or study_folder.name
+    if counts["failed"]:
+        lines.append(f"failed runs are left alone; `equibench run {name} --retry` takes them up again")
+    if not working and counts["queued"] + counts["killed"]:
+        lines.append(f"no launcher works on the rest; `equibench run {name}` continues")
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """A few seconds exactly, more of them in the unit that fits."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+# ---------------------------------------------------------------------- logs
+
+
+def find_run(name: str, roots: list[Path]) -> Path:
+    """A run's folder by its path, its name, or a prefix that no other run of any study has.
+
+    Raises:
+        ValueError: none or several runs are meant.
+    """
+    if (Path(name) / "log.txt").exists() or (Path(name) / "manifest.json").exists():
+        return Path(name)
+    folders = [folder for root in roots for folder in sorted(root.glob("*/*/")) if (folder / "lock").exists()]
+    exact = [folder for folder in folders if folder.name == name]
+    fitting = exact or [folder for folder in folders if folder.name.startswith(name)]
+    if len(fitting) == 1:
+        return fitting[0]
+    where = " or ".join(f"{root}/" for root in roots)
+    if not fitting:
+        raise ValueError(f"no run {name!r} in {where}; `equibench status STUDY` names them")
+    listed = ", ".join(str(folder) for folder in fitting[:4]) + (", ..." if len(fitting) > 4 else "")
+    raise ValueError(f"{name!r} may be any of {len(fitting)} runs: {listed}; give more of the name")
+
+
+def logs(folder: Path, n_lines: int) -> str:
+    """The end of a run's log, and of what its last job wrote to the standard error."""
+    parts = [f"--- {folder / 'log.txt'}", tail(folder / "log.txt", n_lines)]
+    for path in job_errors(folder):
+        parts += [f"--- {path}", tail(path, n_lines)]
+    return "\n".join(parts)
+
+
+def job_errors(folder: Path) -> list[Path]:
+    """Standard error of the job that worked on a run last, or that was submitted for it and never came so far."""
+    study, last = folder.parent, last_holder(folder / "lock")
+    jobs = [one.jobs[folder.name] for one in launchers(study) if folder.name in one.jobs]
+    if last and last.job:
+        jobs.append(last.job)
+    found = (study / ".submitit").glob("*/*_log.err")
+    return sorted(path for path in found if any(path.name.startswith(f"{job}_") for job in jobs))
+
+
+def tail(path: Path, n_lines: int) -> str:
+    """Last lines of a file, read from its end."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 1000 * n_lines))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError as error:
+        return f"({error.strerror})"
+    return "\n".join(lines[-n_lines:]) or "(empty)"
+
+
+def follow(folder: Path, poll: float = 0.5, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
+    """What is appended to a run's log from now on, until no process works on the run any more."""
+    path = folder / "log.txt"
+    seen = path.stat().st_size if path.exists() else 0
+    while True:
+        working = holder(folder / "lock") is not None  # asked first, so that last words are not missed
+        if path.exists() and path.stat().st_size > seen:
+            with path.open("rb") as file:
+                file.seek(seen)
+                new = file.read()
+            seen += len(new)
+            yield new.decode(errors="replace")
+        if not working:
+            return
+        sleep(poll)

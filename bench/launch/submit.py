@@ -1,0 +1,430 @@
+"""A study's runs through submitit: what is missing is executed, what was cut is resumed, what failed is reported.
+
+Several launchers may work on one study: each run is held by one process at a time (`bench.records.lock`), and a launcher takes
+what others have finished. On Slurm it also waits for what others, alive or dead, have left in the queue.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from bench.config.run import ConfigError, LaunchConfig, RunConfig, reason_to_skip, weights_run
+from bench.config.study import StudyConfig
+from bench.launch.job import BUSY, Job
+from bench.launch.launches import Register, registered, slurm_jobs
+from bench.launch.queue import COMMAND, read_queue
+from bench.launch.status import position
+from bench.records import store as records
+from bench.records.lock import BusyError, Holder, holder, locked
+from bench.run.evaluate import package_version
+from bench.run.execute import is_done, load_data
+from bench.run.provenance import describe, now, planned
+from bench.structures.dataset import DataSet
+
+log = logging.getLogger("equibench")
+
+POLL_SECONDS = 0.5
+LINE_SECONDS = 30.0  # between progress lines where there is no terminal
+QUEUE_SECONDS = 15.0  # between questions to Slurm, once a job is older than twice that
+AGAIN_SECONDS = 60.0  # before Slurm is asked again to take what it has refused
+LITTLE = 1 << 16  # bytes; what a job says of itself takes less
+MAX_TIMEOUTS = 100  # of one job, each of which its run survives
+
+
+@dataclass
+class Item:
+    """One run of a study: its configuration, its folder, its data and the item whose weights it needs.
+
+    Attributes:
+        data: `DataSet.record()` of its data set.
+        outcome: one line on how its last job ended, where that was not with a result.
+        shared: another launcher was seen at work on it.
+    """
+
+    cfg: RunConfig
+    folder: Path
+    data: dict[str, Any] = field(repr=False)
+    needs: Item | None = None
+    job: Any = field(default=None, repr=False)
+    outcome: str | None = None
+    shared: bool = False
+
+    @property
+    def status(self) -> str:
+        """done | skipped | failed | running | new, as far as the records tell."""
+        if reason_to_skip(self.cfg):
+            return "skipped"
+        if is_done(self.cfg, self.folder):
+            return "done"
+        try:
+            status = str(records.read_json(self.folder / "manifest.json")["status"])
+        except (FileNotFoundError, records.RecordError):
+            return "new"
+        return status if status in ("failed", "running") else "new"
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, as its record says."""
+        try:
+            return str(records.read_json(self.folder / "manifest.json")["reason"])
+        except (FileNotFoundError, records.RecordError):
+            return "no record"
+
+    def record(self, status: str, reason: str) -> None:
+        """Write a manifest of a run that has none of its own."""
+        manifest = describe(self.cfg, self.folder.name, self.data, 1) | {"status": status, "reason": reason}
+        config = yaml.safe_dump(self.cfg.page(), sort_keys=False).encode()
+        records.write_atomically(self.folder / "config.yaml", config)
+        records.write_json(self.folder / "manifest.json", manifest, records.MANIFEST)
+
+    def record_failure(self, reason: str) -> None:
+        """Where a job failed before it came to its record, or could not write it, say so in its place, if possible."""
+        path = self.folder / "manifest.json"
+        with contextlib.suppress(BusyError, OSError), locked(self.folder):
+            if not path.exists():
+                self.record("failed", reason)
+
+
+def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
+    """The items of a study, runs that others depend on before them. Writes nothing.
+
+    Raises:
+        DataError, ConfigError: the data set cannot be had, or a configuration is wrong.
+    """
+    items: dict[Path, Item] = {}
+    loaded: dict[str, DataSet] = {}
+
+    def add(cfg: RunConfig) -> Item:
+        key = repr(cfg.data)
+        if key not in loaded:
+            loaded[key] = load_data(cfg)
+        data, reason, parent = loaded[key], reason_to_skip(cfg), weights_run(cfg)
+        folder = runs_root / study.name / cfg.run_name(data.fingerprint)
+        if folder in items:
+            return items[folder]
+        needs = add(parent) if parent and not reason else None
+        items[folder] = Item(cfg, folder, data.record(), needs)
+        return items[folder]
+
+    for cfg in study.runs:
+        add(cfg)
+    return list(items.values())
+
+
+def write_plan(study: StudyConfig, items: list[Item], study_folder: Path, argument: str) -> None:
+    """What `status` and `report` need to know of runs that have not begun, and the records of skipped cells."""
+    records.write_atomically(study_folder / "study.yaml", yaml.safe_dump(study.page, sort_keys=False).encode())
+    record = {
+        "schema": records.SCHEMA_VERSION,
+        "written_by": package_version(),
+        "study": study.name,
+        "argument": argument,
+        "created": now(),
+        "runs": [planned(i.cfg, i.folder.name, i.data) | {"config": i.cfg.page()} for i in items],
+    }
+    records.write_json(study_folder / "runs.json", record, records.PLAN)
+    for item in items:
+        reason = reason_to_skip(item.cfg)
+        if reason and not (item.folder / "manifest.json").exists():
+            item.record("skipped", reason)
+
+
+class CancelledError(KeyboardInterrupt):
+    """`equibench cancel` wants this launcher to end."""
+
+
+def run_study(study: StudyConfig, runs_root: Path, retry: bool = False, argument: str | None = None) -> list[Item]:
+    """Execute what is missing; returns all items. Failures are recorded and do not stop the others.
+
+    Args:
+        retry: also what has failed before.
+        argument: the study as the user named it.
+    Raises:
+        KeyboardInterrupt: interrupted or cancelled; jobs that run may still be running.
+    """
+    items = plan(study, runs_root)
+    study_folder = runs_root / study.name
+    write_plan(study, items, study_folder, argument or study.name)
+    # a failed run stays failed until someone asks: its cause is seldom gone by itself
+    wanted = ("new", "running", "failed") if retry else ("new", "running")
+    waiting: list[Item] = []
+    for item in items:  # parents come first; a result on weights that are about to be made again is made again
+        if item.status in wanted or (item.needs in waiting and item.status == "done"):
+            waiting.append(item)
+    log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
+    if waiting:
+        with registered(study_folder, study.launch.cluster) as register, Progress(len(waiting)) as progress:
+            work_off(waiting, study.launch, Submission(study.launch, study_folder, register), register, progress)
+    return items
+
+
+def work_off(
+    waiting: list[Item], launch: LaunchConfig, submit: Submission, register: Register, progress: Progress
+) -> None:
+    """Submit what can start as places come free, until nothing waits or runs."""
+    at_a_time = {"debug": 1, "local": launch.n_parallel, "slurm": launch.slurm_array_parallelism}[launch.cluster]
+    running: list[Item] = []
+    while waiting or running:
+        if register.cancelled:
+            raise CancelledError
+        for item in [i for i in running if i.job.done()]:
+            running.remove(item)
+            item.outcome = outcome(item)
+            if item.outcome == BUSY:  # another launcher was faster; its result is taken when it is there
+                item.shared = True
+                waiting.append(item)
+                continue
+            progress.finished(item, item.outcome or "done")
+        ready, elsewhere = sort_waiting(waiting, submit.by_others())
+        # two launchers on one machine share its places; one on another machine has places of its own
+        taken = len(running) + sum(
+            launch.cluster == "slurm" or (who is not None and who.is_here) for who in elsewhere.values()
+        )
+        starting: list[Item] = []
+        for item in ready[: max(0, at_a_time - taken)]:
+            waiting.remove(item)
+            if item.status == "done":
+                progress.finished(item, "done by another launcher")
+            elif item.shared and item.status == "failed":
+                item.outcome = f"failed under another launcher: {item.reason}"
+                progress.finished(item, item.outcome)
+            elif item.needs is not None and item.needs.status != "done":
+                item.outcome = f"not started: it needs {item.needs.folder.name}, which is {item.needs.status}"
+                progress.finished(item, item.outcome)
+            else:
+                starting.append(item)
+        refused = submit(starting)
+        waiting += refused
+        running += [item for item in starting if item not in refused]
+        progress.show([*running, *(item for item in waiting if item.folder in elsewhere)])
+        if waiting or running:
+            time.sleep(0.0 if launch.cluster == "debug" else POLL_SECONDS)
+
+
+def sort_waiting(waiting: list[Item], queued: set[str]) -> tuple[list[Item], dict[Path, Holder | None]]:
+    """Items that can be started, and who works on which other folder, or None where the run waits in Slurm's queue; the
+    rest waits for its parent."""
+    ready: list[Item] = []
+    elsewhere: dict[Path, Holder | None] = {}
+    for item in waiting:
+        needs = item.needs
+        if needs is not None and (needs in waiting or (needs.job is not None and not needs.job.done())):
+            continue
+        who = holder(item.folder / "lock")
+        if who is None and item.folder.name not in queued:
+            ready.append(item)
+        else:
+            item.shared, elsewhere[item.folder] = True, who
+    return ready, elsewhere
+
+
+# ---------------------------------------------------------------------- submitit
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one run asks the cluster for; runs of equal needs go into one array."""
+
+    cpus: int
+    gpus: int
+
+
+def needs(cfg: RunConfig, launch: LaunchConfig) -> Needs:
+    """A core for each thread of a run and a GPU for each process that uses one, also where the page does not say so."""
+    gpus = max(launch.gpus_per_node, cfg.train.n_processes) if cfg.train.device != "cpu" else 0
+    return Needs(max(launch.cpus_per_task, cfg.train.n_processes * cfg.train.n_threads), gpus)
+
+
+class Submission:
+    """Hands runs to submitit, those of equal needs together, and enters them into the launcher's register."""
+
+    def __init__(self, launch: LaunchConfig, study_folder: Path, register: Register) -> None:
+        self.launch, self.study_folder, self.register = launch, study_folder, register
+        self.executors: dict[Needs, Any] = {}
+        self.not_before = -math.inf
+        self.asked, self.queued = -math.inf, set[str]()
+        # each run computes with its own number of threads; libraries that start earlier must not take all cores
+        os.environ.setdefault("OMP_NUM_THREADS", str(launch.cpus_per_task))
+        if launch.cluster == "slurm":
+            watch_queue()
+
+    def __call__(self, items: list[Item]) -> list[Item]:
+        """Submit; returns those that the cluster does not take now.
+
+        Raises:
+            ConfigError: there is no such cluster, or it refuses the first submission, as it will refuse the next.
+        """
+        from submitit.core.utils import FailedJobError
+
+        groups: dict[Needs, list[Item]] = {}
+        for item in items:
+            groups.setdefault(needs(item.cfg, self.launch), []).append(item)
+        refused: list[Item] = []
+        for wanted, group in groups.items():
+            if time.monotonic() < self.not_before:
+                refused += group
+                continue
+            first = wanted not in self.executors
+            if first:
+                self.executors[wanted] = make_executor(self.launch, wanted, self.study_folder / ".submitit")
+            try:
+                self.submit(self.executors[wanted], group)
+            except FailedJobError as error:
+                each = f"{wanted.cpus} cores and {wanted.gpus} GPUs each"
+                line = f"{self.launch.cluster} refuses {len(group)} runs that need {each}: {word(error)}"
+                if first:
+                    raise ConfigError(line) from error
+                log.warning("%s; trying again every %d s", line, AGAIN_SECONDS)
+                self.not_before = time.monotonic() + AGAIN_SECONDS
+                refused += group
+        return refused
+
+    def submit(self, executor: Any, group: list[Item]) -> None:
+        sharing = self.launch.n_parallel if self.launch.cluster == "local" else 1
+        job = Job(here=self.launch.cluster == "debug")
+        try:
+            with executor.batch():  # on Slurm an array
+                jobs = [executor.submit(job, item.cfg.page(), str(item.folder.absolute()), sharing) for item in group]
+        except OSError as error:
+            if records.disk_error(error):
+                raise records.not_written(executor.folder, error) from error
+            raise  # of no file, such as a command that is not there
+        for item, item.job in zip(group, jobs, strict=True):
+            self.register.submitted(item.folder.name, item.job.job_id)
+
+    def by_others(self) -> set[str]:
+        """Runs with a job in Slurm's queue that another launcher has submitted, which may have died since."""
+        if self.launch.cluster == "slurm" and time.monotonic() - self.asked > QUEUE_SECONDS:
+            jobs = slurm_jobs(self.study_folder, but=self.register.path)
+            if jobs is not None:  # else Slurm does not answer, and what was known goes on
+                self.queued = {run for run, _ in jobs}
+            self.asked = time.monotonic()
+        return self.queued
+
+
+def make_executor(launch: LaunchConfig, wanted: Needs, folder: Path) -> Any:
+    """submitit's executor for the cluster named.
+
+    Raises:
+        ConfigError: there is no such cluster here.
+    """
+    import submitit
+
+    on_slurm = launch.cluster == "slurm"
+    more: dict[str, Any] = {"slurm_max_num_timeout": MAX_TIMEOUTS} if on_slurm else {}
+    try:
+        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=launch.cluster, **more)
+    except RuntimeError as error:
+        line = f"launch.cluster={launch.cluster}: {error} Use launch.cluster=local on one machine"
+        raise ConfigError(line) from error
+    gpus = wanted.gpus or None  # not asked for at all where a cluster may know none
+    parameters: dict[str, Any] = {"timeout_min": launch.timeout_min, "name": "equibench", "gpus_per_node": gpus}
+    if on_slurm:
+        parameters |= {
+            "cpus_per_task": wanted.cpus,
+            "mem_gb": launch.mem_gb,
+            "slurm_partition": launch.slurm_partition,
+            "slurm_array_parallelism": launch.slurm_array_parallelism,
+            "slurm_signal_delay_s": launch.slurm_signal_delay_s,
+            # also where the cluster's default is to let a preempted job, or one of a lost node, go
+            "slurm_additional_parameters": {"requeue": True, **launch.slurm_options},
+            "slurm_srun_args": [f"--cpus-per-task={wanted.cpus}"],  # which srun does not take over from its job
+        }
+    executor.update_parameters(**parameters)
+    return executor
+
+
+def watch_queue() -> None:
+    """Have submitit learn from `squeue` that a job is gone; it would ask `sacct`, which needs accounting."""
+    from submitit.slurm import slurm
+
+    class Watcher(slurm.SlurmInfoWatcher):
+        def _make_command(self) -> list[str] | None:
+            return list(COMMAND) if self._registered - self._finished else None
+
+        def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+            known = read_queue(string if isinstance(string, str) else string.decode())
+            return {job: {"State": "PENDING" if job in known else "GONE"} for job in self._registered}
+
+    slurm.SlurmJob.watcher = Watcher(int(QUEUE_SECONDS))
+
+
+# the last line of the first kind that there is: of the node's daemon, of sbatch or srun, of a traceback, any
+TELLING = (r"^slurmstepd\S*: error: (.+)", r"^\w+: error: (.+)", r"^[\w.]+(?:Error|Exception): .+", r"^.+")
+
+
+def word(error: Exception) -> str:
+    """The line that says most of what submitit raises, which may hold all that a job has written."""
+    for kind in TELLING:
+        if found := re.findall(kind, str(error), flags=re.MULTILINE):
+            return found[-1].strip("* ")
+    return type(error).__name__
+
+
+def outcome(item: Item) -> str | None:
+    """None where a job ended with a result; else one line. A job killed as a whole is no failure of the run."""
+    try:
+        line = item.job.result()
+    except Exception as error:  # killed, lost by the cluster, or no room for its word
+        left = shutil.disk_usage(item.folder.parent).free
+        why = word(error) if left > LITTLE else f"{os.strerror(errno.ENOSPC)}: {left} bytes for {item.folder}"
+        return f"ended without a word ({why}); {records.CONTINUES}"
+    if line and line != BUSY and not line.endswith(records.CONTINUES):
+        item.record_failure(line)
+    return line
+
+
+class Progress:
+    """Bars on a terminal, plain lines elsewhere; all from the runs' own records."""
+
+    def __init__(self, n_runs: int) -> None:
+        self.n_runs, self.n_finished = n_runs, 0
+        self.terminal = sys.stderr.isatty()
+        self.bars: dict[Path, tqdm] = {}
+        self.last_line = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for bar in self.bars.values():
+            bar.close()
+
+    def finished(self, item: Item, result: str) -> None:
+        self.n_finished += 1
+        if item.folder in self.bars:
+            self.bars.pop(item.folder).close()
+        tqdm.write(f"[{self.n_finished}/{self.n_runs}] {item.folder.name}: {result}", file=sys.stderr)
+
+    def show(self, running: list[Item]) -> None:
+        """`running`: here, and by another process."""
+        if self.terminal:
+            for item in running:
+                at = position(item.folder)
+                if item.folder not in self.bars:
+                    self.bars[item.folder] = tqdm(desc=item.folder.name, total=at.of, leave=False)
+                bar = self.bars[item.folder]
+                bar.total, bar.n = at.of, at.at
+                bar.set_postfix_str(at.stage)
+        elif time.monotonic() - self.last_line > LINE_SECONDS:
+            self.last_line = time.monotonic()
+            positions = {item.folder.name: position(item.folder) for item in running}
+            begun = {name: at for name, at in positions.items() if at.stage != "starting"}
+            for name, at in begun.items():
+                tqdm.write(f"{name}: {at}", file=sys.stderr)
+            if len(begun) < len(positions):  # on Slurm they may wait for days
+                tqdm.write(f"{len(positions) - len(begun)} submitted and not begun", file=sys.stderr)

@@ -1,0 +1,204 @@
+"""Makes the embedded data set `mini` and its data card.
+
+    OMP_NUM_THREADS=1 python -m bench.mini.make            relax, filter, split, write bench/data/mini.{npz,json}
+    QM9_DIR=... python -m bench.mini.make --card           write docs/mini.md and docs/figures/mini.png
+
+Random graphs (bench.mini.graphs) get an ETKDG conformer and are relaxed with GFN2-xTB; a molecule is kept when
+EDM's distance rule finds in the relaxed geometry exactly the bonds of its graph, and every valence filled. Relaxed
+chunks are kept under build/mini, so that a run cut short goes on where it was. Positions are in angstrom, with their
+mean at the origin and in a Haar-random orientation: ETKDG lays every molecule along x, which a method without symmetry
+could learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+from collections import Counter
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from rdkit import Chem
+from rdkit.Chem.rdDistGeom import EmbedMolecule, ETKDGv3
+
+from bench.metrics.scores import score
+from bench.mini.graphs import MAX_ATOMS, random_graphs
+from bench.records.store import write_atomically, write_json
+from bench.structures.dataset import SPLITS
+from bench.structures.structures import Structures
+
+log = logging.getLogger(__name__)
+
+SEED = 20
+N_GRAPHS, N_MOLECULES, CHUNK = 5700, 5000, 100
+SPLIT_SHARES = (0.8, 0.1, 0.1)  # train, valid, test, coded 0, 1, 2
+MAX_GRADIENT = 0.02  # eV/angstrom, largest component at which a geometry counts as relaxed
+MAX_ITERATIONS = 300
+ANGSTROM_PER_BOHR, EV_PER_HARTREE = 0.529177210903, 27.211386245988
+CURVATURE = 30.0  # eV/angstrom^2, about that of a bond; first guess of the Hessian
+
+COMMAND = "OMP_NUM_THREADS=1 python -m bench.mini.make"  # with more threads the last digits differ
+DATA = Path(__file__).parents[1] / "data"
+
+
+def relax(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
+    """Nuclear charges [n] and GFN2-xTB geometry [n, 3] in angstrom of a molecule, or the reason why there is none.
+
+    References: Riniker & Landrum (2015), ETKDG; Bannwarth, Ehlert & Grimme (2019), GFN2-xTB.
+    """
+    from scipy.optimize import minimize  # here, because the card needs neither
+    from tblite.exceptions import TBLiteRuntimeError  # pyright: ignore[reportMissingImports] - extra `mini`
+    from tblite.interface import Calculator  # pyright: ignore[reportMissingImports]
+
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    embedding = ETKDGv3()
+    embedding.randomSeed = seed
+    if EmbedMolecule(mol, embedding) < 0:
+        return "no ETKDG conformer"
+    numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+    start = mol.GetConformer().GetPositions()
+    calculator = Calculator("GFN2-xTB", numbers, start / ANGSTROM_PER_BOHR)
+    calculator.set("verbosity", 0)
+    state = None
+
+    def energy_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal state
+        calculator.update(positions=x.reshape(-1, 3) / ANGSTROM_PER_BOHR)
+        state = calculator.singlepoint(state)  # starts from the density of the last geometry
+        return state.get("energy") * EV_PER_HARTREE, state.get("gradient").ravel() * EV_PER_HARTREE / ANGSTROM_PER_BOHR
+
+    options = {"gtol": MAX_GRADIENT, "maxiter": MAX_ITERATIONS, "hess_inv0": np.eye(start.size) / CURVATURE}
+    try:
+        found = minimize(energy_and_gradient, start.ravel(), jac=True, method="BFGS", options=options)
+    except TBLiteRuntimeError:
+        return "no self-consistent charges"
+    if np.abs(found.jac).max() > MAX_GRADIENT:
+        return "not relaxed"
+    return numbers, (found.x.reshape(-1, 3) - found.x.reshape(-1, 3).mean(0)).astype(np.float32)
+
+
+def relaxed_chunk(index: int, smiles: list[str], work: Path) -> dict[str, np.ndarray]:
+    """One chunk of relaxed molecules, read from `work` if it is there already.
+
+    Returns:
+        Arrays smiles [n], reason [n] ('' where relaxed), num_atoms [n], charges [n, 14] and positions [n, 14, 3].
+    """
+    path = work / f"chunk-{index:04d}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            if stored["smiles"].tolist() == smiles:
+                return dict(stored)
+    chunk = {
+        "smiles": np.array(smiles),
+        "reason": np.full(len(smiles), "", dtype="U40"),
+        "num_atoms": np.zeros(len(smiles), np.uint8),
+        "charges": np.zeros((len(smiles), MAX_ATOMS), np.uint8),
+        "positions": np.zeros((len(smiles), MAX_ATOMS, 3), np.float32),
+    }
+    for i, one in enumerate(smiles):
+        relaxed = relax(one, seed=SEED + index * CHUNK + i)
+        if isinstance(relaxed, str):
+            chunk["reason"][i] = relaxed
+            continue
+        numbers, positions = relaxed
+        n = chunk["num_atoms"][i] = len(numbers)
+        chunk["charges"][i, :n], chunk["positions"][i, :n] = numbers, positions
+    write_npz(path, chunk)
+    return chunk
+
+
+def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_atomically(path, content.getvalue())
+
+
+def split_codes(n: int) -> np.ndarray:
+    """0 (train), 1 (valid) or 2 (test) for each of n molecules [n], from a seeded permutation."""
+    ends = np.cumsum([round(share * n) for share in SPLIT_SHARES[:-1]])
+    codes = np.zeros(n, np.uint8)
+    for code, part in enumerate(np.split(np.random.default_rng(SEED).permutation(n), ends)):
+        codes[part] = code
+    return codes
+
+
+def has_bonds_of_graph(structures: Structures, smiles: list[str]) -> np.ndarray:
+    """Whether EDM's rule finds, in each geometry, stable atoms alone and the bonds of the graph [M]."""
+    graphs = [Chem.MolToSmiles(Chem.AddHs(Chem.MolFromSmiles(one))) for one in smiles]
+    scores = score(structures, n_workers=1)
+    return scores.molecule_stable & (np.array(scores.smiles, dtype=object) == np.array(graphs, dtype=object))
+
+
+def turned(positions: np.ndarray) -> np.ndarray:
+    """Positions [M, 14, 3], each molecule turned by a seeded Haar-random rotation of its own."""
+    from scipy.spatial.transform import Rotation
+
+    quaternions = np.random.default_rng(SEED).normal(size=(len(positions), 4))  # normalised: uniform on the sphere
+    R = Rotation.from_quat(quaternions).as_matrix()
+    return np.einsum("mij,mnj->mni", R, positions).astype(np.float32)
+
+
+def make(work: Path) -> None:
+    """Grow, relax, filter and split; writes mini.npz and mini.json beside the package's data sets."""
+    refused: Counter[str] = Counter()
+    smiles = list(islice(random_graphs(SEED, refused), N_GRAPHS))
+    log.info("%d graphs of %d drawn", len(smiles), len(smiles) + refused.total())
+    chunks = []
+    for start in range(0, N_GRAPHS, CHUNK):
+        chunks.append(relaxed_chunk(start // CHUNK, smiles[start : start + CHUNK], work))
+        log.info("%d of %d relaxed", start + CHUNK, N_GRAPHS)
+    stacked = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
+    failed = Counter(reason for reason in stacked["reason"].tolist() if reason)
+    relaxed = {key: array[stacked["reason"] == ""] for key, array in stacked.items()}
+    relaxed["positions"] = turned(relaxed["positions"])
+    structures = Structures.from_padded(*(relaxed[key] for key in ("num_atoms", "charges", "positions")))
+    same = has_bonds_of_graph(structures, relaxed["smiles"].tolist())
+    kept = np.flatnonzero(same)[:N_MOLECULES]
+    arrays = {key: relaxed[key][kept] for key in ("num_atoms", "charges", "positions")}
+    arrays["split"] = split_codes(len(kept))
+    write_npz(DATA / "mini.npz", arrays)
+    codes = arrays["split"].tolist()
+    n_drawn = len(smiles) + refused.total()
+    record = {
+        "command": COMMAND,
+        "seed": SEED,
+        "sha256": sha256((DATA / "mini.npz").read_bytes()).hexdigest(),
+        "n_molecules": len(kept),
+        "n_in_split": {name: codes.count(code) for code, name in enumerate(SPLITS)},
+        "graphs": {"drawn": n_drawn, "handed_out": len(smiles), "refused": dict(refused.most_common())},
+        "relaxation": {
+            "converged": len(structures),
+            "failed": dict(failed),
+            "max_gradient_ev_per_angstrom": MAX_GRADIENT,
+        },
+        "bonds": {"as_in_graph": int(same.sum()), "otherwise": int((~same).sum()), "kept": len(kept)},
+        "stability_before_this_filter": score(structures, n_workers=1).summary(),
+        "versions": {name: version(name) for name in ("numpy", "rdkit", "scipy", "tblite")},
+    }
+    write_json(DATA / "mini.json", record)
+    log.info("%d molecules in %s", len(kept), DATA / "mini.npz")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.mini.make", description="Makes the embedded data set mini.")
+    parser.add_argument("--card", action="store_true", help="write docs/mini.md and its figure instead (reads QM9_DIR)")
+    parser.add_argument("--work", type=Path, default=Path("build/mini"), help="folder of relaxed chunks (build/mini)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.card:
+        from bench.mini.card import write_card
+
+        write_card()
+    else:
+        try:
+            make(arguments.work)
+        except ModuleNotFoundError as error:
+            raise SystemExit(f"making mini needs the package {error.name!r}; pip install -e '.[mini]'") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""`equibench import`: a published checkpoint as a run folder that can be sampled, scored and loaded.
+
+What the file tells is taken from it: the network from its names, its sizes from shapes, the noise schedule from its
+table. The rest comes from a page of the user's, in the words of a run's configuration, and defaults to the published
+QM9 values; the manifest says which was which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from bench.config.run import ConfigError, RunConfig, build, naming, reason_to_skip
+from bench.data.qm9 import ELEMENTS
+from bench.diffusion.schedule import polynomial_2
+from bench.geometry.groups import GroupName
+from bench.published.weights import Checkpoint, Reading, read_checkpoint, understand
+from bench.records import store as records
+from bench.records.inputs import cut, said
+from bench.records.pages import PageError
+from bench.records.pages import read_page as read_yaml
+from bench.run.checkpoint import write_average
+from bench.run.execute import load_data
+from bench.run.model import Model
+from bench.run.provenance import describe, now
+from bench.run.sample import sizes_of
+from bench.structures.dataset import grouped
+from bench.structures.files import MAX_NUMBER
+from bench.symmetry.published import PublishedError
+
+SCHEDULE_TOLERANCE = 1e-5  # of max |gamma|; the file's table is float32
+
+
+@dataclass
+class ImportConfig:
+    """What a checkpoint does not tell; `method`, `backbone`, `data`, `diffusion`, `group`, `sample` as in a study page.
+
+    Where `sizes` is given (number of atoms -> molecules), the data set is not read, and `elements` are its elements.
+    """
+
+    method: dict[str, Any] = field(default_factory=dict)
+    backbone: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=lambda: {"name": "qm9"})
+    sizes: dict[Any, Any] | None = None
+    elements: list[int] | None = None
+    diffusion: dict[str, Any] = field(default_factory=dict)
+    group: GroupName = GroupName.O3
+    sample: dict[str, Any] = field(default_factory=dict)
+
+
+def read_page(path: Path | None) -> ImportConfig:
+    """The user's page, or the defaults.
+
+    Raises:
+        ConfigError: not readable, unknown keys, wrong types.
+    """
+    if path is None:
+        return ImportConfig()
+    try:
+        page = read_yaml(path)
+    except (PageError, OSError) as error:
+        raise ConfigError(str(error)) from None
+    with naming(path):
+        return build(ImportConfig, {} if page is None else page)
+
+
+def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
+    """Make a run folder of a published checkpoint; returns a description of what was made, for the terminal.
+
+    Raises:
+        PublishedError, ConfigError: the file cannot be read or is of no known network, or the page contradicts it.
+        OSError: the folder is there already, or cannot be written.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; choose another folder, or move it away")
+    checkpoint = read_checkpoint(path)
+    try:
+        reading = understand(checkpoint.weights, page.method, page.backbone)
+        cfg, schedule = configure(checkpoint, reading, page, folder.parent.name or "published")
+    except PublishedError as error:
+        raise PublishedError(f"{path}: {error}") from None
+    about, data = sizes_and_elements(cfg, page)
+    charges = reading.n_features - len(about["elements"])
+    if charges not in (0, 1):
+        raise ConfigError(
+            f"{path}: the network has {reading.n_features} features, and {len(about['elements'])} elements need that "
+            "many, or one more with charges; give `elements`"
+        )
+    if page.diffusion.get("include_charges", bool(charges)) != bool(charges):
+        raise ConfigError(
+            f"{path}: diffusion.include_charges is given otherwise than {reading.n_features} features say"
+        )
+    cfg.diffusion.include_charges = bool(charges)
+
+    try:
+        with torch.device("meta"):  # shapes first: a damaged file can tell of a network that no memory holds
+            outline = Model.build(cfg, about["elements"], about["mean_atoms"])
+            reading.load(checkpoint.weights, outline.denoiser.backbone, outline.method)
+        model = Model.build(cfg, about["elements"], about["mean_atoms"])
+        reading.load(checkpoint.weights, model.denoiser.backbone, model.method)
+    except PublishedError as error:
+        raise PublishedError(f"{path}: {error}") from None
+    manifest = describe(cfg, folder.name, data, 1) | {"status": "imported", "n_steps": 0}
+    manifest["parameters"] = model.count_parameters()
+    scales = "scales " + ", ".join(
+        f"{getattr(cfg.diffusion, f'scale_{of}'):g}" for of in ("position", "onehot", "charge")
+    )
+    manifest["imported"] = {
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "network": reading.weights.network,
+        "schedule": schedule,
+        "unused": checkpoint.ignored + reading.unused,
+        "notes": [
+            *reading.weights.notes,
+            f"not told by the file, and taken as {scales}, no conditioning"
+            + "".join(f", {key} {value}" for key, value in reading.weights.assumed.items()),
+            "nothing was trained here: `train` and `seed` of config.yaml and the step 0 of the weights say nothing",
+        ],
+    }
+    manifest["updated"] = now()
+
+    # the manifest last: without it, no reader takes the folder for a run
+    records.write_atomically(folder / "config.yaml", yaml.safe_dump(cfg.page(), sort_keys=False).encode())
+    records.write_json(folder / "data.json", about)
+    write_average(folder / "weights.safetensors", model.named_weights(), {"step": 0, "seconds": 0.0})
+    records.write_json(folder / "manifest.json", manifest, records.MANIFEST)
+    return summary(cfg, manifest)
+
+
+def configure(checkpoint: Checkpoint, reading: Reading, page: ImportConfig, study: str) -> tuple[RunConfig, str]:
+    """The run's configuration, and where its noise schedule is known from."""
+    # weights are run as they were trained: the published defects that have a switch are on, unless the page says no
+    diffusion = {"edm_compat": True, **page.diffusion}
+    sample, schedule = dict(page.sample), "not in the file: as given, or published"
+    if checkpoint.gamma is not None:
+        told = schedule_of(checkpoint.gamma)
+        for key, value in told.items():
+            if diffusion.setdefault(key, value) != value:
+                raise PublishedError(f"diffusion.{key} is given as {diffusion[key]!r}, the file's table has {value!r}")
+        schedule = "the file's table gamma.gamma"
+    if isinstance(diffusion.get("n_levels"), int):
+        sample.setdefault("n_steps", min(diffusion["n_levels"], 1000))
+    values = {"method": reading.method, "backbone": reading.backbone, "data": page.data, "group": page.group}
+    cfg = build(RunConfig, {"study": study, **values, "diffusion": diffusion, "sample": sample})
+    if reason := reason_to_skip(cfg):
+        raise ConfigError(reason)
+    return cfg, schedule
+
+
+def schedule_of(gamma: np.ndarray) -> dict[str, Any]:
+    """T and s of the polynomial_2 schedule whose table this is.
+
+    Raises:
+        PublishedError: the table of another schedule.
+    """
+    if gamma.ndim == 1 and len(gamma) > 1 and np.isfinite(gamma).all():
+        n_levels, precision = len(gamma) - 1, float(f"{1 / (1 + np.exp(-gamma[0])):.3g}")  # alpha_0^2 = 1 - s
+        if 0 < precision < 0.5:
+            error = np.abs(polynomial_2(n_levels, precision) - gamma).max() / np.abs(gamma).max()
+            if error <= SCHEDULE_TOLERANCE:
+                return {"n_levels": n_levels, "precision": precision}
+    raise PublishedError(f"gamma.gamma {gamma.shape} is no table of the schedule polynomial_2, the only one known here")
+
+
+def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `data.json` and the manifest's `data` hold: of the data set, or as given on the page."""
+    if page.sizes is None:
+        data = load_data(cfg)
+        if data.name != cfg.data["name"]:
+            raise ConfigError(
+                f"data set {cfg.data['name']!r} could not be had, and {data.label} cannot stand in for the sizes that "
+                "published weights know; give `sizes` and `elements`, or `data: mini` if that is meant"
+            )
+        if page.elements is not None and tuple(page.elements) != data.elements:
+            raise ConfigError(f"'elements' is {page.elements}, {data.label} has {list(data.elements)}")
+        sizes = {str(n): count for n, count in data.size_histogram.items()}
+        return {"elements": list(data.elements), "mean_atoms": data.mean_atoms, "sizes": sizes}, data.record()
+    elements = list(ELEMENTS) if page.elements is None else page.elements
+    if elements != sorted(set(elements)) or not elements or not 1 <= elements[0] <= elements[-1] <= MAX_NUMBER:
+        raise ConfigError(f"'elements' is {cut(str(elements))}, expected nuclear charges in ascending order")
+    try:
+        counts = {int(n): int(count) for n, count in page.sizes.items()}
+        sizes_of({"elements": elements, "mean_atoms": 1, "sizes": {str(n): c for n, c in counts.items()}}, Path("page"))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ConfigError(f"'sizes' is not a mapping from numbers of atoms to molecules ({said(error)})") from None
+    total = sum(counts.values())
+    mean = sum(n * count for n, count in counts.items()) / total
+    about = {"elements": elements, "mean_atoms": mean, "sizes": {str(n): counts[n] for n in sorted(counts)}}
+    record = {
+        "name": cfg.data["name"],
+        "label": f"{cfg.data['name']}, not read",
+        "source": "sizes and elements as given at the import",
+        "fingerprint": "not read",
+        **{f"n_{split}": 0 for split in ("train", "valid", "test")},
+        "mean_atoms": mean,
+        "elements": elements,
+        "notes": [f"the data set was not read; sizes are those of {total} molecules that the user stated"],
+    }
+    return about, record
+
+
+def summary(cfg: RunConfig, manifest: dict[str, Any]) -> str:
+    """A few lines on what was made."""
+    made, n = manifest["imported"], manifest["parameters"]["total"]
+    lines = [
+        f"{made['file']}: weights of {made['network']}, {grouped(n)} parameters",
+        f"method {cfg.method['name']} on backbone {cfg.backbone['name']} {cfg.backbone.get('size', '')}".rstrip(),
+        f"schedule: T = {cfg.diffusion.n_levels}, s = {cfg.diffusion.precision:g}; {made['schedule']}",
+        f"molecule sizes: {manifest['data']['label']}, {manifest['data']['source']}",
+        f"not used: {', '.join(made['unused']) or 'nothing'}",
+        *(f"note: {note}" for note in made["notes"]),
+    ]
+    return "\n".join(lines)

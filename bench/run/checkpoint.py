@@ -1,0 +1,178 @@
+"""Checkpoints: one safetensors file per state, with everything that a bitwise continuation needs.
+
+Random streams follow from the step, and batches from the step and the seed, so a state is: weights, their average,
+optimiser moments, the clip queue, the step, the seconds trained and the number of micro-batches.
+
+What is known about the tensors is JSON in the file's own header, with the SHA-256 of itself and of all tensors: there
+is no second file that could fall behind. The newest state and the one before it are kept; a damaged file is a
+`DamagedError`, on which training takes the other one (`bench.run.resume`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from bench.records.inputs import said, size_of
+from bench.records.store import Number, RecordError, check, parse, write_atomically
+from bench.run.optimiser import TrainingState
+
+# of a state or of averaged weights; files without a checksum were written before there was one
+ABOUT = {"step": int, "seconds": Number, "sha256?": str, "micro_batches?": int}
+# newest, the one before, and where the cool-down began
+STATE, PREVIOUS, STABLE = "state.safetensors", "previous.safetensors", "stable.safetensors"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be read or does not fit the configuration."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint that is cut short, changed, or no checkpoint at all."""
+
+
+def save_state(path: Path, state: TrainingState, keep: Path | None = None) -> None:
+    """Write a state atomically; the one that stood at `path` becomes `keep`, if a name is given."""
+    tensors: dict[str, Tensor] = {}
+    for name, p in state.weights.items():
+        tensors[f"weights/{name}"] = p
+        tensors[f"average/{name}"] = state.average.shadow[name]
+        for key, value in state.optimiser.state(p).items():
+            tensors[f"optimiser/{key}/{name}"] = value
+    tensors["queue/norms"], tensors["queue/pushed"] = state.queue.norms, state.queue.pushed
+    about = {"step": state.step, "seconds": state.seconds}
+    about |= {"micro_batches": state.micro_batches} if state.micro_batches > 1 else {}
+    write_tensors(path, tensors, about, keep)
+
+
+def load_state(path: Path, state: TrainingState) -> None:
+    """Restore a state in place, once all of the file has been found undamaged.
+
+    Raises:
+        DamagedError: unreadable, or not what was written.
+        CheckpointError: of another model.
+    """
+    tensors, about = read_tensors(path)
+    moments = []
+    for key, value in tensors.items():
+        if key.startswith("optimiser/"):
+            _, moment, name = (key + "//").split("/", 2)
+            p = state.weights.get(name.removesuffix("//"))
+            found = value.shape, value.dtype
+            if p is None or found != (((), torch.float32) if moment == "step" else (p.shape, p.dtype)):
+                raise _unfit(path, f"array {key!r} has no place")
+            moments.append((p, moment, value))
+    places: dict[str, Tensor] = {"queue/norms": state.queue.norms, "queue/pushed": state.queue.pushed}
+    for name, p in state.weights.items():
+        places |= {f"weights/{name}": p, f"average/{name}": state.average.shadow[name]}
+    _copy(path, tensors, places)
+    for p, moment, value in moments:
+        state.optimiser.state(p)[moment] = value.to(p.device)
+    state.step, state.seconds = about["step"], float(about["seconds"])
+    state.micro_batches = about.get("micro_batches", 1)
+
+
+def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
+    """Copy the averaged weights of a state, or of a published weights file, into a model; returns their step.
+
+    Raises:
+        CheckpointError: unreadable, or of another model.
+    """
+    tensors, about = read_tensors(path)
+    _copy(path, tensors, {f"average/{name}": p for name, p in weights.items()})
+    return about["step"]
+
+
+def _copy(path: Path, tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+    """Copy arrays to their places, once all are known to fit: `copy_` would broadcast and convert."""
+    for name, place in places.items():
+        if name not in tensors:
+            raise _unfit(path, f"array {name!r} is missing")
+        value = tensors[name]
+        if (value.shape, value.dtype) != (place.shape, place.dtype):
+            raise _unfit(
+                path,
+                f"array {name!r} is {value.dtype} {tuple(value.shape)}, expected {place.dtype} {tuple(place.shape)}",
+            )
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(tensors[name])
+
+
+def _unfit(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path}: does not fit this run's model ({why}); move it away to start again")
+
+
+def save_average(path: Path, state: Path) -> None:
+    """Only the averaged weights of a state, for publication."""
+    tensors, about = read_tensors(state)
+    write_average(path, {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}, about)
+
+
+def write_average(path: Path, average: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """A file of averaged weights alone; `about` has the step and the seconds trained."""
+    write_tensors(path, {f"average/{name}": value for name, value in average.items()}, about)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], keep: Path | None = None
+) -> None:
+    """Tensors with what is known about them, and the checksum of both."""
+    known = {key: value for key, value in about.items() if key != "sha256"}
+    held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    known["sha256"] = _digest(held, known)
+    write_atomically(path, save(held, {"equibench": json.dumps(known)}), keep)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors of a checkpoint and what is known about them.
+
+    Raises:
+        DamagedError: the file is cut short, or its content is not what its checksum says.
+    """
+    about = about_of(path)
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors' own, and torch's and Python's for shapes and types that it lets through
+        raise _damaged(path, said(error)) from error
+    if "sha256" in about and about["sha256"] != _digest(tensors, about):
+        raise _damaged(path, "its checksum does not fit its content")
+    return tensors, about
+
+
+def about_of(path: Path) -> dict[str, Any]:
+    """Step, seconds and micro-batches of a checkpoint, from its header alone, which is not checked."""
+    try:
+        size_of(path)
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            about = parse((file.metadata() or {})["equibench"])
+        check(about, ABOUT, "about")
+        if about["step"] < 0 or about["seconds"] < 0:
+            raise RecordError(f"step {about['step']} after {about['seconds']} s")
+        return about
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path}; train the run first") from None
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise _damaged(path, said(error)) from error
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(f"{path}: not readable as a checkpoint ({why}); move it away to start again")
+
+
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    known = {key: value for key, value in about.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

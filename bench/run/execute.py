@@ -1,0 +1,243 @@
+"""One run from configuration to evaluation: train, sample, bound, score; each part resumes where it was cut."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bench.config.run import ConfigError, RunConfig, options_of, read_run, weights_run
+from bench.records import store as records
+from bench.records.lock import locked
+from bench.registry import datasets
+from bench.run import parallel
+from bench.run.checkpoint import STATE, about_of, load_average
+from bench.run.clock import Deadline
+from bench.run.compile import compile_networks
+from bench.run.evaluate import bound_run, sample_run, score_run
+from bench.run.model import Model
+from bench.run.optimiser import progress
+from bench.run.provenance import describe, now, peak_memory_mb, training_cost
+from bench.run.sample import WEIGHTS, weights_file
+from bench.run.train import train
+from bench.structures.dataset import DataError, DataSet
+from bench.structures.sizes import SizeDistribution
+
+log = logging.getLogger("equibench")
+
+
+def load_data(cfg: RunConfig) -> DataSet:
+    """The run's data set."""
+    return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
+
+
+def is_done(cfg: RunConfig, folder: Path) -> bool:
+    """Whether the folder holds the finished evaluation of exactly this configuration, on the newest weights."""
+    try:
+        manifest = records.read_json(folder / "manifest.json")
+        if manifest["status"] != "done" or not (folder / "eval.json").exists():
+            return False
+        if read_run(folder).page() != cfg.page():  # options that came later have their defaults
+            return False
+    except (FileNotFoundError, records.RecordError, KeyError, ConfigError):
+        return False
+    return not samples_are_older(folder, manifest["weights_from"])
+
+
+def samples_are_older(folder: Path, weights_from: str | None) -> bool:
+    """Whether the run whose weights are used has been trained again since these samples were drawn."""
+    if weights_from is None:
+        return False
+    samples, weights = folder / "samples.npz", weights_file(folder, weights_from)
+    return samples.exists() and weights.exists() and weights.stat().st_mtime > samples.stat().st_mtime
+
+
+TO_BE_SCORED = "trained and sampled, and not scored yet"
+
+
+def execute(
+    cfg: RunConfig,
+    folder: Path,
+    n_parallel: int = 1,
+    data: DataSet | None = None,
+    deadline: Deadline = Deadline(),  # noqa: B008 - it never passes
+    score: bool = True,
+) -> None:
+    """Do what is missing of one run. The outcome, also of a failure, stands in its manifest and log.
+
+    A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its record, and
+    the next call continues it; one that any other error stops is 'failed'.
+
+    Args:
+        n_parallel: runs that share the machine.
+        data: the run's data set, where it is not to be loaded as the configuration says.
+        deadline: when to stop as if interrupted, after a checkpoint.
+        score: also do what needs RDKit and no model; else the run stays 'running', for `bench.lease` to score.
+    Raises:
+        BusyError: another process has the run.
+        TimeUpError: at the deadline.
+        Exception: whatever stopped the run, after it was recorded.
+    """
+    with locked(folder):
+        if is_done(cfg, folder):
+            return
+        for leftover in folder.glob(".*"):  # of a write that was cut
+            leftover.unlink()
+        torch.set_num_threads(cfg.train.n_threads)
+        handler = logging.FileHandler(folder / "log.txt")
+        handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk stops the run where it matters
+        handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+        loggers = [logging.getLogger(name) for name in ("equibench", "bench")]
+        for logger in loggers:
+            logger.addHandler(handler)
+        try:
+            _execute(cfg, folder, n_parallel, data, deadline, score)
+        except Exception as error:
+            reason = reason_of(error)
+            log.error("%s", reason, exc_info=records.disk_error(error) is None)
+            raise
+        finally:
+            for logger in loggers:
+                logger.removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.close()
+
+
+def _execute(
+    cfg: RunConfig, folder: Path, n_parallel: int, data: DataSet | None, deadline: Deadline, score: bool
+) -> None:
+    check_device(cfg)
+    data = load_data(cfg) if data is None else data
+    check_data(cfg, data, folder)
+    model = Model.build(cfg, data.elements, data.mean_atoms).to(cfg.train.device)
+    manifest = describe(cfg, folder.name, data.record(), n_parallel)
+    manifest["parameters"] = model.count_parameters()
+    if (folder / "manifest.json").exists() and (folder / "steps.jsonl").exists():
+        # the weights are, at least in part, those of an earlier call: its code and costs stay in the record
+        before = records.read_json(folder / "manifest.json", records.MANIFEST)
+        manifest |= {key: before[key] for key in ("code", "cost", "created")}
+
+    def save(status: str, reason: str | None = None) -> None:
+        manifest.update(status=status, reason=reason, updated=now())
+        records.write_json(folder / "manifest.json", manifest, records.MANIFEST)
+
+    save("running")  # before anything is changed, so that a crash cannot leave an old result looking new
+    try:
+        forget_other_settings(cfg, folder)
+        records.write_atomically(folder / "config.yaml", yaml.safe_dump(cfg.page(), sort_keys=False).encode())
+        about = {
+            "elements": list(data.elements),
+            "mean_atoms": data.mean_atoms,
+            "sizes": {str(n): c for n, c in data.size_histogram.items()},
+        }
+        records.write_json(folder / "data.json", about)
+        if cfg.train.compile:
+            manifest["environment"]["compile"] = compile_networks(model, data)
+        step = obtain_weights(cfg, model, data, folder, manifest, deadline)
+        save("running")
+        _, cost = sample_run(cfg, model, SizeDistribution(data.size_histogram), folder, deadline.check)
+        manifest["cost"] |= cost
+        bound_run(cfg, model, step, data, folder, deadline.check)
+        if not score:
+            save("running", TO_BE_SCORED)
+            return
+        score_run(cfg, data, folder)
+    except Exception as error:
+        reason = reason_of(error)
+        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+            save("running" if records.disk_error(error) else "failed", reason)
+        raise
+    save("done")
+    log.info("done")
+
+
+def check_data(cfg: RunConfig, data: DataSet, folder: Path) -> None:
+    """Refuse data of another content than those that the folder's run was planned on."""
+    if cfg.run_name(data.fingerprint) != folder.name:
+        raise DataError(f"{folder.name} was planned on other data than {data.label} ({data.source}), which is here now")
+
+
+def check_device(cfg: RunConfig) -> None:
+    """Refuse a GPU that is not there."""
+    if torch.device(cfg.train.device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"train.device is {cfg.train.device!r}, but torch sees no GPU here; set train.device=cpu, "
+            "or launch.gpus_per_node=1 on a machine that has one"
+        )
+
+
+def reason_of(error: Exception) -> str:
+    """A failure in one line, for the record. Memory runs out under several names; all of them read alike."""
+    first = str(error).splitlines()[0] if str(error) else ""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    # torch's CPU allocator raises a bare RuntimeError, and a reader may say what did not fit
+    if isinstance(error, kinds) or isinstance(error.__cause__, kinds) or "DefaultCPUAllocator" in str(error):
+        return f"out of memory: {first or 'no more could be had'}; lower train.batch_size or sample.batch_size"
+    if records.disk_error(error):
+        return first if first.endswith(records.CONTINUES) else f"{first}, {records.CONTINUES}"
+    return f"{type(error).__name__}: {first}"
+
+
+def obtain_weights(
+    cfg: RunConfig, model: Model, data: DataSet, folder: Path, manifest: dict[str, Any], deadline: Deadline
+) -> int:
+    """Train, or take the weights of the run that this one depends on; returns their optimiser step."""
+    parent = weights_run(cfg)
+    if parent is None and came_trained(cfg, folder):
+        return load_average(folder / WEIGHTS, model.named_weights())
+    if parent is None:
+        if cfg.train.n_processes > 1:
+            parallel.start(parallel.train_folder, cfg.train.n_processes, cfg.train.device, str(folder))
+        # after several processes, only what they have made
+        step = train(cfg, model, data.train, data.valid, folder, deadline=deadline)
+        manifest["cost"] |= training_cost(folder)
+    else:
+        manifest["weights_from"] = parent.run_name(data.fingerprint)
+        step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
+        if samples_are_older(folder, manifest["weights_from"]):
+            forget_samples(folder)
+    manifest["cost"]["peak_memory_mb"] = max(
+        peak_memory_mb(cfg.train.device), manifest["cost"].get("peak_memory_mb", 0)
+    )
+    return step
+
+
+def came_trained(cfg: RunConfig, folder: Path) -> bool:
+    """Whether the averaged weights of the whole training lie here without the state that made them.
+
+    Raises:
+        ConfigError: they do, and more training than that is asked for.
+    """
+    if not (folder / WEIGHTS).exists() or (folder / STATE).exists():
+        return False
+    about = about_of(folder / WEIGHTS)
+    if progress(about["step"], about["seconds"], cfg.train) < 1:
+        raise ConfigError(
+            f"{folder / WEIGHTS} was trained for {about['step']} steps and came without the optimiser's state, so it "
+            "cannot be trained further; move the folder away to train anew"
+        )
+    return True
+
+
+def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
+    """Remove samples of another number of steps or of other sampling settings, and evaluations of either."""
+    if not (folder / "config.yaml").exists():
+        return
+    before = read_run(folder)
+    if before.sample != cfg.sample or before.train.n_steps != cfg.train.n_steps:
+        forget_samples(folder)
+    if before.evaluate != cfg.evaluate:
+        for name in ("likelihood.json", "eval.json"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def forget_samples(folder: Path) -> None:
+    """Remove samples and what was computed from them."""
+    shutil.rmtree(folder / "chunks", ignore_errors=True)
+    for name in ("samples.npz", "samples.json", "likelihood.json", "eval.json"):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,256 @@
+"""What surrounds a gradient step: clipping, moving average, learning rate; and the state of a training, all saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.config.run import Clip, OptimiserName, TrainConfig
+from bench.kernels.adamw import Pass
+
+
+class QueueClip:
+    """EDM's clip: allowed norm = 1.5 mean + 2 std (population) of the last 50 norms, each entered at most as allowed.
+
+    Source: published code of arXiv:2203.17003 (`utils.gradient_clipping`). The queue starts as [3000], so the first
+    call allows 4500.
+    """
+
+    LENGTH = 50
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.norms = torch.zeros(self.LENGTH, dtype=torch.float64, device=device)
+        self.norms[0] = 3000.0
+        self.pushed = torch.ones((), dtype=torch.int64, device=device)
+
+    def allowed(self) -> Tensor:
+        n = self.pushed.clamp(max=self.LENGTH)
+        valid = torch.arange(self.LENGTH, device=self.norms.device) < n
+        mean = (self.norms * valid).sum() / n
+        std = (((self.norms - mean).square() * valid).sum() / n).sqrt()
+        return 1.5 * mean + 2 * std
+
+    def push(self, norm: Tensor, allowed: Tensor) -> None:
+        # a ring buffer: the order inside the queue does not enter its statistics
+        self.norms[self.pushed % self.LENGTH] = torch.minimum(norm.double(), allowed)
+        self.pushed += 1
+
+
+def global_norm(gradients: list[Tensor]) -> Tensor:
+    """Of all gradients together."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def clip(norm: Tensor, cfg: TrainConfig, queue: QueueClip) -> tuple[Tensor, Tensor]:
+    """What brings gradients of a global norm down to the one that is allowed; the queue remembers it.
+
+    Returns:
+        the factor, and whether the norm was more than allowed (0. or 1.), scalars on the device.
+    """
+    allowed = queue.allowed() if cfg.clip is Clip.QUEUE else torch.tensor(cfg.clip_norm, device=norm.device)
+    if cfg.clip is Clip.QUEUE:
+        queue.push(norm, allowed)
+    return (allowed / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype), (norm > allowed).to(norm.dtype)
+
+
+class MovingAverage:
+    """Exponential moving average of weights: shadow <- decay shadow + (1 - decay) weights, after every step."""
+
+    def __init__(self, weights: dict[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.shadow = {name: p.detach().clone() for name, p in weights.items()}
+
+    @torch.no_grad()
+    def update(self, weights: dict[str, nn.Parameter]) -> None:
+        torch._foreach_lerp_(list(self.shadow.values()), list(weights.values()), 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self, weights: dict[str, nn.Parameter]) -> None:
+        """Exchange weights and their average; a second call undoes the first."""
+        for name, p in weights.items():
+            mine = self.shadow[name].clone()
+            self.shadow[name].copy_(p)
+            p.copy_(mine)
+
+
+def progress(step: int, seconds: float, cfg: TrainConfig) -> float:
+    """How far a run is, 0 to 1, by steps or, where it has one, by its budget of seconds (whichever is further)."""
+    by_steps = step / max(cfg.n_steps, 1)
+    return by_steps if cfg.max_seconds is None else max(by_steps, seconds / cfg.max_seconds)
+
+
+def learning_rate(step: int, seconds: float, cfg: TrainConfig) -> float:
+    """Linear warm-up, constant, linear cool-down to zero over the last `cooldown_fraction` of the run."""
+    rate = cfg.lr
+    if step < cfg.warmup_steps:
+        rate *= (step + 1) / cfg.warmup_steps
+    if cfg.cooldown_fraction > 0:
+        rate *= min(1.0, (1 - progress(step, seconds, cfg)) / cfg.cooldown_fraction)
+    return max(rate, 0.0)
+
+
+def cooldown_start(settings: TrainConfig) -> int:
+    """Step at which the learning rate begins to fall; -1 where it never does, or falls by the clock."""
+    if settings.cooldown_fraction == 0 or settings.max_seconds is not None:
+        return -1
+    return math.floor(settings.n_steps * (1 - settings.cooldown_fraction))
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon with Nesterov's momentum and steps of AdamW's size, matrices of one shape, or its transpose, taken together.
+
+    One after the other, as torch's own takes them, the small matrices of small networks take several times as long.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override] # no closure
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            for p in parameters:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+            torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+            updates = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov's
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            alike: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for p, update in zip(parameters, updates, strict=True):
+                rows, columns = sorted(p.shape)
+                alike.setdefault((rows, columns), []).append((p, update))
+            for (rows, columns), pairs in alike.items():
+                wide = torch.stack([u if u.shape == (rows, columns) else u.T for _, u in pairs])
+                moved = newton_schulz(wide).to(wide.dtype)
+                back = [m if p.shape == (rows, columns) else m.T for (p, _), m in zip(pairs, moved, strict=True)]
+                rate = group["lr"] * 0.2 * math.sqrt(columns)
+                torch._foreach_add_([p for p, _ in pairs], back, alpha=-rate)
+
+
+def newton_schulz(matrices: Tensor) -> Tensor:
+    """Nearly the nearest matrices with orthonormal rows, [K, rows, columns] with rows <= columns, in bf16.
+
+    Source: Jordan et al. 2024, Muon: an optimizer for hidden layers; five times X <- a X + (b A + c A^2) X with
+    A = X X^T.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    X = matrices.bfloat16()
+    X = X / torch.linalg.matrix_norm(X, keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X
+
+
+class Optimiser:
+    """AdamW on all parameters, or Muon on the hidden matrices and AdamW on the rest (`TrainConfig.optimiser`).
+
+    Muon's update is the nearest orthogonal matrix of the momentum (Jordan et al. 2024, Muon: an optimizer for hidden
+    layers), scaled to the size of AdamW's (Liu et al., arXiv:2502.16982, eq. 4), so that both share one learning rate.
+    Vectors and matrices with a side below `HIDDEN` (what goes in and out of a network, or a head of one output) stay
+    with AdamW.
+    """
+
+    HIDDEN = 16
+
+    def __init__(self, parameters: Iterable[nn.Parameter], cfg: TrainConfig) -> None:
+        hidden: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for p in parameters:
+            is_hidden = p.ndim == 2 and min(p.shape) >= self.HIDDEN
+            (hidden if cfg.optimiser is OptimiserName.MUON and is_hidden else rest).append(p)
+        self.parts: list[torch.optim.Optimizer] = []
+        if hidden:
+            self.parts.append(Muon(hidden, cfg.lr, cfg.weight_decay))
+        if rest:
+            betas = (0.9, cfg.adam_beta2)
+            self.parts.append(
+                torch.optim.AdamW(
+                    rest, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, amsgrad=cfg.amsgrad, fused=True
+                )
+            )
+        self._pass: Pass | None = None  # the last
+        self._part_of = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
+
+    def step(self, rate: float) -> None:
+        """One step of all parameters at this learning rate."""
+        for part in self.parts:
+            self._set_rate(part, rate)
+            part.step()
+
+    def in_one_pass(self, rate: float, average: MovingAverage, weights: dict[str, nn.Parameter]) -> Pass | None:
+        """A step at this learning rate together with clip and average, where `bench.kernels.adamw` is for these weights."""
+        (part, *others) = self.parts
+        if others or not isinstance(part, torch.optim.AdamW):
+            return None
+        self._set_rate(part, rate)
+        self._pass = Pass(part, {p: average.shadow[name] for name, p in weights.items()}, self._pass)
+        return self._pass if self._pass.available() else None
+
+    @staticmethod
+    def _set_rate(part: torch.optim.Optimizer, rate: float) -> None:
+        for group in part.param_groups:
+            group["lr"] = rate
+
+    def zero_grad(self) -> None:
+        for p in self._part_of:  # torch's own looks at each for longer
+            p.grad = None
+
+    def state(self, p: nn.Parameter) -> dict[str, Tensor]:
+        """Moments of one parameter; what is written into it is used."""
+        return self._part_of[p].state[p]
+
+
+@dataclass
+class TrainingState:
+    """Everything that training changes, and that a checkpoint holds.
+
+    Attributes:
+        weights: of the model itself, by name.
+        step: optimiser steps done.
+        seconds: trained.
+        micro_batches: into which each batch is cut.
+    """
+
+    weights: dict[str, nn.Parameter]
+    average: MovingAverage
+    optimiser: Optimiser
+    queue: QueueClip
+    step: int = 0
+    seconds: float = 0.0
+    micro_batches: int = 1
+
+    @classmethod
+    def at_start(cls, weights: dict[str, nn.Parameter], cfg: TrainConfig) -> TrainingState:
+        """Before the first step."""
+        optimiser = Optimiser(weights.values(), cfg)
+        return cls(weights, MovingAverage(weights, cfg.ema_decay), optimiser, QueueClip(cfg.device))
+
+    def update(self, cfg: TrainConfig, rate: float) -> tuple[Tensor, Tensor]:
+        """Clip gradients, make a step of all weights at this learning rate, and move their average.
+
+        What gradients are afterwards is not defined.
+
+        Returns:
+            norm before clipping, and whether it was clipped (0. or 1.), scalars on the device.
+        """
+        if (in_one := self.optimiser.in_one_pass(rate, self.average, self.weights)) is not None:
+            norm = in_one.norm()
+            factor, clipped = clip(norm, cfg, self.queue)
+            in_one.step(factor, self.average.decay)
+            return norm, clipped
+        for p in self.weights.values():
+            p.grad = None if p.grad is None else p.grad.to(p.dtype)  # torch's steps take no other
+        gradients = [p.grad for p in self.weights.values() if p.grad is not None]
+        norm = global_norm(gradients)
+        factor, clipped = clip(norm, cfg, self.queue)
+        torch._foreach_mul_(gradients, factor)
+        self.optimiser.step(rate)
+        self.average.update(self.weights)
+        return norm, clipped

@@ -1,0 +1,116 @@
+"""How fast a training step could be: the arithmetic it cannot do without, over what the machine can do.
+
+Operations are the multiplications and additions of the network's matrix products, counted on one forward pass as it
+runs in operations of torch (not compiled, no C) and tripled: the backward pass makes a product for the inputs' gradient
+and one for the weights' of each. Element-wise work is left out, and products that are made again in the backward pass
+are not counted, so what is gained by keeping or by recomputing shows in the time alone. Bytes are those of the state
+that a step must move whatever it computes: activations can stay in a cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.geometry.state import State
+from bench.kernels.native import operations_of_torch
+from bench.run.clock import clock
+from bench.run.model import Model
+from bench.streams import StepStreams
+
+aten = torch.ops.aten
+
+# float32 numbers per parameter that AdamW in its amsgrad form and the moving average must move in one step:
+# read weight, gradient, three moments and average; write all but the gradient
+OPTIMISER_TRAFFIC = 11
+# the forward and the backward pass each read a weight, and its gradient is written
+NETWORK_TRAFFIC = 3
+
+# of the square matrices whose product shows the peak; a CPU's is with matrices that its caches hold
+SIDES = {"cpu": (512, 1024, 2048), "cuda": (8192,)}
+COPIED = 2**26  # float32 numbers that are copied, more than a cache holds
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one training step needs: floating-point operations and bytes."""
+
+    flops: float
+    bytes: float
+
+    def seconds(self, machine: Machine) -> float:
+        """Shortest time, arithmetic and memory traffic at once."""
+        return max(self.flops / machine.flops_per_second, self.bytes / machine.bytes_per_second)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the device reaches on its best matrix product and on one large copy."""
+
+    flops_per_second: float
+    bytes_per_second: float
+
+
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    """q k^T and its product with v; shapes [B, heads, n, width]."""
+    return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+# products that torch's counter does not know
+EXTRA = {
+    aten.mv: lambda matrix, _, **__: 2 * math.prod(matrix),
+    aten.addmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[1],
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+}
+
+
+@torch.no_grad()
+def training_work(model: Model, x0: State, rng: StepStreams) -> Work:
+    """Work of one training step of a model on a batch.
+
+    Args:
+        model: not compiled, since a compiler's kernels are not seen.
+        x0: clean scaled molecules.
+    """
+    level = model.diffusion.schedule.draw(len(x0), rng.time)
+    with operations_of_torch(), FlopCounterMode(display=False, custom_mapping=EXTRA) as counter:
+        model.predict(x0, level, rng.method)
+    state = sum(4 * p.numel() for p in model.named_weights().values())
+    return Work(3.0 * counter.get_total_flops(), float((OPTIMISER_TRAFFIC + NETWORK_TRAFFIC) * state))
+
+
+def machine(device: str, dtype: torch.dtype, repeats: int = 5) -> Machine:
+    """Measure the peaks of a device: the best of a few, as other work can only slow them down.
+
+    Args:
+        dtype: of the matrix product.
+    """
+    flops_per_second = 0.0
+    for n in SIDES[torch.device(device).type]:
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        product = torch.empty_like(a)
+        seconds = best(functools.partial(torch.mm, a, b, out=product), device, repeats)
+        flops_per_second = max(flops_per_second, 2 * n**3 / seconds)
+    source = torch.ones(COPIED, device=device)
+    copy = torch.empty_like(source)
+    return Machine(
+        flops_per_second,
+        2 * source.nbytes / best(lambda: copy.copy_(source), device, repeats),
+    )
+
+
+def best(action: Callable[[], object], device: str, repeats: int) -> float:
+    """Shortest time of an action in seconds, after one call that does not count."""
+    action()
+    times = []
+    for _ in range(repeats):
+        started = clock(torch.device(device))
+        action()
+        times.append(clock(torch.device(device)) - started)
+    return min(times)

@@ -1,0 +1,204 @@
+"""`equibench time`: what a training step costs, on the step that runs make, with molecules as they come in a run.
+
+Every step has a batch of its own, drawn by the data stream; making the batch is not timed, as in a run's own clock.
+Peak memory is that of the timed steps: on a CPU of the whole process, which `start_memory_mb` states before them.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from bench.config.run import ConfigError, RunConfig, build, options_of, reason_to_skip
+from bench.config.study import set_dotted
+from bench.geometry.state import State
+from bench.registry import datasets, methods
+from bench.run.batches import Batches
+from bench.run.clock import clock
+from bench.run.compile import compile_networks
+from bench.run.evaluate import versions
+from bench.run.model import Model
+from bench.run.optimiser import TrainingState
+from bench.run.provenance import code_version, device_name, forget_peak_memory, peak_memory_mb
+from bench.run.roofline import training_work
+from bench.run.train import BatchLoss, training_loss, training_step
+from bench.streams import Streams
+from bench.structures.dataset import DataSet
+from bench.structures.structures import Structures
+
+WARM_UP = 3  # steps before the clock counts: they fault in the memory of all that come after
+DENSITY = 0.1  # atoms per cubic angstrom of a made-up cloud, about that of an organic solid
+SPACING = 0.9  # angstrom between its atoms, at least
+
+
+def time_steps(
+    cfg: RunConfig,
+    n_steps: int,
+    n_atoms: int | None = None,
+    change: Callable[[RunConfig, Model], None] = lambda _cfg, _model: None,
+) -> dict[str, Any]:
+    """Time training steps of one run's configuration.
+
+    Args:
+        cfg: `train` gives batch size, precision, compilation, threads and device.
+        n_steps: timed steps, and timed forward passes on the same batches.
+        n_atoms: time on molecules of this size alone, made up where the data set has fewer than a batch of them.
+        change: called on the model before anything is timed (tests put another implementation in its place).
+    Returns:
+        what the command prints: medians and quartiles of seconds, memory in MiB, sizes, provenance.
+    Raises:
+        ValueError: the method does not fit the backbone, or there is no such device.
+    """
+    settings = cfg.train
+    if why := reason_to_skip(cfg):
+        raise ValueError(why)
+    device = torch.device(settings.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {settings.device}: torch sees no GPU here; use --device cpu")
+    torch.set_num_threads(settings.n_threads)
+    data = datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
+    label, molecules = choose(data, settings.batch_size, n_atoms)
+    model = Model.build(cfg, data.elements, data.mean_atoms).to(device)
+    change(cfg, model)
+    batches = Batches(molecules, model.diffusion, settings.batch_size, cfg.seed, settings.device)
+    prepared = [batches(step) for step in range(WARM_UP + n_steps)]
+    timed = prepared[WARM_UP:]
+    streams = Streams(cfg.seed, device)
+    work = training_work(model, timed[0], streams.at(0))
+    compiled = compile_networks(model, data) if settings.compile else "eager"
+
+    step = stepping(cfg, model, streams)
+
+    def forward(i: int, x0: State) -> object:
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
+            return training_loss(model, x0, streams.at(i))
+
+    step(0, model.diffusion.encode(molecules.select(np.arange(1)), settings.device))  # libraries and optimiser state
+    forget_peak_memory(settings.device)
+    start = peak_memory_mb(settings.device)
+    steps = seconds_of(step, prepared, device)
+    peak = peak_memory_mb(settings.device)
+    forwards = seconds_of(forward, prepared, device)
+    return {
+        "method": cfg.method["name"],
+        "backbone": cfg.backbone["name"],
+        "size": cfg.backbone.get("size", "default"),
+        "step_seconds": statistics.median(steps),
+        "step_seconds_quartiles": quartiles(steps),
+        "forward_seconds": statistics.median(forwards),
+        "forward_seconds_quartiles": quartiles(forwards),
+        "peak_memory_mb": round(peak, 1),
+        "start_memory_mb": round(start, 1),
+        "parameters": model.count_parameters()["total"],
+        "device": device_name(settings.device),
+        "dtype": "bf16" if settings.bf16 else "float32",
+        "compile": compiled,
+        "threads": settings.n_threads,
+        "batch": len(timed[0]),
+        "atoms": statistics.fmean(len(x0.x) for x0 in timed),
+        "edges": statistics.fmean(x0.layout.n_pairs - len(x0.x) for x0 in timed),
+        "molecules": label,
+        "steps": n_steps,
+        "flops": work.flops,
+        "bytes": work.bytes,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "load": os.getloadavg()[0],  # of other work too: times taken at a load beyond the cores are too long
+        "code": code_version(),
+        "versions": versions(),
+    }
+
+
+def stepping(cfg: RunConfig, model: Model, streams: Streams) -> Callable[[int, State], object]:
+    """The training step of a run, number and batch -> whatever, from its start."""
+    settings = cfg.train
+    state, loss_of = TrainingState.at_start(model.named_weights(), settings), BatchLoss(model)
+    return lambda i, x0: training_step(loss_of, x0, streams.at(i), settings, state, settings.lr)
+
+
+def seconds_of(action: Callable[[int, State], object], prepared: list[State], device: torch.device) -> list[float]:
+    """Time of an action on each batch, the first `WARM_UP` left out. What it returns is freed inside the clock."""
+    times = []
+    for i, x0 in enumerate(prepared):
+        started = clock(device)
+        action(i, x0)
+        times.append(clock(device) - started)
+    return times[WARM_UP:]
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return [float(q) for q in np.quantile(values, [0.25, 0.75])]
+
+
+def choose(data: DataSet, batch: int, n_atoms: int | None) -> tuple[str, Structures]:
+    """State to time on and what they are: a data set's own, those of one size, or made-up clouds of that size."""
+    if n_atoms is None:
+        return data.label, data.train
+    of_size = data.train.select(data.train.n_atoms == n_atoms)
+    if len(of_size) >= batch:
+        return f"{data.label}, {n_atoms} atoms each", of_size
+    return f"synthetic clouds of {n_atoms} atoms", clouds(n_atoms, batch, data)
+
+
+def clouds(n_atoms: int, n_molecules: int, data: DataSet, seed: int = 0) -> Structures:
+    """Balls of atoms at the density of an organic solid; elements as often as in the data, nothing else is chemical."""
+    rng = np.random.default_rng(seed)
+    radius = (3 * n_atoms / (4 * np.pi * DENSITY)) ** (1 / 3)
+    made = []
+    for _ in range(n_molecules):
+        x = np.empty((0, 3))
+        while len(x) < n_atoms:
+            new = rng.uniform(-radius, radius, size=3)
+            if np.linalg.norm(new) <= radius and (np.linalg.norm(x - new, axis=1) > SPACING).all():
+                x = np.vstack([x, new])
+        made.append((rng.choice(data.train.numbers, size=n_atoms), x.astype(np.float32)))
+    return Structures.from_list(made)
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result for reading."""
+    low, high = result["step_seconds_quartiles"]
+    gflop = result["flops"] / 1e9
+    rows = {
+        "run": f"{result['method']} on {result['backbone']} ({result['size']}), {result['parameters']:,} parameters",
+        "molecules": f"{result['batch']} a step of {result['molecules']}: "
+        f"{result['atoms']:.0f} atoms, {result['edges']:.0f} edges",
+        "machine": f"{result['device']}, threads {result['threads']}, {result['dtype']}, {result['compile']}",
+        "training step": f"{result['step_seconds']:.4f} s (quartiles {low:.4f} to {high:.4f}, {result['steps']} steps)",
+        "of it forward": f"{result['forward_seconds']:.4f} s",
+        "peak memory": f"{result['peak_memory_mb']:.0f} MiB, of which {result['start_memory_mb']:.0f} before the step",
+        "arithmetic": f"{gflop:.1f} GFLOP, {gflop / result['step_seconds']:.1f} GFLOP/s",
+    }
+    return "\n".join(f"{name:16}{value}" for name, value in rows.items())
+
+
+def run_config(
+    method: str, backbone: str, size: str | None, data_dir: str | None, overrides: list[str], **train: Any
+) -> RunConfig:
+    """A run's configuration from the command line.
+
+    Args:
+        size: of the backbone, and of the method where it has one of that name.
+        data_dir: folder with QM9, else the environment's QM9_DIR, else the embedded set.
+        overrides: e.g. 'method.kernel_width=48'.
+    Raises:
+        ConfigError: a name or an option that does not exist.
+    """
+    page: dict[str, Any] = {"study": "time", "method": {"name": method}, "backbone": {"name": backbone}, "train": train}
+    folder = data_dir or os.environ.get("QM9_DIR")
+    page["data"] = {"name": "qm9", "dir": folder} if folder else {"name": "mini"}
+    if size is not None:
+        page["backbone"]["size"] = size
+        if method in methods and size in getattr(methods[method].build, "sizes", {}):
+            page["method"]["size"] = size
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"argument {item!r} is not of the form key=value")
+        set_dotted(page, key, yaml.safe_load(value))
+    return build(RunConfig, page)

@@ -1,0 +1,109 @@
+"""Losses that are no longer finite: seen without waiting for the device, recorded with the batch that they began in."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bench.config.run import TrainConfig
+from bench.records.store import write_json
+from bench.run.batches import Batches
+from bench.run.checkpoint import PREVIOUS, STATE, about_of
+from bench.run.model import Model
+from bench.run.parallel import Processes
+from bench.streams import Streams
+
+DIVERGED = 1e6  # loss above which no step of an interval may stay: a network that answers zero is near 1
+DIVERGED_FILE = "diverged.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """Why training stops, and the step that began it: losses [B] and gradient norm."""
+
+    reason: str
+    step: int
+    losses: list[float]
+    norm: float
+
+
+class Watch:
+    """Looks at every step without waiting for the device; `fault` reads what was seen, at logging intervals.
+
+    What is kept is of the last step or, once a step was not finite, of that first one.
+    """
+
+    def __init__(self, start: int, batch_size: int, device: torch.device) -> None:
+        self.start = start
+        self.sound = torch.ones((), dtype=torch.bool, device=device)
+        self.n_sound = torch.zeros((), dtype=torch.int64, device=device)  # steps before the first fault
+        self.norm = torch.zeros((), device=device)
+        self.losses = torch.zeros(batch_size, device=device)
+        self.lowest = torch.full((), math.inf, device=device)  # loss of a step since the last look
+
+    def __call__(self, loss: Tensor, losses: Tensor, norm: Tensor) -> None:
+        self.norm = torch.where(self.sound, norm, self.norm)
+        self.losses = torch.where(self.sound, losses, self.losses)
+        self.sound = self.sound & torch.isfinite(loss) & torch.isfinite(norm)
+        self.n_sound += self.sound
+        self.lowest = torch.minimum(self.lowest, loss)
+
+    def fault(self, weights: dict[str, nn.Parameter], processes: Processes) -> Fault | None:
+        """What is wrong, for all processes alike, or None. Weights are looked at too: they are saved next."""
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in weights.values()]))
+        sound, finite = torch.stack([self.sound, torch.isfinite(norms).all()]).tolist()
+        bad = torch.tensor([not sound, not finite, self.lowest.item() > DIVERGED], dtype=torch.float64)
+        self.lowest = torch.full_like(self.lowest, math.inf)
+        not_sound, not_finite, high = (processes.sum(bad.to(self.norm.device)) > 0).tolist()
+        if not (not_sound or not_finite or high):
+            return None
+        if not_sound:
+            reason = "loss or gradient not finite"
+        elif not_finite:
+            reason = "weights not finite after the update"
+        else:
+            reason = f"loss above {DIVERGED:.0e} in every step of an interval"
+        # a gradient that is not finite is everybody's, so all processes stand at the same step
+        step = self.start + int(self.n_sound.item()) - int(sound)
+        return Fault(reason, step, processes.sum(self.losses.double()).tolist(), self.norm.item())
+
+
+def record_fault(
+    folder: Path,
+    fault: Fault,
+    seen: int,
+    model: Model,
+    batches: Batches,
+    streams: Streams,
+    settings: TrainConfig,
+) -> None:
+    """What there is to know of the offending step; batch and times are functions of the step."""
+    order = batches.in_order(fault.step)
+    t = model.diffusion.schedule.draw(len(order), streams.at(fault.step).time).t.tolist()
+    kept = [about_of(path)["step"] for name in (STATE, PREVIOUS) if (path := folder / name).exists()]
+    record = {
+        "reason": fault.reason,
+        "step": fault.step,  # that many steps were done before it
+        "seen_after": seen,
+        "last_checkpoint": max(kept, default=0),
+        "batch_size": len(order),
+        "loss": _number(sum(fault.losses) / len(order)),
+        "gradient_norm": _number(fault.norm),
+        "lr": settings.lr,
+        "molecules": [
+            {"index": int(i), "n_atoms": int(n), "t": time_, "loss": _number(loss)}
+            for i, n, time_, loss in zip(order, batches.structures.n_atoms[order], t, fault.losses, strict=True)
+        ],
+    }
+    with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+        write_json(folder / DIVERGED_FILE, record)
+
+
+def _number(value: float) -> float | str:
+    """JSON has no word for what is not finite."""
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,155 @@
+"""What a data set is: three splits of molecules, and what tables and records state about them.
+
+Positions are in angstrom, float32, as stored in the source: neither centred nor rotated. A data set is a file of this
+package whose `load(cfg) -> DataSet` carries `@datasets.register(name, Config)`; every config has the options
+`max_atoms` and `n_train`, which `DataSet.limited` applies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.records import npz
+from bench.records.inputs import said
+from bench.structures import files
+from bench.structures.sizes import size_histogram
+from bench.structures.structures import Structures
+
+SPLITS = ("train", "valid", "test")
+SUBSET_SEED = 0  # of the permutation whose first n_train molecules are kept, so that smaller subsets lie in larger ones
+
+
+class DataError(ValueError):
+    """Data that are not what they should be; the message says what came, what was expected and what to do."""
+
+
+def grouped(n: int) -> str:
+    """12345 -> '12 345'."""
+    return f"{n:,}".replace(",", " ")
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Molecules to train on, to validate on and to test on.
+
+    Attributes:
+        name: as registered, e.g. 'qm9'.
+        label: as tables state it: 'QM9 without fluorine, at most 14 atoms'.
+        source: where it came from, without the path on this machine.
+        elements: nuclear charges that a model of this data set must know, ascending; they may exceed those present.
+        notes: one line each, e.g. which molecules are missing.
+    """
+
+    name: str
+    label: str
+    source: str
+    elements: tuple[int, ...]
+    train: Structures
+    valid: Structures
+    test: Structures
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for split in SPLITS:
+            structures: Structures = getattr(self, split)
+            if len(structures) == 0:
+                raise DataError(f"{self.label}: the {split} split is empty; every split needs at least one molecule")
+            if structures.positions.dtype != np.float32:
+                with np.errstate(over="ignore"):
+                    single = replace(structures, positions=structures.positions.astype(np.float32))
+                object.__setattr__(self, split, single)
+                structures = single
+            if not np.isfinite(structures.positions).all():
+                raise DataError(f"{self.label}: the {split} split has a coordinate that is not finite in float32")
+            strange = set(np.unique(structures.numbers).tolist()) - set(self.elements)
+            if strange:
+                raise DataError(
+                    f"{self.label}: the {split} split has nuclear charges {sorted(strange)}, "
+                    f"expected only {list(self.elements)}"
+                )
+
+    @property
+    def splits(self) -> dict[str, Structures]:
+        """The three splits by name."""
+        return {split: getattr(self, split) for split in SPLITS}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of a SHA-256 over elements and the sizes, nuclear charges and positions of each split."""
+        digest = hashlib.sha256(np.array(self.elements, dtype="<i8").tobytes())
+        for structures in self.splits.values():
+            digest.update(structures.ptr.astype("<i8").tobytes())
+            digest.update(structures.numbers.astype("<i8").tobytes())
+            digest.update(structures.positions.astype("<f4").tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def mean_atoms(self) -> float:
+        """Mean number of atoms of a training molecule."""
+        return float(self.train.n_atoms.mean())
+
+    @property
+    def size_histogram(self) -> dict[int, int]:
+        """n atoms -> how many training molecules have them."""
+        return size_histogram(self.train)
+
+    def record(self) -> dict[str, Any]:
+        """The manifest's entry `data` (`bench.records.store.MANIFEST`)."""
+        return {
+            "name": self.name,
+            "label": self.label,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "n_train": len(self.train),
+            "n_valid": len(self.valid),
+            "n_test": len(self.test),
+            "mean_atoms": self.mean_atoms,
+            "elements": list(self.elements),
+            "notes": list(self.notes),
+        }
+
+    def limited(self, max_atoms: int | None, n_train: int | None) -> DataSet:
+        """Keep the molecules of at most `max_atoms` atoms in all splits, then `n_train` of the training molecules.
+
+        The training molecules kept are the first of one seeded permutation, in their old order: for one `max_atoms`
+        a smaller subset lies within a larger one. Raises DataError when fewer than one or than `n_train` are left.
+        """
+        splits, label = self.splits, self.label
+        if max_atoms is not None:
+            splits = {name: split.select(split.n_atoms <= max_atoms) for name, split in splits.items()}
+            label += f", at most {max_atoms} atoms"
+        if n_train is not None:
+            available = len(splits["train"])
+            if not 1 <= n_train <= available:
+                raise DataError(
+                    f"n_train={n_train}: {label} has {grouped(available)} training molecules; "
+                    "choose a number from 1 to that"
+                )
+            kept = np.random.default_rng(SUBSET_SEED).permutation(available)[:n_train]
+            splits = {**splits, "train": splits["train"].select(np.sort(kept))}
+            label += f", {grouped(n_train)} training molecules"
+        return replace(self, label=label, **splits)
+
+
+def read_with(path: Path, key: str) -> tuple[Structures, np.ndarray | None]:
+    """Molecules of an npz file and its integer array `key` [M], None where the file has no such array.
+
+    Raises FileError from `bench.structures.files`, or DataError; each is one line that names the file.
+    """
+    structures = files.read(path)
+    try:
+        array = npz.read_arrays(path, (), (key,)).get(key)
+    except (npz.NpzError, OSError) as error:
+        raise DataError(f"{path}: {said(error)}; fetch the file again") from error
+    if array is not None and (array.shape != (len(structures),) or array.dtype.kind not in "iu"):
+        raise DataError(
+            f"{path}: array {key!r} is {array.dtype} of shape {array.shape}, "
+            f"expected one integer for each of the {len(structures)} molecules"
+        )
+    return structures, array

@@ -1,0 +1,316 @@
+"""Files of molecules: xyz, extended xyz, sdf and npz, read into `Structures` and written from them.
+
+    .xyz, .extxyz   any number of frames; positions in angstrom; a comment with `Properties=` (extended xyz) sets the
+                    columns, otherwise they are element, x, y, z, and columns after these are ignored. The files of
+                    QM9 as figshare has them (five columns, three closing lines, exponents spelt `1.0*^-5`) are read.
+    .sdf            V2000 or V3000, through RDKit and unsanitised; bonds are ignored on reading. Written as V2000, whose
+                    coordinates have four decimals; the other formats keep every digit.
+    .npz            `num_atoms` [M], `charges`, `positions`: padded as EDM has it ([M, n_max] and [M, n_max, 3], charge
+                    0 is padding) or with all atoms in one row ([A] and [A, 3]). Other arrays in the file are ignored.
+
+Elements are H to Rn. Nothing is unpickled, and no array is allocated because a file says that it is large.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import TextIO, TypeVar
+
+import numpy as np
+
+from bench.records import npz
+from bench.records.inputs import cut, said, size_of
+from bench.records.store import write_atomically
+from bench.structures.structures import Structures
+
+T = TypeVar("T")
+MAX_NUMBER = 86  # radon
+MAX_LINE = 1 << 20  # characters of a line of xyz
+EXTENDED = "Properties=species:S:1:pos:R:3"
+
+
+class FileError(ValueError):
+    """A file of molecules that cannot be read or written; one line: file, place, what came, what was expected."""
+
+
+@functools.cache
+def symbols() -> dict[int, str]:
+    """Nuclear charge -> element symbol, H to Rn."""
+    from rdkit.Chem import GetPeriodicTable  # here, because training imports this module where there is no RDKit
+
+    table = GetPeriodicTable()
+    return {number: table.GetElementSymbol(number) for number in range(1, MAX_NUMBER + 1)}
+
+
+@functools.cache
+def _numbers() -> dict[str, int]:
+    spellings = {}
+    for number, symbol in symbols().items():
+        spellings |= dict.fromkeys((symbol, symbol.upper(), symbol.lower(), str(number)), number)
+    return spellings
+
+
+def read(path: Path | str) -> Structures:
+    """All molecules of one file, positions in angstrom; the format follows from the suffix.
+
+    Raises:
+        FileError: the file is missing, of an unknown kind, empty, cut short or otherwise not what its format says.
+    """
+    path = Path(path)
+    reader = _of_suffix(path, _READERS)
+    try:
+        size_of(path)
+        structures = reader(path)
+    except OSError as error:
+        raise FileError(f"{path}: {said(error)}") from error
+    except MemoryError as error:
+        raise FileError(f"{path}: does not fit in memory; split it into several files") from error
+    if not len(structures):
+        raise FileError(f"{path}: holds no molecule, expected at least one")
+    return structures
+
+
+def write(path: Path | str, structures: Structures, bonds: Iterable[np.ndarray] | None = None) -> None:
+    """Write molecules in the format that the suffix names, atomically.
+
+    Args:
+        bonds: per molecule rows (first atom, second atom, order 1..3), counted from 0 in the molecule; for .sdf alone.
+    Raises:
+        FileError: unknown suffix, bonds for a format that holds none, a charge outside 1 to 86 or a position that is
+            not finite.
+        OSError: no space, no permission; what was there before is untouched.
+    """
+    path = Path(path)
+    writer = _of_suffix(path, _WRITERS)
+    if fault := _fault(structures):
+        raise FileError(f"{path}: not written: {fault}")
+    if bonds is not None and path.suffix.lower() != ".sdf":
+        raise FileError(f"{path}: {path.suffix} files hold no bonds; write .sdf, or leave the bonds out")
+    listed = None if bonds is None else list(bonds)
+    if listed is not None and len(listed) != len(structures):
+        raise FileError(f"{path}: got bonds of {len(listed)} molecules for {len(structures)} molecules")
+    write_atomically(path, writer(structures, listed))
+
+
+def _of_suffix(path: Path, known: dict[str, T]) -> T:
+    if path.suffix.lower() not in known:
+        raise FileError(f"{path}: unknown kind of file {path.suffix!r}, expected {', '.join(known)}")
+    return known[path.suffix.lower()]
+
+
+# xyz and extended xyz
+
+
+def _read_xyz(path: Path) -> Structures:
+    numbers, positions, sizes = array("q"), array("d"), array("q")
+    known = _numbers()
+    with path.open(encoding="utf-8-sig", errors="replace") as file:  # a byte order mark is no part of a number
+        lines = enumerate(_lines(file, path), start=1)
+        for line_number, line in lines:
+            if not line.strip():
+                continue
+            frame = f"frame {len(sizes) + 1}"
+            n_atoms = _count(line, f"{path}:{line_number}: {frame}")
+            comment = next(lines, (0, ""))[1]
+            element, x, n_columns, exact = _columns(comment, f"{path}:{line_number + 1}: {frame}")
+            for k in range(n_atoms):
+                at, line = next(lines, (0, ""))
+                if not at:
+                    raise FileError(
+                        f"{path}: {frame} is cut short: {k} atoms of the {n_atoms} that line {line_number} declares"
+                    )
+                words = line.split()
+                if len(words) < n_columns or (exact and len(words) > n_columns):
+                    wanted = f"{'' if exact else 'at least '}{n_columns}"
+                    raise FileError(f"{path}:{at}: {frame}: {len(words)} columns, expected {wanted}")
+                number = known.get(words[element])
+                if number is None:
+                    raise FileError(f"{path}:{at}: {frame}: unknown element {_cut(words[element])}, expected H to Rn")
+                numbers.append(number)
+                for word in words[x : x + 3]:
+                    positions.append(_coordinate(word, path, at, frame))
+            sizes.append(n_atoms)
+            if re.match(r"gdb\s+\d+\s", comment):  # QM9 as published: frequencies, SMILES and InChI follow the atoms
+                for _ in range(3):
+                    next(lines, None)
+    return to_structures(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise FileError(f"{path}:{number}: a line of more than {MAX_LINE} characters; this is no xyz file")
+        yield line
+
+
+def _count(line: str, where: str) -> int:
+    word = line.strip()
+    if not (word.isascii() and word.isdigit() and len(word) < 19 and int(word) > 0):
+        raise FileError(f"{where}: got {_cut(word)}, expected a number of atoms, 1 or more")
+    return int(word)
+
+
+def _coordinate(word: str, path: Path, line: int, frame: str) -> float:
+    try:
+        # Python's float also knows 1_000 and the digits of other scripts, which a damaged file may hold
+        value = float(word.replace("*^", "e")) if word.isascii() and "_" not in word else None
+    except ValueError:
+        value = None
+    if value is None:
+        raise FileError(f"{path}:{line}: {frame}: got {_cut(word)}, expected a coordinate in angstrom")
+    if not isfinite(value):
+        raise FileError(f"{path}:{line}: {frame}: coordinate {_cut(word)} is not finite")
+    return value
+
+
+def _columns(comment: str, where: str) -> tuple[int, int, int, bool]:
+    """Columns of element and x, number of columns, and whether a line may have no more than these."""
+    found = re.search(r'\bProperties\s*=\s*"?([^\s"]+)', comment, re.IGNORECASE)
+    if not found:
+        return 0, 1, 4, False
+    words = found[1].split(":")
+    if len(words) % 3 or not all(w.isascii() and w.isdigit() and len(w) < 7 for w in words[2::3]):
+        raise FileError(f"{where}: Properties={_cut(found[1])}, expected name:type:columns triples such as {EXTENDED}")
+    start, n_columns = {}, 0
+    for name, kind, width in zip(words[::3], words[1::3], map(int, words[2::3]), strict=True):
+        start[name.lower(), kind.upper(), width] = n_columns
+        n_columns += width
+    elements = [("species", "S", 1), ("symbols", "S", 1), ("z", "I", 1), ("numbers", "I", 1)]
+    element = next((start[key] for key in elements if key in start), None)
+    x = start.get(("pos", "R", 3))
+    if element is None or x is None:
+        raise FileError(f"{where}: Properties={_cut(found[1])} lacks species:S:1 (or Z:I:1) or pos:R:3")
+    return element, x, n_columns, True
+
+
+def _cut(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")
+
+
+def _write_xyz(structures: Structures, _: object) -> bytes:
+    symbol = symbols()
+    digits = 9 if structures.positions.dtype == np.float32 else 17  # enough to get the same float back
+    lines = []
+    for numbers, positions in structures:
+        lines += [str(len(numbers)), EXTENDED]
+        lines += [
+            f"{symbol[number]} {x:.{digits}g} {y:.{digits}g} {z:.{digits}g}"
+            for number, (x, y, z) in zip(numbers.tolist(), positions.tolist(), strict=True)
+        ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+# sdf: `bench.structures.sdf`, imported when one is read or written
+
+
+def _read_sdf(path: Path) -> Structures:
+    from bench.structures.sdf import read_sdf
+
+    return read_sdf(path)
+
+
+def _write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> bytes:
+    from bench.structures.sdf import write_sdf
+
+    return write_sdf(structures, bonds)
+
+
+# npz
+
+
+def _read_npz(path: Path) -> Structures:
+    try:
+        arrays = npz.read_arrays(path, ("num_atoms", "charges", "positions"))
+    except npz.NpzError as error:
+        raise FileError(f"{path}: {error}") from error
+    _check_layout(arrays, path)
+    num_atoms, charges, positions = arrays.values()
+    if not len(num_atoms):
+        raise FileError(f"{path}: holds no molecule, expected at least one")
+    positions = positions.astype(np.float32 if positions.dtype.itemsize <= 4 else np.float64, copy=False)
+    room = charges.shape[1] if charges.ndim == 2 else len(charges)
+    if (wrong := (num_atoms < 1) | (num_atoms > room)).any():
+        k = int(np.argmax(wrong))
+        raise FileError(f"{path}: molecule {k} declares {num_atoms[k]} atoms, expected 1 to {room}")
+    num_atoms = num_atoms.astype(np.int64)
+    if charges.ndim == 2:
+        if (wrong := (np.arange(room) < num_atoms[:, None]) != (charges != 0)).any():
+            k = int(np.argmax(wrong.any(axis=1)))
+            raise FileError(
+                f"{path}: molecule {k} declares {num_atoms[k]} atoms, but its charges are "
+                f"{_cut(str(charges[k].tolist()))}; expected as many charges, then zeros"
+            )
+        structures = Structures.from_padded(num_atoms, charges, positions)
+    elif num_atoms.sum() != len(charges):
+        raise FileError(f"{path}: num_atoms sums to {num_atoms.sum()}, but there are {len(charges)} charges")
+    else:
+        structures = to_structures(charges, positions, num_atoms)
+    if fault := _fault(structures):
+        raise FileError(f"{path}: {fault}")
+    return structures
+
+
+def _fault(structures: Structures) -> str | None:
+    for wrong, what in (
+        ((structures.numbers < 1) | (structures.numbers > MAX_NUMBER), "a charge outside 1 to 86 (H to Rn)"),
+        (~np.isfinite(structures.positions).all(axis=1), "a coordinate that is not finite"),
+    ):
+        if wrong.any():
+            return f"molecule {int(np.searchsorted(structures.ptr, np.argmax(wrong), side='right')) - 1} has {what}"
+    return None
+
+
+def _check_layout(arrays: dict[str, np.ndarray], path: Path) -> None:
+    for name, kinds, expected in (
+        ("num_atoms", "iu", "integers"),
+        ("charges", "iu", "integers"),
+        ("positions", "fiu", "reals"),
+    ):
+        if arrays[name].dtype.kind not in kinds:
+            raise FileError(f"{path}: array {name!r} holds {cut(str(arrays[name].dtype))}, expected {expected}")
+    n, charges, positions = (arrays[name].shape for name in ("num_atoms", "charges", "positions"))
+    padded = len(charges) == 2 and n == charges[:1]
+    if len(n) != 1 or not (padded or len(charges) == 1) or positions != (*charges, 3):
+        raise FileError(
+            f"{path}: num_atoms, charges, positions have shapes {n}, {charges}, {positions}; "
+            "expected [M], [M, n_max], [M, n_max, 3] (padded) or [M], [A], [A, 3]"
+        )
+
+
+def _write_npz(structures: Structures, _: object) -> bytes:
+    n_atoms = structures.n_atoms
+    real = np.arange(n_atoms.max(initial=0)) < n_atoms[:, None]
+    charges = np.zeros(real.shape, np.uint8)
+    positions = np.zeros((*real.shape, 3), structures.positions.dtype)
+    charges[real], positions[real] = structures.numbers, structures.positions
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, num_atoms=n_atoms, charges=charges, positions=positions)
+    return buffer.getvalue()
+
+
+def to_structures(numbers, positions: np.ndarray, sizes) -> Structures:
+    """Molecules from nuclear charges [A], positions [A, 3] and sizes [M]."""
+    ptr = np.concatenate([[0], np.cumsum(np.asarray(sizes, dtype=np.int64))]).astype(np.int64)
+    return Structures(np.asarray(numbers, dtype=np.int64), positions, ptr)
+
+
+_READERS: dict[str, Callable[[Path], Structures]] = {
+    ".xyz": _read_xyz,
+    ".extxyz": _read_xyz,
+    ".sdf": _read_sdf,
+    ".npz": _read_npz,
+}
+_WRITERS: dict[str, Callable[[Structures, Sequence[np.ndarray] | None], bytes]] = {
+    ".xyz": _write_xyz,
+    ".extxyz": _write_xyz,
+    ".sdf": _write_sdf,
+    ".npz": _write_npz,
+}

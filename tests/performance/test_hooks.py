@@ -1,0 +1,83 @@
+"""What each method costs beside `plain` on the same backbone: `make perf`. Times are shown, never asserted."""
+
+import numpy as np
+import pytest
+import torch
+
+from bench.config.run import RunConfig, build, options_of, reason_to_skip
+from bench.diffusion.schedule import NoiseLevel
+from bench.geometry.state import State
+from bench.registry import backbones, datasets, methods
+from bench.run.model import Model
+from bench.run.train import training_loss
+from bench.streams import Streams
+
+N_MOLECULES = 64
+SIZE = "small"
+RNG = Streams(0)
+
+
+def runs() -> list[RunConfig]:
+    """Every method on every backbone that it accepts."""
+    cells = ((method, backbone) for backbone in backbones for method in methods)
+    pages = (
+        {"study": "perf", "method": {"name": m}, "backbone": {"name": b, "size": SIZE}, "data": {"name": "mini"}}
+        for m, b in cells
+    )
+    return [cfg for page in pages if not reason_to_skip(cfg := build(RunConfig, page))]
+
+
+@pytest.fixture(params=runs(), ids=lambda cfg: f"{cfg.method['name']}-{cfg.backbone['name']}")
+def case(request: pytest.FixtureRequest) -> tuple[RunConfig, Model, State]:
+    """A run, its model, and a batch of the embedded set."""
+    cfg: RunConfig = request.param
+    data = datasets["mini"].build(options_of(datasets, cfg.data))
+    model = Model.build(cfg, data.elements, data.mean_atoms)
+    smallest_first = np.argsort(data.train.n_atoms[:N_MOLECULES], kind="stable")
+    return cfg, model, model.diffusion.encode(data.train.select(smallest_first))
+
+
+def test_training_step(benchmark, case):
+    cfg, model, x0 = case
+    benchmark.group = f"training step on {cfg.backbone['name']}, {N_MOLECULES} molecules"
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        training_loss(model, x0, RNG.at(0)).mean().backward()
+
+    benchmark(step)
+
+
+def test_prediction(benchmark, case):
+    cfg, model, x0 = case
+    benchmark.group = f"prediction on {cfg.backbone['name']}, {N_MOLECULES} molecules"
+    level = model.diffusion.schedule.at(torch.full((len(x0),), model.diffusion.schedule.n_levels // 2))
+    with torch.no_grad():
+        benchmark(lambda: model.predict(x0, level, RNG.at(0).method))
+
+
+def test_augmentation(benchmark, case):
+    _, model, x0 = case
+    benchmark.group = f"augmentation, {N_MOLECULES} molecules"
+    benchmark(lambda: model.method.augment(x0, RNG.at(0).method))
+
+
+def test_target(benchmark, case):
+    _, model, x0 = case
+    benchmark.group = f"target, {N_MOLECULES} molecules"
+    level, _, z_t = noised(model, x0)
+    benchmark(lambda: model.method.target(x0, z_t, level, RNG.at(0).method))
+
+
+def test_loss(benchmark, case):
+    _, model, x0 = case
+    benchmark.group = f"loss, {N_MOLECULES} molecules"
+    level, eps, z_t = noised(model, x0)
+    benchmark(lambda: model.method.loss(z_t, eps, level))
+
+
+def noised(model: Model, x0: State) -> tuple[NoiseLevel, State, State]:
+    """Level of each molecule, noise, noised state."""
+    level = model.diffusion.schedule.draw(len(x0), RNG.at(0).time)
+    eps = model.diffusion.noise(x0.layout, RNG.at(0).noise)
+    return level, eps, model.diffusion.noising(x0, eps, level)

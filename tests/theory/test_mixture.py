@@ -1,0 +1,177 @@
+"""The mixture bound of stochastic methods (spec 3.3): closed form, monotonicity, equality where nothing is drawn."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from support import ELEMENTS, Z_MAX, core, generator, model_of, run_config, states, structures, z_score
+from torch import Tensor
+
+from bench.config.run import build
+from bench.diffusion.process import Diffusion, Predict, _gap_of_mean
+from bench.diffusion.schedule import NoiseLevel
+from bench.geometry.layout import Layout
+from bench.geometry.state import State
+from bench.records.store import EVALUATION, RecordError, check
+from bench.run.evaluate import likelihood
+from bench.run.model import Model
+from bench.structures.dataset import DataSet
+
+N_LEVELS = 10
+K = 1.3  # how far apart the two values of the prediction lie, in standard deviations of the reverse step
+
+
+def closed_gap(n_draws: int, k: float = K) -> float:
+    """Gap of p = (N(k, 1) + N(-k, 1)) / 2 against q = N(0, 1), nats, by sums over binomial counts and Gauss-Hermite.
+
+    With j of M draws at +k: -log mean_m exp(-a_m) = k^2/2 - log((j/M) e^{-k x} + (1 - j/M) e^{k x}).
+    """
+    x, weights = np.polynomial.hermite_e.hermegauss(200)
+    weights = weights / weights.sum()
+    total = 0.0
+    for j in range(n_draws + 1):
+        share = j / n_draws
+        log_mean = np.log(share * np.exp(-k * x) + (1 - share) * np.exp(k * x))
+        total += math.comb(n_draws, j) / 2**n_draws * float(weights @ log_mean)
+    return total
+
+
+def clean(n: int) -> State:
+    """n molecules of two atoms."""
+    x = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]], dtype=torch.float64)
+    return State(
+        {"x": x.repeat(n, 1), "h": torch.zeros(2 * n, len(ELEMENTS) + 1, dtype=torch.float64)}, Layout([2] * n)
+    )
+
+
+def two_values(diffusion: Diffusion, x0: State, rng: torch.Generator) -> Predict:
+    """The truth, plus or minus K standard deviations along one unit vector; at t = 0, where the truth is the data's
+    own, that vector without it."""
+    direction = torch.tensor([[0, 0.5**0.5, 0], [0, -(0.5**0.5), 0]], dtype=torch.float64).repeat(len(x0), 1)
+
+    def predict(z_t: State, level: NoiseLevel) -> State:
+        alpha, sigma = z_t.per_atom(level.alpha)[:, None], z_t.per_atom(level.sigma)[:, None]
+        i = (level.t * N_LEVELS).round().long()
+        weight = torch.expm1(diffusion.schedule.gamma[i] - diffusion.schedule.gamma[(i - 1).clamp_min(0)])
+        step = torch.where(i == 0, 1.0, weight.clamp_min(1e-12).rsqrt())
+        sign = torch.randint(0, 2, (len(z_t),), generator=rng).double() * 2 - 1
+        true = z_t.combine(x0, lambda z, c: (z - alpha * c) / sigma)
+        known = z_t.per_atom((i > 0).double())[:, None]
+        return true.replace(x=known * true.x + K * z_t.per_atom(sign * step)[:, None] * direction)
+
+    return predict
+
+
+def gaps(n_draws: int, n: int = 20_000) -> dict[str, Tensor]:
+    """Gaps of the two-valued prediction, per molecule; that of the diffusion term over T."""
+    diffusion, x0 = core(n_levels=N_LEVELS), clean(n)
+    found = diffusion.jensen_gap(x0, two_values(diffusion, x0, generator(3)), n_draws, generator(1), generator(2))
+    return {"diffusion": found["diffusion"] / N_LEVELS, "reconstruction": found["reconstruction"]}
+
+
+@pytest.mark.parametrize("n_draws", [1, 2, 4])
+def test_gap_has_its_closed_form(n_draws):
+    """T19: two-valued predictions, |z| < 5 at every M, in both terms; the gap of 2 M is refused."""
+    for values in gaps(n_draws).values():
+        assert z_score(values, closed_gap(n_draws)) < Z_MAX
+        assert z_score(values, closed_gap(2 * n_draws)) > Z_MAX
+        assert values.min() > -1e-9
+
+
+def test_noise_of_the_step_belongs_into_the_mixture():
+    """T19: without xi all draws would lie equally far from the truth, and the gap, here half a nat, be missed."""
+
+    class WithoutNoise(Diffusion):
+        """Control: z_s at the mean of q."""
+
+        def noise(self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> State:
+            eps = super().noise(layout, rng, dtype)
+            self.calls = getattr(self, "calls", 0) + 1
+            return eps.replace(x=0 * eps.x, h=0 * eps.h) if self.calls == 3 else eps
+
+    diffusion, x0 = core(n_levels=N_LEVELS), clean(20_000)
+    diffusion.__class__ = WithoutNoise
+    found = diffusion.jensen_gap(x0, two_values(diffusion, x0, generator(3)), 8, generator(1), generator(2))
+    assert closed_gap(8) == pytest.approx(0.5, abs=0.05)
+    assert z_score(found["diffusion"] / N_LEVELS, closed_gap(8)) > Z_MAX
+
+
+def exponents(method: str, backbone: str, n_draws: int, n: int = 400, **options) -> Tensor:
+    """a_m of each draw [M, n], of the diffusion term, for one oriented molecule at a middle level."""
+    model = model_of(method, backbone, dtype=torch.float32, **options)
+    diffusion = model.diffusion
+    one = states([4], seed=6, dtype=torch.float32)[0]
+    x0 = State({"x": one.x.repeat(n, 1), "h": one.h.repeat(n, 1)}, Layout([4] * n))
+    drawn: list[Tensor] = []
+
+    def keep(a: Tensor) -> Tensor:
+        drawn.append(a)
+        return _gap_of_mean(a)
+
+    rng = generator(3)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr("bench.diffusion.process._gap_of_mean", keep)
+        diffusion.jensen_gap(x0, lambda z, level: model.predict(z, level, rng), n_draws, generator(1), generator(2))
+    return drawn[0]
+
+
+@pytest.mark.parametrize("method", ["symdiff", "symdiff_haar"])
+def test_more_draws_never_raise_the_bound(method):
+    """T19: M = 1, 2, 4, 8 on the same draws: the gap is not negative and does not fall on average, paired z > -5; more
+    draws do lower the bound of these methods, and the same comparison refuses the reversed order."""
+    a = exponents(method, "dit", 8)
+    by_draws = [_gap_of_mean(a[:n]) for n in (1, 2, 4, 8)]
+    assert by_draws[0].abs().max() < 1e-12
+
+    def signed_z(difference: Tensor) -> float:
+        return (difference.mean() / (difference.std() / len(difference) ** 0.5)).item()
+
+    for fewer, more in pairwise(by_draws):
+        assert more.min() >= -1e-12
+        assert signed_z(more - fewer) > -Z_MAX
+    assert signed_z(by_draws[0] - by_draws[-1]) < -Z_MAX
+
+
+def relative_gap(method: str, backbone: str) -> float:
+    """Largest gap of four draws over the largest exponent."""
+    a = exponents(method, backbone, 4)
+    return (_gap_of_mean(a).abs().max() / a.abs().max()).item()
+
+
+@pytest.mark.parametrize(("method", "backbone"), [("plain", "dit"), ("edm", "egnn"), ("symdiff", "egnn")])
+def test_bounds_are_equal_where_the_prediction_does_not_depend_on_the_draw(method, backbone):
+    """T19: a method that draws nothing, and one that draws around an equivariant network; around DiT it has a gap."""
+    assert relative_gap(method, backbone) < 1e-9
+    assert relative_gap("symdiff", "dit") > 1e-6
+
+
+# ---------------------------------------------------------------------- what is recorded
+
+
+def recorded(model: Model, n_draws: int, **changes: int) -> dict:
+    cfg = run_config("plain", "egnn")
+    cfg.evaluate = build(type(cfg.evaluate), {"n_nll_passes": 2, "n_mixture_draws": n_draws, **changes})
+    test = structures([6, 4, 5, 6], seed=2)
+    return likelihood(cfg, model, DataSet("synthetic", "synthetic", "tests", ELEMENTS, test, test, test))
+
+
+def test_evaluation_records_the_mixture_bound_beside_the_single_draw_bound():
+    """T19: the single-draw bound is untouched, the mixture's is lower by the gap; a method without draws has none."""
+    symdiff = model_of("symdiff", "dit", dtype=torch.float32)
+    alone, beside = recorded(symdiff, 1), recorded(symdiff, 4)
+    mixture = beside.pop("mixture")
+    assert alone == beside
+    assert alone["stochastic"] is True
+    assert mixture["n_draws"] == 4
+    assert mixture["gap"] > 0
+    assert mixture["mean"] == pytest.approx(beside["mean"] - mixture["gap"], rel=1e-9)
+    assert mixture["gap"] == pytest.approx(sum(mixture["gap_terms"].values()), rel=1e-9)
+
+    plain = recorded(model_of("plain", "dit", dtype=torch.float32), 4)
+    assert plain["stochastic"] is False
+    assert "mixture" not in plain
+    check(beside | {"mixture": mixture}, EVALUATION["nll"], "nll")
+    with pytest.raises(RecordError, match="gap"):
+        check(beside | {"mixture": {"n_draws": 4, "mean": 1.0, "sem": 0.1}}, EVALUATION["nll"], "nll")

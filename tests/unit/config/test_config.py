@@ -1,0 +1,272 @@
+"""Configuration: every fault is one line that names the key, what came and what was expected."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import run_config
+
+from bench.config.run import (
+    Clip,
+    ConfigError,
+    RunConfig,
+    TrainConfig,
+    build,
+    options_of,
+    read_run,
+    reason_to_skip,
+    weights_run,
+)
+from bench.config.study import load_study, resolve_study, set_dotted, study_names
+from bench.geometry.groups import GroupName
+from bench.registry import backbones, methods
+
+PAGE: dict[str, Any] = {
+    "study": "s",
+    "base": {
+        "method": "plain",
+        "backbone": {"name": "dit", "size": "tiny"},
+        "data": {"name": "mini"},
+        "train": {"lr": "1e-4"},
+    },
+}
+
+
+def base(**changes: Any) -> dict[str, Any]:
+    return {"study": "s", **PAGE["base"], **changes}
+
+
+def test_a_page_becomes_typed_options():
+    cfg = build(RunConfig, base(group="SO3", train={"clip": "queue", "lr": 1, "n_steps": 5}))
+    assert cfg.group is GroupName.SO3
+    assert cfg.train.clip is Clip.QUEUE
+    assert cfg.train.lr == 1.0
+    assert isinstance(cfg.train.lr, float)
+    assert cfg.method == {"name": "plain"}
+    assert options_of(backbones, cfg.backbone).width == backbones["dit"].build.sizes["tiny"]["width"]
+
+
+def test_yaml_numbers_with_an_exponent_are_numbers():
+    assert build(RunConfig, base()).train.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trian": {}}, "unknown key 'trian'; did you mean 'train'"),
+        ({"train": {"learning_rate": 1}}, "unknown key 'train.learning_rate'"),
+        ({"train": {"n_steps": "many"}}, "'train.n_steps' is 'many', expected int"),
+        ({"train": {"n_steps": True}}, "'train.n_steps' is True, expected int"),
+        ({"train": {"n_steps": 1.5}}, "'train.n_steps' is 1.5, expected int"),
+        ({"train": {"lr": "fast"}}, "'train.lr' is 'fast', expected float"),
+        ({"train": {"clip": "hard"}}, "'train.clip' is 'hard', expected one of queue, norm"),
+        ({"train": 3}, "train is 3, expected a mapping"),
+        ({"group": "U1"}, "'group' is 'U1', expected one of O3, SO3"),
+        ({"method": {"name": "symdif"}}, "unknown method 'symdif'; did you mean 'symdiff'"),
+        ({"method": {}}, "'method.name' is missing; choose from"),
+        ({"method": {"name": "plain", "depth": 3}}, "unknown key 'method.depth'; it has no options"),
+        ({"backbone": {"name": "dit", "size": "tny"}}, "'backbone.size' is 'tny'; did you mean 'tiny'"),
+        ({"backbone": {"name": "dit", "width": "wide"}}, "'backbone.width' is 'wide', expected int"),
+        ({"method": {"name": "plain", "size": "tiny"}}, "'method.size' is 'tiny'; plain has no named sizes"),
+    ],
+)
+def test_a_fault_is_one_line_that_names_the_key(changes, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(RunConfig, base(**changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_required_key_is_named():
+    with pytest.raises(ConfigError, match="'data' is missing; it has no default"):
+        build(RunConfig, {k: v for k, v in base().items() if k != "data"})
+
+
+def test_explicit_options_override_a_named_size():
+    cfg = build(RunConfig, base(backbone={"name": "dit", "size": "tiny", "depth": 3}))
+    assert (cfg.backbone["depth"], cfg.backbone["width"]) == (3, backbones["dit"].build.sizes["tiny"]["width"])
+
+
+@pytest.mark.parametrize("name", [m for m in methods if hasattr(methods[m].build, "sizes")])
+def test_methods_may_have_named_sizes_like_backbones(name):
+    for size, options in methods[name].build.sizes.items():
+        cfg = build(RunConfig, base(method={"name": name, "size": size}))
+        assert dataclasses.asdict(options_of(methods, cfg.method)).items() >= options.items()
+
+
+def test_a_page_written_and_read_is_the_same_run(tmp_path: Path):
+    cfg = run_config("symdiff", "dit", n_steps=7, clip="queue")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg.page(), sort_keys=False))
+    assert read_run(tmp_path) == cfg
+    with pytest.raises(ConfigError, match="no run folder"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_identity_follows_what_decides_the_weights():
+    cfg = build(RunConfig, base())
+    identity = cfg.identity("f")
+    for changes in (
+        {"seed": 1},
+        {"group": "SO3"},
+        {"train": {"lr": 2e-4}},
+        {"train": {"batch_size": 8}},
+        {"method": "haar"},
+        {"backbone": {"name": "dit", "size": "small"}},
+        {"diffusion": {"n_levels": 2000}},
+    ):
+        assert build(RunConfig, base(**changes)).identity("f") != identity, changes
+    assert cfg.identity("other data") != identity
+
+
+def test_identity_ignores_what_does_not():
+    """The run can be extended, logged otherwise, sampled again and be part of another study."""
+    identity = build(RunConfig, base()).identity("f")
+    for changes in (
+        {"study": "other"},
+        {"train": {"lr": 1e-4, "n_steps": 7}},
+        {"train": {"lr": 1e-4, "log_every": 7, "checkpoint_seconds": 1.0}},
+        {"sample": {"n_molecules": 3}},
+        {"evaluate": {"n_nll_passes": 1, "n_mixture_draws": 8}},
+    ):
+        assert build(RunConfig, base(**changes)).identity("f") == identity, changes
+
+
+# ---------------------------------------------------------------------- studies
+
+
+def test_a_grid_is_the_product_of_its_lists_and_grids_are_united():
+    grid = [
+        {"method": ["plain", "haar"], "seed": [0, 1]},
+        {"method": [{"name": "edm"}], "backbone": ["egnn"], "train.lr": [1e-3]},
+    ]
+    runs = resolve_study({**PAGE, "grid": grid}, "here").runs
+    assert [(r.method["name"], r.seed, r.train.lr) for r in runs] == [
+        ("plain", 0, 1e-4),
+        ("plain", 1, 1e-4),
+        ("haar", 0, 1e-4),
+        ("haar", 1, 1e-4),
+        ("edm", 0, 1e-3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": {"seed": 3}}, "grid key 'seed' is 3, expected a list"),
+        ({"grid": {"seed": []}}, "expected a list of values"),
+        ({"bse": {}}, "unknown key 'bse'; did you mean 'base'"),
+        ({"study": None}, "'study' is missing"),
+        ({"launch": {"cluster": "cloud"}}, "'launch.cluster' is 'cloud', expected local, debug or slurm"),
+        ({"launch": {"gpus": 1}}, "unknown key 'launch.gpus'"),
+    ],
+)
+def test_a_fault_of_a_study_page_is_named(change, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_study({**PAGE, **change}, "here")
+
+
+def test_arguments_override_a_study(tmp_path: Path):
+    page = tmp_path / "mine.yaml"
+    page.write_text(yaml.safe_dump({**PAGE, "grid": {"seed": [0, 1]}}))
+    study = load_study(str(page), ["train.n_steps=3", "launch.n_parallel=1"])
+    assert [run.train.n_steps for run in study.runs] == [3, 3]
+    assert study.launch.n_parallel == 1
+    with pytest.raises(ConfigError, match="not of the form key=value"):
+        load_study(str(page), ["train.n_steps"])
+    with pytest.raises(ConfigError, match=r"unknown key 'train\.steps'"):
+        load_study(str(page), ["train.steps=3"])
+    page.write_text("a: [")
+    with pytest.raises(ConfigError, match=r"mine\.yaml"):
+        load_study(str(page))
+    with pytest.raises(ConfigError, match="no study at 'qm9_smok'; did you mean 'qm9_smoke'"):
+        load_study("qm9_smok")
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_of_ours_resolves(name):
+    study = load_study(name)
+    assert study.runs
+    assert study.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "changed"),
+    [
+        ("qm9_bf16", "qm9_laptop", {"train.bf16": True}),
+        ("symdiff_kernels", "qm9_laptop_strategies", {"evaluate.n_mixture_draws": 8}),
+    ],
+)
+def test_studies_that_are_read_beside_another_differ_from_it_in_what_they_say_alone(name, other, changed):
+    base = load_study(other).page["base"]
+    assert load_study(name).page["base"] != base
+    for key, value in changed.items():
+        set_dotted(base, key, value)
+    assert load_study(name).page["base"] == base
+
+
+def test_the_smoke_study_runs_every_plug_in_and_shows_a_refusal():
+    runs = load_study("qm9_smoke").runs
+    fitting = [cfg for cfg in runs if reason_to_skip(cfg) is None]
+    assert {cfg.method["name"] for cfg in fitting} == set(methods)
+    assert {cfg.backbone["name"] for cfg in fitting} == set(backbones)
+    assert 0 < len(fitting) < len(runs)
+    assert {cfg.method["name"] for cfg in load_study("qm9_laptop").runs} != set(methods)  # control
+
+
+def test_cells_without_sense_are_skipped_with_a_reason():
+    for method in methods:
+        for backbone in backbones:
+            reason = reason_to_skip(run_config(method, backbone))
+            wanted = methods[method].build.needs_equivariant_backbone and not backbones[backbone].build.equivariant
+            assert (reason is not None) == wanted
+            assert reason is None or f"got {backbone!r}; choose e3 or egnn" in reason
+            if reason is not None and (other := methods[method].build.otherwise) is not None:
+                assert reason.endswith(f"or method {other!r}")
+                assert reason_to_skip(run_config(other, backbone)) is None
+
+
+def test_a_method_that_trains_nothing_names_the_run_that_does():
+    for method in methods:
+        parent = weights_run(run_config(method, "dit"))
+        if methods[method].build.weights_of is None:
+            assert parent is None
+        else:
+            assert parent is not None
+            assert parent.method["name"] == methods[method].build.weights_of
+            assert methods[parent.method["name"]].build.weights_of is None
+
+
+def borrowing(parent: Any) -> RunConfig:
+    page = {"name": "orbit_average", "n_draws": 2, "weights_of": parent}
+    return dataclasses.replace(run_config("plain", "dit"), method=page)
+
+
+def test_the_run_to_take_weights_from_can_be_chosen_with_its_options():
+    """By name, or by name and options, checked like any others; only a method that has no `predict` of its own."""
+    by_name, by_page = weights_run(borrowing({"name": "plain"})), weights_run(borrowing({"name": "haar"}))
+    assert by_name is not None
+    assert by_page is not None
+    assert (by_name.method, by_page.method) == ({"name": "plain"}, {"name": "haar"})
+    assert build(RunConfig, borrowing("plain").page()).method["weights_of"] == {"name": "plain"}
+    assert reason_to_skip(borrowing({"name": "plain"})) is None
+    for parent in ("symdiff", "symdiff_haar", "orbit_average"):
+        reason = reason_to_skip(borrowing({"name": parent}))
+        assert reason is not None
+        assert f"{parent!r} was not: that method defines predict" in reason
+    with pytest.raises(ConfigError, match="unknown method 'plein'; did you mean 'plain'"):
+        weights_run(borrowing({"name": "plein"}))
+    with pytest.raises(ValueError, match="'n_draws' of orbit_average is 0, expected at least 1"):
+        dataclasses.replace(run_config("plain", "dit"), method={"name": "orbit_average", "n_draws": 0})
+
+
+def test_defaults_are_the_published_training():
+    cfg = TrainConfig()
+    assert (cfg.batch_size, cfg.lr, cfg.weight_decay, cfg.ema_decay, cfg.clip, cfg.clip_norm) == (
+        256,
+        2e-4,
+        1e-12,
+        0.9999,
+        "norm",
+        2.0,
+    )

@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+
+from bench.data import folder
+from bench.structures import files
+from bench.structures.dataset import DataError
+from bench.structures.files import FileError
+from bench.structures.structures import Structures
+
+
+def molecules(n, seed=0, elements=(1, 6, 16)):
+    """n molecules of 2 to 5 atoms on a jittered lattice, four decimals, as sdf keeps."""
+    rng = np.random.default_rng(seed)
+    sites = np.stack(np.meshgrid(*[np.arange(2)] * 3), axis=-1).reshape(-1, 3) * 1.5
+    sizes = [2 + i % 4 for i in range(n)]
+    return Structures.from_list(
+        [(rng.choice(elements, size=k), np.round(sites[:k] + rng.uniform(0, 0.2, (k, 3)), 4)) for k in sizes]
+    )
+
+
+def load(path, **options):
+    return folder.load(folder.FolderConfig(dir=str(path), **options))
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "extxyz", "sdf", "npz"])
+def test_every_format_is_read_and_its_elements_found(tmp_path, suffix):
+    split_of = {"train": molecules(8, 1), "valid": molecules(3, 2), "test": molecules(4, 3)}
+    for split, structures in split_of.items():
+        files.write(tmp_path / f"{split}.{suffix}", structures)
+    data = load(tmp_path)
+    assert data.elements == (1, 6, 16)
+    assert data.source == f"folder of {suffix}, split by file name"
+    assert data.label == tmp_path.name
+    assert data.notes == []
+    for split, structures in split_of.items():
+        np.testing.assert_array_equal(data.splits[split].numbers, structures.numbers)
+        np.testing.assert_array_equal(data.splits[split].ptr, structures.ptr)
+        np.testing.assert_allclose(data.splits[split].positions, structures.positions, atol=1e-6)
+
+
+def test_one_set_in_two_formats_has_one_fingerprint(tmp_path):
+    for suffix in ("xyz", "npz"):
+        (tmp_path / suffix).mkdir()
+        files.write(tmp_path / suffix / f"all.{suffix}", molecules(30))
+    assert load(tmp_path / "xyz").fingerprint == load(tmp_path / "npz").fingerprint
+    assert load(tmp_path / "xyz", seed=1).fingerprint != load(tmp_path / "npz").fingerprint  # control
+
+
+def test_unnamed_files_are_split_by_a_seeded_permutation(tmp_path):
+    files.write(tmp_path / "a.xyz", molecules(25, 1))
+    files.write(tmp_path / "b.npz", molecules(15, 2))
+    data = load(tmp_path, seed=3, test_fraction=0.2)
+    assert [len(split) for split in data.splits.values()] == [28, 4, 8]
+    assert data.source == "folder of npz/xyz, split at random, seed 3, fractions 0.1 valid and 0.2 test"
+    together = np.concatenate([split.positions[split.ptr[:-1]] for split in data.splits.values()])
+    given = np.concatenate([m.positions[m.ptr[:-1]] for m in (molecules(25, 1), molecules(15, 2))]).astype(np.float32)
+    assert sorted(map(tuple, together.tolist())) == sorted(map(tuple, given.tolist()))
+    assert load(tmp_path, seed=3, test_fraction=0.2).fingerprint == data.fingerprint
+    assert load(tmp_path, seed=4, test_fraction=0.2).fingerprint != data.fingerprint
+
+
+def test_unusable_molecules_are_left_out_and_named(tmp_path):
+    bad = [(np.array([1]), np.zeros((1, 3))), (np.array([6, 1]), np.array([[0.0, 0, 0], [0, 0, 0.1]]))]
+    files.write(tmp_path / "mixed.xyz", Structures.concatenate([molecules(10), Structures.from_list(bad)]))
+    data = load(tmp_path)
+    assert sum(map(len, data.splits.values())) == 10
+    assert data.notes == [
+        "mixed.xyz: 2 of 12 molecules left out (molecule 11: 1 atom(s), at least 2 needed; "
+        "molecule 12: two atoms 0.10 angstrom apart)"
+    ]
+
+
+def test_other_files_beside_the_splits_are_noted(tmp_path):
+    for name in ("train.xyz", "valid.npz", "test.xyz", "extra.xyz"):
+        files.write(tmp_path / name, molecules(4))
+    data = load(tmp_path, max_atoms=4, n_train=2)
+    assert data.notes == ["not read, since train, valid and test are there: extra.xyz"]
+    assert data.label == f"{tmp_path.name}, at most 4 atoms, 2 training molecules"
+    assert [len(split) for split in data.splits.values()] == [2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "has no file ending in"),
+        (("train.xyz", "test.xyz"), r"no valid\.\*; expected one file"),
+        (("train.xyz", "valid.xyz", "test.xyz", "test.npz"), r"test\.npz and test\.xyz; expected one"),
+    ],
+)
+def test_a_folder_whose_splits_cannot_be_told_is_refused(tmp_path, names, message):
+    for name in names:
+        files.write(tmp_path / name, molecules(4))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("fractions", [(0.0, 0.1), (0.5, 0.5), (-0.1, 0.1)])
+def test_fractions_that_leave_a_split_empty_are_refused(tmp_path, fractions):
+    files.write(tmp_path / "all.xyz", molecules(10))
+    with pytest.raises(DataError, match="valid_fraction"):
+        load(tmp_path, valid_fraction=fractions[0], test_fraction=fractions[1])
+
+
+def test_too_few_molecules_or_no_folder_are_refused(tmp_path):
+    files.write(tmp_path / "all.xyz", molecules(2))
+    with pytest.raises(DataError, match="2 usable molecules; a split needs at least 3"):
+        load(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        load(tmp_path / "nowhere")
+
+
+def test_faults_of_a_file_pass_through_with_its_name(tmp_path):
+    files.write(tmp_path / "good.xyz", molecules(10))
+    (tmp_path / "broken.xyz").write_text("3\n\nC 0 0 0\nH 0 0 x\nH 0 1 0\n")
+    with pytest.raises(FileError, match=r"broken\.xyz"):
+        load(tmp_path)

@@ -1,0 +1,233 @@
+"""Validity, uniqueness, novelty, intervals and `equibench score` on molecules small enough to judge by eye."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rdkit import Chem
+
+from bench.cli import score as command
+from bench.metrics import validity
+from bench.metrics.scores import Scores, score
+from bench.metrics.stability import Bonds, infer_bonds
+from bench.metrics.validity import rebuild, smiles_from_bonds, smiles_of, to_smiles
+from bench.records import store as records
+from bench.structures import files
+from bench.structures.structures import Structures
+
+
+def one(symbols: str, positions) -> Structures:
+    numbers = np.array([{"H": 1, "C": 6, "N": 7, "O": 8}[symbol] for symbol in symbols])
+    return Structures.from_list([(numbers, np.array(positions, float))])
+
+
+HYDROGEN = one("HH", [[0, 0, 0], [0.74, 0, 0]])
+NITROGEN = one("NN", [[0, 0, 0], [1.10, 0, 0]])
+CARBON_MONOXIDE = one("CO", [[0, 0, 0], [1.13, 0, 0]])  # C#O has an oxygen of valence 3: not valid
+NITROGEN_AND_HYDROGEN = one("HHNN", [[9, 0, 0], [9.74, 0, 0], [0, 0, 0], [1.10, 0, 0]])
+THREE_PIECES = one("HHNNO", [[9, 0, 0], [9.74, 0, 0], [0, 0, 0], [1.10, 0, 0], [0, 30, 0]])
+
+
+def together(*parts: Structures) -> Structures:
+    return Structures.concatenate(parts)
+
+
+def made_up(smiles: list[str | None], train=None, stable=None) -> Scores:
+    n = len(smiles)
+    stable = np.full(n, 4) if stable is None else np.asarray(stable)
+    no_bonds = Bonds(np.zeros((0, 2), np.int32), np.zeros(0, np.int8), np.zeros(n + 1, int))
+    return Scores(np.full(n, 4), stable, smiles, train, no_bonds)
+
+
+def test_a_molecule_is_valid_when_rdkit_sanitises_it():
+    scores = score(together(HYDROGEN, CARBON_MONOXIDE, NITROGEN))
+    assert scores.smiles == ["[H][H]", None, "N#N"]
+    assert scores.valid.tolist() == [True, False, True]
+
+
+def test_a_molecule_in_pieces_is_valid_and_written_by_its_largest_piece():
+    assert score(THREE_PIECES).smiles == ["[H][H]"]  # the first of two largest
+    assert score(NITROGEN_AND_HYDROGEN.select(np.array([0]))).smiles == ["[H][H]"]
+    with_water = one("OHHHH", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0], [9, 0, 0], [9.74, 0, 0]])
+    assert score(with_water).smiles == ["[H]O[H]"]
+
+
+def test_one_bad_piece_makes_the_whole_molecule_invalid():
+    both = one("HHCO", [[9, 0, 0], [9.74, 0, 0], [0, 0, 0], [1.13, 0, 0]])
+    assert score(both).smiles == [None]
+
+
+def test_training_molecules_are_written_whole():
+    assert smiles_of(NITROGEN_AND_HYDROGEN) == ["N#N.[H][H]"]
+    # so the largest piece of a training molecule in pieces is novel, as in the published code
+    assert score(NITROGEN_AND_HYDROGEN, smiles_of(NITROGEN_AND_HYDROGEN)).summary()["novelty"] == 1.0
+
+
+def test_only_value_errors_mean_invalid(monkeypatch):
+    def broken(_):
+        raise RuntimeError("a fault of ours")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Chem, "SanitizeMol", broken)
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            to_smiles(rebuild([1], []), whole=False)
+    kekulisation = rebuild([6] * 5, [])
+    assert to_smiles(kekulisation, whole=False) == "C"
+    assert to_smiles(rebuild([8, 1, 1, 1], [(1, 0, 1), (2, 0, 1), (3, 0, 1)]), whole=False) is None
+
+
+def test_summary_has_the_metrics_of_the_records_with_their_denominators():
+    molecules = together(HYDROGEN, HYDROGEN, HYDROGEN, NITROGEN, CARBON_MONOXIDE)
+    summary = score(molecules, smiles_of(together(NITROGEN, CARBON_MONOXIDE))).summary()
+    records.check(summary, records.METRICS, "summary")
+    assert summary == {
+        "n_molecules": 5,
+        "atom_stability": 8 / 10,
+        "molecule_stability": 4 / 5,
+        "validity": 4 / 5,  # of all
+        "uniqueness": 2 / 4,  # of the valid
+        "novelty": 1 / 2,  # of the unique
+    }
+
+
+def test_metrics_without_denominator_are_null():
+    summary = score(CARBON_MONOXIDE, ["N#N"]).summary()
+    records.check(summary, records.METRICS, "summary")
+    assert (summary["validity"], summary["uniqueness"], summary["novelty"]) == (0.0, None, None)
+    assert score(HYDROGEN).summary()["novelty"] is None
+    assert set(score(CARBON_MONOXIDE, ["N#N"]).intervals(0)) == {"atom_stability", "molecule_stability", "validity"}
+    with pytest.raises(ValueError, match="no molecules to score"):
+        score(HYDROGEN.select(np.zeros(0, int)))
+
+
+def test_smiles_do_not_depend_on_workers_or_tasks(monkeypatch):
+    molecules = together(*[HYDROGEN, CARBON_MONOXIDE, NITROGEN, THREE_PIECES] * 5)
+    bonds = infer_bonds(molecules)
+    expected = ["[H][H]", None, "N#N", "[H][H]"] * 5
+    assert smiles_from_bonds(molecules, bonds, n_workers=1) == expected
+    monkeypatch.setattr(validity, "MOLECULES_PER_TASK", 3)
+    assert smiles_from_bonds(molecules, bonds, n_workers=1) == expected
+    assert smiles_from_bonds(molecules, bonds, n_workers=2) == expected
+
+
+# intervals
+
+
+def test_intervals_are_seeded_and_hold_the_value():
+    rng = np.random.default_rng(0)
+    drawn = [None if k > 3900 else str(k) for k in rng.integers(0, 4000, 500)]
+    scores = made_up(drawn, frozenset(map(str, range(400))), rng.integers(2, 5, 500))
+    intervals, summary = scores.intervals(1), scores.summary()
+    assert intervals == scores.intervals(1)
+    assert intervals["atom_stability"] != scores.intervals(2)["atom_stability"]
+    for name, (low, high) in intervals.items():
+        assert 0 <= low < summary[name] < high <= 1
+
+
+def test_atom_stability_is_resampled_by_molecule():
+    # atoms of a molecule stand or fall together: the spread is that of 400 molecules, not of 1600 atoms
+    stable = np.where(np.arange(400) % 2, 4, 0)
+    low, high = made_up(["x"] * 400, None, stable).intervals(0)["atom_stability"]
+    expected = 2 * 1.96 * np.sqrt(0.25 / 400)
+    assert high - low == pytest.approx(expected, rel=0.1)
+    assert high - low != pytest.approx(expected / 2, rel=0.5)  # control: what independent atoms would give
+
+
+@pytest.mark.parametrize("name", ["uniqueness", "novelty"])
+def test_intervals_of_distinct_counts_cover_the_repeated_experiment(name):
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        return made_up([str(k) for k in rng.integers(0, 3000, 400)], frozenset(map(str, range(900))))
+
+    values = np.array([draw(seed).summary()[name] for seed in range(300)])
+    intervals = np.array([draw(seed).intervals(0)[name] for seed in range(40)])
+    covered = (intervals[:, 0] <= values.mean()) & (values.mean() <= intervals[:, 1])
+    assert covered.mean() >= 0.85
+    assert np.diff(intervals).mean() < 3 * 2 * 1.96 * values.std()  # and not by being wide
+    naive = made_up(list(np.random.default_rng(0).choice(draw(0).smiles, 400))).summary()["uniqueness"]
+    assert naive < values.min()  # control: resampled molecules repeat themselves
+
+
+# the command
+
+
+def run(*arguments: str | Path) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(a) for a in arguments]))
+
+
+@pytest.fixture
+def two_files(tmp_path) -> list[Path]:
+    paths = [tmp_path / "a.xyz", tmp_path / "b.npz"]
+    files.write(paths[0], together(HYDROGEN, CARBON_MONOXIDE))
+    files.write(paths[1], NITROGEN)
+    return paths
+
+
+def test_several_files_are_one_set_and_json_stands_alone_on_stdout(two_files, capfd):
+    assert run(*two_files, "--json", "--train", *two_files[1:]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {
+        "n_molecules": 3,
+        "atom_stability": 4 / 6,
+        "molecule_stability": 2 / 3,
+        "validity": 2 / 3,
+        "uniqueness": 1.0,
+        "novelty": 0.5,
+    }
+    assert err == ""
+    assert run(two_files[0], "--json") == 0
+    assert json.loads(capfd.readouterr().out)["novelty"] is None
+
+
+def test_the_table_names_the_denominators(two_files, capfd):
+    assert run(*two_files) == 0
+    out = capfd.readouterr().out
+    for title in ("atom stability, of all atoms", "validity, of all molecules", "uniqueness, of the valid"):
+        assert title in out
+    assert "66.67 %" in out
+    assert out.splitlines()[-1].split("  ")[0] == "novelty, of the unique"
+    assert out.splitlines()[-1].endswith("none")
+
+
+def test_per_molecule_lines(two_files, tmp_path):
+    assert run(*two_files, "--per-molecule", tmp_path / "out.csv") == 0
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["index", "file", "n_atoms", "stable_atoms", "molecule_stable", "valid", "smiles"]
+    assert [list(row.values()) for row in rows] == [
+        ["0", str(two_files[0]), "2", "2", "1", "1", "[H][H]"],
+        ["1", str(two_files[0]), "2", "0", "0", "0", ""],
+        ["2", str(two_files[1]), "2", "2", "1", "1", "N#N"],
+    ]
+
+
+def test_what_cannot_be_scored_is_one_line_and_exit_code_2(two_files, tmp_path, caplog, capsys):
+    np.savez(tmp_path / "bare.npz", charges=np.ones((1, 2), int))
+    silicon = tmp_path / "si.xyz"
+    silicon.write_text("1\n\nSi 0 0 0\n")
+    for arguments, expected in (
+        ([tmp_path / "bare.npz"], "array 'num_atoms' is missing"),
+        ([two_files[0], silicon], f"{silicon}: molecule 0 (counted from 0) has element Si"),
+        ([two_files[0], "--train", tmp_path / "none.npz"], "No such file"),
+        ([two_files[0], "--per-molecule", two_files[1] / "out.csv"], ""),
+    ):
+        caplog.clear()
+        assert run(*arguments) == 2
+        assert len(caplog.records) == 1
+        assert expected in caplog.messages[0]
+        assert "\n" not in caplog.messages[0]
+        assert capsys.readouterr().out == ""
+
+
+def test_scoring_needs_no_torch():
+    code = "import sys; import bench.cli.score, bench.metrics.scores; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

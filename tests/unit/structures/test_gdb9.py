@@ -1,0 +1,145 @@
+import bz2
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.data import gdb9
+from bench.structures.dataset import DataError
+
+METHANE = (
+    "5\ngdb 1\t157.7118\t157.70997\t0.\t13.21\t\n"
+    "C\t-0.0126981359\t 1.0858041578\t 8.0009958*^-3\t-0.535689\n"
+    "H\t 2.15*^-6\t-6.0313176*^-3\t 1.9761204*^-3\t 0.133921\n"
+    "H\t 1.0117308433\t 1.4637511618\t 2.765748*^-4\t 0.133922\n"
+    "H  -0.540815069   1.4475266138\t-0.8766437152\t 1.3*^-1 \n"
+    "H\t-0.5238136345\t 1.4379326443\t 0.9063972942\t 0.133923\n"
+    "1341.307\t1341.3284\nC\tC\t\nInChI=1S/CH4/h1H4\tInChI=1S/CH4/h1H4\n"
+)
+WATER = "3\ngdb 2\t1 2\nO\t0.\t0.\t1.*^-1\t0\nH\t0.\t0.76\t-0.47\t0\nH\t0.\t-0.76\t-0.47\t0\n1\t2\nO\tO\nx\ty\n"
+
+
+def archive(path: Path, members: dict[str, str | tarfile.TarInfo]) -> Path:
+    with tarfile.open(path, "w:bz2") as tar:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                tar.addfile(content)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(content.encode())
+                tar.addfile(info, io.BytesIO(content.encode()))
+    return path
+
+
+def name(number: int) -> str:
+    return f"dsgdb9nsd_{number:06d}.xyz"
+
+
+def test_mathematica_exponents_and_odd_whitespace_are_read():
+    numbers, positions = gdb9.parse_xyz(METHANE)
+    assert numbers.tolist() == [6, 1, 1, 1, 1]
+    np.testing.assert_array_equal(positions[0], np.float32([-0.0126981359, 1.0858041578, 8.0009958e-3]))
+    np.testing.assert_array_equal(positions[1], np.float32([2.15e-6, -6.0313176e-3, 1.9761204e-3]))
+    np.testing.assert_array_equal(positions[3], np.float32([-0.540815069, 1.4475266138, -0.8766437152]))
+
+
+def test_molecules_of_the_archive_come_in_the_order_of_their_ids(tmp_path):
+    path = archive(tmp_path / "x.tar.bz2", {name(2): WATER, name(1): METHANE})
+    structures = gdb9.read_archive(path, n_molecules=2)
+    assert structures.n_atoms.tolist() == [5, 3]
+    assert structures.numbers.tolist() == [6, 1, 1, 1, 1, 8, 1, 1]
+    assert structures.positions[5].tolist() == np.float32([0, 0, 0.1]).tolist()
+
+
+def test_nothing_is_unpacked_to_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gdb9.read_archive(archive(tmp_path / "x.tar.bz2", {name(1): METHANE, f"./{name(2)}": WATER}), n_molecules=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tar.bz2"]
+
+
+def link() -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name(2))
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return info
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"../../evil.xyz": WATER}, "no xyz file of QM9"),
+        ({name(2): link()}, "no xyz file of QM9"),
+        ({name(2): WATER + " " * gdb9.MAX_MEMBER_BYTES}, "no xyz file of QM9"),
+        ({name(3): WATER}, "not in 1 to 2"),
+        ({f"a/{name(1)}": METHANE}, "comes twice"),
+        ({name(2): WATER.replace("O\t0.", "Q\t0.")}, "unknown element 'Q'"),
+        ({name(2): WATER.replace("0.76", "x")}, "got 'x', expected a coordinate"),
+        ({name(2): WATER.replace("0.76", "nan")}, "finite"),
+        ({name(2): WATER.replace("0.76", "1_0")}, "got '1_0', expected a coordinate"),
+        ({name(2): WATER.replace("0.76", "1e39")}, "not finite"),  # in float32, as it is kept
+        ({name(2): "4" + WATER[1:].split("1\t2\nO")[0]}, "says '4' atoms"),
+        ({name(2): ""}, "line 1 says '' atoms"),
+        ({}, "1 molecules, expected 2"),
+    ],
+)
+def test_anything_but_one_xyz_file_for_each_molecule_is_refused(tmp_path, second, message):
+    path = archive(tmp_path / "x.tar.bz2", {name(1): METHANE, **second})
+    with pytest.raises(DataError, match=message) as raised:
+        gdb9.read_archive(path, n_molecules=2)
+    assert "\n" not in str(raised.value)
+    assert "x.tar.bz2" in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no archive", bz2.compress(b"no tar")])
+def test_a_damaged_archive_is_refused(tmp_path, content):
+    path = archive(tmp_path / "x.tar.bz2", {name(1): METHANE, name(2): WATER})
+    path.write_bytes(path.read_bytes()[:100] if content is None else content)
+    with pytest.raises(DataError, match=r"x\.tar\.bz2"):
+        gdb9.read_archive(path, n_molecules=2)
+
+
+def test_the_list_of_exclusions_counts_from_one_and_its_header_is_skipped(tmp_path):
+    path = tmp_path / "uncharacterized.txt"
+    path.write_text(
+        "\nList of 133885 molecules\n=====\n#  Index  SMILES\n=====\n  58  NC  [NH]C 6.0\n 3 C C 1.\n=====\n"
+    )
+    assert gdb9.read_excluded(path).tolist() == [2, 57]
+
+
+def test_split_is_the_legacy_permutation_of_what_is_not_excluded():
+    excluded = np.array([0, 7, 8])
+    splits = gdb9.split_ids(excluded, n_molecules=43, n_train=30)
+    included = [i for i in range(43) if i not in (0, 7, 8)]
+    np.random.seed(0)  # noqa: NPY002 - the published recipe, word for word
+    permuted = [included[i] for i in np.random.permutation(40)]  # noqa: NPY002
+    assert [splits[split].tolist() for split in splits] == [permuted[:30], permuted[30:36], permuted[36:]]
+    other = gdb9.split_ids(np.array([0, 7, 20]), n_molecules=43, n_train=30)  # control: one exclusion moves the split
+    assert other["train"].tolist() != splits["train"].tolist()
+
+
+def test_id_fingerprint_ignores_order_and_sees_any_id():
+    assert gdb9.id_fingerprint(np.array([3, 1, 2])) == gdb9.id_fingerprint(np.array([1, 2, 3]))
+    assert gdb9.id_fingerprint(np.array([3, 1, 2])) != gdb9.id_fingerprint(np.array([1, 2, 4]))
+
+
+def test_a_wrong_list_of_exclusions_shows_in_the_fingerprints():
+    with pytest.raises(DataError, match=r"expected c7fba7cb427a12ca.*uncharacterized"):
+        gdb9.official_split(np.arange(3054))
+
+
+def test_published_split_follows_from_the_published_list():
+    folder = os.environ.get("QM9_DIR")
+    path = Path(folder or "") / gdb9.EXCLUDED.name
+    if not folder or not path.is_file():
+        pytest.skip("QM9_DIR is not set to a folder with uncharacterized.txt")
+    assert gdb9.EXCLUDED.fault(path) is None
+    excluded = gdb9.read_excluded(path)
+    assert (len(excluded), excluded[0], excluded[-1]) == (3054, 57, 133_865)
+    splits = gdb9.official_split(excluded)
+    assert splits["train"][:5].tolist() == [133160, 70466, 8225, 26623, 20503]
+    with pytest.raises(DataError, match="here 3053 molecules"):  # control
+        gdb9.official_split(excluded[1:])
+    with pytest.raises(DataError):  # control: exclusions read as if they counted from 0
+        gdb9.official_split(excluded + 1)
