@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from e2e.test_study import TINY, contents
-from faults.slurm import FAULTS, Study, grid, run_straight, trial
+from faults.on_slurm import FAULTS, Study, grid, run_straight, trial
 from slurm.cluster import Cluster, install, wait_for
 
 from bench.records.lock import holder

@@ -1,0 +1,96 @@
+"""A value: one measured number that brings along all that a table or a figure needs to show it.
+
+Tasks and measures make values, records hold them, `analysis` draws whatever values there are. So a new metric is a new
+value and needs no change of records, tables or figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from enum import StrEnum
+from typing import Any
+
+from bench.records.store import Number, check
+
+
+class Better(StrEnum):
+    """Which direction is an improvement."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+    NEITHER = "neither"
+
+
+class Kind(StrEnum):
+    """The part of a report in which a value stands."""
+
+    QUALITY = "quality"  # of samples
+    LIKELIHOOD = "likelihood"
+    COST = "cost"
+    DIAGNOSTIC = "diagnostic"  # explains others; in figures and CSV, not in the main table
+
+
+@dataclass(frozen=True)
+class Value:
+    """One measured number.
+
+    Attributes:
+        name: column of CSV files, unique among the values of one position: 'atom_stability'.
+        label: for people, with the denominator where one is needed: 'Uniqueness of valid'.
+        value: in `unit`; None where it is not defined for these samples (no valid molecule, unknown elements).
+        unit: 'fraction', 's', 'MB', 'nats/molecule', 'angstrom', 'count', or '' for a pure number.
+        better: the direction of improvement.
+        kind: the part of a report.
+        low, high: 95 % interval over what was sampled, the trained model held fixed.
+        sem: standard error over what was sampled.
+        at: position on a curve, such as {'t': 0.5}, {'n_atoms': 9} or {'weights': 'best'}; empty for a scalar.
+        upper_bound: whether `value` only bounds the quantity from above, so that rows without this mark compare badly
+            with it.
+        definition: one line for the notes below a table, where the label does not say it all.
+    """
+
+    name: str
+    label: str
+    value: float | None
+    unit: str = ""
+    better: Better = Better.NEITHER
+    kind: Kind = Kind.QUALITY
+    low: float | None = None
+    high: float | None = None
+    sem: float | None = None
+    at: Mapping[str, float | str] = field(default_factory=dict)
+    upper_bound: bool = False
+    definition: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a record, without what has its default."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {key: str(value) if isinstance(value, StrEnum) else value for key, value in changed.items()}
+        plain["at"] = dict(self.at)
+        return {key: value for key, value in plain.items() if key in ALWAYS or value != DEFAULTS[key]}
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], where: str = "value") -> Value:
+        """Inverse of `to_dict`; raises RecordError for anything else."""
+        check(record, VALUE, where)
+        known = {"better": Better, "kind": Kind}
+        return cls(**{key: known[key](value) if key in known else value for key, value in record.items()})
+
+
+ALWAYS = ("name", "label", "value")
+DEFAULTS: dict[str, Any] = {f.name: {} if f.default is MISSING else f.default for f in fields(Value)}
+VALUE: dict[str, Any] = {
+    "name": str,
+    "label": str,
+    "value": (*Number, type(None)),
+    "unit?": str,
+    "better?": str,
+    "kind?": str,
+    "low?": Number,
+    "high?": Number,
+    "sem?": Number,
+    "at?": dict,
+    "upper_bound?": bool,
+    "definition?": str,
+}
