@@ -98,3 +98,5 @@ class Registry:
 methods = Registry("method", "methods")
 backbones = Registry("backbone", "bench.backbones")
 datasets = Registry("data set", "bench.data")
+tasks = Registry("task", "bench.tasks")
+measures = Registry("measure", "bench.measure")

@@ -39,11 +39,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bench.diffusion.process import Predict
-from bench.diffusion.schedule import NoiseLevel
+from bench.diffusion.parametrisation import Predict
+from bench.geometry.groups import RotationGroup
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.registry import methods
-from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, NoOptions, Setting, symmetrised, symmetrised_mean
+from bench.symmetry.contract import Guarantee, Method, NoOptions, Setting
+from bench.symmetry.symmetrise import TURNED_BACK, symmetrised, symmetrised_mean
 
 TIE = 1e-12  # of the trace: above rounding in float64, below anything that float32 positions tell apart
 
@@ -92,6 +94,7 @@ class Frames(Method):
     """One of the molecule's PCA frames, drawn at random at every call; equivariant in law at any weights."""
 
     guarantee = Guarantee.IN_LAW
+    needs_group = RotationGroup
     on_equivariant_backbone = TURNED_BACK
     references = (
         "Puny et al., Frame averaging for invariant and equivariant network design, arXiv:2110.03336",
@@ -111,8 +114,8 @@ class Frames(Method):
         r3 = torch.linalg.det(H).sign()[:, None] * torch.linalg.cross(r1, r2)
         return torch.stack([r1, r2, r3], dim=2).to(z_t.x.dtype)
 
-    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
-        return symmetrised(denoiser, z_t, level, self.draw(z_t, rng))
+    def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:
+        return symmetrised(self.group, self.draw(z_t, rng), denoiser, z_t, level)
 
 
 @methods.register("frames_averaged", NoOptions)
@@ -122,6 +125,7 @@ class FramesAveraged(Frames):
     guarantee = Guarantee.EXACT
     references = (*Frames.references[:1], "Dym et al., Impossibility of continuous canonicalization, arXiv:2402.16077")
     signs: Tensor
+    group: RotationGroup
 
     def __init__(self, cfg: NoOptions, setting: Setting) -> None:
         super().__init__(cfg, setting)
@@ -129,6 +133,6 @@ class FramesAveraged(Frames):
         inside = [s for s in signs if math.prod(s) > 0 or not self.group.proper]
         self.register_buffer("signs", torch.tensor(inside), persistent=False)
 
-    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
+    def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:
         R = self.draw(z_t, rng)
-        return symmetrised_mean(denoiser, z_t, level, (R * s for s in self.signs))
+        return symmetrised_mean(self.group, (R * s for s in self.signs), denoiser, z_t, level)

@@ -22,5 +22,5 @@ class Haar(Method):
     on_equivariant_backbone = "a turned example has the loss of the stored one, with the noise turned along"
     references = ("Zhang et al., SymDiff, arXiv:2410.06262 (DiT-Aug)",)
 
-    def augment(self, x0: State, rng: torch.Generator) -> State:
-        return x0.rotate(self.group.haar(len(x0), rng, x0.x.dtype))
+    def augment(self, clean: State, rng: torch.Generator) -> State:
+        return self.group.act(self.group.haar(len(clean), rng, clean.dtype), clean)

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from bench.diffusion.process import Predict
-from bench.diffusion.schedule import NoiseLevel
+from bench.diffusion.parametrisation import Predict
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.registry import methods
-from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, Setting, symmetrised_mean
+from bench.symmetry.contract import Guarantee, Method, Setting
+from bench.symmetry.symmetrise import TURNED_BACK, symmetrised_mean
 
 
 @dataclass
@@ -55,6 +56,6 @@ class OrbitAverage(Method):
         super().__init__(cfg, setting)
         self.n_draws = cfg.n_draws
 
-    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
-        draws = (self.group.haar(len(z_t), rng, z_t.x.dtype) for _ in range(self.n_draws))
-        return symmetrised_mean(denoiser, z_t, level, draws)
+    def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:
+        draws = (self.group.haar(len(z_t), rng, z_t.dtype) for _ in range(self.n_draws))
+        return symmetrised_mean(self.group, draws, denoiser, z_t, level)

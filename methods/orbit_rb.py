@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.diffusion.schedule import NoiseLevel
+from bench.geometry.noised import Noised
 from bench.geometry.state import State
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method
@@ -23,10 +23,10 @@ class OrbitRB(Method):
 
     cfg: OrbitAverageConfig
 
-    def augment(self, x0: State, rng: torch.Generator) -> State:
-        return x0.rotate(self.group.haar(len(x0), rng, x0.x.dtype))
+    def augment(self, clean: State, rng: torch.Generator) -> State:
+        return self.group.act(self.group.haar(len(clean), rng, clean.dtype), clean)
 
-    def target(self, x0: State, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
-        average = orbit_average(x0, z_t, level, self.group, rng, self.cfg)
+    def target(self, noised: Noised, rng: torch.Generator) -> State:
+        average = orbit_average(noised, self.group, rng, self.cfg)
         self.diagnostics["effective_sample_size"] = average.effective_sample_size.mean()
-        return average.target
+        return average.noise

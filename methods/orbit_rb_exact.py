@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import torch
 
-from bench.diffusion.schedule import NoiseLevel
+from bench.geometry.noised import Noised
 from bench.geometry.state import State
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, NoOptions
-from bench.symmetry.orbit import fisher_parameter
 
 
 @methods.register("orbit_rb_exact", NoOptions)
@@ -30,11 +29,9 @@ class OrbitRBExact(Method):
     guarantee = Guarantee.AT_OPTIMUM
     references = ("Tong et al., Orbit Diffusion (Rao-Blackwell gradient estimators), arXiv:2502.09890",)
 
-    def augment(self, x0: State, rng: torch.Generator) -> State:
-        return x0.rotate(self.group.haar(len(x0), rng, x0.x.dtype))
+    def augment(self, clean: State, rng: torch.Generator) -> State:
+        return self.group.act(self.group.haar(len(clean), rng, clean.dtype), clean)
 
-    @torch.no_grad()
-    def target(self, x0: State, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
+    def target(self, noised: Noised, rng: torch.Generator) -> State:
         del rng
-        F = fisher_parameter(x0.x[:, None], z_t, level)[:, 0]
-        return x0.rotate(self.group.matrix_fisher_mean(F).to(x0.x.dtype))
+        return self.group.posterior_mean(noised)

@@ -17,14 +17,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.dit import DiT, GaussianPairEmbedding, Trunk, xavier_linear
-from bench.diffusion.process import Predict
-from bench.diffusion.schedule import NoiseLevel
-from bench.geometry.groups import gram_schmidt, product
+from bench.diffusion.parametrisation import Predict
+from bench.geometry.groups import RotationGroup, gram_schmidt, product
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.nn.linear import Float32Linear
 from bench.nn.static import static_layout
 from bench.registry import methods
-from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, Setting, symmetrised
+from bench.symmetry.contract import Guarantee, Method, Setting
+from bench.symmetry.symmetrise import TURNED_BACK, symmetrised
 
 
 @dataclass
@@ -111,6 +112,8 @@ class SymDiff(Method):
     """Stochastic symmetrisation by a learned rotation kernel over a Haar base; equivariant in law at any weights."""
 
     guarantee = Guarantee.IN_LAW
+    needs_group = RotationGroup
+    group: RotationGroup
     on_equivariant_backbone = TURNED_BACK
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"kernel_width": 16, "kernel_depth": 1, "kernel_heads": 2, "decoder_width": 16},
@@ -128,15 +131,15 @@ class SymDiff(Method):
             embedding, time_scale = backbone.pair_embedding, backbone.trunk.time.time_scale
         else:
             embedding, time_scale = GaussianPairEmbedding(cfg.pair_gaussians, cfg.pair_width), 1.0
-        self.kernel = RotationKernel(cfg, embedding, time_scale, setting.n_features, self.group.proper)
+        self.kernel = RotationKernel(cfg, embedding, time_scale, setting.channels.get("h", 0), self.group.proper)
 
-    def draw(self, z_t: State, level: NoiseLevel, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
+    def draw(self, z_t: State, level: Level, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R ~ gamma(. | z_t), one per molecule; gradients flow into the kernel."""
         base = self.group.haar(len(z_t), rng, z_t.x.dtype)
         return self.compose(base, self.draw_kernel(base, z_t, level, rng))
 
     def draw_kernel(
-        self, base: Float[Tensor, "B 3 3"], z_t: State, level: NoiseLevel, rng: torch.Generator
+        self, base: Float[Tensor, "B 3 3"], z_t: State, level: Level, rng: torch.Generator
     ) -> Float[Tensor, "B 3 3"]:
         """f(R0^-1 x_t, eta, t) at given R0, with fresh eta."""
         shape = (len(z_t.x), self.kernel.noise_dims)
@@ -148,13 +151,13 @@ class SymDiff(Method):
         """R0 f: turns by Q where R0 does and f stays."""
         return product(base, f)
 
-    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
-        return symmetrised(denoiser, z_t, level, self.draw(z_t, level, rng))
+    def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:
+        return symmetrised(self.group, self.draw(z_t, level, rng), denoiser, z_t, level)
 
 
 @torch.no_grad()
 def kernel_statistics(
-    method: SymDiff, z_t: State, level: NoiseLevel, rng: torch.Generator, n_draws: int = 64
+    method: SymDiff, z_t: State, level: Level, rng: torch.Generator, n_draws: int = 64
 ) -> dict[str, Float[Tensor, "B"]]:
     """Whether a kernel has left the Haar measure, molecule by molecule; unbiased, so estimates can be negative.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from bench.diffusion.process import Predict
-from bench.diffusion.schedule import NoiseLevel
+from bench.diffusion.parametrisation import Predict
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.registry import methods
-from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, NoOptions, symmetrised
+from bench.symmetry.contract import Guarantee, Method, NoOptions
+from bench.symmetry.symmetrise import TURNED_BACK, symmetrised
 
 
 @methods.register("symdiff_haar", NoOptions)
@@ -25,5 +26,6 @@ class SymDiffHaar(Method):
     weights_of = "haar"
     references = ("Zhang et al., SymDiff, arXiv:2410.06262 (SymDiff-H)",)
 
-    def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
-        return symmetrised(denoiser, z_t, level, self.group.haar(len(z_t), rng, z_t.x.dtype))
+    def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:
+        g = self.group.haar(len(z_t), rng, z_t.dtype)
+        return symmetrised(self.group, g, denoiser, z_t, level)

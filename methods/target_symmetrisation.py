@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.diffusion.schedule import NoiseLevel
+from bench.geometry.noised import Noised
 from bench.geometry.state import State
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method
@@ -37,7 +37,7 @@ class TargetSymmetrisation(Method):
 
     cfg: OrbitAverageConfig
 
-    def target(self, x0: State, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
-        average = orbit_average(x0, z_t, level, self.group, rng, self.cfg)
+    def target(self, noised: Noised, rng: torch.Generator) -> State:
+        average = orbit_average(noised, self.group, rng, self.cfg)
         self.diagnostics["effective_sample_size"] = average.effective_sample_size.mean()
-        return average.target
+        return average.noise

@@ -15,18 +15,21 @@ from torch import Tensor, nn
 
 from bench.config.run import RunConfig, build, options_of, reason_to_skip
 from bench.diffusion.denoiser import Denoiser
-from bench.diffusion.process import Diffusion, DiffusionConfig
-from bench.diffusion.schedule import NoiseLevel
+from bench.diffusion.process import DiffusionConfig
 from bench.geometry.groups import O3, SO3, Group
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.registry import Registry, backbones, methods
 from bench.run.model import Model
+from bench.structures.dataset import Facts
 from bench.structures.structures import Structures
 from bench.symmetry.contract import Setting
+from bench.tasks.denovo import Denovo, DenovoConfig
 
 ELEMENTS = (1, 6, 7, 8, 9)
 MEAN_ATOMS = 7.5
+FACTS = Facts(ELEMENTS, MEAN_ATOMS, dict.fromkeys(range(3, 13), 1))
 SIZES = (5, 9, 3, 9, 12, 4)  # unsorted, one size twice
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 Z_MAX = 5.0  # of a Monte-Carlo mean
@@ -54,21 +57,22 @@ def structures(sizes: tuple[int, ...] | list[int] = SIZES, seed: int = 0, spacin
     return Structures.from_list(molecules)
 
 
-def core(**options: Any) -> Diffusion:
-    """The shared diffusion core for `ELEMENTS`."""
-    return Diffusion(DiffusionConfig(**options), ELEMENTS, MEAN_ATOMS)
+def core(group: str = "O3", **options: Any) -> Denovo:
+    """De novo generation of molecules of `ELEMENTS`; options of the task or of its process."""
+    own = {key: options.pop(key) for key in list(options) if hasattr(DenovoConfig, key)}
+    return Denovo(DenovoConfig(**own), DiffusionConfig(**options), group, FACTS)
 
 
 def states(
     sizes: tuple[int, ...] | list[int] = SIZES, seed: int = 0, dtype: torch.dtype = torch.float64
-) -> tuple[State, State, NoiseLevel, State]:
+) -> tuple[State, State, Level, State]:
     """Clean state, noise, one level per molecule (t > 0), noised state."""
-    diffusion = core()
-    x0 = diffusion.encode(structures(sizes, seed), dtype=dtype)
+    task = core()
+    x0 = task.encode(structures(sizes, seed), dtype=dtype)
     rng = generator(seed)
-    level = diffusion.schedule.draw(len(x0), rng, lowest=1, dtype=dtype)
-    eps = diffusion.noise(x0.layout, rng, dtype)
-    return x0, eps, level, diffusion.noising(x0, eps, level)
+    level = task.process.path.draw(len(x0), rng, lowest=1, dtype=dtype)
+    eps = task.process.noise(x0.layout, rng, dtype)
+    return x0, eps, level, task.process.noising(x0, eps, level)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -103,8 +107,8 @@ def atoms_of(layout: Layout, molecules: list[int]) -> Tensor:
     return torch.cat([torch.arange(ptr[i], ptr[i + 1]) for i in molecules])
 
 
-def level_of(level: NoiseLevel, molecules: list[int]) -> NoiseLevel:
-    return NoiseLevel(*(getattr(level, name)[molecules] for name in ("t", "alpha", "sigma", "log_snr")))
+def level_of(level: Level, molecules: list[int]) -> Level:
+    return level[molecules]
 
 
 def permutation(layout: Layout, seed: int = 0) -> Tensor:
@@ -158,12 +162,13 @@ def model_of(
     """
     cfg = run_config(method, backbone)
     cfg.method.update(options)
-    diffusion = core()
+    task = core()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = backbones[backbone].build(options_of(backbones, cfg.backbone), diffusion.n_features)
-        setting = Setting(group or O3(), network, diffusion.n_features)
-        model = Model(diffusion, Denoiser(network), methods[method].build(options_of(methods, cfg.method), setting))
+        network = backbones[backbone].build(options_of(backbones, cfg.backbone), task.process.channels)
+        setting = Setting(group or O3(), network, task.process.channels)
+        denoiser = Denoiser(network, task.process.spaces)
+        model = Model(task, denoiser, methods[method].build(options_of(methods, cfg.method), setting))
     randomise(model, seed)
     return model.to(dtype)
 

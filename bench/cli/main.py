@@ -259,7 +259,7 @@ def sample(args: argparse.Namespace) -> int:
     """`equibench sample`."""
     from tqdm import tqdm
 
-    from bench.run.sample import load_run, plan_chunks
+    from bench.run.sample import load_run
     from bench.structures import files
 
     if args.n < 1 or args.out.suffix not in (".xyz", ".extxyz", ".sdf", ".npz"):
@@ -268,8 +268,8 @@ def sample(args: argparse.Namespace) -> int:
         )
     run = load_run(args.run_folder)
     steps = args.steps or run.cfg.sample.n_steps
-    n_chunks = len(plan_chunks(run.sizes, args.n, run.cfg.sample.batch_size, args.seed))
-    with tqdm(total=n_chunks * (steps + 1), unit="call", disable=not sys.stderr.isatty()) as bar:
+    n_prompts = len(run.model.task.prompts(args.n, run.cfg.sample.batch_size, args.seed))
+    with tqdm(total=n_prompts * (steps + 1), unit="call", disable=not sys.stderr.isatty()) as bar:
 
         def count() -> None:
             bar.update()

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.diffusion.process import DiffusionConfig
-from bench.geometry.groups import GroupName
+from bench.diffusion.sampler import Sampler
 from bench.records.inputs import cut, is_folder_name
 from bench.records.pages import PageError, read_page
-from bench.registry import Registry, backbones, datasets, methods, nearest
+from bench.registry import Registry, backbones, datasets, measures, methods, nearest, tasks
 from bench.symmetry.contract import Method
 
 MAX_LEVELS = 1_000_000
@@ -127,6 +127,7 @@ class SampleConfig:
 
     n_molecules: int = 10_000
     n_steps: int = 1000
+    sampler: Sampler = Sampler.ANCESTRAL
     batch_size: int = 250
     seed: int = 0
 
@@ -135,23 +136,6 @@ class SampleConfig:
             "sample",
             **{k: (n := getattr(self, k), n >= 1, "at least 1") for k in ("n_molecules", "n_steps", "batch_size")},
         )
-
-
-@dataclass
-class EvaluateConfig:
-    """Likelihood on the test split; metrics have no options."""
-
-    n_nll_molecules: int | None = None  # None: all of the test split
-    n_nll_passes: int = 5
-    # M draws of a stochastic prediction per step of the bound instead of one: the mixture bound stands in eval.json
-    # beside the single-draw one, at 2 M network calls more (`Diffusion.jensen_gap`). 1: the single-draw bound alone
-    n_mixture_draws: int = 1
-
-    def __post_init__(self) -> None:
-        n = self.n_nll_molecules
-        require("evaluate", n_nll_molecules=(n, n is None or n >= 1, "at least 1, or null for all"))
-        counts = ("n_nll_passes", "n_mixture_draws")
-        require("evaluate", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
 
 
 @dataclass
@@ -188,13 +172,20 @@ class RunConfig:
     backbone: dict[str, Any]
     data: dict[str, Any]
     seed: int = 0
-    group: GroupName = GroupName.O3
+    task: dict[str, Any] = field(default_factory=lambda: {"name": "denovo"})
+    group: str = "O3"
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    # name -> options of what is measured besides the samples; null leaves a measure out
+    measures: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.task = _complete(tasks, self.task, "task")
+        self.measures = {
+            name: None if options is None else _complete(measures, {"name": name, **options}, "measures")
+            for name, options in ({"likelihood": {}} | self.measures).items()
+        }
         self.method = _complete(methods, self.method, "method")
         self.backbone = _complete(backbones, self.backbone, "backbone")
         self.data = _complete(datasets, self.data, "data")
@@ -220,7 +211,7 @@ class RunConfig:
         processes share the work, how the result is sampled and evaluated, and where the data lies.
         """
         page = self.page()
-        for key in ("study", "sample", "evaluate"):
+        for key in ("study", "sample", "measures"):
             del page[key]
         how = ("checkpoint_seconds", "on_out_of_memory", "n_processes")
         for key in ("n_steps", "log_every", "valid_every", "n_valid", *how):

@@ -1,31 +1,27 @@
-"""Denoiser: a backbone with the parametrisation around it, D(z_t, level) -> estimate of the noise eps.
-
-The only published parametrisation for these models is eps (arXiv:2203.17003), and it is the one whose training error
-is safe in float32 at sigma = 0.003. The estimate of x0 is affine in it, x0_hat = (z_t - sigma eps_hat) / alpha.
-"""
+"""Denoiser: a backbone as the estimate that a parametrisation asks for, D(z_t, level)."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from bench.diffusion.schedule import NoiseLevel
+from bench.geometry.noised import Level
+from bench.geometry.spaces import Spaces
 from bench.geometry.state import State
-from bench.nn.static import on_device
 
 
 class Denoiser(nn.Module):
-    """eps_hat = [P backbone_x(z_t, t), backbone_h(z_t, t)] with P the projection onto zero centre of mass.
+    """D(z_t, level) = P backbone(z_t, t), with P the projection onto each part's space (zero centre of mass).
 
     Attributes:
         n_calls: network calls so far; a cost that records state per step and per molecule.
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, spaces: Spaces) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.spaces = backbone, spaces
         self.n_calls = 0
 
-    def forward(self, z_t: State, level: NoiseLevel) -> State:
+    def forward(self, z_t: State, level: Level) -> State:
         self.n_calls += 1
         # under autocast a network answers in bf16; what is done with its answer is not
-        return on_device(self.backbone, z_t, level.t).to(dtype=z_t.x.dtype).centred()
+        return self.spaces.project(self.backbone(z_t, level.t).to(dtype=z_t.dtype))

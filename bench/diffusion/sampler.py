@@ -1,68 +1,95 @@
-"""Ancestral sampling of the learned reverse process, with any number of steps.
+"""Samplers: from the most noised state to data, with any number of steps.
 
-z_s = z_t / alpha_{t|s} - sigma^2_{t|s} / (alpha_{t|s} sigma_t) eps_hat + (sigma_{t|s} sigma_s / sigma_t) eps'
-(arXiv:2203.17003, algorithm 2), on S + 1 levels spread evenly over the T + 1 of the schedule, then one decoder step.
+ancestral   z_s = z_t / alpha_{t|s} - sigma^2_{t|s} / (alpha_{t|s} sigma_t) eps_hat
+                  + (sigma_{t|s} sigma_s / sigma_t) eps'                     (arXiv:2203.17003, algorithm 2)
+euler       z_s = alpha_s x0_hat + sigma_s eps_hat: DDIM (arXiv:2010.02502); on the linear path Euler's method for
+                  dz/dt = E[eps - x0 | z_t]
+heun        on the linear path: a step of Euler's method, then the mean of the velocities at both its ends
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from enum import StrEnum
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
-from bench.diffusion.process import Diffusion, Predict
-from bench.diffusion.schedule import NoiseLevel, NoiseSchedule
+from bench.diffusion.parametrisation import Predict
+from bench.diffusion.paths import LinearPath, Path
+from bench.diffusion.process import Process
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 
 
-def time_grid(n_levels: int, n_steps: int) -> list[int]:
-    """Indices T = i_S > ... > i_0 = 0, as evenly spaced as integers allow.
+class Sampler(StrEnum):
+    """How a reverse step is made."""
 
-    Raises:
-        ValueError: more steps than levels, or fewer than one.
-    """
-    if not 1 <= n_steps <= n_levels:
-        raise ValueError(f"sampling steps must lie in 1..{n_levels} (the schedule's levels), got {n_steps}")
-    return [round(n_levels * k / n_steps) for k in range(n_steps, -1, -1)]
+    ANCESTRAL = "ancestral"
+    EULER = "euler"
+    HEUN = "heun"
 
 
 @torch.no_grad()
 def sample(
-    diffusion: Diffusion,
+    process: Process,
     predict: Predict,
     layout: Layout,
     n_steps: int,
     rng: torch.Generator,
     on_step: Callable[[], None] = lambda: None,
+    sampler: Sampler = Sampler.ANCESTRAL,
+    context: Any = None,
 ) -> State:
-    """Draw molecules of given sizes; n_steps + 1 calls of `predict`.
+    """Draw states of given sizes; n_steps + 1 calls of `predict`, twice as many with Heun's method.
 
     Args:
-        predict: (z_t, level) -> eps_hat.
+        predict: (z_t, level) -> what the process's parametrisation estimates.
         layout: sizes of the molecules wanted.
-        n_steps: reverse steps S; T reproduces the published sampler.
+        n_steps: reverse steps S; T and `ancestral` reproduce the published sampler of EDM.
         rng: source of all noise here (a stochastic method draws its own).
         on_step: called after each network call, for progress.
     Returns:
-        final state (`decoder_step`), still in scaled units; `Diffusion.decode` makes molecules of it.
+        final state, still in scaled units; the task's `decode` makes structures of it.
+    Raises:
+        ValueError: a number of steps, or a sampler, that the path does not have.
     """
-    schedule = diffusion.schedule
-    indices = torch.tensor(time_grid(schedule.n_levels, n_steps), device=layout.device)
-    steps = reverse_coefficients(schedule, indices[1:], indices[:-1])
-    B = len(layout.sizes)
-    z = diffusion.noise(layout, rng)
-    for i, step in zip(indices, steps, strict=False):
-        eps_hat = predict(z, schedule.at(i.expand(B)))
-        z = reverse_step(z, eps_hat, diffusion.noise(layout, rng), step)
+    path, dtype = process.path, torch.float32
+    if isinstance(path, LinearPath) and sampler is Sampler.ANCESTRAL:
+        raise ValueError("sampler 'ancestral' needs a path of levels; choose 'euler' or 'heun' on path 'linear'")
+    if not isinstance(path, LinearPath) and sampler is Sampler.HEUN:
+        raise ValueError("sampler 'heun' needs path 'linear'; choose 'euler' or 'ancestral'")
+    if sampler is not Sampler.ANCESTRAL:
+        process.spaces.require_linear(f"sampler {sampler.value!r}")
+    places, B = path.grid(n_steps, layout.device), len(layout.sizes)
+    levels = [path.at(place.expand(B)) for place in places]
+
+    def output(z: State, level: Level) -> State:
+        answer = predict(z, level)
         on_step()
-    level = schedule.at(indices[-1].expand(B))
-    z = decoder_step(z, predict(z, level), diffusion.noise(layout, rng), level)
-    on_step()
-    return z
+        return answer
+
+    z = process.spaces.prior(process.noise(layout, rng, dtype, context), path.prior_sigma)
+    if sampler is Sampler.ANCESTRAL:
+        for level, step in zip(levels, reverse_coefficients(path, places[1:], places[:-1]), strict=False):
+            noise_hat = process.parametrisation.noise(output(z, level), z, level)
+            z = process.spaces.wrap(reverse_step(z, noise_hat, process.noise(layout, rng, dtype, context), step))
+    elif sampler is Sampler.EULER:
+        for t, s in pairwise(levels):
+            z = process.spaces.wrap(euler_step(process, z, output(z, t), t, s))
+    else:
+        for t, s in pairwise(levels):
+            z = process.spaces.wrap(heun_step(process, z, output, t, s))
+    last = levels[-1]
+    if (last.sigma == 0).all():
+        return z
+    answer = output(z, last)
+    if process.decoder is not None:
+        return process.decoder.step(z, answer, process.noise(layout, rng, dtype, context), last)
+    return process.spaces.wrap(process.parametrisation.clean(answer, z, last))
 
 
 class ReverseCoefficients(NamedTuple):
@@ -73,29 +100,40 @@ class ReverseCoefficients(NamedTuple):
     spread: float
 
 
-def reverse_coefficients(
-    schedule: NoiseSchedule, s: Int[Tensor, "S"], t: Int[Tensor, "S"]
-) -> list[ReverseCoefficients]:
-    """Coefficients of the reverse steps from indices t to s < t."""
-    alpha_ts, sigma2_ts = schedule.step(s, t)
-    sigma_s, sigma_t = torch.sigmoid(schedule.gamma[s]).sqrt(), torch.sigmoid(schedule.gamma[t]).sqrt()
+def reverse_coefficients(path: Path, s: Tensor, t: Tensor) -> list[ReverseCoefficients]:
+    """Coefficients of the ancestral steps from places t to s < t."""
+    alpha_ts, sigma2_ts = path.step(s, t)
+    sigma_s, sigma_t = path.at(s, torch.float64).sigma, path.at(t, torch.float64).sigma
     columns = (1 / alpha_ts, sigma2_ts / (alpha_ts * sigma_t), sigma2_ts.sqrt() * sigma_s / sigma_t)
     return [ReverseCoefficients(*row) for row in torch.stack(columns, dim=1).tolist()]
 
 
-def reverse_step(z_t: State, eps_hat: State, eps: State, step: ReverseCoefficients) -> State:
-    """z_s, from the noise estimate at z_t and a fresh draw eps."""
-    # projecting again keeps rounding from letting the centre of mass drift over a thousand steps
-    return State(
-        {
-            "x": step.keep * z_t.x - step.remove * eps_hat.x + step.spread * eps.x,
-            "h": step.keep * z_t.h - step.remove * eps_hat.h + step.spread * eps.h,
-        },
-        z_t.layout,
-    ).centred()
+def reverse_step(z_t: State, noise_hat: State, noise: State, step: ReverseCoefficients) -> State:
+    """z_s, from the noise estimate at z_t and a fresh draw, before it is brought back into its space."""
+    kept = z_t.combine(noise_hat, lambda z, hat: step.keep * z - step.remove * hat)
+    return kept.combine(noise, lambda z, eps: z + step.spread * eps)
 
 
-def decoder_step(z_0: State, eps_hat: State, eps: State, level: NoiseLevel) -> State:
-    """x = (z_0 - sigma_0 eps_hat) / alpha_0 + (sigma_0 / alpha_0) eps'_x; h stays z_0's. `level` is that of t = 0."""
-    alpha_0, sigma_0 = level.alpha[0], level.sigma[0]
-    return z_0.replace(x=(z_0.x - sigma_0 * eps_hat.x + sigma_0 * eps.x) / alpha_0)
+def euler_step(process: Process, z_t: State, answer: State, t: Level, s: Level) -> State:
+    """alpha_s x0_hat + sigma_s eps_hat, from what the network answered at z_t."""
+    noise_hat = process.parametrisation.noise(answer, z_t, t)
+    clean_hat = process.parametrisation.clean(answer, z_t, t)
+    return process.noising(clean_hat, noise_hat, s)
+
+
+def heun_step(process: Process, z_t: State, output: Predict, t: Level, s: Level) -> State:
+    """z_t + (s - t) (v(z_t, t) + v(z_s, s)) / 2, z_s from Euler's method; at t = 0 nothing is left to correct."""
+    answer = output(z_t, t)
+    z_s = euler_step(process, z_t, answer, t, s)
+    if (s.sigma == 0).all():
+        return z_s
+    return z_t.combine(
+        velocity(process, z_t, answer, t).combine(velocity(process, z_s, output(z_s, s), s), torch.add),
+        lambda z, v: z + z_t.spread(0.5 * (s.t - t.t), v) * v,
+    )
+
+
+def velocity(process: Process, z_t: State, answer: State, level: Level) -> State:
+    """dz/dt = E[eps - x0 | z_t] on the linear path."""
+    noise_hat = process.parametrisation.noise(answer, z_t, level)
+    return noise_hat.combine(process.parametrisation.clean(answer, z_t, level), torch.sub)

@@ -1,19 +1,29 @@
-"""Rotation groups: Haar draws, matrix-Fisher means and 3x3 orthonormalisation, on the device.
+"""Compact symmetry groups: Haar draws, actions on states, and posterior means over an orbit.
 
-A group element is a matrix R [3, 3] that acts on the rows of x, x_n -> R x_n. Methods are handed a `Group`, so a test
-can hand in a translated one (`Translated`, Q R for R) and require a stochastic prediction to turn by Q exactly.
+`Sign`, `SO2`, `SO3` and `O3` are groups of matrices that act on the rows of one part, x_n -> g x_n; `TorusShift` moves
+all sites of a crystal together; `Permutations` exchange identical points. Methods are handed a `Group`, so a test can
+hand in a translated one (`Translated`, Q R for R) and require a stochastic prediction to turn by Q exactly.
+
+Given z_t and the orbit of x0, the element g that made z_t has the posterior p(g | z_t, x0) ~ p(z_t | g x0), and the
+Rao-Blackwellised target is the mean of the noise over it (Tong et al., Orbit Diffusion, arXiv:2502.09890, theorem 1).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import StrEnum
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench.geometry.matrix_fisher import Envelope, mean_O3, mean_SO3
+from bench.geometry.noised import Noised
+from bench.geometry.state import State
 
 
 def gram_schmidt(M: Float[Tensor, "*B 3 3"], proper: bool = False) -> Float[Tensor, "*B 3 3"]:
@@ -54,35 +64,157 @@ def product(A: Float[Tensor, "*B 3 3"], B: Float[Tensor, "*B 3 3"]) -> Float[Ten
 
 
 class GroupName(StrEnum):
-    """Symmetry group of the data: O3 for de novo generation, SO3 where chirality is given."""
+    """Symmetry group of the data; which of them a task has, its page says."""
 
-    O3 = "O3"
-    SO3 = "SO3"
+    O3 = "O3"  # rotations and reflections: de novo generation
+    SO3 = "SO3"  # where chirality is given
+    SO2 = "SO2"
+    SIGN = "sign"
+    TORUS = "torus"
+    PERMUTATIONS = "permutations"
 
 
 class Group(ABC):
-    """A compact group of 3x3 matrices that methods average or sample over.
+    """A compact group that methods average or sample over.
+
+    Elements of n molecules are a tensor [n, ...]; `identity`, `haar` and `inverse` make them, `act` applies them.
+    """
+
+    @abstractmethod
+    def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        """n independent draws from the Haar measure [n, ...], on the generator's device."""
+
+    @abstractmethod
+    def identity(self, n: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The neutral element, n times."""
+
+    @abstractmethod
+    def inverse(self, g: Tensor) -> Tensor:
+        """Inverse of each element."""
+
+    @abstractmethod
+    def act(self, g: Tensor, state: State) -> State:
+        """Move points: one element per molecule."""
+
+    def act_on_noise(self, g: Tensor, noise: State) -> State:
+        """Move displacements, noise and predictions of them along; differs from `act` where the group is not linear."""
+        return self.act(g, noise)
+
+    def log_likelihood(self, g: Tensor, noised: Noised) -> Float[Tensor, "B"]:
+        """log p(z_t | g x0) up to a constant, which is the log posterior of g under the Haar prior."""
+        return noised.spaces.log_likelihood(noised.z_t, self.act(g, noised.clean), noised.level)
+
+    def posterior_mean(self, noised: Noised) -> State:
+        """E[noise | z_t, orbit of x0] in closed form or by a quadrature that is exact to rounding.
+
+        Raises:
+            NotImplementedError: none is known for this group.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form posterior mean; sample it (orbit_rb)")
+
+    def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
+        """A distribution near the posterior, to draw from.
+
+        Raises:
+            NotImplementedError: none is known for this group.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no local proposal; use proposal=uniform")
+
+
+class MatrixGroup(Group):
+    """A group of D x D matrices R that act on the rows of one part, x_n -> R x_n.
+
+    Because |z_t - alpha R x0|^2 depends on R through one inner product, the posterior is the exponential family
+    p(R | z_t, x0) ~ exp(tr(F^T R)) with the moment F = (alpha / sigma^2) sum_n z_n x0_n^T, and all of a molecule that
+    enters is D x D.
+
+    Attributes:
+        part: name of the part.
+        size: D.
+    """
+
+    part = "x"
+    size: int
+
+    def identity(self, n: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.eye(self.size, device=device, dtype=dtype).expand(n, -1, -1)
+
+    def inverse(self, g: Float[Tensor, "n D D"]) -> Float[Tensor, "n D D"]:
+        return g.mT
+
+    def act(self, g: Float[Tensor, "B D D"], state: State) -> State:
+        return state.rotate(g, self.part)
+
+    def moment(self, x: Float[Tensor, "A P D"], noised: Noised) -> Float[Tensor, "B P D D"]:
+        """F = (alpha / sigma^2) sum_n z_n x_n^T for P versions of the clean positions, dimensionless.
+
+        float64, as F reaches 1e7 at t = 0 and cancels between atoms.
+        """
+        z = noised.z_t.parts[self.part].double()
+        products = noised.z_t.sum_over_atoms(z[:, None, :, None] * x.double()[:, :, None, :])
+        level = noised.level
+        return (level.alpha.double() / level.sigma.double().square())[:, None, None, None] * products
+
+    @abstractmethod
+    def mean(self, F: Float[Tensor, "B D D"]) -> Float[Tensor, "B D D"]:
+        """Mean of p(R) ~ exp(tr(F^T R)) over the group."""
+
+    @torch.no_grad()
+    def posterior_mean(self, noised: Noised) -> State:
+        """The noise that goes with E[x0 | z_t, orbit] = M x0, M the mean of p(R) ~ exp(tr(F^T R))."""
+        clean = noised.clean
+        M = self.mean(self.moment(clean.parts[self.part][:, None], noised)[:, 0])
+        return noised.noise_of(self.act(M.to(clean.dtype), clean))
+
+
+class Sign(MatrixGroup):
+    """{+1, -1} on the line: the mean is tanh(F)."""
+
+    size = 1
+
+    def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 1 1"]:
+        bits = torch.randint(0, 2, (n, 1, 1), generator=rng, device=rng.device)
+        return (2 * bits - 1).to(dtype)
+
+    def mean(self, F: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B 1 1"]:
+        return torch.tanh(F)
+
+
+class SO2(MatrixGroup):
+    """Rotations of the plane: the posterior of the angle is von Mises, with mean I1(k)/I0(k) in the direction of F."""
+
+    size = 2
+
+    def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 2 2"]:
+        angle = 2 * math.pi * torch.rand(n, generator=rng, device=rng.device, dtype=dtype)
+        return self.rotation(angle.cos(), angle.sin())
+
+    @staticmethod
+    def rotation(cos: Float[Tensor, "n"], sin: Float[Tensor, "n"]) -> Float[Tensor, "n 2 2"]:
+        return torch.stack([torch.stack([cos, -sin], dim=-1), torch.stack([sin, cos], dim=-1)], dim=-2)
+
+    def mean(self, F: Float[Tensor, "B 2 2"]) -> Float[Tensor, "B 2 2"]:
+        # tr(F^T R) = (F11 + F22) cos + (F21 - F12) sin = k cos(angle - mu)
+        cos, sin = F[:, 0, 0] + F[:, 1, 1], F[:, 1, 0] - F[:, 0, 1]
+        k = torch.hypot(cos, sin)
+        # I1(k) / I0(k) / k is 1/2 at k = 0
+        ratio = torch.special.i1e(k) / torch.special.i0e(k)
+        scale = torch.where(k > 1e-6, ratio / k.clamp_min(1e-6), 0.5)
+        return self.rotation(scale * cos, scale * sin)
+
+
+class RotationGroup(MatrixGroup):
+    """SO(3) or O(3): the posterior is matrix-Fisher (`bench.geometry.matrix_fisher`).
 
     Attributes:
         proper: whether every element has determinant 1.
     """
 
+    size = 3
     proper: bool
 
-    @abstractmethod
-    def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
-        """n independent draws from the Haar measure, on the generator's device."""
 
-    @abstractmethod
-    def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
-        """Mean of p(R) ~ exp(tr(F^T R)) over the group (`bench.geometry.matrix_fisher`)."""
-
-    @abstractmethod
-    def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
-        """A distribution near p(R) ~ exp(tr(F^T R)) over the group, to draw from."""
-
-
-class O3(Group):
+class O3(RotationGroup):
     """Rotations and reflections. Draws: QR of a standard normal matrix with positive diagonal (Mezzadri 2007)."""
 
     proper = False
@@ -90,14 +222,14 @@ class O3(Group):
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         return gram_schmidt(torch.randn(n, 3, 3, generator=rng, device=rng.device, dtype=dtype))
 
-    def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
+    def mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return mean_O3(F)
 
     def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
         return Envelope(F, improper=True)
 
 
-class SO3(Group):
+class SO3(RotationGroup):
     """Proper rotations. A Haar draw of O(3) whose third column is turned so that det R = 1 is Haar on SO(3)."""
 
     proper = True
@@ -105,27 +237,144 @@ class SO3(Group):
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         return gram_schmidt(torch.randn(n, 3, 3, generator=rng, device=rng.device, dtype=dtype), proper=True)
 
-    def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
+    def mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return mean_SO3(F)
 
     def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
         return Envelope(F, improper=False)
 
 
-class Translated(Group):
+class Translated(RotationGroup):
     """Draws Q R where the inner group draws R: the coupling by which 'in law' is tested to rounding error."""
 
-    def __init__(self, inner: Group, Q: Float[Tensor, "3 3"]) -> None:
+    def __init__(self, inner: RotationGroup, Q: Float[Tensor, "3 3"]) -> None:
         self.inner, self.Q, self.proper = inner, Q, inner.proper
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
         return self.Q.to(dtype) @ self.inner.haar(n, rng, dtype)
 
-    def matrix_fisher_mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
-        return self.inner.matrix_fisher_mean(F)  # Haar measure is invariant: no coupling enters an average
+    def mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
+        return self.inner.mean(F)  # Haar measure is invariant: no coupling enters an average
 
     def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
         return self.inner.envelope(F)
 
 
-GROUPS: dict[GroupName, type[Group]] = {GroupName.O3: O3, GroupName.SO3: SO3}
+class TorusShift(Group):
+    """Common translations of the fractional coordinates of a crystal, tau in [0, 1)^3 per molecule.
+
+    The posterior factorises over the axes, p(tau_a) ~ prod_n WN(z_na - x0_na - tau_a; sigma), so the mean of the noise
+    is a periodic integral in one dimension: the rectangle rule on nodes around the circular mean of z - x0, which
+    converges exponentially because the integrand is analytic. We know of no publication that uses it.
+
+    Attributes:
+        n_nodes: per axis.
+    """
+
+    part = "frac"
+    REACH = 12.0  # standard deviations of the posterior, sigma / sqrt(N), on either side of its centre
+
+    def __init__(self, n_nodes: int = 256) -> None:
+        self.n_nodes = n_nodes
+
+    def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3"]:
+        return torch.rand(n, 3, generator=rng, device=rng.device, dtype=dtype)
+
+    def identity(self, n: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(n, 3, device=device, dtype=dtype)
+
+    def inverse(self, g: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        return -g
+
+    def act(self, g: Float[Tensor, "B 3"], state: State) -> State:
+        return state.replace(**{self.part: (state.parts[self.part] + state.per_atom(g)) % 1.0})
+
+    def act_on_noise(self, g: Tensor, noise: State) -> State:
+        """A shift of all points leaves displacements as they are."""
+        del g
+        return noise
+
+    def nodes(self, centre: Float[Tensor, "B 3"], sigma: Float[Tensor, "B"], n_atoms: Tensor) -> Tensor:
+        """Nodes of tau [B, 3, K]: around the centre, or on the whole circle where that interval would exceed it."""
+        half = (self.REACH * sigma / n_atoms.to(sigma.dtype).sqrt()).clamp(max=0.5)
+        steps = (torch.arange(self.n_nodes, device=sigma.device, dtype=sigma.dtype) + 0.5) / self.n_nodes
+        return centre[..., None] + half[:, None, None] * (2 * steps - 1)
+
+    @torch.no_grad()
+    def posterior_mean(self, noised: Noised) -> State:
+        """E[noise | z_t, orbit]: T_na = E_tau[ E[eps | d_na - tau_a] ], float64."""
+        state, space = noised.z_t, noised.spaces[self.part]
+        d = state.parts[self.part].double() - noised.clean.parts[self.part].double()
+        turn = 2 * math.pi * d
+        centre = torch.atan2(state.sum_over_atoms(turn.sin()), state.sum_over_atoms(turn.cos())) / (2 * math.pi)
+        tau = self.nodes(centre, noised.level.sigma.double(), state.n_atoms)
+        sigma = noised.level.sigma.double()
+        rows = state.per_atom(sigma)[:, None]
+        shifts = state.per_atom(tau.flatten(1)).view(len(d), -1, self.n_nodes)
+        zero, one = torch.zeros_like(d), torch.ones_like(rows)
+        log_w, noise = [], []
+        for k in range(self.n_nodes):  # one node at a time keeps memory flat
+            moved = d - shifts[..., k]
+            # the likelihood of a row sums over axes, and here each axis is on its own
+            log_w.append(state.sum_over_atoms(_by_axis(space.log_likelihood, moved, zero, one, rows)))
+            noise.append(space.displacement(moved, zero, one, rows))
+        weight = torch.stack(log_w, dim=-1).softmax(-1)
+        mean = (state.per_atom(weight.flatten(1)).view_as(shifts) * torch.stack(noise, dim=-1)).sum(-1)
+        return noised.noise.replace(**{self.part: mean.to(noised.noise.dtype)})
+
+
+def _by_axis(log_likelihood: Callable[..., Tensor], z: Tensor, clean: Tensor, one: Tensor, sigma: Tensor) -> Tensor:
+    """A row-wise log likelihood of each column alone [A, C]."""
+    columns = range(z.shape[1])
+    return torch.stack([log_likelihood(z[:, [a]], clean[:, [a]], one, sigma) for a in columns], dim=1)
+
+
+class Permutations(Group):
+    """All permutations of n identical points, the same n in each molecule; exact by enumeration.
+
+    Raises:
+        ValueError: n above 6, beyond which n! is no list.
+    """
+
+    def __init__(self, n_points: int, parts: tuple[str, ...] = ("x",)) -> None:
+        if not 1 <= n_points <= 6:
+            raise ValueError(f"permutations of {n_points} points are not enumerated; expected 1 to 6")
+        self.n_points, self.parts = n_points, parts
+        self.elements = torch.tensor(list(itertools.permutations(range(n_points))))  # [n!, n], the identity first
+
+    def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Int[Tensor, "n N"]:
+        del dtype
+        index = torch.randint(len(self.elements), (n,), generator=rng, device=rng.device)
+        return self.elements.to(rng.device)[index]
+
+    def identity(self, n: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
+        del dtype
+        return torch.arange(self.n_points, device=device).expand(n, -1)
+
+    def inverse(self, g: Int[Tensor, "n N"]) -> Int[Tensor, "n N"]:
+        return g.argsort(1)
+
+    def act(self, g: Int[Tensor, "B N"], state: State) -> State:
+        """Atom g[b, i] of molecule b takes the place of its atom i."""
+        order = (state.ptr[:-1, None] + g).flatten()
+        return state.replace(**{name: state.parts[name][order] for name in self.parts})
+
+    @torch.no_grad()
+    def posterior_mean(self, noised: Noised) -> State:
+        """Mean over all n! elements."""
+        g = [element.expand(len(noised), -1) for element in self.elements.to(noised.z_t.ptr.device)]
+        return weighted_noise(self, g, torch.stack([self.log_likelihood(element, noised) for element in g]), noised)
+
+
+def weighted_noise(group: Group, g: list[Tensor], log_weights: Float[Tensor, "K B"], noised: Noised) -> State:
+    """E[noise | z_t, {g_k x0}] for candidates g_k with normalised weights: the mean of their displacements."""
+    weights = log_weights.softmax(0).to(noised.noise.dtype)
+    total: Any = None
+    for element, weight in zip(g, weights, strict=True):
+        noise = noised.spaces.displacement(noised.z_t, group.act(element, noised.clean), noised.level)
+        term = noise.map(lambda part, state=noise, weight=weight: state.spread(weight, part) * part)
+        total = term if total is None else total.combine(term, torch.add)
+    return total
+
+
+GROUPS: dict[GroupName, type[RotationGroup]] = {GroupName.O3: O3, GroupName.SO3: SO3}

@@ -93,10 +93,10 @@ class State:
     def centred(self) -> State:
         return self.replace(x=self.centre(self.x))
 
-    def rotate(self, R: Float[Tensor, "B D D"]) -> State:
-        """x_n -> R x_n for each atom n, one matrix per molecule (any matrix, not only rotations)."""
+    def rotate(self, R: Float[Tensor, "B D D"], part: str = "x") -> State:
+        """x_n -> R x_n for each row of a part, one matrix per molecule (any matrix, not only rotations)."""
         # not a matrix product, which autocast would round to bf16: three digits of a position
-        return self.replace(x=(self.per_atom(R) * self.x[:, None, :]).sum(-1))
+        return self.replace(**{part: (self.per_atom(R) * self.parts[part][:, None, :]).sum(-1)})
 
     def squared_norm(self) -> Float[Tensor, "B"]:
         """Sum of squares over all parts of each molecule."""

@@ -29,20 +29,20 @@ from bench.config.study import StudyConfig
 from bench.launch.status import duration
 from bench.launch.submit import Item
 from bench.launch.submit import plan as plan_items
+from bench.registry import measures
 from bench.run.clock import clock
-from bench.run.evaluate import likelihood
+from bench.run.evaluate import active_measures, subject_of
 from bench.run.execute import load_data, reason_of
 from bench.run.model import Model
 from bench.run.provenance import device_name, forget_peak_memory, memory_mb, peak_memory_mb
-from bench.run.sample import plan_chunks, sample_chunk
+from bench.run.sample import sample_prompt
 from bench.run.timing import time_steps
-from bench.structures.sizes import SizeDistribution
 
 log = logging.getLogger("equibench")
 
 TRAINING_STEPS = 5
 SAMPLING_STEPS = 2
-NLL_MOLECULES = 128  # one batch
+MEASURED_MOLECULES = 128  # one batch of the likelihood
 
 
 class MemoryShortError(RuntimeError):
@@ -54,18 +54,18 @@ class Cost:
     """What one run of a configuration takes.
 
     Attributes:
-        train_seconds, sample_seconds, nll_seconds: validation is part of training.
+        train_seconds, sample_seconds, measure_seconds: validation is part of training.
         peak_memory_mb: of the device; on a CPU of the process.
     """
 
     train_seconds: float
     sample_seconds: float
-    nll_seconds: float
+    measure_seconds: float
     peak_memory_mb: float
 
     @property
     def seconds(self) -> float:
-        return self.train_seconds + self.sample_seconds + self.nll_seconds
+        return self.train_seconds + self.sample_seconds + self.measure_seconds
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def measure_apart(cfg: RunConfig, available: float) -> dict[str, float]:
 
 def measure(cfg: RunConfig) -> dict[str, float]:
     """Seconds of a training step, of a forward pass on a training batch, of sampling a chunk for one step, and of the
-    likelihood of a molecule in one pass; and the peak of memory over all of it."""
+    measures; and the peak of memory over all of it."""
     found = {"step_seconds": 0.0, "forward_seconds": 0.0, "peak_memory_mb": 0.0}
     if weights_run(cfg) is None:
         timed = time_steps(cfg, TRAINING_STEPS)
@@ -164,25 +164,26 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     torch.set_num_threads(cfg.train.n_threads)
     device = torch.device(cfg.train.device)
     data = load_data(cfg)
-    model = Model.build(cfg, data.elements, data.mean_atoms).to(device)
-    chunks = plan_chunks(
-        SizeDistribution(data.size_histogram), cfg.sample.n_molecules, cfg.sample.batch_size, cfg.sample.seed
-    )
+    model = Model.build(cfg, data.facts).to(device)
+    prompts = model.task.prompts(cfg.sample.n_molecules, cfg.sample.batch_size, cfg.sample.seed)
     forget_peak_memory(cfg.train.device)
     # sizes ascend: the mean of three that lie evenly stands for all, the last is the largest
-    chosen = [chunks[i] for i in np.linspace(0, len(chunks) - 1, 3).round().astype(int)]
-    sample_chunk(model, chosen[0], 1, cfg.sample.seed, cfg.train.device)  # first calls are slow
+    chosen = [prompts[i] for i in np.linspace(0, len(prompts) - 1, 3).round().astype(int)]
+    few_steps = dataclasses.replace(cfg.sample, n_steps=SAMPLING_STEPS)
+    sample_prompt(model, chosen[0], few_steps, cfg.train.device)  # first calls are slow
     started = clock(device)
-    for chunk in chosen:
-        sample_chunk(model, chunk, SAMPLING_STEPS, cfg.sample.seed, cfg.train.device)
+    for prompt in chosen:
+        sample_prompt(model, prompt, few_steps, cfg.train.device)
     # the steps and the last prediction
     found["sample_step_seconds"] = (clock(device) - started) / (len(chosen) * (SAMPLING_STEPS + 1))
-    few = dataclasses.replace(cfg.evaluate, n_nll_molecules=NLL_MOLECULES, n_nll_passes=1)
-    started = time.perf_counter()
-    record = likelihood(dataclasses.replace(cfg, evaluate=few), model, data)
-    found["nll_seconds"] = (time.perf_counter() - started) / record["n_molecules"]
-    found["n_nll_molecules"] = min(cfg.evaluate.n_nll_molecules or len(data.test), len(data.test))
-    found["n_chunks"] = len(chunks)
+    few = dataclasses.replace(data, test=data.test.select(np.arange(min(MEASURED_MOLECULES, len(data.test)))))
+    subject, found["measure_seconds"] = subject_of(cfg, model, few), 0.0
+    for name, options in active_measures(cfg).items():
+        started = time.perf_counter()
+        measures[name].build(subject, options)
+        asked = min(getattr(options, "n_molecules", None) or len(data.test), len(data.test))
+        found["measure_seconds"] += (time.perf_counter() - started) * max(1.0, asked / len(few.test))
+    found["n_prompts"] = len(prompts)
     found["peak_memory_mb"] = max(found["peak_memory_mb"], peak_memory_mb(cfg.train.device))
     return found
 
@@ -196,8 +197,8 @@ def total(cfg: RunConfig, one: dict[str, float]) -> Cost:
     valid = n_steps / train.valid_every * train.n_valid / train.batch_size * one["forward_seconds"]
     return Cost(
         seconds + valid,
-        one["n_chunks"] * (cfg.sample.n_steps + 1) * one["sample_step_seconds"],
-        one["n_nll_molecules"] * cfg.evaluate.n_nll_passes * one["nll_seconds"],
+        one["n_prompts"] * (cfg.sample.n_steps + 1) * one["sample_step_seconds"],
+        one["measure_seconds"],
         one["peak_memory_mb"],
     )
 

@@ -19,6 +19,7 @@ from bench.records.store import (
     run_folders,
     write_atomically,
 )
+from bench.records.values import Kind
 from bench.run.checkpoint import save_average
 from bench.run.sample import WEIGHTS, weights_file
 
@@ -109,9 +110,8 @@ def row(manifest: dict, evaluation: dict | None) -> dict:
         "parameters": manifest["parameters"]["total"],
         **{key.rstrip("?"): manifest["cost"].get(key.rstrip("?"), "") for key in MANIFEST["cost"]},
     }
-    metrics = (evaluation or {}).get("metrics", {})
-    line |= {key: metrics.get(key, "") for key in records.METRICS}
-    return line | {"nll": evaluation["nll"]["mean"] if evaluation else ""}
+    scalars = [value for value in (evaluation or {}).get("values", []) if not value.get("at")]
+    return line | {v["name"]: v["value"] for v in scalars if v.get("kind") != Kind.DIAGNOSTIC and v["name"] not in line}
 
 
 def table(rows: list[dict]) -> str:

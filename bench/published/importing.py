@@ -17,10 +17,8 @@ import torch
 import yaml
 
 from bench.config.run import ConfigError, RunConfig, build, naming, reason_to_skip
-from bench.data.qm9 import ELEMENTS
-from bench.diffusion.schedule import polynomial_2
-from bench.geometry.groups import GroupName
-from bench.published.weights import Checkpoint, Reading, read_checkpoint, understand
+from bench.diffusion.paths import polynomial_2
+from bench.published.weights import ELEMENTS, Checkpoint, Reading, read_checkpoint, understand
 from bench.records import store as records
 from bench.records.inputs import cut, said
 from bench.records.pages import PageError
@@ -29,7 +27,7 @@ from bench.run.checkpoint import write_average
 from bench.run.execute import load_data
 from bench.run.model import Model
 from bench.run.provenance import describe, now
-from bench.run.sample import sizes_of
+from bench.run.sample import facts_of
 from bench.structures.dataset import grouped
 from bench.structures.files import MAX_NUMBER
 from bench.symmetry.published import PublishedError
@@ -39,7 +37,8 @@ SCHEDULE_TOLERANCE = 1e-5  # of max |gamma|; the file's table is float32
 
 @dataclass
 class ImportConfig:
-    """What a checkpoint does not tell; `method`, `backbone`, `data`, `diffusion`, `group`, `sample` as in a study page.
+    """What a checkpoint does not tell; `method`, `backbone`, `data`, `diffusion`, `task`, `group`, `sample` as in a
+    study file.
 
     Where `sizes` is given (number of atoms -> molecules), the data set is not read, and `elements` are its elements.
     """
@@ -50,7 +49,8 @@ class ImportConfig:
     sizes: dict[Any, Any] | None = None
     elements: list[int] | None = None
     diffusion: dict[str, Any] = field(default_factory=dict)
-    group: GroupName = GroupName.O3
+    task: dict[str, Any] = field(default_factory=dict)
+    group: str = "O3"
     sample: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,25 +92,22 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
             f"{path}: the network has {reading.n_features} features, and {len(about['elements'])} elements need that "
             "many, or one more with charges; give `elements`"
         )
-    if page.diffusion.get("include_charges", bool(charges)) != bool(charges):
-        raise ConfigError(
-            f"{path}: diffusion.include_charges is given otherwise than {reading.n_features} features say"
-        )
-    cfg.diffusion.include_charges = bool(charges)
+    if page.task.get("include_charges", bool(charges)) != bool(charges):
+        raise ConfigError(f"{path}: task.include_charges is given otherwise than {reading.n_features} features say")
+    cfg.task["include_charges"] = bool(charges)
 
+    facts = facts_of(about, path)
     try:
         with torch.device("meta"):  # shapes first: a damaged file can tell of a network that no memory holds
-            outline = Model.build(cfg, about["elements"], about["mean_atoms"])
+            outline = Model.build(cfg, facts)
             reading.load(checkpoint.weights, outline.denoiser.backbone, outline.method)
-        model = Model.build(cfg, about["elements"], about["mean_atoms"])
+        model = Model.build(cfg, facts)
         reading.load(checkpoint.weights, model.denoiser.backbone, model.method)
     except PublishedError as error:
         raise PublishedError(f"{path}: {error}") from None
     manifest = describe(cfg, folder.name, data, 1) | {"status": "imported", "n_steps": 0}
     manifest["parameters"] = model.count_parameters()
-    scales = "scales " + ", ".join(
-        f"{getattr(cfg.diffusion, f'scale_{of}'):g}" for of in ("position", "onehot", "charge")
-    )
+    scales = "scales " + ", ".join(f"{cfg.task[f'scale_{of}']:g}" for of in ("position", "onehot", "charge"))
     manifest["imported"] = {
         "file": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -148,6 +145,7 @@ def configure(checkpoint: Checkpoint, reading: Reading, page: ImportConfig, stud
     if isinstance(diffusion.get("n_levels"), int):
         sample.setdefault("n_steps", min(diffusion["n_levels"], 1000))
     values = {"method": reading.method, "backbone": reading.backbone, "data": page.data, "group": page.group}
+    values["task"] = {"name": "denovo", **page.task}
     cfg = build(RunConfig, {"study": study, **values, "diffusion": diffusion, "sample": sample})
     if reason := reason_to_skip(cfg):
         raise ConfigError(reason)
@@ -187,7 +185,7 @@ def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, An
         raise ConfigError(f"'elements' is {cut(str(elements))}, expected nuclear charges in ascending order")
     try:
         counts = {int(n): int(count) for n, count in page.sizes.items()}
-        sizes_of({"elements": elements, "mean_atoms": 1, "sizes": {str(n): c for n, c in counts.items()}}, Path("page"))
+        facts_of({"elements": elements, "mean_atoms": 1, "sizes": {str(n): c for n, c in counts.items()}}, Path("page"))
     except (ValueError, TypeError, OverflowError) as error:
         raise ConfigError(f"'sizes' is not a mapping from numbers of atoms to molecules ({said(error)})") from None
     total = sum(counts.values())

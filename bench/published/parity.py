@@ -22,26 +22,31 @@ import torch
 from torch import Tensor, nn
 
 from bench.config.run import options_of
+from bench.diffusion import likelihood
 from bench.diffusion.denoiser import Denoiser
-from bench.diffusion.process import Diffusion, DiffusionConfig, weighted_error
-from bench.diffusion.sampler import decoder_step, reverse_coefficients, reverse_step
-from bench.diffusion.schedule import NoiseLevel, polynomial_2
+from bench.diffusion.paths import VariancePreserving, polynomial_2
+from bench.diffusion.process import DiffusionConfig, Process, weighted_error
+from bench.diffusion.sampler import reverse_coefficients, reverse_step
 from bench.geometry.groups import O3
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
+from bench.geometry.spaces import Centred, Euclidean, Spaces
 from bench.geometry.state import State
-from bench.published.weights import CONFIG_NAMES, Reading, recognise, understand
+from bench.published.weights import CONFIG_NAMES, ELEMENTS, Reading, recognise, understand
 from bench.records.inputs import cut, said
 from bench.records.npz import NpzError, read_arrays
 from bench.records.store import parse
-from bench.registry import backbones, methods
+from bench.registry import backbones, methods, tasks
+from bench.structures.dataset import Facts
 from bench.structures.structures import Structures
-from bench.symmetry.contract import Setting, symmetrised
+from bench.symmetry.contract import Setting
 from bench.symmetry.published import PublishedError, StateDict
+from bench.symmetry.symmetrise import symmetrised
+from bench.tasks.contract import Task
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-ELEMENTS = (1, 6, 7, 8, 9)
 SCHEDULE = "gamma_T"
 
 
@@ -90,10 +95,10 @@ class Fixture:
         return Layout(sizes.tolist())
 
     @property
-    def level(self) -> NoiseLevel:
+    def level(self) -> Level:
         """The stored time is continuous, so the table has no level for it; networks see t alone."""
         t = self["t"][:, 0]
-        return NoiseLevel(t, *(torch.full_like(t, torch.nan) for _ in range(3)))
+        return Level(t, *(torch.full_like(t, torch.nan) for _ in range(3)))
 
     def state(self, name: str) -> State:
         """A stored [A, 3 + F] as positions and features."""
@@ -141,9 +146,10 @@ def compare(fixture: Fixture) -> tuple[str, list[Comparison]]:
                     f"network (param:*), got {cut(', '.join(fixture.arrays), 200) or 'no arrays'}"
                 )
             reading, backbone, method = build(fixture)
+            spaces = Spaces({"x": Centred(3), "h": Euclidean(reading.n_features)})
             if "nll_without_size_prior" in fixture.arrays:
-                return f"core, {reading.weights.network}", list(_core(fixture, Denoiser(backbone)))
-            return reading.weights.network, list(_network(fixture, reading, Denoiser(backbone), method))
+                return f"core, {reading.weights.network}", list(_core(fixture, Denoiser(backbone, spaces)))
+            return reading.weights.network, list(_network(fixture, reading, Denoiser(backbone, spaces), method))
     except FixtureError:
         raise
     except PublishedError as error:
@@ -197,7 +203,7 @@ def _network(fixture: Fixture, reading: Reading, denoiser: Denoiser, method: nn.
     base, noise = fixture["base_rotation"], fixture["encoder_noise"]
     R = own.rotation(getattr(method, own.module), z_t, base, noise, level.t)
     yield Comparison.of("gamma", R, fixture["gamma"])
-    yield Comparison.of("eps", symmetrised(denoiser, z_t, level, R), fixture["eps"])
+    yield Comparison.of("eps", symmetrised(O3(), R, denoiser, z_t, level), fixture["eps"])
 
 
 def _core(fixture: Fixture, denoiser: Denoiser) -> Iterator[Comparison]:
@@ -206,54 +212,64 @@ def _core(fixture: Fixture, denoiser: Denoiser) -> Iterator[Comparison]:
     if config["schedule"] != "polynomial_2":
         raise FixtureError(f"config has schedule {config['schedule']!r}; only 'polynomial_2' is supported")
     position, onehot, charge = map(float, config["norm_values"])
-    options = DiffusionConfig(config["T"], config["precision"], True, position, onehot, charge)
-    diffusion = Diffusion(options, ELEMENTS, float(layout.sizes.mean()))
-    structures = Structures(fixture.array("z"), fixture.array("positions"), layout.ptr.numpy())
-    x0, eps = diffusion.encode(structures), fixture.state("eps")
+    options = DiffusionConfig(n_levels=config["T"], precision=config["precision"])
+    scales = {"scale_position": position, "scale_onehot": onehot, "scale_charge": charge}
+    scaled = tasks["denovo"].config(include_charges=True, **scales)
+    facts = Facts(ELEMENTS, float(layout.sizes.mean()), {})
 
-    terms = diffusion.bound_terms(x0, denoiser, fixture["t_int"][:, 0], eps, fixture.state("eps0"))
+    def task_of(options: DiffusionConfig) -> Task:
+        return tasks["denovo"].build(scaled, options, "O3", facts)
+
+    task = task_of(options)
+    process, decoder = task.process, task.process.decoder
+    assert decoder is not None
+    structures = Structures(fixture.array("z"), fixture.array("positions"), layout.ptr.numpy())
+    x0, eps = task.encode(structures), fixture.state("eps")
+
+    terms = likelihood.bound_terms(process, x0, denoiser, fixture["t_int"][:, 0], eps, fixture.state("eps0"))
     yield Comparison.of(
         "nll_without_size_prior", torch.stack(list(terms.values())).sum(0), fixture["nll_without_size_prior"]
     )
     yield Comparison.of("neg_log_constants", terms["constants"], fixture["neg_log_constants"])
-    yield Comparison.of("kl_prior", published_prior_kl(x0, diffusion, torch.float32), fixture["kl_prior"])
-    yield Comparison.of("kl_prior (float64)", terms["prior"], published_prior_kl(x0, diffusion, torch.float64))
-    volume = 3 * (x0.n_atoms - 1) * math.log(options.scale_position)
+    yield Comparison.of("kl_prior", published_prior_kl(x0, process, torch.float32), fixture["kl_prior"])
+    yield Comparison.of("kl_prior (float64)", terms["prior"], published_prior_kl(x0, process, torch.float64))
+    volume = 3 * (x0.n_atoms - 1) * math.log(position)
     yield Comparison.of("delta_log_px", -volume, fixture["delta_log_px"])
 
-    padded = Diffusion(dataclasses.replace(options, edm_compat=True), ELEMENTS, diffusion.mean_atoms)
+    padded = task_of(dataclasses.replace(options, edm_compat=True)).process
     if layout.n_largest != config["padded_atoms"]:
         raise FixtureError(f"config has padded_atoms {config['padded_atoms']}, its largest molecule {layout.n_largest}")
     for name, times in (("l2_train_loss_official_padded", "t_int"), ("l2_train_loss_with_t0", "t_int_with_zero")):
-        level = padded.schedule.at(fixture[times][:, 0])
-        z_t = padded.noising(x0, eps, level)
-        eps_hat = denoiser(z_t, level)
-        loss = padded.training_loss(weighted_error(eps_hat, eps, level), eps_hat, eps, x0, z_t, level)
+        noised = padded.noised(x0, eps, padded.path.at(fixture[times][:, 0]))
+        eps_hat = denoiser(noised.z_t, noised.level)
+        loss = padded.training_loss(weighted_error(eps_hat, eps), eps_hat, eps, noised)
         # the published loss adds the KL of the prior, which has no gradient; ours leaves it out
         yield Comparison.of(name, loss + fixture["kl_prior"], fixture[name])
 
     z_t = fixture.state("z_t")
     s, t = (torch.tensor([round(config["T"] * config[f"ancestral_{end}"])]) for end in "st")
-    (step,) = reverse_coefficients(diffusion.schedule, s, t)
-    z_s = reverse_step(z_t, denoiser(z_t, diffusion.schedule.at(t.expand(len(z_t)))), eps, step)
+    (step,) = reverse_coefficients(process.path, s, t)
+    z_s = process.spaces.wrap(reverse_step(z_t, denoiser(z_t, process.path.at(t.expand(len(z_t)))), eps, step))
     yield Comparison.of("ancestral_zs", z_s, fixture["ancestral_zs"])
 
-    level = diffusion.schedule.at(torch.zeros(len(z_t), dtype=torch.int64))
-    final = decoder_step(z_t, denoiser(z_t, level), fixture.state("eps0"), level)
+    level = process.path.at(torch.zeros(len(z_t), dtype=torch.int64))
+    final = decoder.step(z_t, denoiser(z_t, level), fixture.state("eps0"), level)
     yield Comparison.of("final_x", final.x, fixture["final_x"])
-    onehot = diffusion.decode(final).numbers[:, None] == np.array(ELEMENTS)
+    onehot = task.decode(final).numbers[:, None] == np.array(ELEMENTS)
     yield Comparison.of("final_onehot", onehot, fixture["final_onehot"])
-    charge = torch.round(final.h[:, -1:] * options.scale_charge)
-    yield Comparison.of("final_charge", charge, fixture["final_charge"])
+    charges = torch.round(final.h[:, -1:] * charge)
+    yield Comparison.of("final_charge", charges, fixture["final_charge"])
 
 
-def published_prior_kl(x0: State, diffusion: Diffusion, dtype: torch.dtype) -> Tensor:
+def published_prior_kl(x0: State, process: Process, dtype: torch.dtype) -> Tensor:
     """KL_T [B] in the published order of operations, whose float32 result is a difference of numbers near 1.
 
     A stored value is 1e-3 off for that reason alone; so it is held against this, and this in float64 against
-    `Diffusion.prior_kl`.
+    `bench.diffusion.likelihood.prior_kl`.
     """
-    gamma = diffusion.schedule.gamma[-1].to(dtype)
+    path = process.path
+    assert isinstance(path, VariancePreserving)
+    gamma = path.gamma[-1].to(dtype)
     alpha, sigma = torch.sigmoid(-gamma).sqrt(), torch.sigmoid(gamma).sqrt()
     log_ratio = torch.log(1 / sigma)
     features = x0.sum_over_atoms((log_ratio + 0.5 * (sigma**2 + (alpha * x0.h.to(dtype)) ** 2) - 0.5).sum(1))
@@ -264,11 +280,11 @@ def published_prior_kl(x0: State, diffusion: Diffusion, dtype: torch.dtype) -> T
 
 def _metrics(fixture: Fixture) -> Iterator[Comparison]:
     """Counts and strings: an error above zero means a molecule that is judged differently."""
-    from bench.metrics.scores import score
+    from bench.metrics.molecules import evaluate_molecules
 
     ptr = fixture.layout.ptr.numpy()
     molecules = Structures(fixture.array("charges").astype(np.int64), fixture.array("positions"), ptr)
-    scores = score(molecules)
+    scores = evaluate_molecules(molecules)
     yield Comparison.of("bond_order_sum", scores.bonds.order_sums(molecules), fixture.array("bond_order_sum"))
     yield Comparison.of("molecule_stable", scores.molecule_stable, fixture.array("molecule_stable"))
     yield Comparison.of("valid", scores.valid, fixture.array("valid"))

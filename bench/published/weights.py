@@ -68,6 +68,8 @@ CONFIG_NAMES = {
     },
 }
 
+ELEMENTS = (1, 6, 7, 8, 9)  # of QM9, which all published checkpoints know
+
 
 # ---------------------------------------------------------------------- names
 

@@ -5,9 +5,9 @@ A run's folder holds
     config.yaml        the resolved configuration, one page
     manifest.json      who, what, where, when: `MANIFEST`
     steps.jsonl        one line per logging interval: `STEP`
-    eval.json          metrics of the samples and the likelihood: `EVALUATION`
+    eval.json          values of the samples, of measures and of costs: `EVALUATION`
     samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions); samples.json  their cost
-    likelihood.json    of the test split: `LIKELIHOOD`
+    measures.json      what was measured besides the samples: `MEASURED`
     drawn.sdf          the first few samples with their inferred bonds, for the figures
     state.safetensors  checkpoint; previous.safetensors  the one before; stable.safetensors  where the cool-down began
     diverged.json      of a run that stopped because its loss was no longer finite: the offending step
@@ -32,7 +32,7 @@ from typing import Any
 
 from bench.records.inputs import cut, said, size_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_BYTES = 1 << 26  # of a record; steps.jsonl may be longer
 MAX_LINE_BYTES = 1 << 20  # of steps.jsonl
 CHECKSUM = "checksum"  # a key of every record on disk, CRC-32 of its values; readers give records without it
@@ -134,34 +134,7 @@ DATA: dict[str, Any] = {  # data.json: what sampling needs to know of the data s
     "mean_atoms": Number,
     "sizes": dict,  # number of atoms -> training molecules
 }
-METRICS: dict[str, Any] = {
-    "n_molecules": int,
-    # null, all of them, for data with elements of which the bond table knows nothing
-    "atom_stability": (int, float, type(None)),
-    "molecule_stability": (int, float, type(None)),
-    "validity": (int, float, type(None)),
-    "uniqueness": (int, float, type(None)),  # of the valid ones; null when none is valid
-    "novelty": (int, float, type(None)),  # of the unique ones; null without training molecules
-}
-NLL: dict[str, Any] = {
-    "split": str,
-    "mean": Number,
-    "sem": Number,
-    "n_molecules": int,
-    "n_passes": int,
-    "terms": dict,
-    "stochastic?": bool,  # the prediction draws: mean is the single-draw upper bound of the bound
-    # with evaluate.n_mixture_draws > 1, of a stochastic prediction: mean = nll.mean - gap
-    "mixture?": {
-        "n_draws": int,
-        "mean": Number,
-        "sem": Number,
-        "gap": Number,
-        "gap_sem": Number,
-        "gap_terms": dict,
-    },
-}
-LIKELIHOOD: dict[str, Any] = {"step": int, "nll": NLL}  # of these weights
+MEASURED: dict[str, Any] = {"step": int, "values": list}  # of these weights
 EVALUATION: dict[str, Any] = {
     "schema": int,
     "run": str,
@@ -169,10 +142,9 @@ EVALUATION: dict[str, Any] = {
     "weights": str,  # 'ema'
     "n_sampling_steps": int,
     "sampling_seed": int,
-    "metrics": METRICS,
-    "intervals": dict,  # metric -> [low, high], 95 %, molecules resampled
-    "nll": NLL,
-    "data_row": {**METRICS, "split": str},
+    "n_samples": int,
+    "values": list,  # `bench.records.values.VALUE`: of the samples, of measures, of costs
+    "data_values": list,  # the same of the data's own test split
     "versions": dict,
     "written_by?": str,  # version of equibench; a manifest has it under code
 }

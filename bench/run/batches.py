@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bench.diffusion.process import Diffusion
 from bench.geometry.state import State
 from bench.streams import Stream, seed_of
 from bench.structures.structures import Structures
+from bench.tasks.contract import Task
 
 
 class Batches:
@@ -18,13 +18,11 @@ class Batches:
 
     Args:
         structures: training molecules.
-        diffusion: encodes them as scaled states.
+        task: encodes them as clean states.
     """
 
-    def __init__(
-        self, structures: Structures, diffusion: Diffusion, batch_size: int, seed: int, device: str = "cpu"
-    ) -> None:
-        self.structures, self.diffusion, self.device, self.seed = structures, diffusion, device, seed
+    def __init__(self, structures: Structures, task: Task, batch_size: int, seed: int, device: str = "cpu") -> None:
+        self.structures, self.task, self.device, self.seed = structures, task, device, seed
         self.batch_size = min(batch_size, len(structures))
         self.per_epoch = len(structures) // self.batch_size
         self._epoch, self._order = -1, torch.empty(0)
@@ -43,4 +41,4 @@ class Batches:
         return index[self.structures.n_atoms[index].argsort(kind="stable")]
 
     def __call__(self, step: int) -> State:
-        return self.diffusion.encode(self.structures.select(self.in_order(step)), self.device)
+        return self.task.encode(self.structures.select(self.in_order(step)), self.device)

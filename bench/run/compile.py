@@ -39,7 +39,7 @@ def compile_networks(model: Model, data: DataSet) -> str:
             compiled.append((module, name))
     if not compiled:
         return "eager (no network of this model names a `static_function`)"
-    x0 = model.diffusion.encode(data.train.select(np.arange(min(2, len(data.train)))), device)
+    x0 = model.task.encode(data.train.select(np.arange(min(2, len(data.train)))), device)
     try:
         training_loss(model, x0, Streams(0, device).at(0)).mean().backward()
     except Exception as error:  # whatever the compiler's tool chain raises

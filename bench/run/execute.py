@@ -19,14 +19,13 @@ from bench.run import parallel
 from bench.run.checkpoint import STATE, about_of, load_average
 from bench.run.clock import Deadline
 from bench.run.compile import compile_networks
-from bench.run.evaluate import bound_run, sample_run, score_run
+from bench.run.evaluate import evaluate_run, measure_run, sample_run
 from bench.run.model import Model
 from bench.run.optimiser import progress
 from bench.run.provenance import describe, now, peak_memory_mb, training_cost
 from bench.run.sample import WEIGHTS, weights_file
 from bench.run.train import train
 from bench.structures.dataset import DataError, DataSet
-from bench.structures.sizes import SizeDistribution
 
 log = logging.getLogger("equibench")
 
@@ -114,7 +113,7 @@ def _execute(
     check_device(cfg)
     data = load_data(cfg) if data is None else data
     check_data(cfg, data, folder)
-    model = Model.build(cfg, data.elements, data.mean_atoms).to(cfg.train.device)
+    model = Model.build(cfg, data.facts).to(cfg.train.device)
     manifest = describe(cfg, folder.name, data.record(), n_parallel)
     manifest["parameters"] = model.count_parameters()
     if (folder / "manifest.json").exists() and (folder / "steps.jsonl").exists():
@@ -140,13 +139,13 @@ def _execute(
             manifest["environment"]["compile"] = compile_networks(model, data)
         step = obtain_weights(cfg, model, data, folder, manifest, deadline)
         save("running")
-        _, cost = sample_run(cfg, model, SizeDistribution(data.size_histogram), folder, deadline.check)
+        _, cost = sample_run(cfg, model, folder, deadline.check)
         manifest["cost"] |= cost
-        bound_run(cfg, model, step, data, folder, deadline.check)
+        measure_run(cfg, model, step, data, folder, deadline.check)
         if not score:
             save("running", TO_BE_SCORED)
             return
-        score_run(cfg, data, folder)
+        evaluate_run(cfg, data, folder, manifest)
     except Exception as error:
         reason = reason_of(error)
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
@@ -231,13 +230,13 @@ def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
     before = read_run(folder)
     if before.sample != cfg.sample or before.train.n_steps != cfg.train.n_steps:
         forget_samples(folder)
-    if before.evaluate != cfg.evaluate:
-        for name in ("likelihood.json", "eval.json"):
+    if before.measures != cfg.measures:
+        for name in ("measures.json", "eval.json"):
             (folder / name).unlink(missing_ok=True)
 
 
 def forget_samples(folder: Path) -> None:
     """Remove samples and what was computed from them."""
     shutil.rmtree(folder / "chunks", ignore_errors=True)
-    for name in ("samples.npz", "samples.json", "likelihood.json", "eval.json"):
+    for name in ("samples.npz", "samples.json", "measures.json", "eval.json"):
         (folder / name).unlink(missing_ok=True)

@@ -1,53 +1,56 @@
-"""A model: the shared core, a backbone and a method, put together from a run's configuration."""
+"""A model: a task's process, a backbone and a method, put together from a run's configuration."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from bench.config.run import RunConfig, options_of
 from bench.diffusion.denoiser import Denoiser
-from bench.diffusion.process import Diffusion
-from bench.diffusion.schedule import NoiseLevel
-from bench.geometry.groups import GROUPS
+from bench.diffusion.process import Process
+from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.registry import backbones, methods
+from bench.registry import backbones, methods, tasks
 from bench.streams import Stream, seed_of
+from bench.structures.dataset import Facts
 from bench.symmetry.contract import Method, Setting
+from bench.tasks.contract import Task
 
 
 class Model(nn.Module):
     """Everything that a run trains, and the core that it shares with all others.
 
     Attributes:
-        diffusion: schedule, scales, losses, likelihood.
-        denoiser: the backbone as an estimate of the noise.
+        task: what is generated.
+        process: the task's diffusion process.
+        denoiser: the backbone as an estimate of what the parametrisation says.
         method: the equivariance strategy.
     """
 
-    def __init__(self, diffusion: Diffusion, denoiser: Denoiser, method: Method) -> None:
+    def __init__(self, task: Task, denoiser: Denoiser, method: Method) -> None:
         super().__init__()
-        self.diffusion, self.denoiser, self.method = diffusion, denoiser, method
+        self.task = task
+        self.process: Process = task.process
+        self.denoiser, self.method = denoiser, method
 
     @classmethod
-    def build(cls, cfg: RunConfig, elements: Sequence[int], mean_atoms: float) -> Model:
+    def build(cls, cfg: RunConfig, facts: Facts) -> Model:
         """Initial weights follow from the seed; one backbone starts alike under every method."""
-        diffusion = Diffusion(cfg.diffusion, elements, mean_atoms)
+        task = make_task(cfg, facts)
+        channels = task.process.channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(cfg.seed, Stream.INIT, 0))
-            backbone = backbones[cfg.backbone["name"]].build(options_of(backbones, cfg.backbone), diffusion.n_features)
-            setting = Setting(GROUPS[cfg.group](), backbone, diffusion.n_features)
+            backbone = backbones[cfg.backbone["name"]].build(options_of(backbones, cfg.backbone), channels)
+            setting = Setting(task.group, backbone, channels)
             method = methods[cfg.method["name"]].build(options_of(methods, cfg.method), setting)
-        model = cls(diffusion, Denoiser(backbone), method)
+        model = cls(task, Denoiser(backbone, task.process.spaces), method)
         for module in model.modules():
             if "edm_compat" in vars(module):  # one switch for all parts that can repeat a published defect
                 vars(module)["edm_compat"] = cfg.diffusion.edm_compat
         return model
 
-    def predict(self, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
-        """The method's estimate of the noise."""
+    def predict(self, z_t: State, level: Level, rng: torch.Generator) -> State:
+        """The method's estimate of what the parametrisation says."""
         return self.method.predict(self.denoiser, z_t, level, rng)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
@@ -60,3 +63,8 @@ class Model(nn.Module):
         total = sum(p.numel() for p in self.parameters())
         own = sum(p.numel() for p in self.method.parameters() if id(p) not in backbone)
         return {"backbone": total - own, "method": own, "total": total}
+
+
+def make_task(cfg: RunConfig, facts: Facts) -> Task:
+    """The task of a configuration, for a training set of which these facts are known."""
+    return tasks[cfg.task["name"]].build(options_of(tasks, cfg.task), cfg.diffusion, cfg.group, facts)

@@ -146,7 +146,7 @@ def train_folder(folder: str) -> None:
         )
     torch.set_num_threads(cfg.train.n_threads)
     data = load_data(cfg)
-    model = Model.build(cfg, data.elements, data.mean_atoms)
+    model = Model.build(cfg, data.facts)
     train(cfg, model, data.train, data.valid, Path(folder))
 
 

@@ -19,9 +19,9 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from bench.diffusion.process import Predict
-from bench.diffusion.schedule import NoiseLevel
+from bench.diffusion.parametrisation import Predict
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level as NoiseLevel
 from bench.geometry.state import State
 
 

@@ -78,7 +78,7 @@ def training_work(model: Model, x0: State, rng: StepStreams) -> Work:
         model: not compiled, since a compiler's kernels are not seen.
         x0: clean scaled molecules.
     """
-    level = model.diffusion.schedule.draw(len(x0), rng.time)
+    level = model.process.path.draw(len(x0), rng.time)
     with operations_of_torch(), FlopCounterMode(display=False, custom_mapping=EXTRA) as counter:
         model.predict(x0, level, rng.method)
     state = sum(4 * p.numel() for p in model.named_weights().values())

@@ -64,9 +64,9 @@ def time_steps(
     torch.set_num_threads(settings.n_threads)
     data = datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
     label, molecules = choose(data, settings.batch_size, n_atoms)
-    model = Model.build(cfg, data.elements, data.mean_atoms).to(device)
+    model = Model.build(cfg, data.facts).to(device)
     change(cfg, model)
-    batches = Batches(molecules, model.diffusion, settings.batch_size, cfg.seed, settings.device)
+    batches = Batches(molecules, model.task, settings.batch_size, cfg.seed, settings.device)
     prepared = [batches(step) for step in range(WARM_UP + n_steps)]
     timed = prepared[WARM_UP:]
     streams = Streams(cfg.seed, device)
@@ -79,7 +79,7 @@ def time_steps(
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
             return training_loss(model, x0, streams.at(i))
 
-    step(0, model.diffusion.encode(molecules.select(np.arange(1)), settings.device))  # libraries and optimiser state
+    step(0, model.task.encode(molecules.select(np.arange(1)), settings.device))  # libraries and optimiser state
     forget_peak_memory(settings.device)
     start = peak_memory_mb(settings.device)
     steps = seconds_of(step, prepared, device)

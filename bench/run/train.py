@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.config.run import OnOutOfMemory, RunConfig, TrainConfig
+from bench.diffusion.process import weighted_error
 from bench.geometry.state import State
 from bench.records.store import STEP, append_line, as_line, check, read_steps, write_atomically
 from bench.run.batches import Batches
@@ -23,7 +24,7 @@ from bench.run.clock import Deadline, Timer, TimeUpError
 from bench.run.model import Model
 from bench.run.optimiser import TrainingState, cooldown_start, learning_rate, progress
 from bench.run.parallel import Processes
-from bench.run.parts import Part, undisturbed
+from bench.run.parts import Part
 from bench.run.resume import resume
 from bench.run.watch import DIVERGED_FILE, Watch, record_fault
 from bench.streams import StepStreams, Streams
@@ -36,47 +37,32 @@ class TrainingError(RuntimeError):
     """Training stopped: the loss diverged, or memory does not suffice."""
 
 
-def training_loss(model: Model, x0: State, rng: StepStreams, part: Part | None = None) -> Tensor:
-    """Loss of each molecule of a batch [B], or of a part of it: the whole of what is compared between methods.
+def training_loss(model: Model, clean: State, rng: StepStreams) -> Tensor:
+    """Loss of each molecule of a batch [B]: the whole of what is compared between methods.
 
     Args:
-        x0: clean, scaled, centred molecules; the whole batch.
+        clean: clean states, scaled and within their spaces.
         rng: the step's streams; `method` draws never shift the others.
     """
-    diffusion, method = model.diffusion, model.method
-    x0 = method.augment(x0, rng.method)
-    level = diffusion.schedule.draw(len(x0), rng.time, dtype=x0.x.dtype)
-    eps = diffusion.noise(x0.layout, rng.noise, x0.x.dtype)
-    z_t = diffusion.noising(x0, eps, level)
-    target = diffusion.noise_target(method.target(x0, z_t, level, rng.method), x0, eps, level)
-    if part is None:
-        eps_hat = method.predict(model.denoiser, z_t, level, rng.method)
-    else:
-        x0, z_t, target, level = part.of(x0), part.of(z_t), part.of(target), part.of_level(level)
-        with part.draws(rng.method):
-            eps_hat = method.predict(undisturbed(model.denoiser), z_t, level, rng.method)
-    error = method.loss(eps_hat, target, level)
-    return diffusion.training_loss(error, eps_hat, target, x0, z_t, level)
+    process, method = model.process, model.method
+    clean = method.augment(clean, rng.method)
+    level = process.draw(len(clean), rng.time, clean.dtype)
+    noise = method.couple(clean, process.noise(clean.layout, rng.noise, clean.dtype, clean.context), rng.method)
+    noised = process.noised(clean, noise, level)
+    target = process.parametrisation.target(method.target(noised, rng.method), noised)
+    prediction = method.predict(model.denoiser, noised.z_t, level, rng.method)
+    return process.training_loss(method.loss(prediction, target, noised), prediction, target, noised)
 
 
 class BatchLoss(nn.Module):
-    """`training_loss` as a module, which is what DistributedDataParallel wraps; its backward pass comes next."""
+    """`training_loss` as a module, which is what DistributedDataParallel wraps."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
-        self.once: bool | None = None  # of the last call
 
-    def forward(self, x0: State, rng: StepStreams, part: Part | None) -> Tensor:
-        before = self.model.denoiser.n_calls
-        losses = training_loss(self.model, x0, rng, part)
-        # the gradient of a weight that is used once stays as its product made it, bf16 perhaps; sums are in float32
-        once = part is None and self.model.denoiser.n_calls == before + 1
-        if once != self.once:
-            for p in self.model.parameters():
-                p.grad_dtype = None if once else p.dtype
-            self.once = once
-        return losses
+    def forward(self, clean: State, rng: StepStreams) -> Tensor:
+        return training_loss(self.model, clean, rng)
 
 
 def training_step(
@@ -161,7 +147,7 @@ def train(
     device = torch.device(settings.device)
     model.to(device)
     streams = Streams(cfg.seed, device)
-    batches = Batches(structures, model.diffusion, settings.batch_size, cfg.seed, settings.device)
+    batches = Batches(structures, model.task, settings.batch_size, cfg.seed, settings.device)
     if batches.batch_size < processes.n:
         raise TrainingError(f"a batch of {batches.batch_size} molecules cannot be shared by {processes.n} processes")
     validation = Validation(model, valid, settings)
@@ -268,7 +254,7 @@ def halve(
 
 
 class Validation:
-    """Plain training error (weight 1 in noise space) on validation molecules, the same times and noise each time.
+    """Plain training error on validation molecules, the same times and noise each time.
 
     It is the same quantity for every method, whatever the method regresses on.
     """
@@ -279,8 +265,8 @@ class Validation:
         self.model = model
         # a fixed permutation, because splits are sorted by index and their first molecules are the smallest
         chosen = np.random.default_rng(0).permutation(len(structures))[: settings.n_valid]
-        self.parts = [
-            model.diffusion.encode(structures.select(chosen[i : i + self.BATCH]), settings.device)
+        self.batches = [
+            model.task.encode(structures.select(chosen[i : i + self.BATCH]), settings.device)
             for i in range(0, len(chosen), self.BATCH)
         ]
         self.streams = Streams(0, torch.device(settings.device))
@@ -288,15 +274,14 @@ class Validation:
     @torch.no_grad()
     def __call__(self) -> float:
         losses = []
-        diffusion = self.model.diffusion
-        for i, x0 in enumerate(self.parts):
+        process = self.model.process
+        for i, clean in enumerate(self.batches):
             rng = self.streams.at(i)
-            level = diffusion.schedule.draw(len(x0), rng.time, lowest=1)
-            eps = diffusion.noise(x0.layout, rng.noise)
-            z_t = diffusion.noising(x0, eps, level)
-            eps_hat = self.model.predict(z_t, level, rng.method)
-            error = 0.5 * eps_hat.combine(eps, torch.sub).squared_norm()
-            losses.append(diffusion.training_loss(error, eps_hat, eps, x0, z_t, level))
+            level = process.draw(len(clean), rng.time, decoder_level=False)
+            noised = process.noised(clean, process.noise(clean.layout, rng.noise, context=clean.context), level)
+            target = process.parametrisation.target(noised.noise, noised)
+            prediction = self.model.predict(noised.z_t, level, rng.method)
+            losses.append(process.training_loss(weighted_error(prediction, target), prediction, target, noised))
         return torch.cat(losses).double().mean().item()
 
 

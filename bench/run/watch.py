@@ -84,7 +84,7 @@ def record_fault(
 ) -> None:
     """What there is to know of the offending step; batch and times are functions of the step."""
     order = batches.in_order(fault.step)
-    t = model.diffusion.schedule.draw(len(order), streams.at(fault.step).time).t.tolist()
+    t = model.process.draw(len(order), streams.at(fault.step).time).t.tolist()
     kept = [about_of(path)["step"] for name in (STATE, PREVIOUS) if (path := folder / name).exists()]
     record = {
         "reason": fault.reason,

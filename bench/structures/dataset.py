@@ -8,6 +8,7 @@ package whose `load(cfg) -> DataSet` carries `@datasets.register(name, Config)`;
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,21 @@ class DataError(ValueError):
 def grouped(n: int) -> str:
     """12345 -> '12 345'."""
     return f"{n:,}".replace(",", " ")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model, and sampling from it, must know of the training set.
+
+    Attributes:
+        elements: nuclear charges, ascending.
+        mean_atoms: mean number of atoms of a training molecule.
+        sizes: number of atoms -> training molecules.
+    """
+
+    elements: tuple[int, ...]
+    mean_atoms: float
+    sizes: Mapping[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +114,10 @@ class DataSet:
     def size_histogram(self) -> dict[int, int]:
         """n atoms -> how many training molecules have them."""
         return size_histogram(self.train)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(self.elements, self.mean_atoms, self.size_histogram)
 
     def record(self) -> dict[str, Any]:
         """The manifest's entry `data` (`bench.records.store.MANIFEST`)."""

@@ -31,8 +31,6 @@ another limit. Both are here as controls.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -40,9 +38,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bench.diffusion.schedule import NoiseLevel
-from bench.geometry.groups import Group
+from bench.geometry.groups import Group, MatrixGroup, weighted_noise
+from bench.geometry.noised import Noised
 from bench.geometry.state import State
+from bench.symmetry.permutations import Permutations, draw_permutations
 
 
 class Proposal(StrEnum):
@@ -50,14 +49,6 @@ class Proposal(StrEnum):
 
     UNIFORM = "uniform"  # Haar: at low noise nearly all weight stays on the generating element
     LOCAL = "local"  # about the posterior's mode, with importance weights
-
-
-class Permutations(StrEnum):
-    """Which permutations of atoms are candidates besides the identity, drawn uniformly."""
-
-    NONE = "none"
-    CLASSES = "classes"  # atoms with equal features change places; features stay
-    ALL = "all"  # any atoms change places, and their features with them
 
 
 @dataclass
@@ -85,151 +76,90 @@ class OrbitAverage:
     """An estimated target.
 
     Attributes:
-        target: T_hat, as an estimate of x0.
+        noise: the expected noise.
         effective_sample_size: 1 / sum_k w_k^2 of the normalised weights, from 1 (all weight on one candidate, which
             does no harm and no good) to the number of candidates.
     """
 
-    target: State
+    noise: State
     effective_sample_size: Float[Tensor, "B"]
 
 
 @torch.no_grad()
 def orbit_average(
-    x0: State,
-    z_t: State,
-    level: NoiseLevel,
+    noised: Noised,
     group: Group,
     rng: torch.Generator,
     cfg: OrbitAverageConfig,
     permutations: Int[Tensor, "A P"] | None = None,
 ) -> OrbitAverage:
-    """Self-normalised weighted average of g x0 over candidates g; 3x3 arithmetic in float64, no host synchronisation.
+    """Self-normalised weighted average over sampled candidates g x0.
 
     Args:
-        x0: the clean state that made z_t (after augmentation, if there is one).
-        z_t: noised state.
+        noised: with the clean state that made z_t (after augmentation, if there is one).
         permutations: candidates instead of drawn ones, e.g. from `draw_automorphisms`: atom permutations[a, p] of x0
             takes the place of atom a. The first is the identity where the generating element is included.
     """
+    if isinstance(group, MatrixGroup):  # whose candidates need D x D moments alone
+        return _matrix_average(noised, group, rng, cfg, permutations)
+    B = len(noised)
+    n_sets = 1 if cfg.shared_draws else B
+    dtype, device = noised.z_t.dtype, noised.z_t.layout.device
+    g = [group.haar(n_sets, rng, dtype) for _ in range(cfg.n_draws - int(cfg.include_generator))]
+    if cfg.include_generator:
+        g.insert(0, group.identity(n_sets, device, dtype))
+    g = [element.expand(B, *element.shape[1:]) for element in g]
+    log_w = torch.stack([group.log_likelihood(element, noised).double() for element in g]) / cfg.temperature
+    return OrbitAverage(weighted_noise(group, g, log_w, noised), 1 / log_w.softmax(0).square().sum(0))
+
+
+def _matrix_average(
+    noised: Noised,
+    group: MatrixGroup,
+    rng: torch.Generator,
+    cfg: OrbitAverageConfig,
+    permutations: Int[Tensor, "A P"] | None,
+) -> OrbitAverage:
+    """The average over candidates (permutation, matrix); D x D arithmetic in float64, no host synchronisation."""
+    x0, z_t, level, part = noised.clean, noised.z_t, noised.level, group.part
     order = permutations if permutations is not None else draw_permutations(x0, cfg, rng)
-    x = x0.x[:, None] if order is None else x0.x[order]  # [A, P, 3]
-    F = fisher_parameter(x, z_t, level) / cfg.temperature
-    B, P, K = *F.shape[:2], cfg.n_draws
+    x = x0.parts[part][:, None] if order is None else x0.parts[part][order]  # [A, P, D]
+    F = group.moment(x, noised) / cfg.temperature
+    B, P, K, D = *F.shape[:2], cfg.n_draws, group.size
     fresh = K - 1 if cfg.include_generator and cfg.proposal is Proposal.UNIFORM else K
-    eye = torch.eye(3, dtype=F.dtype, device=F.device)
+    eye = torch.eye(D, dtype=F.dtype, device=F.device)
     if cfg.proposal is Proposal.UNIFORM:
         n_sets = 1 if cfg.shared_draws else B
-        R = group.haar(n_sets * fresh, rng, F.dtype).view(n_sets, 1, fresh, 3, 3)
+        R = group.haar(n_sets * fresh, rng, F.dtype).view(n_sets, 1, fresh, D, D)
         if cfg.include_generator:
-            R = torch.cat([eye.expand(n_sets, 1, 1, 3, 3), R], dim=2)
-        R = R.expand(B, P, K, 3, 3)
+            R = torch.cat([eye.expand(n_sets, 1, 1, D, D), R], dim=2)
+        R = R.expand(B, P, K, D, D)
         log_w = _inner(F, R)
     else:
         envelope = group.envelope(F.flatten(0, 1))
-        R = envelope.draw(K, rng, cfg.shared_draws).view(B, P, K, 3, 3)
+        R = envelope.draw(K, rng, cfg.shared_draws).view(B, P, K, D, D)
         if cfg.include_generator:
             R[:, 0, 0] = eye
         log_w = _inner(F, R) - envelope.log_density(R.flatten(0, 1)).view(B, P, K)
-    if order is not None:
+    if order is not None and "h" in x0.parts:
         scale = (level.alpha / level.sigma.square()).double()[:, None] / cfg.temperature
         shift = (x0.h[order] - x0.h[:, None]).double()  # nothing at all within classes
         log_w = log_w + (scale * x0.sum_over_atoms((z_t.h.double()[:, None] * shift).sum(-1)))[:, :, None]
     w = log_w.flatten(1).softmax(dim=1).view(B, P, K)
     M = torch.einsum("bpk,bpkij->bpij", w, R)
-    target = x0.rotate(M[:, 0].to(x0.x.dtype)) if order is None else _permuted_average(x0, M, w, order)
-    return OrbitAverage(target, 1 / w.square().sum((1, 2)))
+    clean = group.act(M[:, 0].to(x0.dtype), x0) if order is None else _permuted_average(x0, part, M, w, order)
+    return OrbitAverage(noised.noise_of(clean), 1 / w.square().sum((1, 2)))
 
 
-def fisher_parameter(x: Float[Tensor, "A P 3"], z_t: State, level: NoiseLevel) -> Float[Tensor, "B P 3 3"]:
-    """F = (alpha / sigma^2) sum_n z_n x_n^T for P versions of the clean positions, dimensionless.
-
-    float64, as F reaches 1e7 at t = 0 and cancels between atoms.
-    """
-    moment = z_t.sum_over_atoms(z_t.x.double()[:, None, :, None] * x.double()[:, :, None, :])
-    return (level.alpha.double() / level.sigma.double().square())[:, None, None, None] * moment
-
-
-def _inner(F: Float[Tensor, "B P 3 3"], R: Float[Tensor, "B P K 3 3"]) -> Float[Tensor, "B P K"]:
+def _inner(F: Float[Tensor, "B P D D"], R: Float[Tensor, "B P K D D"]) -> Float[Tensor, "B P K"]:
     """tr(F^T R)."""
     return torch.einsum("bpij,bpkij->bpk", F, R)
 
 
-def _permuted_average(x0: State, M: Tensor, w: Tensor, order: Int[Tensor, "A P"]) -> State:
+def _permuted_average(x0: State, part: str, M: Tensor, w: Tensor, order: Int[Tensor, "A P"]) -> State:
     """sum_p M_p x0_pi_p, and the features' average as a difference from x0, exactly nothing within classes."""
-    x = torch.einsum("apij,apj->ai", x0.per_atom(M), x0.x[order].double()).to(x0.x.dtype)
+    x = torch.einsum("apij,apj->ai", x0.per_atom(M), x0.parts[part][order].double()).to(x0.dtype)
+    if "h" not in x0.parts:
+        return x0.replace(**{part: x})
     weight = x0.per_atom(w.sum(2).to(x0.h.dtype))[:, :, None]
-    return x0.replace(x=x, h=x0.h + (weight * (x0.h[order] - x0.h[:, None])).sum(1))
-
-
-# ---------------------------------------------------------------------- permutations
-
-
-def draw_permutations(x0: State, cfg: OrbitAverageConfig, rng: torch.Generator) -> Int[Tensor, "A P"] | None:
-    """Uniform permutations within molecules or within their classes; the first is the identity, or drawn as well."""
-    if cfg.permutations is Permutations.NONE:
-        return None
-    classes = x0.layout.molecule if cfg.permutations is Permutations.ALL else atom_classes(x0)
-    shape = (len(classes), cfg.n_permutations)
-    u = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
-    # sorting by (class, u) lists each class in random order; sorting by class alone lists where its atoms are
-    source = (classes.double()[:, None] + u).argsort(0)
-    place = classes.argsort(stable=True)
-    order = torch.empty_like(source).index_copy_(0, place, source)
-    if cfg.include_generator:
-        order[:, 0] = torch.arange(len(classes), device=order.device)
-    return order
-
-
-def atom_classes(x0: State) -> Int[Tensor, "A"]:
-    """A number for each atom, the same for two atoms of a molecule with equal features."""
-    order = torch.arange(len(x0.h), device=x0.h.device)
-    for key in (*x0.h.unbind(1), x0.layout.molecule):  # lexicographic, the molecule first
-        order = order[key[order].argsort(stable=True)]
-    rows = torch.cat([x0.layout.molecule[:, None].to(x0.h.dtype), x0.h], dim=1)[order]
-    first = torch.cat([rows.new_zeros(1, dtype=torch.long), (rows[1:] != rows[:-1]).any(1).long()])
-    return torch.empty_like(order).index_copy_(0, order, first.cumsum(0))
-
-
-def automorphisms(
-    colours: Sequence[object], bonds: Sequence[tuple[int, int, object]], at_most: int = 10_000
-) -> Int[Tensor, "G N"]:
-    """All permutations of a molecule's atoms that keep colours, bonds and bond orders, the identity first.
-
-    Args:
-        colours: of each atom, e.g. its element, with charge or chirality where they matter.
-        bonds: (i, j, order), each once.
-        at_most: refuse larger groups, from which uniform draws would need more than a list.
-    Raises:
-        ValueError: more than `at_most` automorphisms.
-    """
-    import networkx as nx
-    from networkx.algorithms.isomorphism import GraphMatcher, categorical_edge_match, categorical_node_match
-
-    graph = nx.Graph()
-    graph.add_nodes_from((n, {"colour": colour}) for n, colour in enumerate(colours))
-    graph.add_edges_from((i, j, {"order": order}) for i, j, order in bonds)
-    matcher = GraphMatcher(graph, graph, categorical_node_match("colour", None), categorical_edge_match("order", None))
-    found = list(itertools.islice(matcher.isomorphisms_iter(), at_most + 1))
-    if len(found) > at_most:
-        raise ValueError(
-            f"the graph has more than {at_most} automorphisms; raise 'at_most', or colour more atoms apart"
-        )
-    return torch.tensor(sorted([mapping[n] for n in range(len(colours))] for mapping in found))
-
-
-def draw_automorphisms(
-    groups: Sequence[Int[Tensor, "_ _"]], n: int, rng: torch.Generator, device: torch.device | str = "cpu"
-) -> Int[Tensor, "A P"]:
-    """The identity and n - 1 uniform draws from each molecule's group, as `orbit_average` takes them.
-
-    Args:
-        groups: what `automorphisms` found for each molecule of the batch, in its order.
-    """
-    columns, start = [], 0
-    for group in groups:
-        index = torch.randint(len(group), (n,), generator=rng, device=rng.device).cpu()
-        index[0] = 0
-        columns.append(start + group[index].T)
-        start += group.shape[1]
-    return torch.cat(columns).to(device)
+    return x0.replace(**{part: x}, h=x0.h + (weight * (x0.h[order] - x0.h[:, None])).sum(1))

@@ -17,9 +17,9 @@ from support import generator, model_of, states
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.diffusion.schedule import NoiseLevel
 from bench.geometry import matrix_fisher
 from bench.geometry.groups import O3, SO3, Group
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.kernels.native import operations_of_torch
 from bench.nn import static
@@ -77,13 +77,13 @@ HOOKS = {
 }
 
 
-def batch(device: str) -> tuple[State, State, NoiseLevel]:
+def batch(device: str) -> tuple[State, State, Level]:
     """x0, z_t, level; which atom belongs to which molecule is on the device, as after noising."""
     x0, _, level, z_t = states(dtype=torch.float32)
     x0 = x0.to(device)
     z_t = State({"x": z_t.x.to(device), "h": z_t.h.to(device)}, x0.layout)
     x0.mean_over_atoms(x0.x)
-    return x0, z_t, NoiseLevel(*(v.to(device) for v in (level.t, level.alpha, level.sigma, level.log_snr)))
+    return x0, z_t, Level(*(v.to(device) for v in (level.t, level.alpha, level.sigma, level.log_snr)))
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def test_augmentation_changes_nothing_on_an_equivariant_backbone():
     """With the noise turned along, example by example; on DiT it does."""
     x0, eps, level, z_t = states()
     R = O3().haar(len(x0), generator(5), torch.float64)
-    turned_along = core().noising(x0.rotate(R), eps.rotate(R), level), eps.rotate(R)
+    turned_along = core().process.noising(x0.rotate(R), eps.rotate(R), level), eps.rotate(R)
     for backbone in backbones:
         model = model_of("haar", backbone)
         here, there = (
@@ -163,12 +163,12 @@ def law_change(
     minimiser of the loss, the mean of T given z_t, is equivariant. Of several batches the means are scored, as the
     molecules of one may share draws.
     """
-    diffusion = core()
+    task = core()
     one = structures([4], seed=3)
-    x0 = diffusion.encode(one, dtype=torch.float64)
+    x0 = task.encode(one, dtype=torch.float64)
     x = x0.x * torch.tensor([2.0, 1.0, 0.1], dtype=torch.float64)  # far from isotropic
     copies = State({"x": x.repeat(n_draws, 1), "h": x0.h.repeat(n_draws, 1)}, Layout([4] * n_draws))
-    level = diffusion.schedule.at(torch.full((n_draws,), i), torch.float64)
+    level = task.process.path.at(torch.full((n_draws,), i), torch.float64)
 
     def moments(z: State, T: State) -> Tensor:
         z_x, T_x = z.x.view(n_draws, 12), T.x.view(n_draws, 12)
@@ -178,8 +178,8 @@ def law_change(
     changes = []
     for batch in range(n_batches):
         augmented = method.augment(copies, generator(11 + 10 * batch))
-        eps = diffusion.noise(copies.layout, generator(12 + 10 * batch), torch.float64)
-        z_t = diffusion.noising(augmented, eps, level)
+        eps = task.process.noise(copies.layout, generator(12 + 10 * batch), torch.float64)
+        z_t = task.process.noising(augmented, eps, level)
         target = method.target(augmented, z_t, level, generator(13 + 10 * batch))
         here = moments(z_t, target)
         turns = (orthogonal(determinant, seed=5) for determinant in determinants)
@@ -234,7 +234,7 @@ def test_targets_over_rotations_tell_mirror_images_apart(method):
     not, and the sampled average of many local draws hardly."""
     options = {"n_draws": 4000, "proposal": "local", "include_generator": False} if method == "orbit_rb" else {}
     x0, _, _, z_t = states((5, 9, 12))
-    level = core().schedule.at(torch.full((3,), 300), torch.float64)
+    level = core().process.path.at(torch.full((3,), 300), torch.float64)
     Q = orthogonal(-1)
 
     def change(group: Group) -> float:
@@ -338,7 +338,7 @@ def test_training_loss_of_a_molecule_ignores_the_rest_of_the_batch(method, backb
 def test_padded_denominator_makes_the_loss_depend_on_the_batch():
     """T9: the published denominator (`edm_compat`), kept as an option, is what the check above would refuse."""
     model = model_of("plain", "egnn")
-    model.diffusion.cfg.edm_compat = True
+    model.process.cfg.edm_compat = True
     x0 = states()[0]
     with recorded_draws() as drawn:
         together = training_loss(model, x0, Streams(0).at(0))
@@ -361,8 +361,8 @@ def test_states_targets_and_predictions_have_no_centre_of_mass(method, backbone,
     model = model_of(method, backbone, dtype=precision)
     x0, _, level, _ = states(dtype=precision)
     x0 = model.method.augment(x0, generator(1))
-    eps = model.diffusion.noise(x0.layout, generator(2), precision)
-    z_t = model.diffusion.noising(x0, eps, level)
+    eps = model.process.noise(x0.layout, generator(2), precision)
+    z_t = model.process.noising(x0, eps, level)
     target = model.method.target(x0, z_t, level, generator(3))
     for z in (x0, eps, z_t, target, model.predict(z_t, level, generator(4))):
         assert drift(z) < TOLERANCE[precision]

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from bench.backbones.dit import DiT, GaussianPairEmbedding
 from bench.diffusion.process import weighted_error
-from bench.diffusion.schedule import NoiseLevel
 from bench.geometry.groups import O3, SO3, Group, Translated, gram_schmidt
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.nn.pairs import differences
 from bench.run.model import Model
@@ -58,7 +58,7 @@ def law_z(model: Model, n_draws: int, determinant: int, chunk: int = 5000) -> fl
         """Draws in the frame of z_t: positions, products of two of them, features."""
         rng, rows = generator(seed), []
         copies = State({"x": z.x.repeat(chunk, 1), "h": z.h.repeat(chunk, 1)}, Layout([n] * chunk))
-        levels = NoiseLevel(*(getattr(level, name).expand(chunk) for name in ("t", "alpha", "sigma", "log_snr")))
+        levels = Level(*(getattr(level, name).expand(chunk) for name in ("t", "alpha", "sigma", "log_snr")))
         for _ in range(n_draws // chunk):
             out = turned(model.predict(copies, levels, rng), back)
             x = out.x.reshape(chunk, 3 * n)
@@ -106,7 +106,7 @@ def test_rotations_lie_in_the_group(method):
     """Orthogonal, and over SO(3) without an improper one, also of a kernel whose raw output has either sign."""
     x = states([6], seed=6)[3]
     z_t = State({"x": x.x.repeat(200, 1), "h": x.h.repeat(200, 1)}, Layout([6] * 200))
-    level = core().schedule.at(torch.full((200,), 300), torch.float64)
+    level = core().process.path.at(torch.full((200,), 300), torch.float64)
 
     def determinants(group: Group, released: bool = False) -> Tensor:
         kernel = strong(model_of(method, "dit", group)).method
@@ -223,7 +223,7 @@ def statistics_of(method: SymDiff, n: int = 200) -> dict[str, Tensor]:
     """Of n copies of one molecule, of which each has draws of its own."""
     one = states([5], seed=6)[3]
     z = State({"x": one.x.repeat(n, 1), "h": one.h.repeat(n, 1)}, Layout([5] * n))
-    level = core().schedule.at(torch.full((n,), 300), torch.float64)
+    level = core().process.path.at(torch.full((n,), 300), torch.float64)
     return kernel_statistics(method, z, level, generator(3), n_draws=8)
 
 
@@ -251,14 +251,14 @@ def test_statistics_tell_a_learned_frame_from_haar():
 
 
 def losses(
-    model: Model, x0: State, eps: State, level: NoiseLevel, R: Tensor | None, rotate_noise: bool = True
+    model: Model, x0: State, eps: State, level: Level, R: Tensor | None, rotate_noise: bool = True
 ) -> tuple[Tensor, Tensor]:
     """(symmetrised loss on (x0, eps) with rotation R, plain loss on (R^-1 x0, R^-1 eps)), each [B]."""
     assert R is not None
-    diffusion, denoiser = model.diffusion, model.denoiser
-    symmetric = weighted_error(symmetrised(denoiser, diffusion.noising(x0, eps, level), level, R), eps, level)
+    diffusion, denoiser = model.process, model.denoiser
+    symmetric = weighted_error(symmetrised(denoiser, task.process.noising(x0, eps, level), level, R), eps, level)
     back, noise = x0.rotate(R.mT), eps.rotate(R.mT) if rotate_noise else eps
-    return symmetric, weighted_error(denoiser(diffusion.noising(back, noise, level), level), noise, level)
+    return symmetric, weighted_error(denoiser(task.process.noising(back, noise, level), level), noise, level)
 
 
 def test_symmetrised_loss_is_the_augmentation_loss(precision):
@@ -282,15 +282,15 @@ def projected_gradients(model: Model, how: str, n_batches: int, seed: int) -> Te
     weights = list(denoiser.parameters())
     directions = [torch.randn(16, p.numel(), generator=generator(i)) / p.numel() ** 0.5 for i, p in enumerate(weights)]
     x = torch.tensor([[1.5, 0, 0], [-1, 0.5, 0], [-0.5, -0.5, 0.1]])  # an oriented molecule
-    h = torch.eye(3, diffusion.n_features) / 4
+    h = torch.eye(3, task.n_features) / 4
     B = 64
     x0 = State({"x": (x - x.mean(0)).repeat(B, 1), "h": h.repeat(B, 1)}, Layout([3] * B))
-    level = diffusion.schedule.at(torch.full((B,), 300))
+    level = task.process.path.at(torch.full((B,), 300))
     rng, rows = generator(seed), []
     for _ in range(n_batches):
-        eps, R = diffusion.noise(x0.layout, rng), O3().haar(B, rng)
+        eps, R = task.process.noise(x0.layout, rng), O3().haar(B, rng)
         clean = x0.rotate(R) if how == "augmented" else x0
-        z_t = diffusion.noising(clean, eps, level)
+        z_t = task.process.noising(clean, eps, level)
         eps_hat = symmetrised(denoiser, z_t, level, R) if how == "symmetrised" else denoiser(z_t, level)
         gradients = torch.autograd.grad(weighted_error(eps_hat, eps, level).mean(), weights)
         rows.append(sum(d @ g.flatten() for d, g in zip(directions, gradients, strict=True)))
@@ -341,4 +341,4 @@ def test_dit_shares_its_pair_embedding_with_the_kernel():
     names = [name for name, _ in own.named_parameters() if "pair_embedding" in name]
     assert names
     assert all(name.startswith("method.") for name in names)
-    assert len(ELEMENTS) + 1 == own.diffusion.n_features
+    assert len(ELEMENTS) + 1 == own.task.n_features

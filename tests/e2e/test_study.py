@@ -310,8 +310,8 @@ def test_load_run_gives_the_denoiser(straight):
     (folder,) = (straight / "runs/tiny").glob("edm-egnn-*")
     run = bench.load_run(folder)
     layout = Layout([5, 7])
-    z = State({"x": torch.randn(12, 3), "h": torch.randn(12, run.diffusion.n_features)}, layout).centred()
-    eps_hat = run.denoiser(z, run.diffusion.schedule.at(torch.tensor([100, 500])))
+    z = State({"x": torch.randn(12, 3), "h": torch.randn(12, run.model.task.n_features)}, layout).centred()
+    eps_hat = run.denoiser(z, run.process.schedule.at(torch.tensor([100, 500])))
     assert eps_hat.x.shape == (12, 3)
     assert torch.isfinite(eps_hat.x).all()
 

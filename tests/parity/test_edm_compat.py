@@ -26,7 +26,6 @@ from torch import Tensor
 
 from bench.backbones.dit import DiTConfig, GaussianPairEmbedding, TimeEmbedding
 from bench.config.run import ConfigError, RunConfig, build
-from bench.diffusion.schedule import NoiseLevel
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
 from bench.registry import backbones, methods
@@ -85,7 +84,7 @@ def test_predictions_depend_on_padding_with_the_switch_alone(method):
     """T9: another largest molecule in the batch, or other padding of the same one, moves a prediction."""
     _, _, level, z_t = states(dtype=torch.float32)
     alone = [2]
-    one = NoiseLevel(*(getattr(level, name)[alone] for name in ("t", "alpha", "sigma", "log_snr")))
+    one = level[alone]
     small = subset(z_t, alone)
     wide = State({"x": small.x, "h": small.h}, Layout(small.layout.sizes, n_padded=29))
     for edm_compat in (False, True):
@@ -147,10 +146,10 @@ def test_training_error_is_divided_by_the_padded_count_with_the_switch_alone():
     """T39: one molecule padded to twice its size weighs half as much; by default it weighs the same."""
     for edm_compat in (False, True):
         diffusion = model_with(edm_compat).diffusion
-        x0 = diffusion.encode(structures((9,)), dtype=torch.float64)
-        level = diffusion.schedule.at(torch.tensor([500]), torch.float64)
+        x0 = task.encode(structures((9,)), dtype=torch.float64)
+        level = task.process.path.at(torch.tensor([500]), torch.float64)
         losses = []
         for n_padded in (9, 18):
             z = State({"x": x0.x, "h": x0.h}, Layout([9], n_padded=n_padded))
-            losses.append(diffusion.training_loss(torch.ones(1, dtype=torch.float64), z, z, z, z, level))
+            losses.append(task.process.training_loss(torch.ones(1, dtype=torch.float64), z, z, z, z, level))
         assert (losses[0] / losses[1]).item() == pytest.approx(2.0 if edm_compat else 1.0, rel=1e-9)

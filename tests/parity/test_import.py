@@ -98,9 +98,9 @@ def test_features_have_the_published_order_and_scales(tmp_path):
     """One-hot H C N O F over 4, then the nuclear charge over 10; the schedule is the file's."""
     assert imported(tmp_path, state_dict("egnn"), PAGES["egnn"]) == 0
     diffusion, stored = bench.load_run(tmp_path / "published" / "run").diffusion, fixture("variational_bound")
-    x0 = diffusion.encode(Structures(stored.array("z"), stored.array("positions"), stored.layout.ptr.numpy()))
+    x0 = task.encode(Structures(stored.array("z"), stored.array("positions"), stored.layout.ptr.numpy()))
     assert torch.allclose(x0.h, torch.cat([stored["onehot"] / 4, stored["z"][:, None] / 10], dim=1).float())
-    assert (diffusion.schedule.n_levels, diffusion.cfg.precision) == (1000, 1e-5)
+    assert (task.process.path.n_levels, diffusion.cfg.precision) == (1000, 1e-5)
 
 
 def test_the_record_says_where_the_weights_come_from(tmp_path):

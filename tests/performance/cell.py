@@ -96,7 +96,7 @@ def stepper(reference: bool = False, **given: Any) -> Clocked:
     if reference:
         use_reference(cfg, model)
     settings, device = cfg.train, torch.device(cfg.train.device)
-    batches = Batches(data.train, model.diffusion, settings.batch_size, cfg.seed, settings.device)
+    batches = Batches(data.train, model.process, settings.batch_size, cfg.seed, settings.device)
     step = stepping(cfg, model, Streams(cfg.seed, device))
 
     def seconds(i: int) -> float:
@@ -180,12 +180,12 @@ def hooks(repeats: int = 7, **given: Any) -> dict[str, Any]:
     from bench.streams import Streams
 
     cfg, model, data = built(**given)
-    device, method, diffusion = torch.device(cfg.train.device), model.method, model.diffusion
+    device, method, diffusion = torch.device(cfg.train.device), model.method, model.process
     rng = Streams(cfg.seed, device)
     x0 = Batches(data.train, diffusion, cfg.train.batch_size, cfg.seed, cfg.train.device)(0)
-    level = diffusion.schedule.draw(len(x0), rng.at(0).time)
-    eps = diffusion.noise(x0.layout, rng.at(0).noise)
-    z_t = diffusion.noising(x0, eps, level)
+    level = task.process.path.draw(len(x0), rng.at(0).time)
+    eps = task.process.noise(x0.layout, rng.at(0).noise)
+    z_t = task.process.noising(x0, eps, level)
 
     def median(action: Callable[[], object]) -> float:
         times = []

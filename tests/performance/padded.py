@@ -297,7 +297,7 @@ def use_reference(cfg: RunConfig, model: Model) -> None:
         KeyError: there is no reference of this backbone.
     """
     options = options_of(backbones, cfg.backbone)
-    network = NETWORKS[cfg.backbone["name"]](options, model.diffusion.n_features)
+    network = NETWORKS[cfg.backbone["name"]](options, model.process.n_features)
     _take_weights(network, model.denoiser.backbone)
     model.denoiser.backbone = network
     if isinstance(getattr(model.method, "kernel", None), nn.Module):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bench.config.run import RunConfig, build, options_of, reason_to_skip
-from bench.diffusion.schedule import NoiseLevel
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.registry import backbones, datasets, methods
 from bench.run.model import Model
@@ -34,7 +34,7 @@ def case(request: pytest.FixtureRequest) -> tuple[RunConfig, Model, State]:
     data = datasets["mini"].build(options_of(datasets, cfg.data))
     model = Model.build(cfg, data.elements, data.mean_atoms)
     smallest_first = np.argsort(data.train.n_atoms[:N_MOLECULES], kind="stable")
-    return cfg, model, model.diffusion.encode(data.train.select(smallest_first))
+    return cfg, model, model.task.encode(data.train.select(smallest_first))
 
 
 def test_training_step(benchmark, case):
@@ -51,7 +51,7 @@ def test_training_step(benchmark, case):
 def test_prediction(benchmark, case):
     cfg, model, x0 = case
     benchmark.group = f"prediction on {cfg.backbone['name']}, {N_MOLECULES} molecules"
-    level = model.diffusion.schedule.at(torch.full((len(x0),), model.diffusion.schedule.n_levels // 2))
+    level = model.process.path.at(torch.full((len(x0),), model.process.path.n_levels // 2))
     with torch.no_grad():
         benchmark(lambda: model.predict(x0, level, RNG.at(0).method))
 
@@ -76,8 +76,8 @@ def test_loss(benchmark, case):
     benchmark(lambda: model.method.loss(z_t, eps, level))
 
 
-def noised(model: Model, x0: State) -> tuple[NoiseLevel, State, State]:
+def noised(model: Model, x0: State) -> tuple[Level, State, State]:
     """Level of each molecule, noise, noised state."""
-    level = model.diffusion.schedule.draw(len(x0), RNG.at(0).time)
-    eps = model.diffusion.noise(x0.layout, RNG.at(0).noise)
-    return level, eps, model.diffusion.noising(x0, eps, level)
+    level = model.process.path.draw(len(x0), RNG.at(0).time)
+    eps = model.process.noise(x0.layout, RNG.at(0).noise)
+    return level, eps, model.process.noising(x0, eps, level)

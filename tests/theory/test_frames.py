@@ -10,9 +10,9 @@ import torch
 from support import Z_MAX, generator, model_of, orthogonal, relative_error, states, turned, z_score
 from torch import Tensor
 
-from bench.diffusion.schedule import NoiseLevel
 from bench.geometry.groups import O3, SO3, Group, Translated
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.run.model import Model
 from bench.symmetry.contract import symmetrised
@@ -30,8 +30,8 @@ def frames_of(model: Model) -> Frames:
     return model.method
 
 
-def level_of(n: int, i: int = 300) -> NoiseLevel:
-    return model_of("plain", "dit").diffusion.schedule.at(torch.full((n,), i), torch.float64)
+def level_of(n: int, i: int = 300) -> Level:
+    return model_of("plain", "dit").task.process.path.at(torch.full((n,), i), torch.float64)
 
 
 def copies(x: Tensor, n: int = 1, scale: float = 1.5) -> State:

@@ -20,9 +20,10 @@ from support import (
 )
 from torch import Tensor
 
-from bench.diffusion.process import Diffusion, Predict, weighted_error
-from bench.diffusion.schedule import NoiseLevel
+from bench.diffusion.parametrisation import Predict
+from bench.diffusion.process import weighted_error
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.run.evaluate import likelihood
 from bench.structures.dataset import DataSet
@@ -35,7 +36,7 @@ ORACLE = {0.5: (1.103939, 0.725791), 1.0: (1.801073, 1.418939), 2.0: (2.497228, 
 def gaussian_denoiser(c: float) -> Predict:
     """Optimal noise estimate for positions N(0, c^2) on U and features that are zero."""
 
-    def predict(z_t: State, level: NoiseLevel) -> State:
+    def predict(z_t: State, level: Level) -> State:
         alpha, sigma = z_t.per_atom(level.alpha)[:, None], z_t.per_atom(level.sigma)[:, None]
         return State({"x": sigma * z_t.x / (alpha**2 * c**2 + sigma**2), "h": z_t.h / sigma}, z_t.layout)
 
@@ -54,7 +55,7 @@ def quadrature_bound(c_data: float, c_denoiser: float) -> float:
     signs of eps give its mean exactly.
     """
     diffusion, n = core(), 5
-    T, d = diffusion.schedule.n_levels, 3 * (n - 1)
+    T, d = task.process.path.n_levels, 3 * (n - 1)
     layout = Layout([n] * (2 * T))
 
     def with_norm(seed: int, norm: float) -> Tensor:
@@ -62,12 +63,15 @@ def quadrature_bound(c_data: float, c_denoiser: float) -> float:
         x = x - x.mean(0)
         return (x * norm / x.norm()).repeat(2 * T, 1)
 
-    zero = torch.zeros(2 * T * n, diffusion.n_features, dtype=torch.float64)
+    zero = torch.zeros(2 * T * n, task.n_features, dtype=torch.float64)
     x0 = State({"x": with_norm(0, c_data * d**0.5), "h": zero}, layout)
     sign = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat_interleave(T * n)[:, None]
     eps = State({"x": sign * with_norm(1, d**0.5), "h": zero}, layout)
     times = torch.arange(1, T + 1).repeat(2)
-    return total(diffusion.bound_terms(x0, gaussian_denoiser(c_denoiser), times, eps, eps)).mean().item() / d
+    return (
+        total(likelihood.bound_terms(task.process, x0, gaussian_denoiser(c_denoiser), times, eps, eps)).mean().item()
+        / d
+    )
 
 
 @pytest.mark.parametrize("c", ORACLE)
@@ -88,9 +92,11 @@ def drawn_bounds(c: float, n_draws: int, seed: int) -> Tensor:
     """`Diffusion.bound` per dimension at random times and noise, of Gaussian data."""
     diffusion, n = core(), 3
     rng = generator(seed)
-    noise = diffusion.noise(Layout([n] * n_draws), rng, torch.float64)
+    noise = task.process.noise(Layout([n] * n_draws), rng, torch.float64)
     x0 = noise.replace(x=c * noise.x, h=torch.zeros_like(noise.h))
-    return total(diffusion.bound(x0, gaussian_denoiser(c), generator(seed + 1), generator(seed + 2))) / (3 * (n - 1))
+    return total(likelihood.bound(task.process, x0, gaussian_denoiser(c), generator(seed + 1), generator(seed + 2))) / (
+        3 * (n - 1)
+    )
 
 
 def test_bound_at_random_times_is_unbiased():
@@ -103,7 +109,7 @@ def test_bound_at_random_times_is_unbiased():
 def knowing(x0: State) -> Predict:
     """A network that knows the clean data and so returns the true noise."""
 
-    def predict(z_t: State, level: NoiseLevel) -> State:
+    def predict(z_t: State, level: Level) -> State:
         alpha, sigma = z_t.per_atom(level.alpha)[:, None], z_t.per_atom(level.sigma)[:, None]
         return z_t.combine(x0, lambda z, clean: (z - alpha * clean) / sigma)
 
@@ -113,7 +119,7 @@ def knowing(x0: State) -> Predict:
 def test_perfect_network_leaves_prior_and_constants_alone():
     """T4: diffusion and reconstruction terms vanish, C0 = 3 (N-1) (gamma_0 / 2 + 0.918939)."""
     diffusion, (x0, _, _, _) = core(), states()
-    terms = diffusion.bound(x0, knowing(x0), generator(0), generator(1))
+    terms = likelihood.bound(task.process, x0, knowing(x0), generator(0), generator(1))
     assert terms["diffusion"].abs().max() < 1e-9
     assert terms["reconstruction"].abs().max() < 1e-9
     expected = 3 * (x0.n_atoms.double() - 1) * (0.5 * -11.512915464924779 + 0.5 * math.log(2 * math.pi))
@@ -123,7 +129,9 @@ def test_perfect_network_leaves_prior_and_constants_alone():
 def test_imperfect_network_does_not():
     """T4: the terms that vanish above do not for a network that returns zero."""
     diffusion, (x0, _, _, _) = core(), states()
-    terms = diffusion.bound(x0, lambda z, level: z.replace(x=0 * z.x, h=0 * z.h), generator(0), generator(1))
+    terms = likelihood.bound(
+        task.process, x0, lambda z, level: z.replace(x=0 * z.x, h=0 * z.h), generator(0), generator(1)
+    )
     assert (terms["diffusion"] > 1).all()
     assert (terms["reconstruction"] > 0.1).all()
 
@@ -131,7 +139,7 @@ def test_imperfect_network_does_not():
 def test_kl_of_the_prior_is_that_of_two_gaussians():
     """T4: KL_T against torch.distributions, position by position on 3(N-1) dimensions and features on N F."""
     diffusion, (x0, _, _, _) = core(), states(sizes=(6,))
-    level = diffusion.schedule.at(torch.tensor([1000]), torch.float64)
+    level = task.process.path.at(torch.tensor([1000]), torch.float64)
     unit = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
 
     def kl(mean: Tensor) -> Tensor:
@@ -141,17 +149,17 @@ def test_kl_of_the_prior_is_that_of_two_gaussians():
     basis = torch.linalg.svd(torch.eye(6, dtype=torch.float64) - 1 / 6)[2][:5]
     expected = kl(level.alpha * (basis @ x0.x)) + kl(level.alpha * x0.h)
     # sigma_T^2 - 1 - log sigma_T^2 is a small difference of numbers near one
-    torch.testing.assert_close(diffusion.prior_kl(x0)[0], expected, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(likelihood.prior_kl(task.process, x0)[0], expected, rtol=1e-6, atol=1e-12)
 
 
 def exact_features(diffusion: Diffusion, shift: float = 0.0) -> Tensor:
     """-log p(h | z_0) per atom where z_0 = alpha_0 h, and z_0's charge off by `shift`."""
     x0 = states()[0]
-    level = diffusion.schedule.at(torch.zeros(len(x0), dtype=torch.int64), torch.float64)
-    z_0 = diffusion.noising(x0, x0.replace(x=0 * x0.x, h=0 * x0.h), level)
+    level = task.process.path.at(torch.zeros(len(x0), dtype=torch.int64), torch.float64)
+    z_0 = task.process.noising(x0, x0.replace(x=0 * x0.x, h=0 * x0.h), level)
     h = z_0.h.clone()
     h[:, -1] += shift / diffusion.cfg.scale_charge
-    return -diffusion.feature_log_likelihood(x0, z_0.replace(h=h), level) / x0.n_atoms
+    return -task.process.decoder.feature_log_likelihood(x0, z_0.replace(h=h), level) / x0.n_atoms
 
 
 def test_exact_features_cost_nothing():
@@ -165,9 +173,9 @@ def test_features_off_by_one_cost_the_floor():
         exact_features(core(), shift=1.0), torch.full((6,), -math.log(1e-10), dtype=torch.float64)
     )
     diffusion, x0 = core(), states()[0]
-    level = diffusion.schedule.at(torch.zeros(len(x0), dtype=torch.int64), torch.float64)
+    level = task.process.path.at(torch.zeros(len(x0), dtype=torch.int64), torch.float64)
     wrong = x0.replace(h=torch.cat([x0.h[:, :5].roll(1, dims=1), x0.h[:, 5:]], dim=1))
-    cost = -diffusion.feature_log_likelihood(x0, wrong, level) / x0.n_atoms
+    cost = -task.process.decoder.feature_log_likelihood(x0, wrong, level) / x0.n_atoms
     torch.testing.assert_close(cost, torch.full((6,), -math.log(1e-10), dtype=torch.float64), rtol=1e-6, atol=0)
 
 
@@ -175,22 +183,22 @@ def test_an_undecided_element_costs_its_share():
     """T5: with all one-hot channels alike the categorical term is -log(1 / n_elements): probabilities sum to one."""
     diffusion, x0 = core(include_charges=False), states(sizes=(3,))[0]
     x0 = x0.replace(h=x0.h[:, :5])
-    level = diffusion.schedule.at(torch.tensor([0]), torch.float64)
-    cost = -diffusion.feature_log_likelihood(x0, x0.replace(h=torch.zeros_like(x0.h)), level)
+    level = task.process.path.at(torch.tensor([0]), torch.float64)
+    cost = -task.process.decoder.feature_log_likelihood(x0, x0.replace(h=torch.zeros_like(x0.h)), level)
     torch.testing.assert_close(cost, torch.tensor([3 * math.log(5)], dtype=torch.float64))
 
 
 def test_times_of_the_bound_are_uniform_without_zero():
     """T3: each of 1..T alike, neither 0 nor beyond; the reconstruction term is asked at 0."""
-    diffusion = core(n_levels=10)
-    x0 = diffusion.encode(structures([1] * 20_000))
+    task = core(n_levels=10)
+    x0 = task.encode(structures([1] * 20_000))
     seen: list[Tensor] = []
 
-    def predict(z_t: State, level: NoiseLevel) -> State:
+    def predict(z_t: State, level: Level) -> State:
         seen.append((10 * level.t).round().long())
         return z_t
 
-    diffusion.bound(x0, predict, generator(0), generator(1))
+    likelihood.bound(task.process, x0, predict, generator(0), generator(1))
     counts = torch.bincount(seen[0], minlength=11)
     assert counts[0] == 0
     assert (counts[1:] - 2000.0).abs().max() < Z_MAX * 1800**0.5
@@ -216,16 +224,16 @@ def test_size_distribution_enters_the_likelihood_as_it_is():
 def test_terms_of_a_molecule_ignore_the_rest_of_the_batch():
     """T9: every term of the bound is the same alone and in company; the times of another molecule change it."""
     diffusion, (x0, eps, _, _) = core(), states()
-    eps_0 = diffusion.noise(x0.layout, generator(3), torch.float64)
+    eps_0 = task.process.noise(x0.layout, generator(3), torch.float64)
     model, times = model_of("plain", "egnn"), torch.tensor([1000, 1, 500, 20, 999, 300])
-    together = diffusion.bound_terms(x0, model.denoiser, times, eps, eps_0)
+    together = likelihood.bound_terms(task.process, x0, model.denoiser, times, eps, eps_0)
     for i in range(len(x0)):
-        alone = diffusion.bound_terms(
-            subset(x0, [i]), model.denoiser, times[i : i + 1], subset(eps, [i]), subset(eps_0, [i])
+        alone = likelihood.bound_terms(
+            task.process, subset(x0, [i]), model.denoiser, times[i : i + 1], subset(eps, [i]), subset(eps_0, [i])
         )
         for name, value in alone.items():
             torch.testing.assert_close(value, together[name][i : i + 1], rtol=1e-9, atol=1e-12)
-    exchanged = diffusion.bound_terms(x0, model.denoiser, times.flip(0), eps, eps_0)
+    exchanged = likelihood.bound_terms(task.process, x0, model.denoiser, times.flip(0), eps, eps_0)
     assert relative_error(exchanged["diffusion"], together["diffusion"]) > 0.1
 
 
@@ -237,10 +245,10 @@ def test_a_batch_of_one_has_the_loss_that_it_has_in_a_batch(i):
 
     def difference(diffusion: Diffusion) -> float:
         def loss(x0: State, eps: State) -> Tensor:
-            level = diffusion.schedule.at(torch.full((len(x0),), i), torch.float64)
-            z_t = diffusion.noising(x0, eps, level)
+            level = task.process.path.at(torch.full((len(x0),), i), torch.float64)
+            z_t = task.process.noising(x0, eps, level)
             eps_hat = model.denoiser(z_t, level)
-            return diffusion.training_loss(weighted_error(eps_hat, eps, level), eps_hat, eps, x0, z_t, level)
+            return task.process.training_loss(weighted_error(eps_hat, eps, level), eps_hat, eps, x0, z_t, level)
 
         together = loss(x0, eps)
         alone = torch.cat([loss(subset(x0, [k]), subset(eps, [k])) for k in range(len(x0))])
@@ -256,19 +264,19 @@ def test_loss_weighs_each_atom_alike():
     diffusion, (x0, eps, _, z_t) = core(), states()
     eps_hat = z_t
     for i in (0, 700):
-        level = diffusion.schedule.at(torch.full((len(x0),), i), torch.float64)
+        level = task.process.path.at(torch.full((len(x0),), i), torch.float64)
         error = weighted_error(eps_hat, eps, level)
-        at_zero = 0.5 * x0.sum_over_atoms((eps_hat.x - eps.x).square().sum(1)) - diffusion.feature_log_likelihood(
-            x0, z_t, level
-        )
-        loss = diffusion.training_loss(error, eps_hat, eps, x0, z_t, level)
-        torch.testing.assert_close(loss * (3 + diffusion.n_features) * diffusion.mean_atoms, error if i else at_zero)
+        at_zero = 0.5 * x0.sum_over_atoms(
+            (eps_hat.x - eps.x).square().sum(1)
+        ) - task.process.decoder.feature_log_likelihood(x0, z_t, level)
+        loss = task.process.training_loss(error, eps_hat, eps, x0, z_t, level)
+        torch.testing.assert_close(loss * (3 + task.n_features) * diffusion.mean_atoms, error if i else at_zero)
 
 
 def test_noise_has_unit_covariance_on_the_centre_of_mass_free_space():
     """T7: E eps_i . eps_j = 3 (delta_ij - 1/N), trace 3(N-1); unprojected noise is refused."""
     n, n_draws = 4, 50_000
-    eps = core().noise(Layout([n] * n_draws), generator(0), torch.float64)
+    eps = core().process.noise(Layout([n] * n_draws), generator(0), torch.float64)
     projection = torch.eye(n, dtype=torch.float64) - 1 / n
 
     def deviation(x: Tensor) -> float:
@@ -286,9 +294,9 @@ def test_noise_has_unit_covariance_on_the_centre_of_mass_free_space():
 @pytest.mark.parametrize("include_charges", [True, False])
 def test_every_element_can_be_sampled(include_charges):
     """T38: random final states decode to every element, with and without a charge channel."""
-    diffusion = core(include_charges=include_charges)
-    noise = diffusion.noise(Layout([20] * 20), generator(0))
-    assert set(diffusion.decode(noise).numbers) == set(ELEMENTS)
+    task = core(include_charges=include_charges)
+    noise = task.process.noise(Layout([20] * 20), generator(0))
+    assert set(task.decode(noise).numbers) == set(ELEMENTS)
     # control: the published slice, which takes the last channel for a charge whether or not there is one
     assert noise.h[:, :-1].argmax(1).max() == (4 if include_charges else 3)
 
@@ -297,9 +305,9 @@ def test_encoding_and_decoding_are_inverse():
     """T38: real molecules survive encode and decode, with or without a charge channel; unknown elements are refused."""
     real = structures()
     for include_charges in (True, False):
-        diffusion = core(include_charges=include_charges)
-        state = diffusion.encode(real)
-        back = diffusion.decode(state)
+        task = core(include_charges=include_charges)
+        state = task.encode(real)
+        back = task.decode(state)
         assert np.array_equal(back.numbers, real.numbers)
         assert np.array_equal(back.ptr, real.ptr)
         shift = torch.from_numpy(real.positions) - torch.from_numpy(back.positions)
@@ -312,7 +320,7 @@ def test_noise_target_of_another_x0_keeps_the_state():
     """The noise that goes with a target T gives the same z_t: alpha T + sigma eps' = alpha x0 + sigma eps."""
     diffusion, (x0, eps, level, z_t) = core(), states()
     T = x0.replace(x=x0.centre(x0.x.roll(1, dims=0)))
-    same = diffusion.noising(T, diffusion.noise_target(T, x0, eps, level), level)
+    same = task.process.noising(T, diffusion.noise_target(T, x0, eps, level), level)
     assert relative_error(same, z_t) < 1e-9
-    assert relative_error(diffusion.noising(T, eps, level), z_t) > 1e-2
+    assert relative_error(task.process.noising(T, eps, level), z_t) > 1e-2
     assert diffusion.noise_target(x0, x0, eps, level) is eps

@@ -69,7 +69,7 @@ def errors_of_means(factor: float = 1.0) -> tuple[float, float]:
 
     def error(group: SO3 | O3, diagonal: torch.Tensor) -> float:
         P, Q = group.haar(2 * n, torch.Generator().manual_seed(11), torch.float64).chunk(2)
-        found = group.matrix_fisher_mean(factor * (P * s[:, None]) @ Q.mT)
+        found = group.mean(factor * (P * s[:, None]) @ Q.mT)
         return (found - (P * diagonal[:, None]) @ Q.mT).abs().max().item()
 
     return error(SO3(), REFERENCE["d"]), error(O3(), REFERENCE["mean_O3"])
@@ -160,7 +160,7 @@ def test_mean_equals_a_million_draws(group, scale):
     rng = torch.Generator().manual_seed(3)
     R = group.haar(1_000_000, rng, torch.float64)
     F = scale * torch.randn(4, 3, 3, generator=rng, dtype=torch.float64)
-    means = group.matrix_fisher_mean(F)
+    means = group.mean(F)
     for matrix, mean in zip(F, means, strict=True):
         weights = torch.softmax((matrix * R).sum((1, 2)), dim=0)
         assert ((weights[:, None, None] * R).sum(0) - mean).abs().max() < 5e-3
@@ -245,7 +245,7 @@ def test_svd_is_backward_stable_for_matrices_of_every_rank(monkeypatch):
 def test_an_average_does_not_see_the_coupling():
     F = torch.randn(3, 3, 3, generator=torch.Generator().manual_seed(8))
     Q = SO3().haar(1, torch.Generator().manual_seed(9))[0]
-    assert torch.equal(Translated(O3(), Q).matrix_fisher_mean(F), O3().matrix_fisher_mean(F))
+    assert torch.equal(Translated(O3(), Q).mean(F), O3().mean(F))
 
 
 # ---------------------------------------------------------------------- the envelope
@@ -274,7 +274,7 @@ def test_envelope_has_the_density_that_it_says(shape, group):
     def mean(density: torch.Tensor) -> torch.Tensor:
         return torch.einsum("nk,nkij->nij", (exponent - density).softmax(1), R)
 
-    exact = group.matrix_fisher_mean(F)
+    exact = group.mean(F)
     assert (mean(envelope.log_density(R)) - exact).abs().max() < 1e-2
     if any(shape):
         assert (mean(group.envelope(2 * F).log_density(R)) - exact).abs().max() > 2e-2

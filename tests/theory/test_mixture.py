@@ -10,9 +10,10 @@ from support import ELEMENTS, Z_MAX, core, generator, model_of, run_config, stat
 from torch import Tensor
 
 from bench.config.run import build
-from bench.diffusion.process import Diffusion, Predict, _gap_of_mean
-from bench.diffusion.schedule import NoiseLevel
+from bench.diffusion.parametrisation import Predict
+from bench.diffusion.process import _gap_of_mean
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.records.store import EVALUATION, RecordError, check
 from bench.run.evaluate import likelihood
@@ -51,10 +52,10 @@ def two_values(diffusion: Diffusion, x0: State, rng: torch.Generator) -> Predict
     own, that vector without it."""
     direction = torch.tensor([[0, 0.5**0.5, 0], [0, -(0.5**0.5), 0]], dtype=torch.float64).repeat(len(x0), 1)
 
-    def predict(z_t: State, level: NoiseLevel) -> State:
+    def predict(z_t: State, level: Level) -> State:
         alpha, sigma = z_t.per_atom(level.alpha)[:, None], z_t.per_atom(level.sigma)[:, None]
         i = (level.t * N_LEVELS).round().long()
-        weight = torch.expm1(diffusion.schedule.gamma[i] - diffusion.schedule.gamma[(i - 1).clamp_min(0)])
+        weight = torch.expm1(task.process.path.gamma[i] - task.process.path.gamma[(i - 1).clamp_min(0)])
         step = torch.where(i == 0, 1.0, weight.clamp_min(1e-12).rsqrt())
         sign = torch.randint(0, 2, (len(z_t),), generator=rng).double() * 2 - 1
         true = z_t.combine(x0, lambda z, c: (z - alpha * c) / sigma)
@@ -67,7 +68,9 @@ def two_values(diffusion: Diffusion, x0: State, rng: torch.Generator) -> Predict
 def gaps(n_draws: int, n: int = 20_000) -> dict[str, Tensor]:
     """Gaps of the two-valued prediction, per molecule; that of the diffusion term over T."""
     diffusion, x0 = core(n_levels=N_LEVELS), clean(n)
-    found = diffusion.jensen_gap(x0, two_values(diffusion, x0, generator(3)), n_draws, generator(1), generator(2))
+    found = likelihood.jensen_gap(
+        task.process, x0, two_values(diffusion, x0, generator(3)), n_draws, generator(1), generator(2)
+    )
     return {"diffusion": found["diffusion"] / N_LEVELS, "reconstruction": found["reconstruction"]}
 
 
@@ -93,7 +96,9 @@ def test_noise_of_the_step_belongs_into_the_mixture():
 
     diffusion, x0 = core(n_levels=N_LEVELS), clean(20_000)
     diffusion.__class__ = WithoutNoise
-    found = diffusion.jensen_gap(x0, two_values(diffusion, x0, generator(3)), 8, generator(1), generator(2))
+    found = likelihood.jensen_gap(
+        task.process, x0, two_values(diffusion, x0, generator(3)), 8, generator(1), generator(2)
+    )
     assert closed_gap(8) == pytest.approx(0.5, abs=0.05)
     assert z_score(found["diffusion"] / N_LEVELS, closed_gap(8)) > Z_MAX
 
@@ -101,7 +106,7 @@ def test_noise_of_the_step_belongs_into_the_mixture():
 def exponents(method: str, backbone: str, n_draws: int, n: int = 400, **options) -> Tensor:
     """a_m of each draw [M, n], of the diffusion term, for one oriented molecule at a middle level."""
     model = model_of(method, backbone, dtype=torch.float32, **options)
-    diffusion = model.diffusion
+    diffusion = model.process
     one = states([4], seed=6, dtype=torch.float32)[0]
     x0 = State({"x": one.x.repeat(n, 1), "h": one.h.repeat(n, 1)}, Layout([4] * n))
     drawn: list[Tensor] = []
@@ -113,7 +118,9 @@ def exponents(method: str, backbone: str, n_draws: int, n: int = 400, **options)
     rng = generator(3)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr("bench.diffusion.process._gap_of_mean", keep)
-        diffusion.jensen_gap(x0, lambda z, level: model.predict(z, level, rng), n_draws, generator(1), generator(2))
+        likelihood.jensen_gap(
+            task.process, x0, lambda z, level: model.predict(z, level, rng), n_draws, generator(1), generator(2)
+        )
     return drawn[0]
 
 

@@ -18,9 +18,9 @@ from support import (
 )
 from torch import Tensor
 
-from bench.diffusion.schedule import NoiseLevel
 from bench.geometry.groups import O3, Group, Translated
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.run.model import Model
 from bench.symmetry.contract import Setting, symmetrised_mean
@@ -29,7 +29,7 @@ from methods.orbit_average import OrbitAverage, OrbitAverageConfig
 
 def averaged(n_draws: int, group: Group | None = None, dtype: torch.dtype = torch.float64) -> Model:
     model = model_of("plain", "dit", group, dtype)
-    setting = Setting(group or O3(), model.denoiser.backbone, model.diffusion.n_features)
+    setting = Setting(group or O3(), model.denoiser.backbone, model.process.n_features)
     model.method = OrbitAverage(OrbitAverageConfig(n_draws=n_draws), setting)
     return model
 
@@ -42,7 +42,7 @@ def test_one_draw_is_symdiff_with_haar_rotations(backbone, precision):
     out = {}
     for n_draws in (1, 2):
         model = model_of("symdiff_haar", backbone, dtype=precision)
-        setting = Setting(O3(), model.denoiser.backbone, model.diffusion.n_features)
+        setting = Setting(O3(), model.denoiser.backbone, model.process.n_features)
         model.method = OrbitAverage(OrbitAverageConfig(n_draws=n_draws), setting)
         out[n_draws] = model.predict(z_t, level, generator(1))
     expected = other.predict(z_t, level, generator(1))
@@ -87,7 +87,7 @@ def squared_errors(n_draws: int, method: type[OrbitAverage], n: int = 400) -> Te
     model.method.__class__ = method
     one = states([5], seed=6, dtype=torch.float32)[3]
     z = State({"x": one.x.repeat(n, 1), "h": one.h.repeat(n, 1)}, Layout([5] * n))
-    level = model.diffusion.schedule.at(torch.full((n,), 400))
+    level = model.process.path.at(torch.full((n,), 400))
     Q = orthogonal(1, 2)
     here, there = model.predict(z, level, generator(1)), model.predict(turned(z, Q), level, generator(2))
     return there.combine(turned(here, Q), torch.sub).squared_norm().double()
@@ -112,7 +112,7 @@ def test_average_brings_an_estimate_nearer_to_its_aim():
     model = averaged(4)
     rotations = [O3().haar(len(z_t), generator(i), torch.float64) for i in range(4)]
 
-    def error(draws: list[Tensor], level: NoiseLevel = level) -> Tensor:
+    def error(draws: list[Tensor], level: Level = level) -> Tensor:
         return symmetrised_mean(model.denoiser, z_t, level, draws).combine(eps, torch.sub).squared_norm()
 
     assert (error(rotations) < torch.stack([error([R]) for R in rotations]).mean(0)).all()

@@ -8,10 +8,10 @@ import pytest
 import torch
 from support import Z_MAX, generator, states
 
-from bench.diffusion.schedule import NoiseLevel
 from bench.geometry.groups import SO3
 from bench.geometry.layout import Layout
 from bench.geometry.matrix_fisher import mean_SO3, moments, proper_svd
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.symmetry.orbit import (
     OrbitAverageConfig,
@@ -90,7 +90,7 @@ def test_automorphisms_are_drawn_uniformly_and_for_each_molecule():
     assert set(map(tuple, (order[6:] - 6).T.tolist())) == {(0, 1, 2, 3), (3, 2, 1, 0)}
 
 
-def over_enumerated_group(x0: State, z_t: State, level: NoiseLevel, group: torch.Tensor) -> torch.Tensor:
+def over_enumerated_group(x0: State, z_t: State, level: Level, group: torch.Tensor) -> torch.Tensor:
     """E[R x0_pi] for one molecule over all rotations, in closed form, and all listed permutations: sum_pi p_pi M_pi
     x0_pi with p_pi ~ c(F_pi)."""
     F = fisher_parameter(x0.x[group.T], z_t, level)[0]
@@ -110,13 +110,13 @@ def test_average_over_automorphisms_is_that_over_the_enumerated_group():
         parts.append(State({"x": x, "h": h}, Layout([len(h)])).centred())
     x0 = State({"x": torch.cat([m.x for m in parts]), "h": torch.cat([m.h for m in parts])}, Layout([4, 6]))
     alpha, sigma = torch.full((2,), 0.6, dtype=torch.float64), torch.full((2,), 0.8, dtype=torch.float64)
-    level = NoiseLevel(alpha * 0 + 0.5, alpha, sigma, 2 * (alpha / sigma).log())
+    level = Level(alpha * 0 + 0.5, alpha, sigma, 2 * (alpha / sigma).log())
     noise = x0.replace(x=torch.randn(10, 3, generator=generator(2), dtype=torch.float64)).centred()
     z_t = x0.replace(x=0.6 * x0.x + 0.8 * noise.x)
 
     groups = [automorphisms(*graph) for graph in graphs]
     states = [z_t.x[:4], z_t.x[4:]]
-    one = NoiseLevel(*(v[:1] for v in (level.t, level.alpha, level.sigma, level.log_snr)))
+    one = Level(*(v[:1] for v in (level.t, level.alpha, level.sigma, level.log_snr)))
     expected = torch.cat(
         [over_enumerated_group(m, m.replace(x=z), one, g) for m, z, g in zip(parts, states, groups, strict=True)]
     )

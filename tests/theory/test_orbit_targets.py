@@ -26,10 +26,11 @@ from support import (
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from bench.diffusion.schedule import NoiseLevel, NoiseSchedule
+from bench.diffusion.paths import VariancePreserving
 from bench.geometry.groups import O3, SO3, Envelope, Group
 from bench.geometry.layout import Layout
 from bench.geometry.matrix_fisher import mean_SO3, moments, proper_svd
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.symmetry.contract import NoOptions, Setting
 from bench.symmetry.orbit import (
@@ -43,7 +44,7 @@ from bench.symmetry.orbit import (
 from methods.orbit_rb_exact import OrbitRBExact
 
 N_ATOMS = 18
-SCHEDULE = NoiseSchedule()
+SCHEDULE = VariancePreserving()
 
 
 def method(group=None) -> OrbitRBExact:
@@ -59,7 +60,7 @@ def cloud(n: int, seed: int, n_atoms: int = N_ATOMS, dims: int = 3) -> State:
     return State({"x": x.repeat(n, 1), "h": torch.zeros(n * n_atoms, 1, dtype=torch.float64)}, layout).centred()
 
 
-def noised(x0: State, i: int, seed: int) -> tuple[State, State, NoiseLevel]:
+def noised(x0: State, i: int, seed: int) -> tuple[State, State, Level]:
     """z_t, eps and level at index i."""
     rng = torch.Generator().manual_seed(seed)
     level = SCHEDULE.at(torch.full((len(x0),), i), torch.float64)
@@ -68,19 +69,19 @@ def noised(x0: State, i: int, seed: int) -> tuple[State, State, NoiseLevel]:
     return z_t, eps, level
 
 
-def target(x0: State, z_t: State, level: NoiseLevel, group=None) -> torch.Tensor:
+def target(x0: State, z_t: State, level: Level, group=None) -> torch.Tensor:
     return method(group).target(x0, z_t, level, torch.Generator()).x
 
 
-Estimate = Callable[[State, State, NoiseLevel], Tensor]
+Estimate = Callable[[State, State, Level], Tensor]
 
 
-def not_averaged(x0: State, z_t: State, level: NoiseLevel) -> Tensor:
+def not_averaged(x0: State, z_t: State, level: Level) -> Tensor:
     """Control: the data themselves."""
     return x0.x
 
 
-def orbit_forgotten(x0: State, z_t: State, level: NoiseLevel) -> Tensor:
+def orbit_forgotten(x0: State, z_t: State, level: Level) -> Tensor:
     """Control: the state, scaled to the data, which is no element of the orbit."""
     return z_t.x / x0.per_atom(level.alpha)[:, None]
 
@@ -134,7 +135,7 @@ def bias_score(factor: float, group: Group, n: int = 4000) -> float:
         for part in range(0, n, 4000):  # what a cache holds
             x0 = haar_turned(cloud(4000, 8, n_atoms=4), i + part, group)
             z_t, _, level = noised(x0, i, 9 + i + part)
-            spoilt = NoiseLevel(level.t, level.alpha * factor, level.sigma, level.log_snr)
+            spoilt = Level(level.t, level.alpha * factor, level.sigma, level.log_snr)
             difference = target(x0, z_t, spoilt, group) - x0.x
             psi = torch.stack([z_t.x, torch.tanh(2 * z_t.x), z_t.x.norm(dim=1, keepdim=True) * z_t.x], dim=1)
             products.append(x0.sum_over_atoms((difference[:, None] * psi).sum(2)))
@@ -188,7 +189,7 @@ def test_float32_positions_are_enough(i, dims, group):
     refused where they matter."""
     x0 = cloud(20, 15, dims=dims)
     z_t, _, level = noised(x0, i, 16)
-    single = NoiseLevel(*(v.float() for v in (level.t, level.alpha, level.sigma, level.log_snr)))
+    single = Level(*(v.float() for v in (level.t, level.alpha, level.sigma, level.log_snr)))
 
     def error(precision: torch.dtype) -> float:
         clean, state = (m.to(dtype=precision).to(dtype=torch.float32) for m in (x0, z_t))
@@ -214,19 +215,19 @@ class Given(Group):
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
         return self.R.to(dtype).repeat(n // len(self.R), 1, 1)
 
-    def matrix_fisher_mean(self, F: Tensor) -> Tensor:
+    def mean(self, F: Tensor) -> Tensor:
         raise NotImplementedError
 
     def envelope(self, F: Tensor) -> Envelope:
         raise NotImplementedError
 
 
-def at(alpha: float, sigma: float, n: int) -> NoiseLevel:
+def at(alpha: float, sigma: float, n: int) -> Level:
     a, s = torch.full((n,), alpha, dtype=torch.float64), torch.full((n,), sigma, dtype=torch.float64)
-    return NoiseLevel(a * 0 + 0.5, a, s, 2 * (a / s).log())
+    return Level(a * 0 + 0.5, a, s, 2 * (a / s).log())
 
 
-def noised_at(x0: State, alpha: float, sigma: float, seed: int) -> tuple[State, NoiseLevel]:
+def noised_at(x0: State, alpha: float, sigma: float, seed: int) -> tuple[State, Level]:
     rng = generator(seed)
     noise = x0.replace(*(torch.randn(v.shape, generator=rng, dtype=torch.float64) for v in (x0.x, x0.h)))
     return x0.combine(noise.centred(), lambda clean, eps: alpha * clean + sigma * eps), at(alpha, sigma, len(x0))
@@ -374,7 +375,7 @@ def estimator_bias(
             x0 = x0 if order is None else x0.replace(x=x0.x[order[:, 0]], h=x0.h[order[:, 0]])
             z_t, level = noised_at(x0, alpha, sigma, part + 20 + seed)
             if wrong_factor:  # exp(-d^2 / sigma) for exp(-d^2 / (2 sigma^2))
-                level = NoiseLevel(level.t, 2 * sigma * level.alpha, level.sigma, level.log_snr)
+                level = Level(level.t, 2 * sigma * level.alpha, level.sigma, level.log_snr)
             found = orbit_average(x0, z_t, level, group, generator(part + 30 + seed), cfg).target
             d, z = (torch.cat([m.x, m.h], dim=1) for m in (found.combine(x0, torch.sub), z_t))
             psi = torch.stack([z, torch.tanh(2 * z), z.norm(dim=1, keepdim=True) * z], dim=1)
@@ -592,7 +593,7 @@ def test_a_biased_average_changes_the_mean_gradient(make, rotated):
 # ---------------------------------------------------------------------- which backbones
 
 
-def two_molecule_minimiser(z_t: State, level: NoiseLevel, oriented: bool) -> Tensor:
+def two_molecule_minimiser(z_t: State, level: Level, oriented: bool) -> Tensor:
     """Minimiser of the loss with the exact target, for data that are two molecules as stored, or turned at random.
 
     It is sum_m r_m T_m(z), r_m ~ q(z | x_m) for stored orientations and ~ int q(z | R x_m) dR for random ones.
@@ -631,9 +632,9 @@ def test_equivariant_network_has_the_same_loss_on_stored_and_turned_data(backbon
     model = model_of("plain", backbone)
 
     def loss(x: State, noise: State, candidates: Tensor) -> Tensor:
-        z = model.diffusion.noising(x, noise, level)
+        z = model.process.noising(x, noise, level)
         T = orbit_average(x, z, level, Given(candidates), generator(0), OrbitAverageConfig(9)).target
-        wanted = model.diffusion.noise_target(T, x, noise, level)
+        wanted = model.process.noise_target(T, x, noise, level)
         return model.method.loss(model.predict(z, level, generator(0)), wanted, level)
 
     here, there = loss(x0, eps, R), loss(turned(x0, Q), turned(eps, Q), Q @ R @ Q.T)

@@ -25,11 +25,12 @@ from support import (
 )
 
 from bench.backbones import e3
-from bench.diffusion.process import Diffusion, Predict
+from bench.diffusion.parametrisation import Predict
+from bench.diffusion.paths import polynomial_2
 from bench.diffusion.sampler import reverse_coefficients, sample, time_grid
-from bench.diffusion.schedule import NoiseLevel, polynomial_2
 from bench.geometry.groups import O3, SO3, Group, Translated
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.registry import backbones, methods
 from bench.run.model import Model
@@ -43,7 +44,7 @@ from bench.symmetry.contract import Guarantee
 def gaussian_denoiser(c: float) -> Predict:
     """Optimal noise estimate for positions and features N(0, c^2)."""
 
-    def predict(z_t: State, level: NoiseLevel) -> State:
+    def predict(z_t: State, level: Level) -> State:
         alpha, sigma = z_t.per_atom(level.alpha)[:, None], z_t.per_atom(level.sigma)[:, None]
         k = sigma / (alpha**2 * c**2 + sigma**2)
         return State({"x": k * z_t.x, "h": k * z_t.h}, z_t.layout)
@@ -97,7 +98,7 @@ def test_wrong_coefficients_are_noticed():
     """T37: the same comparison refuses a denoiser 10 % off, and the variance of another number of steps."""
     off = gaussian_denoiser(1.0)
 
-    def wrong(z: State, level: NoiseLevel) -> State:
+    def wrong(z: State, level: Level) -> State:
         eps_hat = off(z, level)
         return State({"x": 1.1 * eps_hat.x, "h": 1.1 * eps_hat.h}, z.layout)
 
@@ -138,7 +139,7 @@ def test_sampling_calls_the_network_once_a_step_and_once_more():
     calls, steps = [], []
     predict = gaussian_denoiser(1.0)
 
-    def counted(z: State, level: NoiseLevel) -> State:
+    def counted(z: State, level: Level) -> State:
         calls.append(round(level.t[0].item() * 1000))
         return predict(z, level)
 
@@ -165,7 +166,7 @@ def test_samples_are_a_function_of_the_seed(method):
 
 def sampled(model, layout: Layout) -> State:
     method_rng = generator(2)
-    return sample(model.diffusion, lambda z, level: model.predict(z, level, method_rng), layout, 6, generator(1))
+    return sample(model.process, lambda z, level: model.predict(z, level, method_rng), layout, 6, generator(1))
 
 
 @pytest.mark.parametrize(("method", "backbone"), [("edm", "egnn"), ("plain", "dit"), ("symdiff", "dit")])
@@ -185,14 +186,14 @@ def test_a_sample_ignores_the_rest_of_its_batch(method, backbone):
 def test_samples_have_no_centre_of_mass():
     """T7: a denoiser with a bias moves nothing but the last step's own; unprojected, its steps would add up."""
 
-    def biased(z: State, level: NoiseLevel) -> State:
+    def biased(z: State, level: Level) -> State:
         return z.replace(x=z.x + 0.01)
 
     diffusion, layout = core(), Layout([4, 9])
     state = sample(diffusion, biased, layout, 50, generator(0))
     assert state.mean_over_atoms(state.x).abs().max() < 1e-4
     grid = torch.tensor(time_grid(1000, 50))
-    assert sum(0.01 * step.remove for step in reverse_coefficients(diffusion.schedule, grid[1:], grid[:-1])) > 1e-2
+    assert sum(0.01 * step.remove for step in reverse_coefficients(task.process.path, grid[1:], grid[:-1])) > 1e-2
     unbiased = sample(diffusion, gaussian_denoiser(1.0), layout, 50, generator(0))
     assert unbiased.mean_over_atoms(unbiased.x).abs().max() < 1e-6
 
@@ -216,14 +217,14 @@ def turned_sample_error(method: str, translated: bool, inner: Group, determinant
     out = []
     for kind, group in ((PlainNoise, inner), (TurnedNoise, Translated(inner, Q) if translated else inner)):
         model = model_of(method, "dit", group)
-        model.diffusion.__class__ = kind
+        model.process.__class__ = kind
         rng = generator(2)
 
-        def predict(z: State, level: NoiseLevel, model=model, rng=rng) -> State:
-            double = NoiseLevel(*(getattr(level, name).double() for name in ("t", "alpha", "sigma", "log_snr")))
+        def predict(z: State, level: Level, model=model, rng=rng) -> State:
+            double = Level(*(getattr(level, name).double() for name in ("t", "alpha", "sigma", "log_snr")))
             return model.predict(z, double, rng)
 
-        out.append(sample(model.diffusion, predict, layout, 5, generator(1)))
+        out.append(sample(model.process, predict, layout, 5, generator(1)))
     return relative_error(out[1], out[0].rotate(Q.expand(2, 3, 3)))
 
 
@@ -243,7 +244,7 @@ def untrained_samples(backbone: str) -> State:
     """20 steps from the weights that a run starts with, for molecules of QM9's sizes and beyond."""
     model = Model.build(run_config("plain", backbone), ELEMENTS, MEAN_ATOMS)
     rng = generator(2)
-    return sample(model.diffusion, lambda z, level: model.predict(z, level, rng), Layout([3, 18, 29] * 4), 20, rng)
+    return sample(model.process, lambda z, level: model.predict(z, level, rng), Layout([3, 18, 29] * 4), 20, rng)
 
 
 @pytest.mark.parametrize("backbone", list(backbones))
@@ -270,7 +271,7 @@ def anisotropy_z(model: Model, n: int = 2000, n_steps: int = 20) -> float:
     single sample decides.
     """
     layout, rng = Layout([3] * n), generator(2)
-    state = sample(model.diffusion, lambda z, level: model.predict(z, level, rng), layout, n_steps, generator(1))
+    state = sample(model.process, lambda z, level: model.predict(z, level, rng), layout, n_steps, generator(1))
     x = state.x[::3]
     x = x / (1 + x.square().sum(1, keepdim=True)).sqrt()
     return z_score(torch.cat([x.square() - x.square().roll(1, dims=1), x * x.roll(1, dims=1)], dim=1))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from support import core
 
-from bench.diffusion.schedule import NoiseSchedule, polynomial_2
+from bench.diffusion.paths import VariancePreserving, polynomial_2
 
 # i: alpha^2, gamma, as computed when the specification was written
 REFERENCE = {
@@ -62,14 +62,14 @@ def test_gamma_increases_and_only_the_last_step_is_clipped():
 
 def test_alpha_and_sigma_are_variance_preserving():
     """T1: alpha^2 + sigma^2 = 1 to 1e-12 and log_snr = log(alpha^2 / sigma^2), for every level in float64."""
-    level = NoiseSchedule().at(torch.arange(1001), torch.float64)
+    level = VariancePreserving().at(torch.arange(1001), torch.float64)
     assert (level.alpha**2 + level.sigma**2 - 1).abs().max() < 1e-12
     torch.testing.assert_close(level.log_snr, (level.alpha**2 / level.sigma**2).log(), rtol=1e-9, atol=1e-9)
     assert torch.equal(level.t, torch.arange(1001, dtype=torch.float64) / 1000)
 
 
 def step_error(
-    schedule: NoiseSchedule, alpha_ts: torch.Tensor, sigma2_ts: torch.Tensor, s: torch.Tensor, t: torch.Tensor
+    schedule: VariancePreserving, alpha_ts: torch.Tensor, sigma2_ts: torch.Tensor, s: torch.Tensor, t: torch.Tensor
 ) -> float:
     """How far steps s -> t are from carrying the marginal at s into that at t."""
     at_s, at_t = schedule.at(s, torch.float64), schedule.at(t, torch.float64)
@@ -80,7 +80,7 @@ def step_error(
 
 def test_steps_carry_one_marginal_into_the_next():
     """T2: alpha_t = alpha_{t|s} alpha_s, sigma_t^2 = alpha_{t|s}^2 sigma_s^2 + sigma_{t|s}^2, steps of any length."""
-    schedule = NoiseSchedule()
+    schedule = VariancePreserving()
     for stride in (1, 7, 100):
         t = torch.arange(stride, 1001)
         alpha_ts, sigma2_ts = schedule.step(t - stride, t)
@@ -91,7 +91,7 @@ def test_steps_carry_one_marginal_into_the_next():
 
 def test_single_steps_compose_to_the_whole():
     """T2: the product of all single steps is alpha_T / alpha_0."""
-    schedule = NoiseSchedule()
+    schedule = VariancePreserving()
     t = torch.arange(1, 1001)
     alpha_ts, _ = schedule.step(t - 1, t)
     ends = schedule.at(torch.tensor([0, 1000]), torch.float64)
@@ -100,7 +100,7 @@ def test_single_steps_compose_to_the_whole():
 
 def test_times_are_uniform_over_all_levels():
     """Levels 0..T are drawn alike, both ends included; `lowest` cuts t = 0 off."""
-    schedule = NoiseSchedule(10)
+    schedule = VariancePreserving(10)
     rng = torch.Generator().manual_seed(0)
     counts = torch.bincount((schedule.draw(110_000, rng).t * 10).round().long(), minlength=11).double()
     assert ((counts - 10_000).abs() / 10_000**0.5 < 5).all()

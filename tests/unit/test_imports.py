@@ -165,7 +165,7 @@ def test_imports_run_one_way():
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("bench.geometry.groups", "from bench.diffusion.schedule import NoiseLevel"),
+        ("bench.geometry.groups", "from bench.diffusion.paths import Level"),
         ("bench.diffusion.process", "from bench.symmetry.contract import Method"),
         ("bench.metrics.stability", "from bench.data import qm9"),
         ("bench.backbones.egnn", "from bench.symmetry.contract import Method"),

@@ -34,7 +34,7 @@ def losses(backbone: str, lr: float, n_steps: int = 25) -> list[float]:
     cfg = build(RunConfig, {"study": "tests", **page})
     data = mini.load(mini.MiniConfig())
     model = Model.build(cfg, data.elements, data.mean_atoms)
-    x0 = model.diffusion.encode(data.train.select(np.arange(16)))
+    x0 = model.task.encode(data.train.select(np.arange(16)))
     optimiser = torch.optim.Adam(model.parameters(), lr)
     values = []
     for _ in range(n_steps):

@@ -17,7 +17,7 @@ DATA = DataSet("clouds", "clouds", "made here", ELEMENTS, structures(), structur
 
 
 def loss(model) -> float:
-    x0 = model.diffusion.encode(DATA.train.select(np.arange(2)))
+    x0 = model.task.encode(DATA.train.select(np.arange(2)))
     return training_loss(model, x0, Streams(0).at(0)).mean().item()
 
 
@@ -82,7 +82,7 @@ def test_a_working_compiler_is_used_and_stated(method, backbone, n, monkeypatch)
 def test_bf16_training_step_is_near_float32_and_gives_float32_gradients(pair):
     model = model_of(*pair, dtype=torch.float32)
     single = loss(model)
-    x0 = model.diffusion.encode(DATA.train.select(np.arange(2)))
+    x0 = model.task.encode(DATA.train.select(np.arange(2)))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = training_loss(model, x0, Streams(0).at(0)).mean()
     rounded.backward()

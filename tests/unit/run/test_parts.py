@@ -57,7 +57,7 @@ def difference(a: tuple[Tensor, dict[str, Tensor]], b: tuple[Tensor, dict[str, T
 def test_micro_batches_give_the_losses_and_gradients_of_the_whole_batch(method, backbone):
     """Each molecule's loss, and the gradient, to rounding; other draws give others."""
     model = Model.build(config(method, backbone), ELEMENTS, MEAN_ATOMS)
-    x0 = model.diffusion.encode(TRAIN)
+    x0 = model.task.encode(TRAIN)
     whole = losses_and_gradients(model, x0, 3, 1)
     for n in (2, 5, len(x0)):
         assert difference(whole, losses_and_gradients(model, x0, 3, n)) < 1e-4
@@ -68,7 +68,7 @@ def precisions(method: str, micro_batches: list[int]) -> list[set[torch.dtype]]:
     """Of the gradients that are there at the end of a step in bf16, for one model's steps of so many micro-batches."""
     cfg = config(method, "dit", bf16=True)
     model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
-    state, x0, found = TrainingState.at_start(model.named_weights(), cfg.train), model.diffusion.encode(TRAIN), []
+    state, x0, found = TrainingState.at_start(model.named_weights(), cfg.train), model.task.encode(TRAIN), []
     loss_of = train.BatchLoss(model)
     for state.micro_batches in micro_batches:
         train.training_step(loss_of, x0, Streams(0).at(0), cfg.train, state, 0.0)
@@ -88,7 +88,7 @@ def test_gradients_are_summed_in_float32(monkeypatch):
 def test_parts_that_draw_for_themselves_are_seen(method, monkeypatch):
     """Control: the same comparison refuses draws of the part's own size."""
     model = Model.build(config(method, "dit"), ELEMENTS, MEAN_ATOMS)
-    x0 = model.diffusion.encode(TRAIN)
+    x0 = model.task.encode(TRAIN)
     whole = losses_and_gradients(model, x0, 3, 1)
     monkeypatch.setattr(Part, "draws", lambda self, rng: torch.enable_grad())
     assert difference(whole, losses_and_gradients(model, x0, 3, 2)) > 1e-2
@@ -96,7 +96,7 @@ def test_parts_that_draw_for_themselves_are_seen(method, monkeypatch):
 
 def test_draws_that_cannot_be_cut_are_refused():
     whole = structures([3, 4, 5, 6])
-    x0 = Model.build(config("plain", "dit"), ELEMENTS, MEAN_ATOMS).diffusion.encode(whole)
+    x0 = Model.build(config("plain", "dit"), ELEMENTS, MEAN_ATOMS).task.encode(whole)
     part, rng = Part(x0.layout, 1, 2), torch.Generator().manual_seed(0)
     expected = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     with part.draws(rng):

@@ -255,12 +255,12 @@ def test_the_offending_step_and_molecule_are_told(tmp_path):
         trained(tmp_path, cfg, data=far)
     told = read_json(tmp_path / "diverged.json")
     model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
-    batches = Batches(TRAIN, model.diffusion, 4, cfg.seed)
+    batches = Batches(TRAIN, model.process, 4, cfg.seed)
     first = next(step for step in range(12) if broken in batches.indices(step))
     assert told["step"] == first
     assert sorted(m["index"] for m in told["molecules"]) == sorted(batches.indices(first).tolist())
     assert [m["index"] for m in told["molecules"] if isinstance(m["loss"], str)] == [broken]
-    times = model.diffusion.schedule.draw(4, Streams(cfg.seed).at(first).time).t
+    times = model.process.path.draw(4, Streams(cfg.seed).at(first).time).t
     assert [m["t"] for m in told["molecules"]] == pytest.approx(times.tolist())
     assert isinstance(told["gradient_norm"], str)
     assert not (tmp_path / "state.safetensors").exists()  # the first interval already had it: nothing bad was saved
@@ -350,7 +350,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 @contextmanager
 def recorded(model: Model, seen: list[dict[str, Tensor]]) -> Iterator[None]:
     """What a run's steps see before any hook of the method acts: batch, times and noise."""
-    augment, draw, noise = model.method.augment, model.diffusion.schedule.draw, model.diffusion.noise
+    augment, draw, noise = model.method.augment, model.process.path.draw, model.process.noise
     entry: dict[str, Tensor] = {}
 
     def on_augment(x0: Any, rng: torch.Generator) -> Any:
@@ -367,7 +367,7 @@ def recorded(model: Model, seen: list[dict[str, Tensor]]) -> Iterator[None]:
         seen.append({**entry, "eps": eps.x})
         return eps
 
-    model.method.augment, model.diffusion.schedule.draw, model.diffusion.noise = on_augment, on_draw, on_noise  # type: ignore[method-assign]
+    model.method.augment, model.process.path.draw, model.process.noise = on_augment, on_draw, on_noise  # type: ignore[method-assign]
     yield
 
 

@@ -190,7 +190,7 @@ def test_counted_operations_are_those_of_the_specification(method, backbone):
     cfg = timing.run_config(method, backbone, "small", None, ["backbone.width=192", "backbone.depth=3"])
     data = mini.load(mini.MiniConfig())
     model = timing.Model.build(cfg, data.elements, data.mean_atoms)
-    x0 = model.diffusion.encode(data.train.select(np.arange(1000, 1020)))
+    x0 = model.task.encode(data.train.select(np.arange(1000, 1020)))
     counted = training_work(model, x0, Streams(0).at(0)).flops
     expected = 3 * analytic_products(backbone, x0, 192, 3)
     assert expected < counted < 1.1 * expected

@@ -1,0 +1,158 @@
+"""The variational bound of -log p(x, h | N), and how far more draws of a stochastic prediction lower it.
+
+For variance-preserving tables with EDM's decoder. Source: Hoogeboom et al. (arXiv:2203.17003), equations 7-12 and
+appendix A; Kingma et al., Variational diffusion models (arXiv:2107.00630). Unit: nats per molecule.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.diffusion.decoder import Decoder
+from bench.diffusion.parametrisation import Parametrisation, Predict
+from bench.diffusion.paths import VariancePreserving
+from bench.diffusion.process import Process
+from bench.geometry.layout import Layout
+from bench.geometry.state import State
+
+
+def has_bound(process: Process) -> bool:
+    """Whether the bound is defined: a variance-preserving table, a decoder, and a network that estimates the noise."""
+    return (
+        isinstance(process.path, VariancePreserving)
+        and process.decoder is not None
+        and process.parametrisation is Parametrisation.NOISE
+    )
+
+
+def _parts(process: Process) -> tuple[VariancePreserving, Decoder]:
+    path, decoder = process.path, process.decoder
+    if not (has_bound(process) and isinstance(path, VariancePreserving) and decoder):
+        raise ValueError("the variational bound needs a variance-preserving table and a decoder; flows have none")
+    return path, decoder
+
+
+def log_constants(process: Process, layout: Layout) -> Float[Tensor, "B"]:
+    """C0 = 3(N-1) (gamma_0 + log 2 pi) / 2, minus the log of the decoder's normalisation on U, and the change of
+    volume 3(N-1) log(scale) from scaled units to angstrom."""
+    path, decoder = _parts(process)
+    dims = process.spaces["x"].dimension(layout)
+    return dims * (0.5 * path.gamma[0] + 0.5 * math.log(2 * math.pi) + decoder.log_scale())
+
+
+def prior_kl(process: Process, x0: State) -> Float[Tensor, "B"]:
+    """KL(q(z_T | x0) || N(0, I)), 3(N-1) dimensions for positions and N F for features."""
+    path, _ = _parts(process)
+    alpha2, sigma2 = torch.sigmoid(-path.gamma[-1]), torch.sigmoid(path.gamma[-1])
+    dims = process.spaces.dimension(x0.layout)
+    return 0.5 * (dims * (sigma2 - 1 - torch.log(sigma2)) + alpha2 * x0.squared_norm().double())
+
+
+def bound(
+    process: Process, x0: State, predict: Predict, time_rng: torch.Generator, noise_rng: torch.Generator
+) -> dict[str, Tensor]:
+    """One draw of the variational bound of -log p(x, h | N), unbiased over t and noise.
+
+    NLL = KL_T + T E_{t ~ U{1..T}} [ (e^{gamma_t - gamma_s} - 1) |eps - eps_hat|^2 / 2 ] + L0 + C0, s = t - 1
+    (arXiv:2203.17003, eqs. 7-12). For a stochastic `predict` it is the single-draw upper bound, and `jensen_gap`
+    says by how much more draws lower it.
+
+    Args:
+        x0: clean scaled molecules.
+        predict: (z_t, level) -> eps_hat, with evaluation weights.
+    Returns:
+        terms 'diffusion', 'reconstruction', 'features', 'prior', 'constants', each [B], nats; their sum is the
+        bound, to which -log p(N) is to be added.
+    """
+    return bound_terms(process, x0, predict, *_draws(process, x0, time_rng, noise_rng))
+
+
+def _draws(
+    process: Process, x0: State, time_rng: torch.Generator, noise_rng: torch.Generator
+) -> tuple[Tensor, State, State]:
+    """Times [B] in 1..T, noise of z_t and of z_0."""
+    path, _ = _parts(process)
+    i = torch.randint(1, path.last + 1, (len(x0),), generator=time_rng, device=time_rng.device)
+    eps_t = process.noise(x0.layout, noise_rng, x0.dtype)
+    return i, eps_t, process.noise(x0.layout, noise_rng, x0.dtype)
+
+
+def bound_terms(
+    process: Process, x0: State, predict: Predict, i: Tensor, eps_t: State, eps_0: State
+) -> dict[str, Tensor]:
+    """The terms of `bound` for given times i [B] in 1..T and noise."""
+    path, decoder = _parts(process)
+    level = path.at(i, x0.dtype)
+    eps_hat = predict(process.noising(x0, eps_t, level), level)
+    weight = torch.expm1(path.gamma[i] - path.gamma[i - 1])
+    error = eps_hat.combine(eps_t, torch.sub).squared_norm().double()
+
+    level_0 = path.at(torch.zeros_like(i), x0.dtype)
+    z_0 = process.noising(x0, eps_0, level_0)
+    eps_hat_0 = predict(z_0, level_0)
+    return {
+        "diffusion": path.last * 0.5 * weight * error,
+        "reconstruction": decoder.reconstruction(eps_hat_0, eps_0).double(),
+        "features": -decoder.feature_log_likelihood(x0, z_0, level_0).double(),
+        "prior": prior_kl(process, x0),
+        "constants": log_constants(process, x0.layout),
+    }
+
+
+def jensen_gap(
+    process: Process,
+    x0: State,
+    predict: Predict,
+    n_draws: int,
+    time_rng: torch.Generator,
+    noise_rng: torch.Generator,
+) -> dict[str, Tensor]:
+    """How far the mixture bound over M draws of a stochastic `predict` lies below `bound`: one unbiased draw of it.
+
+    Such a method's reverse kernel is a mixture, p(z_s | z_t) = E_R N(z_s; mu_R, s^2 I), and so is its decoder.
+    `bound` takes -log inside the mean over R. With z_s ~ q(z_s | z_t, x0) and M independent draws,
+
+        E [ log q(z_s | z_t, x0) - log (1/M) sum_m N(z_s; mu_{R_m}, s^2 I) ]
+
+    is an upper bound too, for every M; it does not increase in M, is that of `bound` for M = 1 and exact as M goes
+    to infinity (the argument of importance-weighted bounds, Burda et al., arXiv:1509.00519). With
+    z_s = mu_q + s xi and d_m = (mu_q - mu_{R_m}) / s the bracket is -log mean_m exp(-a_m) for
+    a_m = |d_m|^2 / 2 + <xi, d_m>, where E <xi, d_m> = 0 leaves the term of `bound`. So the gap is
+
+        mean_m a_m + log mean_m exp(-a_m) >= 0   (Jensen),
+
+    nothing where the prediction does not depend on R, and half the trace of the covariance of d over R where that
+    is small. In the decoder's term x0 is given, so there is no xi.
+
+    Args:
+        n_draws: M; 2 M calls of `predict`, whose draws must be independent.
+        time_rng, noise_rng: in the state in which `bound` is called, they give the same times and noise.
+    Returns:
+        'diffusion' and 'reconstruction', each [B], nats, to be subtracted from those terms of `bound`.
+    """
+    path, decoder = _parts(process)
+    i, eps_t, eps_0 = _draws(process, x0, time_rng, noise_rng)
+    xi = process.noise(x0.layout, noise_rng, x0.dtype)
+    level, level_0 = path.at(i, x0.dtype), path.at(torch.zeros_like(i), x0.dtype)
+    z_t, z_0 = process.noising(x0, eps_t, level), process.noising(x0, eps_0, level_0)
+    weight = torch.expm1(path.gamma[i] - path.gamma[i - 1])
+    diffusion, reconstruction = [], []
+    for _ in range(n_draws):
+        error = predict(z_t, level).combine(eps_t, torch.sub)
+        along = error.combine(xi, torch.mul)
+        inner = x0.sum_over_atoms(along.x.sum(1) + along.h.sum(1)).double()
+        diffusion.append(0.5 * weight * error.squared_norm().double() + weight.sqrt() * inner)
+        reconstruction.append(decoder.reconstruction(predict(z_0, level_0), eps_0).double())
+    return {
+        "diffusion": path.last * _gap_of_mean(torch.stack(diffusion)),
+        "reconstruction": _gap_of_mean(torch.stack(reconstruction)),
+    }
+
+
+def _gap_of_mean(a: Float[Tensor, "M B"]) -> Float[Tensor, "B"]:
+    """mean_m a_m + log mean_m exp(-a_m), not negative."""
+    return a.mean(0) + torch.logsumexp(-a, dim=0) - math.log(len(a))

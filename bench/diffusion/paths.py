@@ -1,0 +1,213 @@
+"""Paths: t -> Level(t, alpha, sigma), for z_t = alpha_t x0 + sigma_t eps.
+
+t = 0 is the least noise and t = 1 nearly or exactly pure noise, on every path (papers on flow matching count t the
+other way). Discrete paths are tables of levels, looked up by an index that grows with the noise; `LinearPath` is
+continuous.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from enum import StrEnum
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bench.geometry.noised import Level
+
+
+class PathName(StrEnum):
+    """The paths that a configuration can ask for."""
+
+    POLYNOMIAL = "polynomial"  # variance preserving, of EDM (arXiv:2203.17003)
+    LINEAR_SIGMA = "linear_sigma"  # variance preserving, sigma in equal steps (toy of arXiv:2502.09890)
+    LINEAR = "linear"  # flow matching (Lipman et al., arXiv:2210.02747)
+    VARIANCE_EXPLODING = "variance_exploding"  # alpha = 1, for a torus (DiffCSP, arXiv:2309.04475)
+
+
+class Path(nn.Module):
+    """What the process and the sampler ask of a path.
+
+    Attributes:
+        prior_sigma: standard deviation of the state from which sampling starts.
+    """
+
+    prior_sigma: float = 1.0
+
+    @abstractmethod
+    def draw(self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32) -> Level:
+        """n independent levels to train on; `lowest`: smallest index of a table that is drawn."""
+
+    @abstractmethod
+    def grid(self, n_steps: int, device: torch.device | str) -> Tensor:
+        """Places of n_steps + 1 levels from the most noise to the least, as `at` takes them.
+
+        Raises:
+            ValueError: a number of steps that the path does not have.
+        """
+
+    @abstractmethod
+    def at(self, place: Tensor, dtype: torch.dtype = torch.float32) -> Level:
+        """Levels of places [B], evaluated in float64 and returned in `dtype`."""
+
+    @abstractmethod
+    def step(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of q(z_t | z_s) for s < t: alpha_{t|s} and sigma^2_{t|s}, each [B], float64."""
+
+
+class TablePath(Path):
+    """A table of levels, drawn uniformly.
+
+    Attributes:
+        gamma: -log_snr of each level, strictly increasing.
+        n_levels: T, in which t = i / T.
+        last: index of the most noise.
+    """
+
+    gamma: Tensor
+
+    def __init__(self, gamma: np.ndarray, n_levels: int) -> None:
+        super().__init__()
+        self.n_levels, self.last = n_levels, len(gamma) - 1
+        # kept out of checkpoints: it follows from the configuration
+        self.register_buffer("gamma", torch.from_numpy(gamma), persistent=False)
+
+    def draw(self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32) -> Level:
+        i = torch.randint(lowest, self.last + 1, (n,), generator=rng, device=rng.device)
+        return self.at(i, dtype)
+
+    def grid(self, n_steps: int, device: torch.device | str) -> Int[Tensor, "S_plus_1"]:
+        return torch.tensor(time_grid(self.last, n_steps), device=device)
+
+
+class VariancePreserving(TablePath):
+    """alpha^2 + sigma^2 = 1: alpha^2 = sigmoid(-gamma), sigma^2 = sigmoid(gamma)."""
+
+    def at(self, place: Int[Tensor, "B"], dtype: torch.dtype = torch.float32) -> Level:
+        gamma = self.gamma[place]
+        return Level(
+            t=(place.to(torch.float64) / self.n_levels).to(dtype),
+            alpha=torch.sigmoid(-gamma).sqrt().to(dtype),
+            sigma=torch.sigmoid(gamma).sqrt().to(dtype),
+            log_snr=-gamma.to(dtype),
+        )
+
+    def step(self, s: Int[Tensor, "B"], t: Int[Tensor, "B"]) -> tuple[Tensor, Tensor]:
+        """sigma^2_{t|s} = -expm1(softplus(gamma_s) - softplus(gamma_t)), free of cancellation."""
+        gamma_s, gamma_t = self.gamma[s], self.gamma[t]
+        alpha_ts = torch.exp(0.5 * (F.logsigmoid(-gamma_t) - F.logsigmoid(-gamma_s)))
+        sigma2_ts = -torch.expm1(F.softplus(gamma_s) - F.softplus(gamma_t))
+        return alpha_ts, sigma2_ts
+
+
+class VarianceExploding(TablePath):
+    """alpha = 1, sigma^2 = exp(gamma)."""
+
+    def __init__(self, gamma: np.ndarray, n_levels: int) -> None:
+        super().__init__(gamma, n_levels)
+        self.prior_sigma = float(np.exp(0.5 * gamma[-1]))
+
+    def at(self, place: Int[Tensor, "B"], dtype: torch.dtype = torch.float32) -> Level:
+        gamma = self.gamma[place]
+        return Level(
+            t=(place.to(torch.float64) / self.n_levels).to(dtype),
+            alpha=torch.ones_like(gamma).to(dtype),
+            sigma=torch.exp(0.5 * gamma).to(dtype),
+            log_snr=-gamma.to(dtype),
+        )
+
+    def step(self, s: Int[Tensor, "B"], t: Int[Tensor, "B"]) -> tuple[Tensor, Tensor]:
+        gamma_s, gamma_t = self.gamma[s], self.gamma[t]
+        return torch.ones_like(gamma_t), torch.exp(gamma_t) * -torch.expm1(gamma_s - gamma_t)
+
+
+class LinearPath(Path):
+    """alpha = 1 - t, sigma = t: the straight line between data and noise. Places are the times themselves.
+
+    Args:
+        margin: times are drawn from [margin, 1], since the noise that goes with a clean state is undefined at t = 0.
+    """
+
+    def __init__(self, margin: float = 1e-3) -> None:
+        super().__init__()
+        self.margin = margin
+
+    def draw(self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32) -> Level:
+        del lowest
+        u = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64)
+        return self.at(self.margin + (1 - self.margin) * u, dtype)
+
+    def grid(self, n_steps: int, device: torch.device | str) -> Float[Tensor, "S_plus_1"]:
+        if n_steps < 1:
+            raise ValueError(f"sampling steps must be at least 1, got {n_steps}")
+        return torch.linspace(1, 0, n_steps + 1, dtype=torch.float64, device=device)
+
+    def at(self, place: Float[Tensor, "B"], dtype: torch.dtype = torch.float32) -> Level:
+        alpha, sigma = 1 - place, place
+        return Level(
+            t=place.to(dtype),
+            alpha=alpha.to(dtype),
+            sigma=sigma.to(dtype),
+            log_snr=2 * (alpha.log() - sigma.log()).to(dtype),
+            d_alpha=-torch.ones_like(place, dtype=dtype),
+            d_sigma=torch.ones_like(place, dtype=dtype),
+        )
+
+    def step(self, s: Float[Tensor, "B"], t: Float[Tensor, "B"]) -> tuple[Tensor, Tensor]:
+        alpha_ts = (1 - t) / (1 - s)
+        return alpha_ts, t.square() - (alpha_ts * s).square()
+
+
+def polynomial_2(n_levels: int, precision: float = 1e-5) -> np.ndarray:
+    """-log_snr at i = 0..T of the polynomial schedule alpha_t ~ 1 - t^2 (arXiv:2203.17003, appendix B).
+
+    alpha^2 falls by at most a factor 1000 in a step (only the last step is clipped) and is squeezed into
+    [precision, 1 - precision].
+
+    Args:
+        n_levels: T.
+        precision: s.
+    Returns:
+        gamma [T + 1], float64, strictly increasing.
+    """
+    t = np.linspace(0.0, 1.0, n_levels + 1)
+    alpha2 = np.square(1.0 - np.square(t))
+    ratio = np.clip(alpha2[1:] / alpha2[:-1], 1e-3, 1.0)
+    alpha2 = np.cumprod(np.concatenate([alpha2[:1], ratio]))
+    alpha2 = (1.0 - 2.0 * precision) * alpha2 + precision
+    return -(np.log(alpha2) - np.log1p(-alpha2))
+
+
+def linear_sigma(n_levels: int) -> np.ndarray:
+    """-log_snr at i = 0..T-1 for sigma from 0.01 to 0.999 in equal steps (1D toy of arXiv:2502.09890)."""
+    sigma2 = np.square(np.linspace(0.01, 0.999, n_levels))
+    return np.log(sigma2) - np.log1p(-sigma2)
+
+
+def geometric_sigma(n_levels: int) -> np.ndarray:
+    """log sigma^2 at i = 0..T for sigma from 0.005 to 0.5 in equal ratios (DiffCSP, arXiv:2309.04475)."""
+    return 2 * np.linspace(np.log(0.005), np.log(0.5), n_levels + 1)
+
+
+def make_path(name: PathName, n_levels: int = 1000, precision: float = 1e-5) -> Path:
+    """The path of a configuration; `n_levels` and `precision` are read by the tables that have them."""
+    if name is PathName.LINEAR:
+        return LinearPath()
+    if name is PathName.VARIANCE_EXPLODING:
+        return VarianceExploding(geometric_sigma(n_levels), n_levels)
+    gamma = linear_sigma(n_levels) if name is PathName.LINEAR_SIGMA else polynomial_2(n_levels, precision)
+    return VariancePreserving(gamma, n_levels)
+
+
+def time_grid(last: int, n_steps: int) -> list[int]:
+    """Indices last = i_S > ... > i_0 = 0, as evenly spaced as integers allow.
+
+    Raises:
+        ValueError: more steps than levels, or fewer than one.
+    """
+    if not 1 <= n_steps <= last:
+        raise ValueError(f"sampling steps must lie in 1..{last} (the schedule's levels), got {n_steps}")
+    return [round(last * k / n_steps) for k in range(n_steps, -1, -1)]

@@ -1,0 +1,84 @@
+"""Noise levels, and the pair of clean and noised state that a training step is about.
+
+Convention: z_t = alpha_t x0 + sigma_t eps (on a torus modulo 1); t = 0 is the least noise and t = 1 the most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bench.geometry.spaces import Spaces
+from bench.geometry.state import State
+
+
+@dataclass(frozen=True)
+class Level:
+    """Noise level of each of B molecules; every field is [B].
+
+    Attributes:
+        log_snr: log(alpha^2 / sigma^2).
+        d_alpha, d_sigma: derivatives with respect to t; None on paths that are tables.
+    """
+
+    t: Float[Tensor, "B"]
+    alpha: Float[Tensor, "B"]
+    sigma: Float[Tensor, "B"]
+    log_snr: Float[Tensor, "B"]
+    d_alpha: Float[Tensor, "B"] | None = None
+    d_sigma: Float[Tensor, "B"] | None = None
+
+    def __getitem__(self, index: Tensor | slice | list[int]) -> Level:
+        """The levels of some molecules."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Level(*(None if value is None else value[index] for value in values))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Level:
+        values = (getattr(self, field.name) for field in fields(self))
+        return Level(*(None if value is None else value.to(device, dtype) for value in values))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Noised:
+    """A batch as the hooks of a method, the loss and the groups see it.
+
+    Attributes:
+        clean: x0, after augmentation.
+        noise: E[eps | z_t, x0], which is eps itself but on a torus, where the winding number is lost.
+        z_t: the noised state.
+        level: noise level of each molecule.
+        spaces: what the parts live in.
+    """
+
+    clean: State
+    noise: State
+    z_t: State
+    level: Level
+    spaces: Spaces
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def noise_of(self, clean: State) -> State:
+        """The expected noise that goes with an expected clean state T at fixed z_t: eps + (alpha / sigma) (x0 - T).
+
+        Exact for T = x0 and free of the cancellation of (z_t - alpha T) / sigma at small sigma.
+        """
+        if clean is self.clean:
+            return self.noise
+        self.spaces.require_linear("an expected clean state")
+        ratio = self.level.alpha / self.level.sigma
+        shift = self.clean.combine(clean, lambda x0, mean: self.clean.spread(ratio, x0) * (x0 - mean))
+        return self.noise.combine(shift, torch.add)
+
+    def clean_of(self, noise: State) -> State:
+        """Inverse of `noise_of`: x0 + (sigma / alpha) (eps - noise)."""
+        if noise is self.noise:
+            return self.clean
+        self.spaces.require_linear("an expected clean state")
+        ratio = self.level.sigma / self.level.alpha
+        shift = self.noise.combine(noise, lambda eps, mean: self.clean.spread(ratio, eps) * (eps - mean))
+        return self.clean.combine(shift, torch.add)

@@ -1,0 +1,47 @@
+"""What a measure is: a function of a trained model that returns values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bench.diffusion.process import Process
+from bench.geometry.noised import Level
+from bench.geometry.state import State
+from bench.structures.dataset import DataSet, Facts
+from bench.structures.structures import Structures
+
+Encode = Callable[[Structures, torch.device], State]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model as measures see it.
+
+    Attributes:
+        process: the diffusion process.
+        predict: (z_t, level, rng) -> the model's estimate, with averaged weights; a stochastic method draws from `rng`.
+        encode: structures -> clean states.
+        data: with the split that is measured on.
+        facts: of the training set.
+        seed: of all draws.
+        on_batch: to be called before each batch, for progress and deadlines.
+    """
+
+    process: Process
+    predict: Callable[[State, Level, torch.Generator], State]
+    encode: Encode
+    data: DataSet
+    facts: Facts
+    device: torch.device
+    seed: int
+    on_batch: Callable[[], None] = lambda: None
+
+
+def mean_and_sem(per_molecule: np.ndarray) -> tuple[float, float]:
+    """Mean over molecules and its standard error, 0 for one molecule."""
+    n = len(per_molecule)
+    return float(per_molecule.mean()), float(per_molecule.std(ddof=1) / n**0.5) if n > 1 else 0.0

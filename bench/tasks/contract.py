@@ -1,0 +1,117 @@
+"""What a task is: the parts of a state and their spaces, the group, the way from structures to states and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from bench.diffusion.process import DiffusionConfig, Process
+from bench.geometry.groups import Group
+from bench.geometry.state import State
+from bench.records.values import Value
+from bench.streams import Stream, seed_of
+from bench.structures.dataset import DataSet, Facts
+from bench.structures.sizes import SizeDistribution
+from bench.structures.structures import Structures
+
+N_DRAWN = 8  # samples kept for figures: the first ones, whatever they look like
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one batch of samples is asked for.
+
+    Attributes:
+        number: of the batch, from 0; names its random stream.
+        places: places of its molecules in the whole set.
+        sizes: atoms of each, ascending.
+        n_padded: the largest size known, to which published code pads all samples.
+        context: what is given (bonds, composition); None where nothing is.
+    """
+
+    number: int
+    places: np.ndarray
+    sizes: np.ndarray
+    n_padded: int
+    context: Any = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a run's samples are judged.
+
+    Attributes:
+        values: of the samples.
+        data_values: the same of the test split, the row that samples as good as the data would have.
+        bonds: of each of the first samples, rows (first atom, second atom, order), for drawings; None: nothing is drawn.
+    """
+
+    values: list[Value]
+    data_values: list[Value] = field(default_factory=list)
+    bonds: list[np.ndarray] | None = None
+
+
+class Task(ABC):
+    """A problem: what to generate, and how it is judged.
+
+    Class attributes:
+        groups: symmetry groups of the data by the name that a configuration gives, the default first.
+        references: papers to cite for it.
+
+    Attributes:
+        facts: what a model must know of the training set.
+        group: the symmetry group chosen.
+        process: the diffusion process over the task's spaces.
+    """
+
+    groups: ClassVar[Mapping[str, Callable[[], Group]]]
+    references: ClassVar[tuple[str, ...]] = ()
+
+    facts: Facts
+    group: Group
+    process: Process
+
+    @abstractmethod
+    def __init__(self, cfg: Any, diffusion: DiffusionConfig, group: str, facts: Facts) -> None:
+        """Set the attributes; raise ValueError for options that do not fit one another."""
+
+    @abstractmethod
+    def encode(
+        self, structures: Structures, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> State:
+        """Clean states of structures, scaled and projected onto their spaces."""
+
+    @abstractmethod
+    def decode(self, state: State) -> Structures:
+        """Structures of final states."""
+
+    def prompts(self, n: int, batch_size: int, seed: int) -> list[Prompt]:
+        """Batches to sample: n sizes from the training set's histogram, like with like; the order is that of the draw."""
+        sizes = SizeDistribution(self.facts.sizes)
+        drawn = sizes.draw(n, np.random.default_rng(seed_of(seed, Stream.SAMPLING, 0)))
+        order = np.argsort(drawn, kind="stable")
+        return [
+            Prompt(i // batch_size, order[i : i + batch_size], drawn[order[i : i + batch_size]], int(sizes.sizes[-1]))
+            for i in range(0, n, batch_size)
+        ]
+
+    @abstractmethod
+    def evaluate(self, samples: Structures, data: DataSet, cache: Path) -> Evaluation:
+        """Judge samples against a data set.
+
+        Args:
+            cache: folder for what is computed once per data set.
+        """
+
+    @classmethod
+    def chosen_group(cls, name: str) -> Group:
+        """The group of a name; ValueError names the choices."""
+        if name not in cls.groups:
+            raise ValueError(f"'group' is {name!r}, expected {' or '.join(cls.groups)} for this task")
+        return cls.groups[name]()

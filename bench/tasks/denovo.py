@@ -1,0 +1,137 @@
+"""De novo generation of molecules: elements and positions from nothing but a number of atoms.
+
+State: x [A, 3] with zero centre of mass in each molecule, and features h [A, F]: one channel per element (one-hot) and,
+with `include_charges`, one channel with the nuclear charge, divided by the scales [1, 4, 10] of the published runs
+(Hoogeboom et al., arXiv:2203.17003).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from bench.diffusion.decoder import Decoder
+from bench.diffusion.process import DiffusionConfig, Process
+from bench.geometry.groups import O3, SO3, Group
+from bench.geometry.layout import Layout
+from bench.geometry.spaces import Centred, Euclidean, Spaces
+from bench.geometry.state import State
+from bench.records.store import read_json, write_json
+from bench.records.values import Value
+from bench.registry import tasks
+from bench.structures.dataset import DataSet, Facts
+from bench.structures.structures import Structures
+from bench.tasks.contract import N_DRAWN, Evaluation, Task
+
+log = logging.getLogger("equibench")
+
+
+@dataclass
+class DenovoConfig:
+    """Options; the defaults are those of all published QM9 runs."""
+
+    include_charges: bool = True
+    scale_position: float = 1.0
+    scale_onehot: float = 4.0
+    scale_charge: float = 10.0
+
+
+@tasks.register("denovo", DenovoConfig)
+class Denovo(Task):
+    """Molecules from their number of atoms: elements and positions (EDM's problem)."""
+
+    groups: ClassVar[dict[str, Any]] = {"O3": O3, "SO3": SO3}
+    references = ("Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003",)
+
+    def __init__(self, cfg: DenovoConfig, diffusion: DiffusionConfig, group: str, facts: Facts) -> None:
+        self.cfg, self.facts = cfg, facts
+        self.elements = tuple(facts.elements)
+        self.group: Group = self.chosen_group(group)
+        decoder = Decoder(
+            len(self.elements), cfg.include_charges, cfg.scale_position, cfg.scale_onehot, cfg.scale_charge
+        )
+        self.n_features = len(self.elements) + int(cfg.include_charges)
+        spaces = Spaces({"x": Centred(3), "h": Euclidean(self.n_features)})
+        self.process = Process(spaces, diffusion, facts.mean_atoms, decoder)
+
+    def encode(
+        self, structures: Structures, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> State:
+        """Scaled, centred states of molecules.
+
+        Raises:
+            ValueError: an element that the model does not know.
+        """
+        index = np.searchsorted(self.elements, structures.numbers)
+        known = np.asarray(self.elements)[np.minimum(index, len(self.elements) - 1)] == structures.numbers
+        if not known.all():
+            raise ValueError(
+                f"nuclear charges {sorted(set(structures.numbers[~known].tolist()))} are not among "
+                f"the model's elements {self.elements}"
+            )
+        h = np.zeros((len(index), self.n_features))
+        h[np.arange(len(index)), index] = 1 / self.cfg.scale_onehot
+        if self.cfg.include_charges:
+            h[:, -1] = structures.numbers / self.cfg.scale_charge
+        x = torch.from_numpy(np.ascontiguousarray(structures.positions)).to(device, dtype) / self.cfg.scale_position
+        layout = Layout(structures.n_atoms, device)
+        return State({"x": x, "h": torch.from_numpy(h).to(device, dtype)}, layout).centred()
+
+    def decode(self, state: State) -> Structures:
+        """Elements by the largest one-hot channel, positions in angstrom.
+
+        All one-hot channels take part, with or without a charge channel (the published code drops the last element
+        when there is none). The charge channel is a feature only; it does not decide the element.
+        """
+        index = state.h[:, : len(self.elements)].argmax(1).cpu().numpy()
+        return Structures(
+            numbers=np.asarray(self.elements, dtype=np.int64)[index],
+            positions=(state.x * self.cfg.scale_position).cpu().numpy(),
+            ptr=state.ptr.cpu().numpy(),
+        )
+
+    def evaluate(self, samples: Structures, data: DataSet, cache: Path) -> Evaluation:
+        """EDM's stability and validity, uniqueness and novelty; all None for elements without bond lengths."""
+        from bench.metrics.molecules import evaluate_molecules, undefined_values  # here: they load RDKit
+
+        if reason := unscorable(data):
+            log.warning("samples are not evaluated: %s", reason)
+            undefined: list[Value] = undefined_values()
+            return Evaluation(undefined, undefined, [])
+        train_smiles, data_values = reference(data, cache)
+        found = evaluate_molecules(samples, train_smiles)
+        bonds = [found.bonds[i] for i in range(min(N_DRAWN, len(samples)))]
+        return Evaluation(found.values(), data_values, bonds)
+
+
+def unscorable(data: DataSet) -> str | None:
+    """Why samples of this data set have no stability and no validity: an element without bond lengths; or None."""
+    from bench.metrics.stability import BondTable, UnknownElementError
+
+    try:
+        BondTable.load().check(data.train)
+    except UnknownElementError as error:
+        return f"{data.label}: {error}"
+    return None
+
+
+def reference(data: DataSet, cache: Path) -> tuple[list[str], list[Value]]:
+    """SMILES of the training split and the data's own values on the test split; computed once per data set."""
+    from bench.metrics.molecules import evaluate_molecules
+    from bench.metrics.validity import smiles_of
+
+    # another RDKit can judge another set of molecules valid
+    path = cache / f"reference-{data.fingerprint}-rdkit{metadata.version('rdkit')}.json"
+    if not path.exists():
+        log.info("evaluating the data set itself (once)")
+        train_smiles = sorted({s for s in smiles_of(data.train) if s is not None})
+        values = [value.to_dict() for value in evaluate_molecules(data.test, train_smiles).values()]
+        write_json(path, {"train_smiles": train_smiles, "values": values})
+    known = read_json(path)
+    return known["train_smiles"], [Value.from_dict(value, str(path)) for value in known["values"]]
