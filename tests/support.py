@@ -161,8 +161,9 @@ def model_of(
     diffusion = core()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = backbones[backbone].build(options_of(backbones, cfg.backbone), diffusion.n_features)
-        setting = Setting(group or O3(), network, diffusion.n_features)
+        channels = {"x": 3, "h": diffusion.n_features}
+        network = backbones[backbone].build(options_of(backbones, cfg.backbone), channels)
+        setting = Setting(group or O3(), network, channels)
         model = Model(diffusion, Denoiser(network), methods[method].build(options_of(methods, cfg.method), setting))
     randomise(model, seed)
     return model.to(dtype)

@@ -10,7 +10,6 @@ from torch import nn
 
 from bench.diffusion.schedule import NoiseLevel
 from bench.geometry.state import State
-from bench.nn.static import on_device
 
 
 class Denoiser(nn.Module):
@@ -28,4 +27,4 @@ class Denoiser(nn.Module):
     def forward(self, z_t: State, level: NoiseLevel) -> State:
         self.n_calls += 1
         # under autocast a network answers in bf16; what is done with its answer is not
-        return on_device(self.backbone, z_t, level.t).to(dtype=z_t.x.dtype).centred()
+        return self.backbone(z_t, level.t).to(dtype=z_t.x.dtype).centred()

@@ -21,7 +21,6 @@ import torch
 from bench.config.run import RunConfig
 from bench.diffusion.schedule import NoiseLevel
 from bench.geometry.state import State
-from bench.kernels.native import compiler_version
 from bench.records import store as records
 from bench.run.model import Model
 from bench.run.sample import in_order, plan_chunks, sample_chunk
@@ -241,13 +240,11 @@ def package_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of the packages and of the C compiler (`bench.kernels.native`) that can move a number."""
+    """Of Python and of the packages that can move a number."""
     found = {"python": platform.python_version()}
     for package in ("torch", "numpy", "rdkit", "e3nn", "torch-geometric", "safetensors"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if compiler := compiler_version():
-        found["c compiler"] = compiler
     return found

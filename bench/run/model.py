@@ -37,8 +37,9 @@ class Model(nn.Module):
         diffusion = Diffusion(cfg.diffusion, elements, mean_atoms)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(cfg.seed, Stream.INIT, 0))
-            backbone = backbones[cfg.backbone["name"]].build(options_of(backbones, cfg.backbone), diffusion.n_features)
-            setting = Setting(GROUPS[cfg.group](), backbone, diffusion.n_features)
+            channels = {"x": 3, "h": diffusion.n_features}
+            backbone = backbones[cfg.backbone["name"]].build(options_of(backbones, cfg.backbone), channels)
+            setting = Setting(GROUPS[cfg.group](), backbone, channels)
             method = methods[cfg.method["name"]].build(options_of(methods, cfg.method), setting)
         model = cls(diffusion, Denoiser(backbone), method)
         for module in model.modules():

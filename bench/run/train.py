@@ -65,18 +65,9 @@ class BatchLoss(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
-        self.once: bool | None = None  # of the last call
 
     def forward(self, x0: State, rng: StepStreams, part: Part | None) -> Tensor:
-        before = self.model.denoiser.n_calls
-        losses = training_loss(self.model, x0, rng, part)
-        # the gradient of a weight that is used once stays as its product made it, bf16 perhaps; sums are in float32
-        once = part is None and self.model.denoiser.n_calls == before + 1
-        if once != self.once:
-            for p in self.model.parameters():
-                p.grad_dtype = None if once else p.dtype
-            self.once = once
-        return losses
+        return training_loss(self.model, x0, rng, part)
 
 
 def training_step(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -35,12 +35,12 @@ class Setting:
         group: symmetry group of the data.
         backbone: the network that the method works with (for widths and shared embeddings; `predict` is handed the
             denoiser).
-        n_features: F.
+        channels: of each part of a state, such as {"x": 3, "h": F}.
     """
 
     group: Group
     backbone: nn.Module
-    n_features: int
+    channels: Mapping[str, int]
 
 
 @dataclass
