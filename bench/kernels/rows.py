@@ -1,6 +1,4 @@
-"""Linear layers on atoms under bf16 autocast.
-
-What enters and leaves a network stays float32: bf16 has two or three digits, in which four of a thousand times are one.
+"""Linear layers on atoms in bf16, whose number of rows is rounded up.
 
 oneDNN, which makes products in bf16 on a CPU, compiles one for every number of rows, which takes a millisecond and
 memory, and keeps a thousand of them. Batches of molecules have a few hundred numbers of atoms and a network some twenty
@@ -24,8 +22,8 @@ MULTIPLE = 32  # numbers of rows of bf16 products are multiples of it
 
 
 def padded_rows(x: Float[Tensor, "A K"]) -> Float[Tensor, "A_padded K"]:
-    """x, with rows of zeros up to a multiple of `MULTIPLE` where oneDNN makes the products; else x itself."""
-    if x.device.type != "cpu" or of_products() is not torch.bfloat16 or len(x) % MULTIPLE == 0:
+    """x, with rows of zeros up to a multiple of `MULTIPLE` where products are bf16; else x itself."""
+    if of_products() is not torch.bfloat16 or len(x) % MULTIPLE == 0:
         return x
     return F.pad(x, (0, 0, 0, -len(x) % MULTIPLE))
 
@@ -38,30 +36,12 @@ def row_linear(
     return F.linear(x, weight, bias) if padded is x else F.linear(padded, weight, bias)[: len(x)]
 
 
-class RowLinear(nn.Linear):
-    """`row_linear` as a layer."""
-
-    def forward(self, input: Float[Tensor, "A K"]) -> Float[Tensor, "A H"]:
-        return row_linear(input, self.weight, self.bias)
-
-
-class Float32Linear(nn.Linear):
-    """`torch.nn.Linear` in the precision of its weights, also under autocast."""
-
-    def forward(self, input: Float[Tensor, "... K"]) -> Float[Tensor, "... H"]:
-        device = input.device.type
-        if not torch.amp.is_autocast_available(device):  # the meta device
-            return super().forward(input)
-        with torch.autocast(device, enabled=False):
-            return super().forward(input.to(self.weight.dtype))
-
-
 def joint_linear(x: Float[Tensor, "B K"], layers: Sequence[nn.Linear]) -> Float[Tensor, "B sum_H"]:
-    """What these layers make of x, side by side, in the precision of their weights.
+    """The outputs of several layers of one input, side by side, in the precision of their weights.
 
-    Under bf16 autocast on a CPU they are one product: of few rows it is faster than many.
+    Under bf16 autocast they are one product: for few rows it is faster than many.
     """
-    if x.device.type != "cpu" or of_products() is not torch.bfloat16:
+    if of_products() is not torch.bfloat16:
         return torch.cat([layer(x).to(layer.weight.dtype) for layer in layers], dim=1)
     with torch.autocast("cpu", enabled=False):
         weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]

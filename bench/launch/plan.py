@@ -29,6 +29,7 @@ from bench.config.study import StudyConfig
 from bench.launch.status import duration
 from bench.launch.submit import Item
 from bench.launch.submit import plan as plan_items
+from bench.run.acceleration import accelerate
 from bench.run.clock import clock
 from bench.run.evaluate import likelihood
 from bench.run.execute import load_data, reason_of
@@ -165,6 +166,7 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     device = torch.device(cfg.train.device)
     data = load_data(cfg)
     model = Model.build(cfg, data.elements, data.mean_atoms).to(device)
+    accelerate(model, cfg.train)
     chunks = plan_chunks(
         SizeDistribution(data.size_histogram), cfg.sample.n_molecules, cfg.sample.batch_size, cfg.sample.seed
     )

@@ -18,6 +18,7 @@ from bench.geometry.layout import Layout
 from bench.geometry.state import State
 from bench.records.inputs import cut, is_folder_name
 from bench.records.store import DATA, MANIFEST, RecordError, read_json
+from bench.run.acceleration import accelerate
 from bench.run.checkpoint import load_average
 from bench.run.denormals import denormals_are_zero
 from bench.run.model import Model
@@ -124,6 +125,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     model = Model.build(cfg, about["elements"], about["mean_atoms"])
     step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
     model.to(device).eval()
+    accelerate(model, cfg.train)
     return Run(cfg, model, sizes, step)
 
 
