@@ -22,7 +22,6 @@ from bench.geometry.groups import RotationGroup, gram_schmidt, product
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.nn.linear import Float32Linear
-from bench.nn.static import static_layout
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, Setting
 from bench.symmetry.symmetrise import TURNED_BACK, symmetrised
@@ -56,8 +55,6 @@ class RotationKernel(nn.Module):
             tell the molecules: chirality would be lost.
     """
 
-    static_function: ClassVar[str] = "network"
-
     def __init__(
         self,
         cfg: SymDiffConfig,
@@ -89,20 +86,11 @@ class RotationKernel(nn.Module):
 
     def raw(self, y: State, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
         """The 3x3 output before it is orthonormalised."""
-        static = static_layout(self, y.layout)
-        if static is None:
-            return self.network(y, eta, t)
-        return self.network(static.of(y), static.of_atoms(eta), static.of_molecules(t))[:-1].clone()
-
-    def network(self, y: State, eta: Float[Tensor, "A K"], t: Float[Tensor, "B"]) -> Float[Tensor, "B 3 3"]:
-        """`raw` in any layout."""
-        layout = y.layout.by_size
-        x = y.layout.to_sorted(y.x)
-        inputs = [x, y.layout.to_sorted(eta), self.pair_embedding(x, layout)]
+        inputs = [y.x, eta, self.pair_embedding(y.x, y.layout)]
         if self.atom_types:
-            inputs.append(y.layout.to_sorted(y.h))
-        tokens, _ = self.trunk(self.embedding(torch.cat(inputs, dim=1)), y.layout.molecules_to_sorted(t), layout)
-        pooled = y.mean_over_atoms(y.layout.from_sorted(tokens))
+            inputs.append(y.h)
+        tokens, _ = self.trunk(self.embedding(torch.cat(inputs, dim=1)), t, y.layout)
+        pooled = y.mean_over_atoms(tokens)
         # bf16 of an autocast layer would leave a matrix that is orthogonal to two digits
         return self.matrix(F.gelu(self.hidden(pooled))).view(-1, 3, 3).to(y.x.dtype)
 

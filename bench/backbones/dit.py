@@ -6,16 +6,17 @@ Peebles & Xie, Scalable diffusion models with transformers (arXiv:2212.09748); a
     token_i = [ Linear([x_i, h_i]),  W mean_j G(d_ij) + b ]
     G_k(d) = exp(-((d - mu_k) / s_k)^2 / 2) / (sqrt(2 pi) s_k),  s_k = |raw_k| + 0.01
     block: adaLN-Zero around self-attention and around a SwiGLU MLP
-Tokens are real atoms only, and attention runs within molecules, one dense block per molecule size. The released code
-sums bias-carrying embeddings over padded columns, so that its outputs depend on padding; here there are none, unless
-`diffusion.edm_compat` asks for what they would have added.
+Tokens are real atoms only; attention alone runs on padded molecules, with empty slots masked. The released code sums
+bias-carrying embeddings over padded columns, so that its outputs depend on padding; here they do not, unless
+`diffusion.edm_compat` asks for what padding would have added.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +25,9 @@ from torch import Tensor, nn
 
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
-from bench.kernels import dit_passes
-from bench.nn.gaussians import mean_gaussians
-from bench.nn.linear import Float32Linear, joint_linear, padded_rows
-from bench.nn.pairs import differences
-from bench.nn.static import StaticLayout
+from bench.nn.linear import Float32Linear, answer, features_of
+from bench.nn.padded import Slots, slots_of
+from bench.nn.pairs import differences, pairs_of, sum_over_partners
 from bench.registry import backbones
 
 EPS = 1e-6  # of the norms
@@ -61,16 +60,18 @@ class GaussianPairEmbedding(nn.Module):
         self.raw_scale = nn.Parameter(torch.empty(n_gaussians).uniform_(0, 3))
         self.linear = xavier_linear(n_gaussians, width, layer=Float32Linear)
 
-    def forward(self, x: Float[Tensor, "A 3"], layout: Layout) -> Float[Tensor, "A E"]:
-        """Rotation-invariant embedding of each atom; `layout` sorted by size."""
-        # 1e-30 keeps the gradient of the root finite on the diagonal, where it is multiplied by zero
-        distance = (differences(x, layout).square().sum(1) + 1e-30).sqrt()
+    def forward(self, x: Float[Tensor, "A D"], layout: Layout) -> Float[Tensor, "A E"]:
+        """Rotation-invariant embedding of each atom."""
+        pairs = pairs_of(layout, include_self=True)
+        # 1e-30 keeps the gradient of the root finite for i = j, where it is multiplied by zero
+        distance = (differences(x, pairs).square().sum(1, keepdim=True) + 1e-30).sqrt()
         scale = self.raw_scale.abs() + 0.01
-        gaussians = mean_gaussians(distance, self.mean, 1 / (scale * math.sqrt(2)), layout)
-        p = self.linear(gaussians / (math.sqrt(2 * 3.14159) * scale))  # the published constant
+        gaussians = torch.exp(-0.5 * ((distance - self.mean) / scale).square())
+        n_atoms = layout.n_atoms.to(x.dtype).index_select(0, layout.molecule)[:, None]
+        mean = sum_over_partners(gaussians, pairs) / n_atoms
+        p = self.linear(mean / (math.sqrt(2 * 3.14159) * scale))  # the published constant
         if self.edm_compat:
-            n_columns = (layout.n_padded / layout.n_atoms.to(p.dtype)).index_select(0, layout.molecule)
-            p = p + (n_columns - 1)[:, None] * self.linear.bias
+            p = p + (layout.n_padded / n_atoms - 1) * self.linear.bias
         return p
 
 
@@ -120,38 +121,11 @@ class Attention(nn.Module):
         self.qkv = xavier_linear(width, 3 * width)
         self.out = xavier_linear(width, width)
 
-    def forward(self, tokens: Float[Tensor, "A H"], layout: Layout) -> Float[Tensor, "A H"]:
-        if isinstance(layout, StaticLayout):
-            return self.out(_attend_padded(self.qkv(tokens), self.n_heads, layout))
-        mixed = []
-        for part, (n, b, _) in zip(
-            self.qkv(tokens).split([b * n for n, b, _ in layout.buckets]), layout.buckets, strict=True
-        ):
-            # [b, n, 3, heads, width per head] -> three of [b, heads, n, width per head]
-            q, k, v = part.view(b, n, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-            mixed.append(attend(q, k, v).transpose(1, 2).reshape(b * n, -1))
-        return self.out(torch.cat(mixed))
-
-
-def _attend_padded(qkv: Float[Tensor, "A three_H"], n_heads: int, layout: StaticLayout) -> Float[Tensor, "A H"]:
-    """Attention of all molecules at once, each with as many places for atoms as the largest.
-
-    Most are smaller than one tile of the kernels for sequences of several lengths, which so would save nothing.
-    """
-    # [B, N, 3, heads, width per head] -> three of [B, heads, N, width per head]
-    q, k, v = qkv[layout.slots].unflatten(2, (3, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    real = layout.slots != len(qkv) - 1
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
-    return mixed.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, layout.place)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of each molecule and head."""
-    if q.device.type == "cpu" and q.dtype is torch.bfloat16:
-        # on a CPU the backward pass of small bf16 attention takes longer than all the rest of a block
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    return F.scaled_dot_product_attention(q, k, v)
+    def forward(self, tokens: Float[Tensor, "A H"], slots: Slots) -> Float[Tensor, "A H"]:
+        # [B, N, 3, heads, width per head] -> three of [B, heads, N, width per head]
+        q, k, v = slots.pad(self.qkv(tokens)).unflatten(2, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=slots.filled[:, None, None])
+        return self.out(slots.unpad(mixed.transpose(1, 2).flatten(2)))
 
 
 class SwiGLU(nn.Module):
@@ -179,11 +153,13 @@ class Block(nn.Module):
         self.mlp = SwiGLU(width, mlp_ratio)
         self.modulation = zero_linear(width, 6 * width)
 
-    def forward(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
+    def forward(
+        self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout, slots: Slots
+    ) -> Float[Tensor, "A H"]:
         """c: SiLU of the time embedding."""
         modulation = self.modulation(c).to(tokens.dtype)
         of_attention, gate_a, of_mlp, gate_m = modulation.split([2 * tokens.shape[1], tokens.shape[1]] * 2, dim=1)
-        tokens = tokens + per_atom(gate_a, layout) * self.attention(modulate(tokens, of_attention, layout), layout)
+        tokens = tokens + per_atom(gate_a, layout) * self.attention(modulate(tokens, of_attention, layout), slots)
         return tokens + per_atom(gate_m, layout) * self.mlp(modulate(tokens, of_mlp, layout))
 
 
@@ -191,8 +167,6 @@ def modulate(
     tokens: Float[Tensor, "A H"], modulation: Float[Tensor, "B twice_H"], layout: Layout
 ) -> Float[Tensor, "A H"]:
     """(1 + scale) LayerNorm(tokens) + shift for modulation = [shift, scale], the norm without parameters."""
-    if dit_passes.available(tokens):
-        return dit_passes.modulate(tokens, modulation, layout, EPS)
     normed = F.layer_norm(tokens, tokens.shape[-1:], eps=EPS)
     shift, scale = modulation.chunk(2, dim=1)
     return normed * per_atom(1 + scale, layout) + per_atom(shift, layout)
@@ -212,22 +186,12 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(Block(width, n_heads, mlp_ratio) for _ in range(depth))
 
     def forward(self, tokens: Float[Tensor, "A H"], t: Float[Tensor, "B"], layout: Layout) -> tuple[Tensor, Tensor]:
-        """Tokens after the last block [A, H] and SiLU of the time embedding [B, H]; all in `layout`'s order."""
-        tokens = tokens.to(t.dtype)  # what blocks add to is in float32 also under autocast
-        c = F.silu(self.time(t))
-        if self.blocks and dit_passes.available(tokens):
-            return self._in_c(tokens, c, layout), c
+        """Tokens after the last block [A, H] and SiLU of the time embedding [B, H]."""
+        tokens = tokens.to(t.dtype)  # the residual stream is float32 also under autocast
+        c, slots = F.silu(self.time(t)), slots_of(layout)
         for block in self.blocks:
-            tokens = block(tokens, c, layout)
+            tokens = block(tokens, c, layout, slots)
         return tokens, c
-
-    def _in_c(self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
-        blocks, n_atoms = [cast(Block, block) for block in self.blocks], len(tokens)
-        modulation = joint_linear(c, [block.modulation for block in blocks])
-        layers = [(block.attention.qkv, block.attention.out, block.mlp.inner, block.mlp.outer) for block in blocks]
-        tokens = padded_rows(tokens)  # once for all layers
-        tokens = dit_passes.blocks(tokens, modulation, layers, blocks[0].attention.n_heads, layout, EPS)
-        return tokens if len(tokens) == n_atoms else tokens[:n_atoms]
 
 
 @backbones.register("dit", DiTConfig)
@@ -235,7 +199,6 @@ class DiT(nn.Module):
     """Diffusion transformer with Gaussian pair embedding (the network of SymDiff); not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
-    static_function: ClassVar[str] = "forward"
     references: ClassVar[tuple[str, ...]] = (
         "Peebles & Xie, Scalable diffusion models with transformers, arXiv:2212.09748",
     )
@@ -247,22 +210,22 @@ class DiT(nn.Module):
         "published_large": {"width": 768, "depth": 12, "n_heads": 12, "embedding_width": 382},
     }
 
-    def __init__(self, cfg: DiTConfig, n_features: int) -> None:
+    def __init__(self, cfg: DiTConfig, channels: Mapping[str, int]) -> None:
         super().__init__()
         if cfg.width % cfg.n_heads:
             raise ValueError(f"width {cfg.width} is not divisible by n_heads {cfg.n_heads}; choose a multiple")
+        n_inputs = channels["x"] + channels.get("h", 0)
         self.pair_embedding = GaussianPairEmbedding(cfg.embedding_width, cfg.width - cfg.embedding_width)
-        self.atom_embedding = xavier_linear(3 + n_features, cfg.embedding_width, layer=Float32Linear)
+        self.atom_embedding = xavier_linear(n_inputs, cfg.embedding_width, layer=Float32Linear)
         self.trunk = Trunk(cfg.width, cfg.depth, cfg.n_heads, cfg.mlp_ratio, cfg.time_scale)
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
-        self.head = zero_linear(cfg.width, 3 + n_features, layer=Float32Linear)
+        self.head = zero_linear(cfg.width, n_inputs, layer=Float32Linear)
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
-        """Raw output: x part [A, 3] and features [A, F]; zero at initialisation."""
-        layout = z.layout.by_size
-        x, h = z.layout.to_sorted(z.x), z.layout.to_sorted(z.h)
-        tokens = torch.cat([self.atom_embedding(torch.cat([x, h], dim=1)), self.pair_embedding(x, layout)], dim=1)
-        tokens, c = self.trunk(tokens, z.layout.molecules_to_sorted(t), layout)
+        """Raw output: x part [A, D] and features [A, F]; zero at initialisation."""
+        layout, D = z.layout, z.x.shape[1]
+        embedded = self.atom_embedding(torch.cat([z.x, features_of(z)], dim=1))
+        tokens, c = self.trunk(torch.cat([embedded, self.pair_embedding(z.x, layout)], dim=1), t, layout)
         modulation = self.modulation(c).to(tokens.dtype)
-        out = z.layout.from_sorted(self.head(modulate(tokens, modulation, layout)))
-        return z.replace(x=out[:, :3], h=out[:, 3:])
+        out = self.head(modulate(tokens, modulation, layout))
+        return answer(z, out[:, :D], out[:, D:])

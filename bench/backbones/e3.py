@@ -15,7 +15,8 @@ with linear maps U, V over channels, one for each degree, and <h^l>^2 the mean s
     h_i^0 <- h_i^0 + u,  h_i^l <- h_i^l + sigmoid(g^l) m_i^l
 A block so changes h by a bounded amount, and for large states the network grows no faster than linearly (tested).
 Because C does not depend on j, it is applied after the sum, once per atom: the work on pairs is a small matrix product,
-where a tensor product on each pair as in e3nn would write [P, paths, 2 l3 + 1, C] (equal to it: tests/unit/backbones/test_e3.py).
+where a tensor product on each pair, as in e3nn, would write [P, paths, 2 l3 + 1, C] (tests/unit/backbones/test_e3.py
+holds them equal).
 
 Distances are those of a noised, scaled state, from 0.1 to tens: Gaussians in log d, each as wide as their spacing.
 Everything is smooth, in one point too: solid harmonics of the softened v vanish there with their gradients finite.
@@ -24,6 +25,7 @@ Everything is smooth, in one point too: solid harmonics of the softened v vanish
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,11 +34,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.backbones.egnn import first_layer
-from bench.geometry.layout import Layout
 from bench.geometry.state import State
-from bench.nn.linear import Float32Linear
-from bench.nn.pairs import components, differences, harmonic_moments, off_diagonal
+from bench.nn.linear import Float32Linear, answer, features_of, without_autocast
+from bench.nn.padded import Slots, slots_of
+from bench.nn.pairs import Pairs, differences, pair_linear, pairs_of
 from bench.registry import backbones
 
 SOFTENING = 0.1  # distance below which two atoms look as if in one place
@@ -90,12 +91,40 @@ def coupling(l1: int, l2: int, degrees: list[int]) -> Float[Tensor, "Q M2 K1"]:
         )
 
 
-def harmonics(v: Float[Tensor, "P 3"], lmax: int) -> Float[Tensor, "M P"]:
+def components(degree: int) -> slice:
+    """Indices of the 2 l + 1 components of a degree in an array of all degrees 0, 1, 2, ..."""
+    return slice(degree**2, (degree + 1) ** 2)
+
+
+def harmonics(v: Float[Tensor, "P 3"], lmax: int) -> Float[Tensor, "P M"]:
     """Solid harmonics |v|^l Y_lm(v / |v|) with mean square 1 on the sphere, of all degrees up to lmax."""
     from e3nn import o3
 
-    Y = o3.spherical_harmonics(list(range(lmax + 1)), v, normalize=False, normalization="component")
-    return Y.t().contiguous()
+    return o3.spherical_harmonics(list(range(lmax + 1)), v, normalize=False, normalization="component")
+
+
+def harmonic_moments(
+    w: Float[Tensor, "P L G"], Y: Float[Tensor, "P M"], h: Float[Tensor, "K A C"], pairs: Pairs, slots: Slots
+) -> Float[Tensor, "M K A C"]:
+    """sum_j w_ij^{l2, g(c)} Y_ij^{l2 m2} h_j^{l1 m1, c}: sums over partners of harmonics times features, in float32.
+
+    One batched matrix product on padded molecules, which needs no array [P, M, K, C] of all terms.
+
+    Args:
+        w: weights for each degree of harmonics and each of G groups of C / G channels.
+        Y: harmonics, the components of degree 0 first.
+        h: features of the partners, components likewise.
+    """
+    dtype = torch.promote_types(Y.dtype, torch.float32)
+    M, K, G = Y.shape[1], len(h), w.shape[2]
+    degrees = range(w.shape[1])
+    weighted = torch.cat([w[:, degree, None] * Y[:, components(degree), None] for degree in degrees], dim=1).to(dtype)
+    weights = slots.pad_pairs(weighted, pairs).permute(0, 4, 3, 1, 2)  # [B, G, M, N, N]
+    sources = slots.pad(h.to(dtype).transpose(0, 1)).unflatten(3, (G, -1)).permute(0, 3, 1, 2, 4)  # [B, G, N, K, C/G]
+    with without_autocast(h.device):
+        moments = weights.flatten(2, 3) @ sources.flatten(3)
+    moments = moments.unflatten(2, (M, -1)).unflatten(4, (K, -1))  # [B, G, M, N, K, C/G]
+    return slots.unpad(moments.permute(0, 3, 2, 4, 1, 5).flatten(4)).permute(1, 2, 0, 3)
 
 
 def normalise(h: Float[Tensor, "K A C"]) -> Float[Tensor, "K A C"]:
@@ -147,12 +176,13 @@ class Block(nn.Module):
         self,
         h: Float[Tensor, "K A C"],
         basis: Float[Tensor, "P N"],
-        Y: Float[Tensor, "M P"],
-        layout: Layout,
+        Y: Float[Tensor, "P M"],
+        pairs: Pairs,
+        slots: Slots,
     ) -> Float[Tensor, "K_out A C"]:
         # weights times features are a square of h, that is after `depth` blocks its power 2^depth, were h not bounded
         seen = normalise(h)
-        message = self.message(seen, self.radial_weights(seen[0], basis, layout), Y, layout)
+        message = self.message(seen, self.radial_weights(seen[0], basis, pairs), Y, pairs, slots)
         degrees = [message[components(degree)] for degree in range(self.l_out + 1)]
         norms = [(1 + part.square().sum(0)).sqrt() for part in degrees[1:]]
         hidden = F.silu(self.node_in(torch.cat([seen[0], message[0], *norms], dim=1)))
@@ -162,22 +192,25 @@ class Block(nn.Module):
         kept = min(len(h), len(new))
         return torch.cat([h[:kept] + new[:kept], new[kept:]])
 
-    def radial_weights(self, scalars: Tensor, basis: Tensor, layout: Layout) -> Float[Tensor, "L G P"]:
+    def radial_weights(
+        self, scalars: Float[Tensor, "A C"], basis: Float[Tensor, "P N"], pairs: Pairs
+    ) -> Float[Tensor, "P L G"]:
         """w_ij for each degree of harmonics and group of channels."""
-        hidden = F.silu(first_layer(self.radial_in, scalars, basis, layout))
-        # pairs last, as the sums want them
-        return torch.addmm(self.radial_out.bias[:, None], self.radial_out.weight, hidden.t()).view(
-            -1, self.n_groups, len(basis)
-        )
+        hidden = F.silu(pair_linear(self.radial_in, scalars, basis, pairs))
+        return self.radial_out(hidden).unflatten(1, (-1, self.n_groups))
 
-    def message(self, h: Tensor, w: Tensor, Y: Tensor, layout: Layout) -> Float[Tensor, "K_out A C"]:
+    def message(
+        self, h: Float[Tensor, "K A C"], w: Float[Tensor, "P L G"], Y: Float[Tensor, "P M"], pairs: Pairs, slots: Slots
+    ) -> Float[Tensor, "K_out A C"]:
         """m_i of all degrees."""
         sources = self.source([h[components(degree)] for degree in range(self.l_in + 1)])
-        moments = harmonic_moments(w, Y, sources, layout)
+        moments = harmonic_moments(w, Y, sources, pairs, slots)
         parts: list[list[Tensor]] = [[] for _ in range(self.l_out + 1)]
         for (l1, l2), degrees in self.products.items():
             C = self.get_buffer(f"coupling_{l1}_{l2}").flatten(1)
-            coupled = (C.to(Y.dtype) @ moments[l2, l1].flatten(2).flatten(0, 1)).view(-1, *h.shape[1:])
+            coupled = (C.to(Y.dtype) @ moments[components(l2), components(l1)].flatten(2).flatten(0, 1)).view(
+                -1, *h.shape[1:]
+            )
             for l3, part in zip(degrees, coupled.split([2 * l3 + 1 for l3 in degrees]), strict=True):
                 parts[l3].append(part)
         return self.gather([torch.cat(part, dim=2) for part in parts])
@@ -188,7 +221,6 @@ class E3(nn.Module):
     """Equivariant message passing with features up to degree lmax (tensor field network on e3nn)."""
 
     equivariant: ClassVar[bool] = True
-    static_function: ClassVar[str] = "forward"
     references: ClassVar[tuple[str, ...]] = (
         "Thomas et al., Tensor field networks, arXiv:1802.08219",
         "Geiger & Smidt, e3nn: Euclidean neural networks, arXiv:2207.09453",
@@ -199,8 +231,13 @@ class E3(nn.Module):
         "medium": {"width": 64, "depth": 5, "lmax": 2, "n_groups": 16},
     }
 
-    def __init__(self, cfg: E3Config, n_features: int) -> None:
+    def __init__(self, cfg: E3Config, channels: Mapping[str, int]) -> None:
         super().__init__()
+        if channels["x"] != 3:
+            raise ValueError(
+                f"backbone 'e3' is for points in 3 dimensions, got {channels['x']}; choose egnn, gdm or dit"
+            )
+        n_features = channels.get("h", 0)
         self.lmax = cfg.lmax
         centres = torch.linspace(math.log(SOFTENING), math.log(LARGEST), cfg.n_basis, dtype=torch.float64)
         self.register_buffer("centres", centres, persistent=False)
@@ -215,20 +252,19 @@ class E3(nn.Module):
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: one vector per atom [A, 3] and features [A, F]."""
-        layout = z.layout.by_size
-        x = z.layout.to_sorted(z.centre(z.x))
-        scalars = self.embedding(z.layout.to_sorted(torch.cat([z.h, z.per_atom(t)[:, None]], dim=1)))
+        pairs, slots = pairs_of(z.layout), slots_of(z.layout)
+        x = z.centre(z.x)
+        scalars = self.embedding(torch.cat([features_of(z), z.per_atom(t)[:, None]], dim=1))
         # positions enter as vectors too: at high noise the estimate of eps is nearly z_t itself
         h = torch.cat([scalars[None], self.position(x.t()[:, :, None])])
 
-        difference = differences(x, layout)
+        difference = differences(x, pairs)
         d2 = difference.square().sum(1, keepdim=True) + SOFTENING**2
         basis = self.basis(0.5 * d2.log())
-        Y = harmonics(difference * d2.rsqrt(), self.lmax) * off_diagonal(layout, x)
+        Y = harmonics(difference * d2.rsqrt(), self.lmax)
         for block in self.blocks:
-            h = block(h, basis, Y, layout)
-        vectors = self.velocity(h[components(1)])[:, :, 0].t()
-        return z.replace(x=z.layout.from_sorted(vectors), h=z.layout.from_sorted(self.readout(h[0])))
+            h = block(h, basis, Y, pairs, slots)
+        return answer(z, self.velocity(h[components(1)])[:, :, 0].t(), self.readout(h[0]))
 
     def basis(self, log_d: Float[Tensor, "P 1"]) -> Float[Tensor, "P N"]:
         """Gaussians in log distance."""

@@ -11,6 +11,7 @@ A block, for d_ij^2 the current and d0_ij^2 the initial squared distance:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,11 +20,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bench.geometry.layout import Layout
 from bench.geometry.state import State
-from bench.kernels import pair_mlp
-from bench.nn.linear import Float32Linear, RowLinear, row_linear
-from bench.nn.pairs import differences, off_diagonal, pair_input, weighted_sum
+from bench.nn.linear import Float32Linear, answer, features_of
+from bench.nn.pairs import Pairs, differences, pair_linear, pairs_of, sum_over_partners
 from bench.registry import backbones
 
 
@@ -37,48 +36,40 @@ class EGNNConfig:
 
 
 class MessagePassing(nn.Module):
-    """Messages with attention on all pairs and the update of features by their sum: m_ij, a_ij and h_i as above.
+    """Messages with attention on pairs and the update of features by their sum: m_ij, a_ij and h_i as above.
 
     Args:
         n_distances: columns of the pair input beside the two atoms' features.
-        itself: whether an atom is a partner of its own.
     """
 
-    def __init__(self, width: int, n_distances: int, itself: bool) -> None:
+    def __init__(self, width: int, n_distances: int) -> None:
         super().__init__()
-        self.itself = itself
         self.message_in = nn.Linear(2 * width + n_distances, width)
         self.message_out = nn.Linear(width, width)
         self.attention = nn.Linear(width, 1)
-        self.node_in = RowLinear(2 * width, width)
-        self.node_out = RowLinear(width, width)
+        self.node_in = nn.Linear(2 * width, width)
+        self.node_out = nn.Linear(width, width)
 
-    def in_c(self, x: Tensor) -> bool:
-        """Whether `pair_mlp` is for numbers like these."""
-        return pair_mlp.available(x, self.attention.in_features)
-
-    def update(self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"], layout: Layout) -> Float[Tensor, "A H"]:
+    def update(
+        self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"] | None, pairs: Pairs
+    ) -> Float[Tensor, "A H"]:
         """h_i + W4 SiLU(W3 [h_i, sum_j a_ij m_ij])."""
-        first = first_terms(self.message_in, h, distances)
-        if self.in_c(distances):
-            gathered = pair_mlp.attended_sum(first, self.message_out, self.attention, layout, self.itself)
-        else:
-            message, attention = self.message(pair_input(*first, layout))
-            counts = attention if self.itself else attention * off_diagonal(layout, distances)
-            gathered = weighted_sum(counts, message, layout)
+        gathered = self.gather(h, distances, pairs)
         return h + self.node_out(F.silu(self.node_in(torch.cat([h, gathered], dim=1))))
 
-    def message(self, first: Float[Tensor, "P H"]) -> tuple[Tensor, Tensor]:
-        """m_ij [P, H] and a_ij [P] from the first layer's output."""
-        message = F.silu(self.message_out(F.silu(first)))
-        return message, torch.sigmoid(_one_output(self.attention, message))
+    def gather(
+        self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"] | None, pairs: Pairs
+    ) -> Float[Tensor, "A H"]:
+        """sum_j a_ij m_ij."""
+        message = F.silu(self.message_out(F.silu(pair_linear(self.message_in, h, distances, pairs))))
+        return sum_over_partners(torch.sigmoid(self.attention(message)) * message, pairs)
 
 
 class Block(MessagePassing):
     """One EGNN block; parameters named by what they do."""
 
     def __init__(self, width: int, coordinate_range: float) -> None:
-        super().__init__(width, n_distances=2, itself=False)
+        super().__init__(width, n_distances=2)
         self.coordinate_range = coordinate_range
         self.coordinate_in = nn.Linear(2 * width + 2, width)
         self.coordinate_mid = nn.Linear(width, width)
@@ -86,52 +77,20 @@ class Block(MessagePassing):
         nn.init.xavier_uniform_(self.coordinate_out.weight, gain=0.001)
 
     def forward(
-        self,
-        h: Float[Tensor, "A H"],
-        x: Float[Tensor, "A 3"],
-        d0: Float[Tensor, "P 1"],
-        layout: Layout,
+        self, h: Float[Tensor, "A H"], x: Float[Tensor, "A D"], d0: Float[Tensor, "P 1"], pairs: Pairs
     ) -> tuple[Tensor, Tensor]:
-        difference = differences(x, layout)
+        difference = differences(x, pairs)
         d2 = difference.square().sum(1, keepdim=True)
         distances = torch.cat([d2, d0], dim=1)
-        h = self.update(h, distances, layout)
-        first = first_terms(self.coordinate_in, h, distances)
-        if self.in_c(distances):
-            score = pair_mlp.pair_scores(first, self.coordinate_mid, self.coordinate_out, layout)
-        else:
-            score = self.score(pair_input(*first, layout))
-        strength = self.coordinate_range * torch.tanh(score)
-        x = x + weighted_sum(strength / ((d2[:, 0] + 1e-8).sqrt() + 1), difference, layout)
+        h = self.update(h, distances, pairs)
+        strength = self.coordinate_range * torch.tanh(self.strength(h, distances, pairs))
+        x = x + sum_over_partners(difference * (strength / ((d2 + 1e-8).sqrt() + 1)), pairs)
         return h, x
 
-    def score(self, first: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
-        """V3 SiLU(V2 SiLU(.)) from the first layer's output."""
-        return _one_output(self.coordinate_out, F.silu(self.coordinate_mid(F.silu(first))))
-
-
-def _one_output(linear: nn.Linear, inputs: Float[Tensor, "P H"]) -> Float[Tensor, "P"]:
-    """A layer of one output as a matrix-vector product, whose backward pass is an outer product, not a matrix one."""
-    out = torch.mv(inputs, linear.weight[0].to(inputs.dtype))  # autocast does not reach products with vectors
-    return out if linear.bias is None else out + linear.bias
-
-
-def first_terms(linear: nn.Linear, h: Float[Tensor, "A H"], D: Float[Tensor, "P C"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms [a, b], D, W_D of W [h_i, h_j, D_ij] + bias = a_i + b_j + D_ij W_D; products with h once per atom.
-
-    In D's precision also under autocast, because distances do not survive bf16.
-    """
-    H, W = h.shape[1], linear.weight
-    of_h = torch.cat([W[:, :H], W[:, H : 2 * H]])
-    ab = row_linear(h, of_h, torch.cat([linear.bias, torch.zeros_like(linear.bias)]))
-    return ab.to(D.dtype), D, W[:, 2 * H :].t().to(D.dtype)
-
-
-def first_layer(
-    linear: nn.Linear, h: Float[Tensor, "A H"], D: Float[Tensor, "P C"], layout: Layout
-) -> Float[Tensor, "P K"]:
-    """W [h_i, h_j, D_ij] + bias on all pairs."""
-    return pair_input(*first_terms(linear, h, D), layout)
+    def strength(self, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"], pairs: Pairs) -> Float[Tensor, "P 1"]:
+        """V3 SiLU(V2 SiLU(V1 [h_i, h_j, d_ij^2, d0_ij^2]))."""
+        hidden = F.silu(pair_linear(self.coordinate_in, h, distances, pairs))
+        return self.coordinate_out(F.silu(self.coordinate_mid(hidden)))
 
 
 @backbones.register("egnn", EGNNConfig)
@@ -139,7 +98,6 @@ class EGNN(nn.Module):
     """E(n)-equivariant message passing on all pairs (the network of EDM)."""
 
     equivariant: ClassVar[bool] = True
-    static_function: ClassVar[str] = "forward"
     references: ClassVar[tuple[str, ...]] = (
         "Satorras et al., E(n) equivariant graph neural networks, arXiv:2102.09844",
     )
@@ -151,20 +109,20 @@ class EGNN(nn.Module):
         "published_geom": {"width": 256, "depth": 4},
     }
 
-    def __init__(self, cfg: EGNNConfig, n_features: int) -> None:
+    def __init__(self, cfg: EGNNConfig, channels: Mapping[str, int]) -> None:
         super().__init__()
+        n_features = channels.get("h", 0)
         self.embedding = Float32Linear(n_features + 1, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg.width, cfg.coordinate_range) for _ in range(cfg.depth))
         # the published network reads out the time channel too and drops it: its row is kept so that weights load
         self.readout = Float32Linear(cfg.width, n_features + 1)
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
-        """Raw output: displacement x_L - x_0 [A, 3] and features [A, F]."""
-        layout = z.layout.by_size
-        x = x_in = z.layout.to_sorted(z.x)
-        h = self.embedding(z.layout.to_sorted(torch.cat([z.h, z.per_atom(t)[:, None]], dim=1)))
-        d0 = differences(x, layout).square().sum(1, keepdim=True)
+        """Raw output: displacement x_L - x_0 [A, D] and features [A, F]."""
+        pairs = pairs_of(z.layout)
+        x = z.x
+        h = self.embedding(torch.cat([features_of(z), z.per_atom(t)[:, None]], dim=1))
+        d0 = differences(x, pairs).square().sum(1, keepdim=True)
         for block in self.blocks:
-            h, x = block(h, x, d0, layout)
-        features = self.readout(h)[:, :-1]
-        return z.replace(x=z.layout.from_sorted(x - x_in), h=z.layout.from_sorted(features))
+            h, x = block(h, x, d0, pairs)
+        return answer(z, x - z.x, self.readout(h)[:, :-1])

@@ -13,6 +13,7 @@ atoms, so that its outputs depend on padding; here there are none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,9 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.egnn import MessagePassing
-from bench.geometry.layout import Layout
 from bench.geometry.state import State
-from bench.nn.linear import Float32Linear
+from bench.nn.linear import Float32Linear, answer, features_of
+from bench.nn.pairs import Pairs, pairs_of
 from bench.registry import backbones
 
 
@@ -39,10 +40,10 @@ class Block(MessagePassing):
     """One GDM block."""
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, n_distances=0, itself=True)
+        super().__init__(width, n_distances=0)
 
-    def forward(self, h: Float[Tensor, "A H"], no_distances: Float[Tensor, "P 0"], layout: Layout) -> Tensor:
-        return self.update(h, no_distances, layout)
+    def forward(self, h: Float[Tensor, "A H"], pairs: Pairs) -> Float[Tensor, "A H"]:
+        return self.update(h, None, pairs)
 
 
 @backbones.register("gdm", GDMConfig)
@@ -50,7 +51,6 @@ class GDM(nn.Module):
     """Message passing on coordinates as features (EDM's baseline GDM); not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
-    static_function: ClassVar[str] = "forward"
     references: ClassVar[tuple[str, ...]] = (
         "Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003 (GDM)",
     )
@@ -61,19 +61,19 @@ class GDM(nn.Module):
         "published": {"width": 256, "depth": 9},
     }
 
-    def __init__(self, cfg: GDMConfig, n_features: int) -> None:
+    def __init__(self, cfg: GDMConfig, channels: Mapping[str, int]) -> None:
         super().__init__()
-        self.embedding = Float32Linear(3 + n_features + 1, cfg.width)
+        n_outputs = channels["x"] + channels.get("h", 0)
+        self.embedding = Float32Linear(n_outputs + 1, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg.width) for _ in range(cfg.depth))
         # the published network reads out the time channel too and drops it: its row is kept so that weights load
-        self.readout = Float32Linear(cfg.width, 3 + n_features + 1)
+        self.readout = Float32Linear(cfg.width, n_outputs + 1)
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
-        """Raw output: x part [A, 3] and features [A, F]."""
-        layout = z.layout.by_size
-        h = self.embedding(z.layout.to_sorted(torch.cat([z.x, z.h, z.per_atom(t)[:, None]], dim=1)))
-        no_distances = z.x.new_empty(layout.n_pairs, 0)  # in float32 also under autocast, and so the sums on pairs
+        """Raw output: x part [A, D] and features [A, F]."""
+        pairs = pairs_of(z.layout, include_self=True)
+        h = self.embedding(torch.cat([z.x, features_of(z), z.per_atom(t)[:, None]], dim=1))
         for block in self.blocks:
-            h = block(h, no_distances, layout)
-        out = z.layout.from_sorted(self.readout(h))
-        return z.replace(x=out[:, :3], h=out[:, 3:-1])
+            h = block(h, pairs)
+        out, D = self.readout(h), z.x.shape[1]
+        return answer(z, out[:, :D], out[:, D:-1])

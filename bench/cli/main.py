@@ -139,6 +139,7 @@ def timing_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="cpu")
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of a CPU (default: all cores)")
     command.add_argument("--compile", action="store_true", help="as train.compile=true")
+    command.add_argument("--kernels", choices=["auto", "off"], default="auto", help="off: plain torch (default: auto)")
 
 
 def list_all(args: argparse.Namespace) -> int:
@@ -314,6 +315,7 @@ def time(args: argparse.Namespace) -> int:
         "compile": args.compile,
         "n_threads": args.threads,
         "device": args.device,
+        "kernels": args.kernels,
     }
     cfg = run_config(args.method, args.backbone, args.size, args.data, args.overrides, **train)
     result = time_steps(cfg, args.steps, args.atoms)
@@ -327,7 +329,7 @@ def scaling(args: argparse.Namespace) -> int:
     from bench.run.scaling import sweep, table
 
     shared = [*args.overrides, "--dtype", args.dtype, "--device", args.device, "--threads", str(args.threads)]
-    shared += ["--steps", str(args.steps), *(["--compile"] if args.compile else [])]
+    shared += ["--kernels", args.kernels, "--steps", str(args.steps), *(["--compile"] if args.compile else [])]
     shared += [part for flag in ("size", "data") if (value := getattr(args, flag)) for part in (f"--{flag}", value)]
     record = sweep(args.method, args.backbone, args.atoms, args.batch, shared)
     write_json(args.out, record)

@@ -64,6 +64,13 @@ class OnOutOfMemory(enum.StrEnum):
     ACCUMULATE = "accumulate"
 
 
+class Kernels(enum.StrEnum):
+    """The accelerated networks of `bench.kernels` on a CPU where they can be had, or plain torch alone."""
+
+    AUTO = "auto"
+    OFF = "off"
+
+
 @dataclass
 class TrainConfig:
     """Optimisation; defaults are those of the published SymDiff QM9 runs unless a comment says otherwise."""
@@ -90,10 +97,11 @@ class TrainConfig:
     checkpoint_seconds: float = 120.0
     # autocast of training steps; weights, optimiser, sampling and evaluation stay in float32
     bf16: bool = False
-    compile: bool = False  # torch.compile and CUDA graphs of the networks on a GPU; falls back to eager with one line
+    compile: bool = False  # torch.compile of the networks; falls back to eager with one line
     n_threads: int = 1
     device: str = "cpu"
-    # the two below change results by rounding alone
+    # the three below change results by rounding alone
+    kernels: Kernels = Kernels.AUTO
     on_out_of_memory: OnOutOfMemory = OnOutOfMemory.FAIL
     n_processes: int = 1  # that share each batch, on one machine; `bench.run.parallel` says how torchrun starts them
 
@@ -207,13 +215,13 @@ class RunConfig:
     def identity(self, fingerprint: str) -> str:
         """Hash of all that decides the trained weights, the data's content included.
 
-        Not part of it: how far training goes (so that it can be extended), what is logged, how many
-        processes share the work, how the result is sampled and evaluated, and where the data lies.
+        Not part of it: how far training goes (so that it can be extended), what is logged, which kernels
+        run, how many processes share the work, how the result is sampled and evaluated, and where the data lies.
         """
         page = self.page()
         for key in ("study", "sample", "measures"):
             del page[key]
-        how = ("checkpoint_seconds", "on_out_of_memory", "n_processes")
+        how = ("checkpoint_seconds", "kernels", "on_out_of_memory", "n_processes")
         for key in ("n_steps", "log_every", "valid_every", "n_valid", *how):
             del page["train"][key]
         page["data"] = fingerprint

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +27,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bench.backbones.dit import EPS, Block, Trunk
 from bench.geometry.layout import Layout
-from bench.kernels.native import Library, of_products, required, usable
+from bench.kernels.native import Library, library, of_products, replace, required, usable
+from bench.kernels.rows import MULTIPLE, joint_linear, padded_rows
 from bench.kernels.threads import n_threads
-from bench.nn.linear import MULTIPLE
 
 SOURCE = Path(__file__).with_suffix(".c")
 LANES = 8  # of dit_passes.c
@@ -38,22 +39,28 @@ LANES = 8  # of dit_passes.c
 Layers = tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]  # qkv, out, inner, outer
 
 
-def available(x: Float[Tensor, "A H"]) -> bool:
-    """Whether they are for numbers that blocks add to like these, in float32."""
-    return x.dtype is torch.float32 and usable(SOURCE, x)
+def install(model: nn.Module) -> bool:
+    """Replace the transformer blocks of every trunk in a model; False where it has none or C is not compiled."""
+    trunks = [module for module in model.modules() if isinstance(module, Trunk) and len(module.blocks)]
+    if not trunks or library(SOURCE) is None:
+        return False
+    for trunk in trunks:
+        replace(trunk, "forward", forward)
+    return True
 
 
-def modulate(
-    x: Float[Tensor, "A H"], modulation: Float[Tensor, "B twice_H"], layout: Layout, eps: float
-) -> Float[Tensor, "A H"]:
-    """(1 + scale) LayerNorm(x) + shift, for modulation = [shift, scale].
-
-    Raises:
-        ValueError: shapes that do not fit one another, or other numbers than float32 (here and below).
-        RuntimeError: it is not `available`.
-    """
-    _check(x, modulation, 2, layout)
-    return _Modulate.apply(x, modulation, Passes(layout, of_products(), eps))  # type: ignore[no-any-return]
+def forward(
+    self: Trunk, tokens: Float[Tensor, "A H"], t: Float[Tensor, "B"], layout: Layout
+) -> tuple[Float[Tensor, "A H"], Tensor]:
+    """`Trunk.forward`."""
+    if not usable(tokens):
+        return Trunk.forward(self, tokens, t, layout)
+    of_blocks, n_atoms = [cast(Block, block) for block in self.blocks], len(tokens)
+    c = F.silu(self.time(t))
+    modulation = joint_linear(c, [block.modulation for block in of_blocks])
+    layers = [(block.attention.qkv, block.attention.out, block.mlp.inner, block.mlp.outer) for block in of_blocks]
+    tokens = padded_rows(tokens)  # once for all layers
+    return blocks(tokens, modulation, layers, of_blocks[0].attention.n_heads, layout, EPS)[:n_atoms], c
 
 
 def blocks(
@@ -64,7 +71,12 @@ def blocks(
     layout: Layout,
     eps: float,
 ) -> Float[Tensor, "A H"]:
-    """The tokens after these blocks (at least one); of each [shift_a, scale_a, gate_a, shift_m, scale_m, gate_m]."""
+    """The tokens after these blocks (at least one); of each [shift_a, scale_a, gate_a, shift_m, scale_m, gate_m].
+
+    Raises:
+        ValueError: shapes that do not fit one another, or other numbers than float32.
+        RuntimeError: C is not compiled here.
+    """
     _check(x, modulation, 6 * len(layers), layout)
     H = x.shape[1]
     K = layers[0][3].in_features
@@ -219,26 +231,6 @@ class Passes:
         self.c.attention_gradient(*self.of(grad), n_heads, *given)
 
 
-class _Modulate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, modulation: Tensor, passes: Passes) -> Tensor | None:
-        x, modulation = x.contiguous(), modulation.contiguous()
-        _, out, moments = passes.add_norm(x, Parts(None, *modulation.chunk(2, dim=1)), None, None)
-        ctx.save_for_backward(x, modulation, moments)
-        ctx.passes = passes
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, modulation, moments = ctx.saved_tensors
-        of_x, of_modulation = torch.empty_like(x), torch.empty_like(modulation)
-        parts, of_parts = (Parts(None, *given.chunk(2, dim=1)) for given in (modulation, of_modulation))
-        of_normed = grads[0].contiguous()
-        ctx.passes.add_norm_gradient(parts, of_parts, of_x, after=After(x, moments, of_normed))
-        return of_x, of_modulation, None
-
-
 class _Blocks(torch.autograd.Function):
     """Each block is two sublayers alike: norm, layer, attention or SwiGLU, layer, gated sum."""
 
@@ -297,6 +289,6 @@ class _Blocks(torch.autograd.Function):
             torch.mm(of_wide, W_in, out=of_normed)
             after, beside = After(x, moments, of_normed), of_x
         passes.add_norm_gradient(parts[0], of_parts[0], of_x, beside, after)
-        # weights' gradients are cast by autograd, or left (`BatchLoss`)
+        # autograd casts the gradients of weights to float32
         of_layers = zip(reversed(of_weights), of_biases.sum(0).split(widths), strict=True)
         return of_x, of_modulation, None, None, None, *(grad for of_layer in of_layers for grad in of_layer)

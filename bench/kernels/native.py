@@ -18,13 +18,13 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 log = logging.getLogger("equibench")
 warn_once = functools.cache(log.warning)  # a file that has several widths fails for the same reason at each
@@ -35,8 +35,6 @@ FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp
 FOR_THIS_PROCESSOR = {"x86_64": ("-march=native", "-mprefer-vector-width=512")}
 ELSEWHERE = ("-mcpu=native",)
 HEADERS = Path(__file__).parent
-
-_off = False
 
 
 class Library:
@@ -90,30 +88,22 @@ def required(source: Path, **constants: int) -> Library:
     """The functions of a C file (`library`).
 
     Raises:
-        RuntimeError: it cannot be compiled here, which `usable` says.
+        RuntimeError: it cannot be compiled here.
     """
     found = library(source, **constants)
     if found is None:
-        raise RuntimeError(f"{source.name} is not compiled here; ask `usable` first")
+        raise RuntimeError(f"{source.name} is not compiled here")
     return found
 
 
-@contextmanager
-def operations_of_torch() -> Iterator[None]:
-    """Nothing of C in here, for what looks at operations as they run."""
-    global _off
-    before, _off = _off, True
-    try:
-        yield
-    finally:
-        _off = before
+def usable(x: Tensor) -> bool:
+    """Whether kernels are for such numbers, here and now: float32 on a CPU, with products in float32 or bf16."""
+    return x.dtype is torch.float32 and x.is_cpu and of_products() in (torch.float32, torch.bfloat16)
 
 
-def usable(source: Path, x: Tensor, **constants: int) -> bool:
-    """Whether a C file can be had for such numbers here: float32, or under autocast bf16, on a CPU."""
-    if _off or x.device.type != "cpu" or x.dtype not in (torch.float32, of_products()):
-        return False
-    return of_products() in (torch.float32, torch.bfloat16) and library(source, **constants) is not None
+def replace(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
+    """Let one module have another method of this name than its class."""
+    setattr(module, name, types.MethodType(function, module))
 
 
 def of_products() -> torch.dtype:

@@ -2,7 +2,7 @@
 
 For an atom i and its partner j, with [a, b] the first layer's parts for each atom:
     z_ij = a_i + b_j + D_ij W_in,  m_ij = SiLU(W SiLU(z_ij) + bias),  e_ij = w m_ij + c
-    `pair_scores`: e_ij,  `attended_sum`: sum_j sigmoid(e_ij) m_ij
+    `pair_outputs`: e_ij,  `attended_sum`: sum_j sigmoid(e_ij) m_ij
 Two dozen element-wise passes over [P, K] take as long as the matrix products. So pairs go in chunks that fit a cache,
 each thread has chunks of its own, and what lies between two products is one function in C (pair_mlp.c). Only W SiLU(z)
 is kept for the backward pass, which makes the rest again: that is cheaper than to write it and to read it back.
@@ -21,37 +21,79 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bench.geometry.layout import Layout
-from bench.kernels.native import Library, of_products, required, usable
+from bench.backbones.egnn import Block, MessagePassing
+from bench.kernels.chunks import Chunk, cached_chunks
+from bench.kernels.native import Library, library, of_products, replace, required, usable
+from bench.kernels.rows import MULTIPLE, row_linear
 from bench.kernels.threads import on_threads, shares
-from bench.nn.linear import MULTIPLE
-from bench.nn.pairs import Chunk, cached_chunks
+from bench.nn.pairs import Pairs
 
 SOURCE = Path(__file__).with_suffix(".c")
 
 FirstLayer = tuple[Tensor, Tensor, Tensor]  # [a, b] [A, 2 K], D [P, C], W_in [C, K], all in one precision
 
 
-def available(x: Tensor, width: int) -> bool:
-    """Whether it is for such numbers and layers of this width: float32, where `bench.kernels.native.usable`."""
-    return x.dtype is torch.float32 and usable(SOURCE, x, WIDTH=width)
+def install(model: nn.Module) -> bool:
+    """Replace what EGNN and GDM do on pairs, in every block; False where a model has none or C is not compiled."""
+    blocks = [module for module in model.modules() if isinstance(module, MessagePassing)]
+    if not blocks or any(library(SOURCE, WIDTH=block.attention.in_features) is None for block in blocks):
+        return False
+    for block in blocks:
+        replace(block, "gather", gather)
+        if isinstance(block, Block):
+            replace(block, "strength", strength)
+        for layer in (block.node_in, block.node_out):
+            replace(layer, "forward", linear_on_rows)
+    return True
 
 
-def attended_sum(
-    first: FirstLayer, inner: nn.Linear, attention: nn.Linear, layout: Layout, itself: bool
-) -> Float[Tensor, "A K"]:
-    """sum_j sigmoid(e_ij) m_ij for layers inner (W, bias) and attention (w, c), over j != i, or with `itself` all j.
+def gather(
+    self: MessagePassing, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"] | None, pairs: Pairs
+) -> Float[Tensor, "A H"]:
+    """`MessagePassing.gather`."""
+    if not usable(h):
+        return MessagePassing.gather(self, h, distances, pairs)
+    return attended_sum(first_layer(self.message_in, h, distances, pairs), self.message_out, self.attention, pairs)
+
+
+def strength(
+    self: Block, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"], pairs: Pairs
+) -> Float[Tensor, "P 1"]:
+    """`Block.strength`."""
+    if not usable(h):
+        return Block.strength(self, h, distances, pairs)
+    first = first_layer(self.coordinate_in, h, distances, pairs)
+    return pair_outputs(first, self.coordinate_mid, self.coordinate_out, pairs)[:, None]
+
+
+def linear_on_rows(self: nn.Linear, input: Float[Tensor, "A K"]) -> Float[Tensor, "A H"]:
+    """`nn.Linear.forward`."""
+    return row_linear(input, self.weight, self.bias)
+
+
+def first_layer(
+    linear: nn.Linear, h: Float[Tensor, "A H"], distances: Float[Tensor, "P D"] | None, pairs: Pairs
+) -> FirstLayer:
+    """[a, b], D, W_in of W [h_i, h_j, D_ij] + bias = a_i + b_j + D_ij W_in."""
+    H, W = h.shape[1], linear.weight
+    ab = row_linear(h, torch.cat([W[:, :H], W[:, H : 2 * H]]), torch.cat([linear.bias, torch.zeros_like(linear.bias)]))
+    D = h.new_empty(len(pairs.i), 0) if distances is None else distances
+    return ab.to(h.dtype), D, W[:, 2 * H :].t()
+
+
+def attended_sum(first: FirstLayer, inner: nn.Linear, attention: nn.Linear, pairs: Pairs) -> Float[Tensor, "A K"]:
+    """sum_j sigmoid(e_ij) m_ij for layers inner (W, bias) and attention (w, c).
 
     Raises:
         ValueError: shapes that do not fit one another, in float32 (here and below).
-        RuntimeError: it is not `available`.
+        RuntimeError: C is not compiled here.
     """
-    return _apply(first, inner, attention, layout, itself, attended=True)
+    return _apply(first, inner, attention, pairs, attended=True)
 
 
-def pair_scores(first: FirstLayer, inner: nn.Linear, head: nn.Linear, layout: Layout) -> Float[Tensor, "P"]:
-    """e_ij for layers inner (W, bias) and head (w, c or no c), and 0 for i = j."""
-    return _apply(first, inner, head, layout, itself=False, attended=False)
+def pair_outputs(first: FirstLayer, inner: nn.Linear, head: nn.Linear, pairs: Pairs) -> Float[Tensor, "P"]:
+    """e_ij for layers inner (W, bias) and head (w, c or no c)."""
+    return _apply(first, inner, head, pairs, attended=False)
 
 
 @dataclass(frozen=True)
@@ -59,13 +101,18 @@ class _Setting:
     c: Library
     plan: list[Chunk]
     products: torch.dtype
-    itself: bool  # whether an atom is a partner of its own
+    include_self: bool
     attended: bool
     kept: bool  # for a backward pass
 
     def n_rows(self, chunk: Chunk) -> int:
         """Pairs of a chunk that count."""
-        return chunk.n_pairs - (0 if self.itself else chunk.n_atoms)
+        return chunk.n_pairs - (0 if self.include_self else chunk.n_atoms)
+
+    def pairs(self, chunk: Chunk) -> slice:
+        """Those of a chunk in arrays of all pairs that count."""
+        start = chunk.start - (0 if self.include_self else chunk.first_atom)
+        return slice(start, start + self.n_rows(chunk))
 
     def n_padded(self, chunk: Chunk) -> int:
         """Rows of its products; those beyond the pairs that count are zero in their operands."""
@@ -73,7 +120,7 @@ class _Setting:
 
     def of(self, chunk: Chunk) -> tuple[Tensor, int, int, int]:
         """First arguments of every C function."""
-        return chunk.table, len(chunk.blocks), int(self.itself), int(self.products is torch.bfloat16)
+        return chunk.table, len(chunk.blocks), int(self.include_self), int(self.products is torch.bfloat16)
 
     def buffer(self, chunks: list[tuple[int, Chunk]], like: Tensor) -> Tensor:
         """Room for the products' rows of any of these chunks."""
@@ -104,7 +151,7 @@ class _PairMLP(torch.autograd.Function):
     ) -> Tensor:
         C, K = W_in.shape
         products, constant = W.to(setting.products).t(), 0.0 if c is None else c.item()
-        scores = ab.new_empty(D.shape[0])
+        outputs = ab.new_empty(D.shape[0])
         out = ab.new_empty(ab.shape[0], K) if setting.attended else None
         rows = [setting.n_padded(chunk) for chunk in setting.plan] if setting.kept else []
         stored = ab.new_empty(sum(rows), K, dtype=setting.products)
@@ -117,16 +164,16 @@ class _PairMLP(torch.autograd.Function):
             for place, chunk in share:
                 hidden = buffer[: setting.n_padded(chunk)]
                 second = kept[place] if rest is None else rest[: len(hidden)]
-                setting.c.first_layer(*setting.of(chunk), ab, D[chunk.pairs], W_in, C, hidden, None)
+                setting.c.first_layer(*setting.of(chunk), ab, D[setting.pairs(chunk)], W_in, C, hidden, None)
                 hidden[setting.n_rows(chunk) :] = 0
                 torch.mm(hidden, products, out=second)
-                setting.c.messages(*setting.of(chunk), second, bias, w, constant, m, scores[chunk.pairs], out)
+                setting.c.messages(*setting.of(chunk), second, bias, w, constant, m, outputs[setting.pairs(chunk)], out)
 
         on_threads(work, setting.shares)
         if setting.kept:
-            ctx.save_for_backward(ab, D, W_in, W, bias, w, scores if setting.attended else None, stored)
+            ctx.save_for_backward(ab, D, W_in, W, bias, w, outputs if setting.attended else None, stored)
             ctx.setting, ctx.with_c = setting, c is not None
-        return scores if out is None else out
+        return outputs if out is None else out
 
     @staticmethod
     @once_differentiable
@@ -148,8 +195,10 @@ class _PairMLP(torch.autograd.Function):
             for place, chunk in share:
                 hidden, g = (buffer[: setting.n_padded(chunk)] for buffer in buffers)
                 of_chunk = setting.of(chunk)
-                setting.c.first_layer(*of_chunk, ab, D[chunk.pairs], W_in, C, hidden, slopes)
-                of_sums = (None, grad[chunk.pairs]) if attention is None else (attention[chunk.pairs], grad)
+                setting.c.first_layer(*of_chunk, ab, D[setting.pairs(chunk)], W_in, C, hidden, slopes)
+                of_sums = (
+                    (None, grad[setting.pairs(chunk)]) if attention is None else (attention[setting.pairs(chunk)], grad)
+                )
                 setting.c.second_gradient(
                     *of_chunk, kept[place], bias, w, *of_sums, *of_partners, g, grad_bias, grad_w, grad_c
                 )  # fmt: skip
@@ -160,9 +209,9 @@ class _PairMLP(torch.autograd.Function):
                 else:
                     grad_W.addmm_(g.t(), hidden)
                 moved = torch.mm(g, products, out=hidden)
-                of_D = None if grad_D is None else grad_D[chunk.pairs]
+                of_D = None if grad_D is None else grad_D[setting.pairs(chunk)]
                 setting.c.first_gradient(
-                    *of_chunk, moved, slopes, D[chunk.pairs], W_in, C, grad_ab, of_D, grad_W_in
+                    *of_chunk, moved, slopes, D[setting.pairs(chunk)], W_in, C, grad_ab, of_D, grad_W_in
                 )  # fmt: skip
             return sums
 
@@ -173,16 +222,15 @@ class _PairMLP(torch.autograd.Function):
         return grad_ab, grad_D, grad_W_in, grad_W, grad_bias, grad_w, grad_c if ctx.with_c else None, None
 
 
-def _apply(
-    first: FirstLayer, inner: nn.Linear, head: nn.Linear, layout: Layout, itself: bool, attended: bool
-) -> Tensor:
+def _apply(first: FirstLayer, inner: nn.Linear, head: nn.Linear, pairs: Pairs, attended: bool) -> Tensor:
     ab, D, W_in = (x.contiguous() for x in first)
-    K, n_atoms = W_in.shape[1], layout.n_total
+    K, n_atoms, n_pairs = W_in.shape[1], pairs.layout.n_total, len(pairs.i)
     shapes = [tuple(x.shape) for x in (ab, D, inner.weight, head.weight)]
-    if shapes != [(n_atoms, 2 * K), (layout.n_pairs, len(W_in)), (K, K), (1, K)]:
-        raise ValueError(f"[a, b], D, W and w are {shapes}: not of {n_atoms} atoms, {layout.n_pairs} pairs, width {K}")
-    plan = cached_chunks(layout, W_in.shape[1], D.device)
-    setting = _Setting(required(SOURCE, WIDTH=K), plan, of_products(), itself, attended, torch.is_grad_enabled())
+    if shapes != [(n_atoms, 2 * K), (n_pairs, len(W_in)), (K, K), (1, K)]:
+        raise ValueError(f"[a, b], D, W and w are {shapes}: not of {n_atoms} atoms, {n_pairs} pairs, width {K}")
+    plan = cached_chunks(pairs.layout, K)
+    c = required(SOURCE, WIDTH=K)
+    setting = _Setting(c, plan, of_products(), pairs.include_self, attended, torch.is_grad_enabled())
     with torch.autocast("cpu", enabled=False):
         return _PairMLP.apply(  # type: ignore[no-any-return]
             ab, D, W_in, inner.weight, inner.bias, head.weight[0], head.bias, setting

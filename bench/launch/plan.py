@@ -30,6 +30,7 @@ from bench.launch.status import duration
 from bench.launch.submit import Item
 from bench.launch.submit import plan as plan_items
 from bench.registry import measures
+from bench.run.acceleration import accelerate
 from bench.run.clock import clock
 from bench.run.evaluate import active_measures, subject_of
 from bench.run.execute import load_data, reason_of
@@ -165,6 +166,7 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     device = torch.device(cfg.train.device)
     data = load_data(cfg)
     model = Model.build(cfg, data.facts).to(device)
+    accelerate(model, cfg.train)
     prompts = model.task.prompts(cfg.sample.n_molecules, cfg.sample.batch_size, cfg.sample.seed)
     forget_peak_memory(cfg.train.device)
     # sizes ascend: the mean of three that lie evenly stands for all, the last is the largest

@@ -1,87 +1,40 @@
-"""Linear layers on atoms under bf16 autocast.
-
-What enters and leaves a network stays float32: bf16 has two or three digits, in which four of a thousand times are one.
-
-oneDNN, which makes products in bf16 on a CPU, compiles one for every number of rows, which takes a millisecond and
-memory, and keeps a thousand of them. Batches of molecules have a few hundred numbers of atoms and a network some twenty
-products, so it would compile in most steps of a training. Rounded up there are few numbers.
-"""
+"""Linear layers at the two ends of a network, and the state parts that they read and write."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+from contextlib import AbstractContextManager
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from bench.kernels.native import of_products
-
-MULTIPLE = 32  # numbers of rows of bf16 products are multiples of it
+from bench.geometry.state import State
 
 
-def padded_rows(x: Float[Tensor, "A K"]) -> Float[Tensor, "A_padded K"]:
-    """x, with rows of zeros up to a multiple of `MULTIPLE` where oneDNN makes the products; else x itself."""
-    if x.device.type != "cpu" or of_products() is not torch.bfloat16 or len(x) % MULTIPLE == 0:
-        return x
-    return F.pad(x, (0, 0, 0, -len(x) % MULTIPLE))
-
-
-def row_linear(
-    x: Float[Tensor, "A K"], weight: Float[Tensor, "H K"], bias: Float[Tensor, "H"] | None
-) -> Float[Tensor, "A H"]:
-    """x W^T + bias, its rows padded in between."""
-    padded = padded_rows(x)
-    return F.linear(x, weight, bias) if padded is x else F.linear(padded, weight, bias)[: len(x)]
-
-
-class RowLinear(nn.Linear):
-    """`row_linear` as a layer."""
-
-    def forward(self, input: Float[Tensor, "A K"]) -> Float[Tensor, "A H"]:
-        return row_linear(input, self.weight, self.bias)
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Operations in the precision of their operands, whatever autocast says."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()  # the meta device
 
 
 class Float32Linear(nn.Linear):
-    """`torch.nn.Linear` in the precision of its weights, also under autocast."""
+    """`torch.nn.Linear` in the precision of its weights, also under autocast.
+
+    What enters and leaves a network stays float32: in bf16, four of a thousand times t would be one.
+    """
 
     def forward(self, input: Float[Tensor, "... K"]) -> Float[Tensor, "... H"]:
-        device = input.device.type
-        if not torch.amp.is_autocast_available(device):  # the meta device
-            return super().forward(input)
-        with torch.autocast(device, enabled=False):
+        with without_autocast(input.device):
             return super().forward(input.to(self.weight.dtype))
 
 
-def joint_linear(x: Float[Tensor, "B K"], layers: Sequence[nn.Linear]) -> Float[Tensor, "B sum_H"]:
-    """What these layers make of x, side by side, in the precision of their weights.
-
-    Under bf16 autocast on a CPU they are one product: of few rows it is faster than many.
-    """
-    if x.device.type != "cpu" or of_products() is not torch.bfloat16:
-        return torch.cat([layer(x).to(layer.weight.dtype) for layer in layers], dim=1)
-    with torch.autocast("cpu", enabled=False):
-        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        return _JointLinear.apply(x, len(layers), *weights, *biases)  # type: ignore[no-any-return]
+def features_of(z: State) -> Float[Tensor, "A F"]:
+    """The part "h"; no columns where a state has none."""
+    return z.parts["h"] if "h" in z.parts else z.x.new_empty(len(z.x), 0)
 
 
-class _JointLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, n: int, *given: Tensor) -> Tensor:
-        weights, biases, x16 = given[:n], given[n:], x.bfloat16()
-        ctx.widths, ctx.dtype = [len(W) for W in weights], x.dtype
-        W = x16.new_empty(sum(ctx.widths), x.shape[1])
-        torch._foreach_copy_(W.split(ctx.widths), weights)
-        ctx.save_for_backward(x16, W)
-        return x16 @ W.t() + torch.cat(biases)
-
-    @staticmethod
-    @once_differentiable
-    @torch.autocast("cpu", enabled=False)
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x16, W = ctx.saved_tensors
-        g, of_biases = grads[0].bfloat16(), grads[0].sum(0).split(ctx.widths)
-        return (g @ W).to(ctx.dtype), None, *(g.t() @ x16).split(ctx.widths), *of_biases
+def answer(z: State, x: Float[Tensor, "A D"], h: Float[Tensor, "A F"]) -> State:
+    """A network's output: z with its parts replaced, without "h" where z has none."""
+    return z.replace(x=x, h=h) if "h" in z.parts else z.replace(x=x)

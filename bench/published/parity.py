@@ -169,8 +169,9 @@ def build(fixture: Fixture) -> tuple[Reading, nn.Module, nn.Module]:
     reading = understand(published, own, _options(config, CONFIG_NAMES[weights.backbone]))
     for device in ("meta", "cpu"):  # shapes first: a damaged file can tell of a network that no memory holds
         with torch.device(device):
-            backbone = backbones[weights.backbone].build(options_of(backbones, reading.backbone), reading.n_features)
-            setting = Setting(O3(), backbone, reading.n_features)
+            channels = {"x": 3, "h": reading.n_features}
+            backbone = backbones[weights.backbone].build(options_of(backbones, reading.backbone), channels)
+            setting = Setting(O3(), backbone, channels)
             method = methods[reading.method["name"]].build(options_of(methods, reading.method), setting)
             reading.load(published, backbone, method)
     return reading, backbone, method

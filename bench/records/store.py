@@ -81,7 +81,8 @@ MANIFEST: dict[str, Any] = {
         "dtype": str,
         "n_threads": int,
         "n_processes?": int,  # that trained this run together, where there was more than one
-        "compile": str,  # 'eager', 'inductor with CUDA graphs', or 'eager (reason why it fell back)'
+        "compile": str,  # 'eager', 'inductor', or 'eager (reason why it fell back)'
+        "kernels?": list,  # of `bench.kernels`, by name, that ran in place of plain torch
         "tf32?": bool,  # whether float32 products on a GPU may be made in it
         "versions": dict,  # package -> version
         "platform": str,

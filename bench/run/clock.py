@@ -1,4 +1,4 @@
-"""Seconds of work on a device, which a GPU does some time after it was asked to."""
+"""Timing on asynchronous devices: synchronise, then read the clock; and deadlines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, once the device has done all it was asked to."""
+    """Seconds of a monotonic clock, after all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

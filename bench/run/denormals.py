@@ -1,4 +1,4 @@
-"""Numbers next to zero, on whose arithmetic a CPU spends many times as long."""
+"""Flush denormals to zero while sampling; denormal arithmetic is about ten times slower on a CPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 @contextmanager
 def denormals_are_zero() -> Iterator[None]:
-    """Numbers below the smallest normal one (1e-38 in float32) are zero in here; afterwards they are kept.
+    """Numbers below the smallest normal one (1e-38 in float32) are zero within this context.
 
-    A network far from its data, as at the beginning of sampling, makes them in every activation. Only the calling
-    thread is told (those of `bench.kernels.threads`, where networks alone run, always do so); on a processor that cannot,
-    nothing changes. Not for a whole process: a decomposition of matrices of every size needs its small numbers.
+    A network far from its data, as at the beginning of sampling, makes them in every activation. The setting is that of
+    the calling thread; on a processor without it nothing changes. Not for a whole process: matrix decompositions need
+    denormals.
     """
     torch.set_flush_denormal(True)
     try:

@@ -16,6 +16,7 @@ from bench.records import store as records
 from bench.records.lock import locked
 from bench.registry import datasets
 from bench.run import parallel
+from bench.run.acceleration import accelerate
 from bench.run.checkpoint import STATE, about_of, load_average
 from bench.run.clock import Deadline
 from bench.run.compile import compile_networks
@@ -135,6 +136,7 @@ def _execute(
             "sizes": {str(n): c for n, c in data.size_histogram.items()},
         }
         records.write_json(folder / "data.json", about)
+        manifest["environment"]["kernels"] = accelerate(model, cfg.train)
         if cfg.train.compile:
             manifest["environment"]["compile"] = compile_networks(model, data)
         step = obtain_weights(cfg, model, data, folder, manifest, deadline)

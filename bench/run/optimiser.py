@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from bench.config.run import Clip, OptimiserName, TrainConfig
-from bench.kernels.adamw import Pass
 
 
 class QueueClip:
@@ -175,28 +174,14 @@ class Optimiser:
                     rest, lr=cfg.lr, betas=betas, weight_decay=cfg.weight_decay, amsgrad=cfg.amsgrad, fused=True
                 )
             )
-        self._pass: Pass | None = None  # the last
         self._part_of = {p: part for part in self.parts for group in part.param_groups for p in group["params"]}
 
     def step(self, rate: float) -> None:
         """One step of all parameters at this learning rate."""
         for part in self.parts:
-            self._set_rate(part, rate)
+            for group in part.param_groups:
+                group["lr"] = rate
             part.step()
-
-    def in_one_pass(self, rate: float, average: MovingAverage, weights: dict[str, nn.Parameter]) -> Pass | None:
-        """A step at this learning rate together with clip and average, where `bench.kernels.adamw` is for these weights."""
-        (part, *others) = self.parts
-        if others or not isinstance(part, torch.optim.AdamW):
-            return None
-        self._set_rate(part, rate)
-        self._pass = Pass(part, {p: average.shadow[name] for name, p in weights.items()}, self._pass)
-        return self._pass if self._pass.available() else None
-
-    @staticmethod
-    def _set_rate(part: torch.optim.Optimizer, rate: float) -> None:
-        for group in part.param_groups:
-            group["lr"] = rate
 
     def zero_grad(self) -> None:
         for p in self._part_of:  # torch's own looks at each for longer
@@ -240,13 +225,6 @@ class TrainingState:
         Returns:
             norm before clipping, and whether it was clipped (0. or 1.), scalars on the device.
         """
-        if (in_one := self.optimiser.in_one_pass(rate, self.average, self.weights)) is not None:
-            norm = in_one.norm()
-            factor, clipped = clip(norm, cfg, self.queue)
-            in_one.step(factor, self.average.decay)
-            return norm, clipped
-        for p in self.weights.values():
-            p.grad = None if p.grad is None else p.grad.to(p.dtype)  # torch's steps take no other
         gradients = [p.grad for p in self.weights.values() if p.grad is not None]
         norm = global_norm(gradients)
         factor, clipped = clip(norm, cfg, self.queue)

@@ -133,6 +133,7 @@ def _die_with(parent: int) -> None:
 def train_folder(folder: str) -> None:
     """Train the run of a folder whose configuration is written; called in each of several processes."""
     from bench.config.run import read_run
+    from bench.run.acceleration import accelerate
     from bench.run.execute import load_data
     from bench.run.model import Model
     from bench.run.train import train
@@ -147,6 +148,7 @@ def train_folder(folder: str) -> None:
     torch.set_num_threads(cfg.train.n_threads)
     data = load_data(cfg)
     model = Model.build(cfg, data.facts)
+    accelerate(model, cfg.train)
     train(cfg, model, data.train, data.valid, Path(folder))
 
 

@@ -19,7 +19,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.geometry.state import State
-from bench.kernels.native import operations_of_torch
 from bench.run.clock import clock
 from bench.run.model import Model
 from bench.streams import StepStreams
@@ -79,7 +78,7 @@ def training_work(model: Model, x0: State, rng: StepStreams) -> Work:
         x0: clean scaled molecules.
     """
     level = model.process.path.draw(len(x0), rng.time)
-    with operations_of_torch(), FlopCounterMode(display=False, custom_mapping=EXTRA) as counter:
+    with FlopCounterMode(display=False, custom_mapping=EXTRA) as counter:
         model.predict(x0, level, rng.method)
     state = sum(4 * p.numel() for p in model.named_weights().values())
     return Work(3.0 * counter.get_total_flops(), float((OPTIMISER_TRAFFIC + NETWORK_TRAFFIC) * state))

@@ -18,6 +18,7 @@ from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.records.inputs import cut, is_folder_name
 from bench.records.store import DATA, MANIFEST, RecordError, read_json
+from bench.run.acceleration import accelerate
 from bench.run.checkpoint import load_average
 from bench.run.denormals import denormals_are_zero
 from bench.run.model import Model
@@ -114,6 +115,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     model = Model.build(cfg, facts_of(about, folder / "data.json"))
     step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
     model.to(device).eval()
+    accelerate(model, cfg.train)
     return Run(cfg, model, step)
 
 

@@ -19,6 +19,7 @@ from bench.config.run import ConfigError, RunConfig, build, options_of, reason_t
 from bench.config.study import set_dotted
 from bench.geometry.state import State
 from bench.registry import datasets, methods
+from bench.run.acceleration import accelerate
 from bench.run.batches import Batches
 from bench.run.clock import clock
 from bench.run.compile import compile_networks
@@ -71,6 +72,7 @@ def time_steps(
     timed = prepared[WARM_UP:]
     streams = Streams(cfg.seed, device)
     work = training_work(model, timed[0], streams.at(0))
+    kernels = accelerate(model, settings)
     compiled = compile_networks(model, data) if settings.compile else "eager"
 
     step = stepping(cfg, model, streams)
@@ -99,6 +101,7 @@ def time_steps(
         "device": device_name(settings.device),
         "dtype": "bf16" if settings.bf16 else "float32",
         "compile": compiled,
+        "kernels": kernels,
         "threads": settings.n_threads,
         "batch": len(timed[0]),
         "atoms": statistics.fmean(len(x0.x) for x0 in timed),
@@ -169,6 +172,7 @@ def table(result: dict[str, Any]) -> str:
         "molecules": f"{result['batch']} a step of {result['molecules']}: "
         f"{result['atoms']:.0f} atoms, {result['edges']:.0f} edges",
         "machine": f"{result['device']}, threads {result['threads']}, {result['dtype']}, {result['compile']}",
+        "kernels": ", ".join(result["kernels"]) or "none: plain torch",
         "training step": f"{result['step_seconds']:.4f} s (quartiles {low:.4f} to {high:.4f}, {result['steps']} steps)",
         "of it forward": f"{result['forward_seconds']:.4f} s",
         "peak memory": f"{result['peak_memory_mb']:.0f} MiB, of which {result['start_memory_mb']:.0f} before the step",

@@ -36,7 +36,7 @@ class Setting:
         group: symmetry group of the data.
         backbone: the network that the method works with (for widths and shared embeddings; `predict` is handed the
             denoiser).
-        channels: columns of each part of a state.
+        channels: of each part of a state, such as {"x": 3, "h": F}.
     """
 
     group: Group

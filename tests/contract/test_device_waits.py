@@ -59,11 +59,11 @@ class NoWaits(TorchDispatchMode):
 
 
 def exact(group: Group) -> Method:
-    return OrbitRBExact(NoOptions(), Setting(group, torch.nn.Identity(), 1))
+    return OrbitRBExact(NoOptions(), Setting(group, torch.nn.Identity(), {"x": 3, "h": 1}))
 
 
 def sampled(group: Group, **options: Any) -> Method:
-    return OrbitRB(OrbitAverageConfig(8, **options), Setting(group, torch.nn.Identity(), 1))
+    return OrbitRB(OrbitAverageConfig(8, **options), Setting(group, torch.nn.Identity(), {"x": 3, "h": 1}))
 
 
 HOOKS = {

@@ -7,7 +7,7 @@ from parity.golden_losses import STORED, losses
 from support import fitting_pairs
 
 GOLDEN = json.loads(STORED.read_text())
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
 
 
 @pytest.mark.parametrize("pair", fitting_pairs(), ids="-".join)

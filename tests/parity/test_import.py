@@ -190,7 +190,7 @@ def published_state(module: nn.Module, names: dict[str, str | None], trunk: str)
 def test_published_sizes_are_told_by_shapes_with_their_heads(size):
     """SymDiff and SymDiff*: every option from shapes, and heads from the size that they fit."""
     with torch.device("meta"):
-        backbone = DiT(DiTConfig(**DiT.sizes[size]), 6)
+        backbone = DiT(DiTConfig(**DiT.sizes[size]), {"x": 3, "h": 6})
         entry = reader.methods["symdiff_as_released"]
         kernel_config = SymDiffConfig(**entry.build.sizes[size])
         kernel = RotationKernel(kernel_config, backbone.pair_embedding)
@@ -208,7 +208,7 @@ def test_published_sizes_are_told_by_shapes_with_their_heads(size):
 
 def test_published_egnn_is_told_by_shapes():
     with torch.device("meta"):
-        module = EGNN(EGNNConfig(), 6)
+        module = EGNN(EGNNConfig(), {"x": 3, "h": 6})
     layers = {ours: theirs for theirs, ours in reader._EGNN.items()}
     arrays = {}
     for name, value in module.state_dict().items():

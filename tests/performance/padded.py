@@ -8,6 +8,7 @@ that step are ours, fused as they are: a ratio of step times shows the networks'
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -85,8 +86,9 @@ class PaddedEGNNBlock(nn.Module):
 class PaddedEGNN(nn.Module):
     """The network of EDM on all B N^2 padded pairs, given as index lists."""
 
-    def __init__(self, cfg: EGNNConfig, n_features: int) -> None:
+    def __init__(self, cfg: EGNNConfig, channels: Mapping[str, int]) -> None:
         super().__init__()
+        n_features = channels.get("h", 0)
         self.embedding = nn.Linear(n_features + 1, cfg.width)
         self.blocks = nn.ModuleList(PaddedEGNNBlock(cfg.width, cfg.coordinate_range) for _ in range(cfg.depth))
         self.readout = nn.Linear(cfg.width, n_features + 1)
@@ -220,8 +222,9 @@ class PaddedTrunk(nn.Module):
 class PaddedDiT(nn.Module):
     """The DiT of SymDiff on padded tokens."""
 
-    def __init__(self, cfg: DiTConfig, n_features: int) -> None:
+    def __init__(self, cfg: DiTConfig, channels: Mapping[str, int]) -> None:
         super().__init__()
+        n_features = channels.get("h", 0)
         self.pair_embedding = PaddedPairEmbedding(cfg.embedding_width, cfg.width - cfg.embedding_width)
         self.atom_embedding = nn.Linear(3 + n_features, cfg.embedding_width)
         self.trunk = PaddedTrunk(cfg.width, cfg.depth, cfg.n_heads, cfg.mlp_ratio, cfg.time_scale)
@@ -297,7 +300,7 @@ def use_reference(cfg: RunConfig, model: Model) -> None:
         KeyError: there is no reference of this backbone.
     """
     options = options_of(backbones, cfg.backbone)
-    network = NETWORKS[cfg.backbone["name"]](options, model.process.n_features)
+    network = NETWORKS[cfg.backbone["name"]](options, model.process.channels)
     _take_weights(network, model.denoiser.backbone)
     model.denoiser.backbone = network
     if isinstance(getattr(model.method, "kernel", None), nn.Module):

@@ -29,7 +29,7 @@ from methods.orbit_average import OrbitAverage, OrbitAverageConfig
 
 def averaged(n_draws: int, group: Group | None = None, dtype: torch.dtype = torch.float64) -> Model:
     model = model_of("plain", "dit", group, dtype)
-    setting = Setting(group or O3(), model.denoiser.backbone, model.process.n_features)
+    setting = Setting(group or O3(), model.denoiser.backbone, model.process.channels)
     model.method = OrbitAverage(OrbitAverageConfig(n_draws=n_draws), setting)
     return model
 
@@ -42,7 +42,7 @@ def test_one_draw_is_symdiff_with_haar_rotations(backbone, precision):
     out = {}
     for n_draws in (1, 2):
         model = model_of("symdiff_haar", backbone, dtype=precision)
-        setting = Setting(O3(), model.denoiser.backbone, model.process.n_features)
+        setting = Setting(O3(), model.denoiser.backbone, model.process.channels)
         model.method = OrbitAverage(OrbitAverageConfig(n_draws=n_draws), setting)
         out[n_draws] = model.predict(z_t, level, generator(1))
     expected = other.predict(z_t, level, generator(1))

@@ -48,7 +48,7 @@ SCHEDULE = VariancePreserving()
 
 
 def method(group=None) -> OrbitRBExact:
-    return OrbitRBExact(NoOptions(), Setting(group or SO3(), torch.nn.Identity(), 1))
+    return OrbitRBExact(NoOptions(), Setting(group or SO3(), torch.nn.Identity(), {"x": 3, "h": 1}))
 
 
 def cloud(n: int, seed: int, n_atoms: int = N_ATOMS, dims: int = 3) -> State:

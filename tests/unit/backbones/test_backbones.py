@@ -20,7 +20,7 @@ from bench.run.model import Model
 from bench.run.train import training_loss
 from bench.streams import Streams
 
-PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
+PAGE = Path(__file__).parents[3] / "docs" / "backbones.md"
 TABLE = re.compile(r"(?<=<!-- sizes -->\n).*?(?=<!-- end of sizes -->)", flags=re.DOTALL)
 F, N_ATOMS = 6, 18  # QM9: five elements and the charge; 18.0 atoms on average
 
@@ -72,7 +72,7 @@ def table() -> str:
         entry = backbones[name]
         for size, options in entry.build.sizes.items():
             with torch.device("meta"):
-                network = entry.build(entry.config(**options), F)
+                network = entry.build(entry.config(**options), {"x": 3, "h": F})
             n = f"{sum(p.numel() for p in network.parameters()):,}".replace(",", " ")
             chosen = ", ".join(f"{key} {value}" for key, value in options.items())
             lines.append(f"| `{name}` | {size} | {chosen} | {n} | {multiply_adds(network) / 1e6:.1f} |")
@@ -94,8 +94,10 @@ def test_multiply_adds_are_counted():
 
     assert multiply_adds(One(F, 5)) == N_ATOMS * F * 5
     entry = backbones["egnn"]
-    counts = [multiply_adds(entry.build(entry.config(width=64, depth=depth), F)) for depth in (1, 2)]
-    in_pairs = N_ATOMS**2 * (2 * 64 * 64)  # message and strength of the coordinates, beside what each atom does once
+    counts = [multiply_adds(entry.build(entry.config(width=64, depth=depth), {"x": 3, "h": F})) for depth in (1, 2)]
+    in_pairs = (
+        N_ATOMS * (N_ATOMS - 1) * (2 * 64 * 64)
+    )  # message and strength of the coordinates, beside what each atom does once
     assert in_pairs < counts[1] - counts[0] < 1.6 * in_pairs
 
 

@@ -14,16 +14,17 @@ from bench.backbones import e3
 from bench.backbones.e3 import E3, LARGEST, SOFTENING, Block, E3Config
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
-from bench.nn.pairs import components
+from bench.nn.padded import slots_of
+from bench.nn.pairs import Pairs, pairs_of
 
-F = core().n_features
+CHANNELS = {"x": 3, "h": core().n_features}
 CFG = E3Config(width=4, depth=3, lmax=2, n_groups=2, n_basis=8)
 
 
 def network(cfg: E3Config = CFG, dtype: torch.dtype = torch.float64) -> E3:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = E3(cfg, F)
+        net = E3(cfg, CHANNELS)
     randomise(net, 0)
     return net.to(dtype)
 
@@ -37,9 +38,9 @@ def rotation_error(net: E3, determinant: int) -> float:
 # ---------------------------------------------------------------------- against e3nn
 
 
-def e3nn_message(block: Block, h: Tensor, w: Tensor, v: Tensor, sizes: list[int]) -> Tensor:
+def e3nn_message(block: Block, h: Tensor, w: Tensor, v: Tensor, pairs: Pairs) -> Tensor:
     """m_i by `o3.TensorProduct` on an explicit list of pairs, weights per pair and channel ('uvu')."""
-    C, lmax = h.shape[2], len(w) - 1
+    C, lmax = h.shape[2], w.shape[1] - 1
     chosen = e3.paths(block.l_in, lmax, block.l_out)
     torch.set_default_dtype(torch.float64)  # of e3nn's constants; in float32 ours would be off by 1e-8
     product = o3.TensorProduct(
@@ -51,17 +52,14 @@ def e3nn_message(block: Block, h: Tensor, w: Tensor, v: Tensor, sizes: list[int]
         shared_weights=False,
     )
     torch.set_default_dtype(torch.float32)
-    sources = block.source([h[components(degree)] for degree in range(block.l_in + 1)])
+    sources = block.source([h[e3.components(degree)] for degree in range(block.l_in + 1)])
     # e3nn keeps a degree's channels outermost: [A, C (2 l + 1)]
-    flat = torch.cat([sources[components(d)].permute(1, 2, 0).flatten(1) for d in range(block.l_in + 1)], dim=1)
+    flat = torch.cat([sources[e3.components(d)].permute(1, 2, 0).flatten(1) for d in range(block.l_in + 1)], dim=1)
     Y = o3.spherical_harmonics(o3.Irreps.spherical_harmonics(lmax), v, normalize=False, normalization="component")
-    starts = [sum(sizes[:k]) for k in range(len(sizes))]
-    pairs = [(s + a, s + b) for s, n in zip(starts, sizes, strict=True) for a in range(n) for b in range(n)]
-    i, j = torch.tensor(pairs).unbind(1)
-    per_channel = w.repeat_interleave(C // w.shape[1], dim=1)  # [L, C, P]
-    weights = torch.cat([per_channel[l2].t() for _, l2, _ in chosen], dim=1)
-    messages = product(flat[j], Y, weights * (i != j)[:, None])
-    summed = torch.zeros(h.shape[1], messages.shape[1], dtype=h.dtype).index_add(0, i, messages)
+    per_channel = w.repeat_interleave(C // w.shape[2], dim=2)  # [P, L, C]
+    weights = torch.cat([per_channel[:, l2] for _, l2, _ in chosen], dim=1)
+    messages = product(flat[pairs.j], Y, weights)
+    summed = torch.zeros(h.shape[1], messages.shape[1], dtype=h.dtype).index_add(0, pairs.i, messages)
     parts: list[list[Tensor]] = [[] for _ in range(block.l_out + 1)]
     for (_, _, l3), part in zip(chosen, summed.split([C * (2 * l3 + 1) for *_, l3 in chosen], dim=1), strict=True):
         parts[l3].append(part.view(-1, C, 2 * l3 + 1).permute(2, 0, 1))
@@ -71,24 +69,24 @@ def e3nn_message(block: Block, h: Tensor, w: Tensor, v: Tensor, sizes: list[int]
 @pytest.mark.parametrize(("l_in", "lmax", "l_out"), [(1, 2, 2), (2, 2, 2), (2, 2, 1), (3, 3, 3)])
 def test_message_is_that_of_the_tensor_product_of_e3nn(l_in, lmax, l_out):
     """Coupling after the sum equals a tensor product on each pair; another path's weight would not."""
-    sizes, rng = [2, 3, 3], generator(1)
-    layout = Layout(sizes)
+    layout, rng = Layout([3, 2, 3]), generator(1)
+    pairs = pairs_of(layout)
     cfg = E3Config(width=4, depth=1, lmax=lmax, n_groups=2, n_partners=1.0)
     block = Block(cfg, l_in, l_out).double()
     x = torch.randn(8, 3, generator=rng, dtype=torch.float64)
     h = torch.randn((l_in + 1) ** 2, 8, 4, generator=rng, dtype=torch.float64)
-    w = torch.randn(lmax + 1, 2, layout.n_pairs, generator=rng, dtype=torch.float64)
-    v = e3.differences(x, layout)
-    ours = block.message(h, w, e3.harmonics(v, lmax) * e3.off_diagonal(layout, x), layout)
-    assert relative_error(ours, e3nn_message(block, h, w, v, sizes)) < 1e-12
-    assert relative_error(ours, e3nn_message(block, h, w.flip(0), v, sizes)) > 1e-2
+    w = torch.randn(len(pairs.i), lmax + 1, 2, generator=rng, dtype=torch.float64)
+    v = e3.differences(x, pairs)
+    ours = block.message(h, w, e3.harmonics(v, lmax), pairs, slots_of(layout))
+    assert relative_error(ours, e3nn_message(block, h, w, v, pairs)) < 1e-12
+    assert relative_error(ours, e3nn_message(block, h, w.flip(1), v, pairs)) > 1e-2
 
 
 def test_vectors_are_in_the_order_of_positions():
     v = torch.randn(5, 3, generator=generator(0), dtype=torch.float64)
     Y = e3.harmonics(v, 2)
-    torch.testing.assert_close(Y[components(1)].t(), math.sqrt(3) * v)
-    assert not torch.allclose(Y[components(1)].t(), math.sqrt(3) * v.roll(1, 1))
+    torch.testing.assert_close(Y[:, e3.components(1)], math.sqrt(3) * v)
+    assert not torch.allclose(Y[:, e3.components(1)], math.sqrt(3) * v.roll(1, 1))
 
 
 # ---------------------------------------------------------------------- symmetry
@@ -217,8 +215,8 @@ def test_answer_grows_no_faster_than_the_state(depth, monkeypatch):
 def test_norm_is_of_each_degree_of_each_atom():
     """Mean square 1 of each where features are large, small features stay small, and zero stays zero."""
     h = torch.randn(9, 4, 64, generator=generator(0), dtype=torch.float64) * torch.tensor([1e3, 10.0, 1e-3, 0])[:, None]
-    h[components(2)] *= 1e3
-    squares = [e3.normalise(h)[components(degree)].square().mean((0, 2)) for degree in range(3)]
+    h[e3.components(2)] *= 1e3
+    squares = [e3.normalise(h)[e3.components(degree)].square().mean((0, 2)) for degree in range(3)]
     for degree, of_atoms in enumerate(squares):
         torch.testing.assert_close(of_atoms[:2], torch.ones(2, dtype=torch.float64), rtol=1e-3, atol=0)
         assert (of_atoms[2] < 1e-3) == (degree < 2)  # 1e-3 for degrees 0 and 1, 1 for degree 2
@@ -247,6 +245,6 @@ def test_options_that_make_no_network_are_refused_with_the_page(refused, message
 def test_a_network_built_on_meta_leaves_e3nn_in_order():
     """e3nn caches couplings: made while the default device is 'meta', they would be empty for ever after."""
     with torch.device("meta"):
-        E3(E3Config(width=4, depth=3, lmax=4, n_groups=2), F)
+        E3(E3Config(width=4, depth=3, lmax=4, n_groups=2), CHANNELS)
     assert torch.isfinite(e3.coupling(4, 4, [0, 2])).all()
     assert e3.coupling(4, 4, [0, 2]).device.type == "cpu"

@@ -13,6 +13,7 @@ from bench.symmetry.published import PublishedError, StateDict
 
 WIDTH, DEPTH = 12, 3
 F = core().n_features
+CHANNELS = {"x": 3, "h": F}
 
 
 def published_weights() -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ def reference(weights: dict[str, Tensor], z: State, t: Tensor, with_itself: bool
 
 
 def network(weights: dict[str, Tensor]) -> GDM:
-    net = GDM(GDMConfig(WIDTH, DEPTH), F).double()
+    net = GDM(GDMConfig(WIDTH, DEPTH), CHANNELS).double()
     published = StateDict(weights)
     with torch.no_grad():
         load_named(net, gdm_names(published), published, "GDM")
@@ -88,6 +89,6 @@ def test_a_foreign_name_is_refused():
 def test_moving_a_molecule_moves_the_answer():
     """Positions enter as they are: that the state is centred matters, unlike for networks of differences."""
     _, _, level, z = states()
-    net = GDM(GDMConfig(WIDTH, DEPTH), F).double()
+    net = GDM(GDMConfig(WIDTH, DEPTH), CHANNELS).double()
     randomise(net, 0)
     assert relative_error(net(z.replace(x=z.x + 1), level.t), net(z, level.t)) > 1e-2

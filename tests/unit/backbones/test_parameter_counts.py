@@ -23,25 +23,26 @@ def count(*modules: torch.nn.Module) -> int:
 
 def egnn(n_features: int, **options: int) -> int:
     with torch.device("meta"):
-        return count(EGNN(EGNNConfig(**options), n_features))
+        return count(EGNN(EGNNConfig(**options), {"x": 3, "h": n_features}))
 
 
 def dit(n_features: int, **options: int) -> int:
     with torch.device("meta"):
-        return count(DiT(DiTConfig(**options), n_features))
+        return count(DiT(DiTConfig(**options), {"x": 3, "h": n_features}))
 
 
 def gdm(n_features: int, **options: int) -> int:
     with torch.device("meta"):
-        return count(GDM(GDMConfig(**options), n_features))
+        return count(GDM(GDMConfig(**options), {"x": 3, "h": n_features}))
 
 
 def symdiff(size: str) -> tuple[int, int]:
     """All parameters, and those of the kernel network with its embedding of time (spec 3.1: k)."""
     method = methods["symdiff"]
     with torch.device("meta"):
-        backbone = DiT(DiTConfig(**DiT.sizes[size]), QM9)
-        built = method.build(method.config(**method.build.sizes[size]), Setting(O3(), backbone, QM9))
+        channels = {"x": 3, "h": QM9}
+        backbone = DiT(DiTConfig(**DiT.sizes[size]), channels)
+        built = method.build(method.config(**method.build.sizes[size]), Setting(O3(), backbone, channels))
     return count(backbone, built), count(backbone.trunk, backbone.modulation, backbone.head)
 
 
@@ -92,7 +93,7 @@ def test_e3_has_the_count_of_its_formula():
     """T36: counted by hand: paths of even l1 + l2 + l3 from degrees 0-1, 0-2, 0-2 and, for the readout, to 0-1."""
     paths = [[2, 3, 2], [3, 4, 4], [3, 4, 4], [3, 4]]
     with torch.device("meta"):
-        small = count(E3(E3Config(**E3.sizes["small"]), QM9))
+        small = count(E3(E3Config(**E3.sizes["small"]), {"x": 3, "h": QM9}))
     assert small == e3_by_hand(32, 8, 24, QM9, paths)
     assert small != e3_by_hand(32, 8, 24, QM9, [*paths[:3], [3, 4, 4]])
 
@@ -123,5 +124,5 @@ def test_named_sizes_grow(name):
     entry = backbones[name]
     ordered = [size for size in ("tiny", "small", "medium", "published") if size in entry.build.sizes]
     with torch.device("meta"):
-        counts = [count(entry.build(entry.config(**entry.build.sizes[size]), QM9)) for size in ordered]
+        counts = [count(entry.build(entry.config(**entry.build.sizes[size]), {"x": 3, "h": QM9})) for size in ordered]
     assert counts == sorted(set(counts))

@@ -1,139 +1,93 @@
-"""Dense pair algebra: values against a plain loop, hand-written gradients against numerical ones."""
+"""Lists of pairs: values and gradients against a plain loop."""
 
 from itertools import pairwise
 
 import pytest
 import torch
-from support import generator
-from torch import Tensor
+from support import generator, relative_error
+from torch import Tensor, nn
 
 from bench.geometry.layout import Layout
-from bench.nn.pairs import (
-    components,
-    differences,
-    harmonic_moments,
-    off_diagonal,
-    pair_input,
-    weighted_sum,
-)
+from bench.nn.pairs import differences, pair_linear, pairs_of, sum_over_partners
 
-LAYOUT = Layout([2, 3, 3])  # sorted by size, one size twice
-A, P = 8, 22
+LAYOUT = Layout([3, 1, 2, 3])  # not sorted, one size twice, one atom alone
+A = 9
 
 
-def pairs() -> list[tuple[int, int]]:
+def loop(include_self: bool) -> list[tuple[int, int]]:
     """Ordered pairs of atoms of one molecule, molecule after molecule."""
     ptr = LAYOUT.ptr.tolist()
-    return [(i, j) for a, b in pairwise(ptr) for i in range(a, b) for j in range(a, b)]
+    atoms = [range(a, b) for a, b in pairwise(ptr)]
+    return [(i, j) for of in atoms for i in of for j in of if include_self or i != j]
 
 
 def values(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=generator(seed), dtype=torch.float64, requires_grad=True)
 
 
-def loop_pair_input(a: Tensor, b: Tensor, D: Tensor, W: Tensor) -> Tensor:
-    return torch.stack([a[i] + b[j] + D[p] @ W for p, (i, j) in enumerate(pairs())])
+@pytest.mark.parametrize("include_self", [False, True])
+def test_pairs_are_those_of_a_loop(include_self):
+    """And are made once per layout. Control: the other list is another."""
+    pairs = pairs_of(LAYOUT, include_self)
+    found = list(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True))
+    assert found == loop(include_self)
+    assert found != loop(not include_self)
+    assert pairs_of(LAYOUT, include_self) is pairs
 
 
-def loop_weighted_sum(w: Tensor, v: Tensor) -> Tensor:
-    return torch.stack([sum(w[p] * v[p] for p, (k, _) in enumerate(pairs()) if k == i) for i in range(A)])  # type: ignore[arg-type]
+def test_a_molecule_of_one_atom_has_no_partner():
+    assert len(pairs_of(Layout([1])).i) == 0
+    assert sum_over_partners(torch.ones(0, 2), pairs_of(Layout([1]))).tolist() == [[0.0, 0.0]]
 
 
-def loop_differences(x: Tensor) -> Tensor:
-    return torch.stack([x[i] - x[j] for i, j in pairs()])
+@pytest.mark.parametrize("include_self", [False, True])
+def test_differences_and_sums_are_those_of_a_loop(include_self):
+    pairs = pairs_of(LAYOUT, include_self)
+    x, v = values(A, 2, seed=1), values(len(pairs.i), 3, seed=2)
+    torch.testing.assert_close(differences(x, pairs), torch.stack([x[i] - x[j] for i, j in loop(include_self)]))
+    expected = [[v[p] for p, (k, _) in enumerate(loop(include_self)) if k == i] for i in range(A)]
+    sums = torch.stack([torch.stack(terms).sum(0) if terms else torch.zeros(3).double() for terms in expected])
+    torch.testing.assert_close(sum_over_partners(v, pairs), sums)
 
 
-def all_moments(w: Tensor, Y: Tensor, h: Tensor) -> Tensor:
-    """Both degrees of both in one array [M, K, A, C]."""
-    parts = harmonic_moments(w, Y, h, LAYOUT)
-    return torch.cat([torch.cat([parts[l2, l1] for l1 in range(2)], dim=1) for l2 in range(2)])
+def layer(n_distances: int) -> tuple[nn.Linear, Tensor, Tensor | None]:
+    linear = nn.Linear(2 * 4 + n_distances, 5).double()
+    distances = values(len(pairs_of(LAYOUT).i), n_distances, seed=4) if n_distances else None
+    return linear, values(A, 4, seed=3), distances
 
 
-def loop_moments(w: Tensor, Y: Tensor, h: Tensor) -> Tensor:
-    n_groups, n_channels = w.shape[1], h.shape[2]
-    rows = []
-    for l2 in range(len(w)):
-        for m2 in range(components(l2).start, components(l2).stop):
-            weight = w[l2].repeat_interleave(n_channels // n_groups, dim=0) * Y[m2]  # [C, P]
-            atoms = [
-                sum(weight[:, p] * h[:, j] for p, (k, j) in enumerate(pairs()) if k == i)  # type: ignore[misc]
-                for i in range(A)
-            ]
-            rows.append(torch.stack(atoms, dim=1))  # type: ignore[arg-type]
-    return torch.stack(rows)
+@pytest.mark.parametrize("n_distances", [0, 2])
+def test_pair_linear_is_a_layer_on_concatenated_inputs(n_distances):
+    """Values and gradients; control: partners exchanged."""
+    pairs = pairs_of(LAYOUT)
+    linear, h, D = layer(n_distances)
+    columns = [h[pairs.i], h[pairs.j], *([] if D is None else [D])]
+    found, expected = pair_linear(linear, h, D, pairs), linear(torch.cat(columns, dim=1))
+    torch.testing.assert_close(found, expected)
+    given = [h, *linear.parameters(), *([] if D is None else [D])]
+    weight = values(*found.shape, seed=5).detach()
+    gradients = [torch.autograd.grad((weight * out).sum(), given) for out in (found, expected)]
+    for ours, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, wanted)
+    exchanged = linear(torch.cat([h[pairs.j], h[pairs.i], *columns[2:]], dim=1))
+    assert relative_error(found, exchanged) > 0.1
 
 
-CASES = {
-    "pair_input": (
-        lambda a, b, *args: pair_input(torch.cat([a, b], dim=1), *args, LAYOUT),
-        loop_pair_input,
-        [values(A, 4, seed=1), values(A, 4, seed=2), values(P, 2, seed=3), values(2, 4, seed=4)],
-    ),
-    "pair_input without pairs": (
-        lambda a, b: pair_input(torch.cat([a, b], dim=1), a.new_empty(P, 0), a.new_empty(0, 4), LAYOUT),
-        lambda a, b: loop_pair_input(a, b, a.new_zeros(P, 1), a.new_zeros(1, 4)),
-        [values(A, 4, seed=1), values(A, 4, seed=2)],
-    ),
-    "weighted_sum": (
-        lambda *args: weighted_sum(*args, LAYOUT),
-        loop_weighted_sum,
-        [values(P, seed=1), values(P, 3, seed=2)],
-    ),
-    "harmonic_moments": (
-        all_moments,
-        loop_moments,
-        [values(2, 2, P, seed=1), values(4, P, seed=2), values(4, A, 4, seed=3)],
-    ),
-    "differences": (lambda x: differences(x, LAYOUT), loop_differences, [values(A, 3, seed=1)]),
-}
+def test_distances_are_not_rounded_to_bf16():
+    """Control: under autocast a product with them sees no difference."""
+    linear, h, D = layer(2)
+    assert D is not None
+    linear, h, D = linear.float(), h.detach().float(), torch.ones_like(D).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        near, at = (pair_linear(linear, h, d * D, pairs_of(LAYOUT)) for d in (1 + 2**-10, 1.0))
+        plain = [torch.nn.functional.linear(d * D, linear.weight[:, 8:]) for d in (1 + 2**-10, 1.0)]
+    assert relative_error(near, at) > 0
+    assert torch.equal(*plain)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_values_are_those_of_a_loop(name):
-    ours, loop, arguments = CASES[name]
-    torch.testing.assert_close(ours(*arguments), loop(*arguments))
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_are_those_of_a_loop_and_of_finite_differences(name):
-    ours, loop, arguments = CASES[name]
-    assert torch.autograd.gradcheck(ours, arguments, fast_mode=name == "harmonic_moments")  # 300 entries
-    weight = values(*ours(*arguments).shape, seed=9).detach()
-    expected = torch.autograd.grad((weight * loop(*arguments)).sum(), arguments)
-    for gradient, wanted in zip(
-        torch.autograd.grad((weight * ours(*arguments)).sum(), arguments), expected, strict=True
-    ):
-        torch.testing.assert_close(gradient, wanted)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_pass_through_only_what_needs_them(name):
-    """One argument at a time, as in a first layer whose positions are data."""
-    ours, _, arguments = CASES[name]
-    everything = torch.autograd.grad(ours(*arguments).square().sum(), arguments)
-    for k, wanted in enumerate(everything):
-        alone = [value.detach().requires_grad_(i == k) for i, value in enumerate(arguments)]
-        (gradient,) = torch.autograd.grad(ours(*alone).square().sum(), alone[k])
-        torch.testing.assert_close(gradient, wanted)
-
-
-def test_a_wrong_gradient_is_noticed():
-    """Control: the sum over first instead of second atoms is the gradient of another function."""
-    x = CASES["differences"][2][0]
-
-    class Wrong(torch.autograd.Function):
-        @staticmethod
-        def forward(_, x: Tensor) -> Tensor:
-            return differences(x, LAYOUT)
-
-        @staticmethod
-        def backward(_, grad: Tensor) -> Tensor:
-            return torch.zeros(A, 3, dtype=grad.dtype).index_add(0, torch.tensor([i for i, _ in pairs()]), grad)
-
-    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
-        torch.autograd.gradcheck(Wrong.apply, (x,))
-
-
-def test_masks_follow_the_pairs():
-    like = torch.zeros(1, dtype=torch.float64)
-    assert off_diagonal(LAYOUT, like).tolist() == [float(i != j) for i, j in pairs()]
+def test_sums_of_bf16_are_float32():
+    pairs = pairs_of(Layout([300]))
+    values = torch.full((len(pairs.i), 1), 1 + 2**-7, dtype=torch.bfloat16)
+    assert (sum_over_partners(values, pairs) == 299 * (1 + 2**-7)).all()
+    in_bf16 = torch.zeros(300, 1, dtype=torch.bfloat16).index_add(0, pairs.i, values)  # control
+    assert not (in_bf16.float() == 299 * (1 + 2**-7)).any()

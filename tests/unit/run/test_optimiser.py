@@ -7,15 +7,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
+import bench.kernels.adamw
 import numpy as np
 import pytest
 import torch
+from bench.kernels.adamw import SOURCE
 from support import generator, relative_error, with_another_term
 from torch import Tensor, nn
 
-import bench.kernels.adamw
 from bench.config.run import Clip, OptimiserName, TrainConfig
-from bench.kernels.adamw import SOURCE
 from bench.kernels.native import library, operations_of_torch
 from bench.run.optimiser import (
     MovingAverage,
