@@ -21,7 +21,7 @@ from bench.records.store import write_atomically
 from bench.registry import datasets
 from bench.structures import gdb9
 from bench.structures.dataset import SPLITS, DataError, DataSet, grouped, read_with
-from bench.structures.fetch import CannotStartError, fetch
+from bench.structures.fetch import CannotStartError, cache_folder, fetch
 from bench.structures.structures import Structures
 
 log = logging.getLogger(__name__)
@@ -38,11 +38,6 @@ class QM9Config:
     dir: str | None = None
     max_atoms: int | None = None
     n_train: int | None = None
-
-
-def cache_folder() -> Path:
-    """Where downloads and parsed archives lie: EQUIBENCH_CACHE, else ~/.cache/equibench."""
-    return Path(os.environ.get("EQUIBENCH_CACHE") or Path.home() / ".cache" / "equibench")
 
 
 @datasets.register("qm9", QM9Config)
@@ -77,11 +72,15 @@ def from_folder(folder: Path) -> DataSet:
     if archive.is_file() and len(missing) == len(SPLITS):
         listed = folder / gdb9.EXCLUDED.name
         try:
-            excluded = gdb9.read_excluded(listed if listed.is_file() else fetch(gdb9.EXCLUDED, cache_folder()))
+            excluded = gdb9.read_excluded(listed if listed.is_file() else fetch(gdb9.EXCLUDED))
         except CannotStartError as error:
             raise DataError(
                 f"{listed} is missing and could not be downloaded ({error}); put it beside the archive"
             ) from error
+        if not gdb9.ARCHIVE.is_at(archive):
+            raise DataError(
+                f"{archive} does not match the published SHA-256; fetch it again from {gdb9.ARCHIVE.urls[0]}"
+            )
         return _from_archive(archive, excluded, f"folder with {archive.name}")
     raise DataError(
         f"QM9 folder {folder} lacks {', '.join(missing)}; expected train.npz, valid.npz and test.npz in EDM's layout, "
@@ -92,14 +91,12 @@ def from_folder(folder: Path) -> DataSet:
 def from_download() -> DataSet:
     """Fetch archive and list of exclusions from figshare into the cache, or find them there."""
     # The small file first: it tells whether there is a network.
-    excluded = gdb9.read_excluded(fetch(gdb9.EXCLUDED, cache_folder()))
-    return _from_archive(fetch(gdb9.ARCHIVE, cache_folder()), excluded, "downloaded from figshare")
+    excluded = gdb9.read_excluded(fetch(gdb9.EXCLUDED))
+    return _from_archive(fetch(gdb9.ARCHIVE), excluded, "downloaded from figshare")
 
 
 def _from_archive(path: Path, excluded: np.ndarray, source: str) -> DataSet:
-    fault = gdb9.ARCHIVE.fault(path)
-    if fault:
-        raise DataError(f"{path} has {fault}; fetch it again from {gdb9.ARCHIVE.urls[0]}")
+    """The data set from an archive whose SHA-256 has been verified."""
     ids = gdb9.official_split(excluded)
     molecules = _parsed_once(path)
     train, valid, test = (molecules.select(np.sort(ids[split])) for split in SPLITS)

@@ -264,11 +264,11 @@ def published_prior_kl(x0: State, diffusion: Diffusion, dtype: torch.dtype) -> T
 
 def _metrics(fixture: Fixture) -> Iterator[Comparison]:
     """Counts and strings: an error above zero means a molecule that is judged differently."""
-    from bench.metrics.scores import score
+    from bench.metrics.molecules import evaluate_molecules
 
     ptr = fixture.layout.ptr.numpy()
     molecules = Structures(fixture.array("charges").astype(np.int64), fixture.array("positions"), ptr)
-    scores = score(molecules)
+    scores = evaluate_molecules(molecules)
     yield Comparison.of("bond_order_sum", scores.bonds.order_sums(molecules), fixture.array("bond_order_sum"))
     yield Comparison.of("molecule_stable", scores.molecule_stable, fixture.array("molecule_stable"))
     yield Comparison.of("valid", scores.valid, fixture.array("valid"))

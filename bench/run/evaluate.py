@@ -167,7 +167,7 @@ def bound_run(
 
 def reference(data: DataSet, cache: Path) -> dict[str, Any]:
     """SMILES of the training split and the data's own score on the test split; computed once per data set."""
-    from bench.metrics.scores import score
+    from bench.metrics.molecules import evaluate_molecules
     from bench.metrics.validity import smiles_of
 
     if reason := unscorable(data):
@@ -179,7 +179,10 @@ def reference(data: DataSet, cache: Path) -> dict[str, Any]:
         return records.read_json(path)
     log.info("scoring the data set itself (once)")
     train_smiles = sorted({s for s in smiles_of(data.train) if s is not None})
-    made = {"train_smiles": train_smiles, "data_row": {**score(data.test, train_smiles).summary(), "split": "test"}}
+    made = {
+        "train_smiles": train_smiles,
+        "data_row": {**evaluate_molecules(data.test, train_smiles).summary(), "split": "test"},
+    }
     records.write_json(path, made)
     return made
 
@@ -202,7 +205,7 @@ def no_metrics(n_molecules: int) -> dict[str, Any]:
 
 def score_run(cfg: RunConfig, data: DataSet, folder: Path) -> dict[str, Any]:
     """Score the run's samples and write eval.json, with its likelihood, and the drawn samples; needs no model."""
-    from bench.metrics.scores import score
+    from bench.metrics.molecules import evaluate_molecules
 
     samples = files.read(folder / "samples.npz")
     made = records.read_json(folder / "likelihood.json", records.LIKELIHOOD)
@@ -210,7 +213,7 @@ def score_run(cfg: RunConfig, data: DataSet, folder: Path) -> dict[str, Any]:
     metrics, intervals, bonds = no_metrics(len(samples)), {}, None
     first = np.arange(min(N_DRAWN, len(samples)))
     if known["train_smiles"] is not None:
-        scores = score(samples, known["train_smiles"])
+        scores = evaluate_molecules(samples, known["train_smiles"])
         metrics, intervals = scores.summary(), scores.intervals(seed=0)
         bonds = [scores.bonds[int(i)] for i in first]
     files.write(folder / "drawn.sdf", samples.select(first), bonds=bonds)
