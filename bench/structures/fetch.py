@@ -79,7 +79,14 @@ def fetch(artefact: Artefact, folder: Path | None = None) -> Path:
     for url in artefact.urls:
         log.info("downloading %s from %s", artefact.name, urlsplit(url).netloc)
         try:
-            return Path(pooch.retrieve(url, f"sha256:{artefact.sha256}", artefact.name, folder, downloader=downloader))
+            path = pooch.retrieve(
+                url,
+                known_hash=f"sha256:{artefact.sha256}",
+                fname=artefact.name,
+                path=folder,
+                downloader=downloader,  # pyright: ignore[reportArgumentType] - pooch's protocol names other parameters
+            )
+            return Path(path)
         except requests.exceptions.ChunkedEncodingError:
             reason, began = "the connection broke off", True
         except requests.exceptions.RequestException as error:

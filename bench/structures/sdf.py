@@ -39,7 +39,7 @@ def read_sdf(path: Path) -> Structures:
                 raise FileError(f"{where} is cut short or no V2000 or V3000 block")
             if not mol.GetNumAtoms() or not mol.GetNumConformers():
                 raise FileError(f"{where} has no atoms with coordinates, expected at least one")
-            for atom in mol.GetAtoms():
+            for atom in mol.GetAtoms():  # pyright: ignore[reportGeneralTypeIssues] - RDKit's stubs are incomplete
                 if not 1 <= atom.GetAtomicNum() <= MAX_NUMBER:
                     raise FileError(f"{where}: unknown element {atom.GetSymbol()!r}, expected H to Rn")
                 numbers.append(atom.GetAtomicNum())
@@ -86,8 +86,8 @@ def _says_2d(lines: list[bytes], where: str, first: int) -> bool:
                 "short: expected a line $$$$ between them"
             )
     # RDKit allocates the atoms that a V3000 block declares before it looks for them
-    declared = [int(n) for line in lines if (match := COUNTS_V3000.match(line)) for n in match.groups()]
-    if not ends or max(declared, default=0) > len(lines):
+    declared = [n for line in lines if (match := COUNTS_V3000.match(line)) for n in match.groups()]
+    if not ends or any(len(n) > 9 or int(n) > len(lines) for n in declared):
         raise FileError(f"{where} is cut short or no V2000 or V3000 block")
     return len(lines) > 1 and lines[1][20:22] == b"2D"
 

@@ -214,7 +214,7 @@ def test_offline_the_embedded_set_stands_in_under_its_own_name(small_mini, monke
     monkeypatch.setattr(gdb9, "EXCLUDED", offline)
     data = datasets["qm9"].build(qm9.QM9Config(n_train=5))
     assert (data.name, data.label) == ("mini", "mini (embedded, GFN2-xTB), 5 training molecules")
-    assert data.notes[0].startswith("QM9 could not be had, so the embedded set 'mini' is used: cannot download")
+    assert data.notes[0].startswith("QM9 is not available, so the embedded set 'mini' is used: cannot download")
     assert caplog.messages == data.notes
     assert data.fingerprint == mini.load(mini.MiniConfig(n_train=5)).fingerprint
 

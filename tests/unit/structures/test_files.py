@@ -285,6 +285,8 @@ def test_a_flat_drawing_is_refused_and_a_planar_molecule_is_not(tmp_path):
         (SDF.replace("1.2000", "   nan"), ": molecule 1 "),
         (SDF.replace("1.2000", "   inf"), ": molecule 1 "),
         (SDF.replace("  2  1  0", "999999  0"), ": molecule 1 is cut short"),
+        (SDF.replace("M  END", "M  V30 COUNTS 1000000000 1\nM  END"), ": molecule 1 is cut short"),
+        (SDF.replace("M  END", f"M  V30 COUNTS {'9' * 5000} 1\nM  END"), ": molecule 1 is cut short"),
         ("\n\n\n  0  0  0  0  0  0  0  0  0  0999 V2000\nM  END\n$$$$\n", ": molecule 1 has no atoms"),
         (WATER, ": molecule 1 is cut short or no"),
     ],
