@@ -53,9 +53,9 @@ def _table(data: DataSet) -> str:
     import numpy as np
 
     from bench.structures.dataset import grouped
-    from bench.structures.files import symbols
+    from bench.structures.files import SYMBOL
 
-    rows = [["split", "molecules", "atoms", *(symbols()[z] for z in data.elements), "smallest", "mean", "largest"]]
+    rows = [["split", "molecules", "atoms", *(SYMBOL[z] for z in data.elements), "smallest", "mean", "largest"]]
     for name, split in data.splits.items():
         counts = np.bincount(split.numbers, minlength=max(data.elements) + 1)
         sizes = split.n_atoms

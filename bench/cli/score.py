@@ -1,4 +1,4 @@
-"""`equibench score`: score files of molecules, several files as one set. Standard output holds the result alone."""
+"""`equibench score`: evaluate files of molecules, several files as one set. Only the result goes to standard output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bench.records.store import write_atomically
 
 if TYPE_CHECKING:
-    from bench.metrics.scores import Scores
+    from bench.metrics.molecules import MoleculeEvaluation
     from bench.structures.structures import Structures
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ COLUMNS = ("index", "file", "n_atoms", "stable_atoms", "molecule_stable", "valid
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `equibench score`."""
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="xyz, extxyz, sdf or npz; all are scored as one set"
+        "files", nargs="+", type=Path, metavar="FILE", help="xyz, extxyz, sdf or npz; evaluated together as one set"
     )
     parser.add_argument("--train", nargs="+", type=Path, metavar="FILE", help="training molecules, for novelty")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -40,22 +40,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score and print; 0, or 2 with one line in the log when a file cannot be scored or written."""
-    from bench.metrics.scores import score
+    """Evaluate and print; 0, or 2 after one line in the log when a file cannot be evaluated or written."""
+    from bench.metrics.molecules import evaluate_molecules
     from bench.metrics.validity import smiles_of
     from bench.structures.structures import Structures
 
     try:
         sets = [_read(path) for path in args.files]
         train_smiles = smiles_of(Structures.concatenate([_read(path) for path in args.train])) if args.train else None
-        scores = score(Structures.concatenate(sets), train_smiles)
+        evaluation = evaluate_molecules(Structures.concatenate(sets), train_smiles)
         if args.per_molecule:
             origin = [str(path) for path, part in zip(args.files, sets, strict=True) for _ in range(len(part))]
-            write_atomically(args.per_molecule, _csv(scores, origin))
+            write_atomically(args.per_molecule, _csv(evaluation, origin))
     except (ValueError, OSError) as error:  # FileError, UnknownElementError, a full disk
         log.error("%s", error)
         return 2
-    print(json.dumps(scores.summary(), allow_nan=False) if args.json else _table(scores))  # noqa: T201
+    print(json.dumps(evaluation.summary(), allow_nan=False) if args.json else _table(evaluation))  # noqa: T201
     return 0
 
 
@@ -71,8 +71,8 @@ def _read(path: Path) -> Structures:
     return structures
 
 
-def _table(scores: Scores) -> str:
-    summary, intervals = scores.summary(), scores.intervals(seed=0)
+def _table(evaluation: MoleculeEvaluation) -> str:
+    summary, intervals = evaluation.summary(), evaluation.intervals(seed=0)
     lines = [f"{'molecules':36}{summary['n_molecules']:>10}    95 % interval"]
     for name, title in TITLES.items():
         value = summary[name]
@@ -82,14 +82,19 @@ def _table(scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def _csv(scores: Scores, origin: Sequence[str]) -> bytes:
+def _csv(evaluation: MoleculeEvaluation, origin: Sequence[str]) -> bytes:
     """One line per molecule; `index` counts over all files, booleans are 0 and 1, no SMILES where not valid."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    columns = (scores.n_atoms, scores.stable_atoms, scores.molecule_stable.astype(int), scores.valid.astype(int))
+    columns = (
+        evaluation.n_atoms,
+        evaluation.stable_atoms,
+        evaluation.molecule_stable.astype(int),
+        evaluation.valid.astype(int),
+    )
     for index, (file, *values, smiles) in enumerate(
-        zip(origin, *(c.tolist() for c in columns), scores.smiles, strict=True)
+        zip(origin, *(c.tolist() for c in columns), evaluation.smiles, strict=True)
     ):
         writer.writerow([index, file, *values, smiles or ""])
     return text.getvalue().encode()

@@ -1,4 +1,4 @@
-"""A folder of one's own molecules as a data set: xyz, extended xyz, sdf or npz files, positions in angstrom.
+"""A folder of your own molecules as a data set: xyz, extended xyz, sdf or npz files, positions in angstrom.
 
 Files named train.*, valid.* and test.* are the splits. In any other folder all files are read in name order and their
 molecules split by a seeded permutation.
@@ -20,13 +20,13 @@ from bench.structures.structures import Structures
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".xyz", ".extxyz", ".sdf", ".npz")
-CLOSEST_ANGSTROM = 0.3  # atoms nearer than this are a fault of the file: H2 has 0.74, and no bond is much shorter
-MAX_NAMED = 3  # molecules left out that are named one by one
+CLOSEST_ANGSTROM = 0.3  # closer atoms are an error in the file: no bond is much shorter than that of H2, 0.74
+MAX_NAMED = 3  # omitted molecules that a note names individually
 
 
 @dataclass
 class FolderConfig:
-    """Options: the folder; seed and fractions of the split where file names give none; limits as everywhere."""
+    """Options: the folder; seed and fractions of a split that file names do not define; limits as in all data sets."""
 
     dir: str
     seed: int = 0
@@ -72,7 +72,7 @@ def load(cfg: FolderConfig) -> DataSet:
 
 
 def _named_splits(folder: Path, paths: list[Path]) -> dict[str, Path] | None:
-    """The files named after splits, None when there are none; DataError when one is lacking or comes twice."""
+    """The files named after splits, or None if there are none; DataError if one is missing or ambiguous."""
     found = {split: [path for path in paths if path.stem.lower() == split] for split in SPLITS}
     if not any(found.values()):
         return None
@@ -101,7 +101,7 @@ def _split(molecules: Structures, cfg: FolderConfig) -> dict[str, Structures]:
 
 
 def _read(path: Path, notes: list[str]) -> Structures:
-    """Molecules of one file; those left out are added to the notes."""
+    """Usable molecules of one file; those omitted are added to the notes."""
     molecules = files.read(path)
     faults = {i: fault for i, (_, positions) in enumerate(molecules) if (fault := _fault(positions))}
     if faults:
@@ -116,9 +116,9 @@ def _read(path: Path, notes: list[str]) -> Structures:
 
 def _fault(positions: np.ndarray) -> str | None:
     """Why a molecule with these positions [n, 3] cannot be used, or None."""
-    from scipy.spatial import KDTree  # here, because `equibench list` imports this module and scipy takes its time
+    from scipy.spatial import KDTree  # here, because `equibench list` imports this module and scipy is slow to load
 
     if len(positions) < 2:
         return f"{len(positions)} atom(s), at least 2 needed"
-    closest = float(KDTree(positions).query(positions, k=2)[0][:, 1].min())  # not all pairs: a file may be one molecule
+    closest = float(KDTree(positions).query(positions, k=2)[0][:, 1].min())  # not all pairs: one molecule may be large
     return f"two atoms {closest:.2f} angstrom apart" if closest < CLOSEST_ANGSTROM else None

@@ -1,7 +1,7 @@
 """The embedded data set: small molecules of H, C, N, O and F with GFN2-xTB geometries, shipped with the package.
 
-Made by `bench/mini/make.py`. It stands in for QM9 where neither a copy nor a network is at hand, and is labelled
-as itself wherever it is used.
+Made by `bench/mini/make.py`. It replaces QM9 where neither a copy nor a network is available, under its own name and
+label.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MiniConfig:
 def load(cfg: MiniConfig) -> DataSet:
     """Embedded set: molecules of H, C, N, O, F with at most 14 atoms, GFN2-xTB geometries.
 
-    Raises DataError when the file in the package is not what it was.
+    Raises DataError when the package's file is damaged.
     """
     structures, split = read_with(PATH, "split")
     if split is None:

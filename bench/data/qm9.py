@@ -1,8 +1,8 @@
 """QM9 in EDM's split: 130 831 molecules of H, C, N, O and F in B3LYP geometry, positions in angstrom.
 
 Three sources, in this order: a folder (`dir`, else the environment variable QM9_DIR) with EDM's npz files or with
-figshare's archive; a download from figshare; and, where no network is, the embedded set `mini`, which then stands in
-the data set's name and label. Molecules come in the order of their gdb index, so all sources give one fingerprint.
+figshare's archive; a download from figshare; and, without a network, the embedded set `mini`, whose name and label
+the data set then has. Molecules are in the order of their gdb index, so all sources give the same fingerprint.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bench.records.store import write_atomically
 from bench.registry import datasets
 from bench.structures import gdb9
 from bench.structures.dataset import SPLITS, DataError, DataSet, grouped, read_with
-from bench.structures.fetch import CannotStartError, fetch
+from bench.structures.fetch import CannotStartError, cache_folder, fetch
 from bench.structures.structures import Structures
 
 log = logging.getLogger(__name__)
@@ -40,17 +40,12 @@ class QM9Config:
     n_train: int | None = None
 
 
-def cache_folder() -> Path:
-    """Where downloads and parsed archives lie: EQUIBENCH_CACHE, else ~/.cache/equibench."""
-    return Path(os.environ.get("EQUIBENCH_CACHE") or Path.home() / ".cache" / "equibench")
-
-
 @datasets.register("qm9", QM9Config)
 def load(cfg: QM9Config) -> DataSet:
     """QM9, EDM's split: up to 29 atoms of H, C, N, O, F; folder, download or, offline, the set 'mini'.
 
     Raises:
-        DataError: the folder holds neither form of QM9, or one that is damaged or split differently; the download
+        DataError: the folder holds neither form of QM9, or one that is damaged or split differently; or the download
             broke off or brought another file.
     """
     folder = cfg.dir or os.environ.get("QM9_DIR")
@@ -59,7 +54,7 @@ def load(cfg: QM9Config) -> DataSet:
     try:
         data = from_download()
     except CannotStartError as error:
-        line = f"QM9 could not be had, so the embedded set 'mini' is used: {error}; set QM9_DIR to a folder with QM9"
+        line = f"QM9 is not available, so the embedded set 'mini' is used: {error}; set QM9_DIR to a folder with QM9"
         log.warning(line)
         data = mini.load(mini.MiniConfig(cfg.max_atoms, cfg.n_train))
         return replace(data, notes=[line, *data.notes])
@@ -77,11 +72,15 @@ def from_folder(folder: Path) -> DataSet:
     if archive.is_file() and len(missing) == len(SPLITS):
         listed = folder / gdb9.EXCLUDED.name
         try:
-            excluded = gdb9.read_excluded(listed if listed.is_file() else fetch(gdb9.EXCLUDED, cache_folder()))
+            excluded = gdb9.read_excluded(listed if listed.is_file() else fetch(gdb9.EXCLUDED))
         except CannotStartError as error:
             raise DataError(
                 f"{listed} is missing and could not be downloaded ({error}); put it beside the archive"
             ) from error
+        if not gdb9.ARCHIVE.is_at(archive):
+            raise DataError(
+                f"{archive} does not match the published SHA-256; fetch it again from {gdb9.ARCHIVE.urls[0]}"
+            )
         return _from_archive(archive, excluded, f"folder with {archive.name}")
     raise DataError(
         f"QM9 folder {folder} lacks {', '.join(missing)}; expected train.npz, valid.npz and test.npz in EDM's layout, "
@@ -90,16 +89,14 @@ def from_folder(folder: Path) -> DataSet:
 
 
 def from_download() -> DataSet:
-    """Fetch archive and list of exclusions from figshare into the cache, or find them there."""
-    # The small file first: it tells whether there is a network.
-    excluded = gdb9.read_excluded(fetch(gdb9.EXCLUDED, cache_folder()))
-    return _from_archive(fetch(gdb9.ARCHIVE, cache_folder()), excluded, "downloaded from figshare")
+    """QM9 from figshare: archive and list of exclusions, in the cache or downloaded to it."""
+    # the small file first: it shows whether there is a network
+    excluded = gdb9.read_excluded(fetch(gdb9.EXCLUDED))
+    return _from_archive(fetch(gdb9.ARCHIVE), excluded, "downloaded from figshare")
 
 
 def _from_archive(path: Path, excluded: np.ndarray, source: str) -> DataSet:
-    fault = gdb9.ARCHIVE.fault(path)
-    if fault:
-        raise DataError(f"{path} has {fault}; fetch it again from {gdb9.ARCHIVE.urls[0]}")
+    """The data set from an archive whose SHA-256 has been verified."""
     ids = gdb9.official_split(excluded)
     molecules = _parsed_once(path)
     train, valid, test = (molecules.select(np.sort(ids[split])) for split in SPLITS)
@@ -108,17 +105,17 @@ def _from_archive(path: Path, excluded: np.ndarray, source: str) -> DataSet:
 
 
 def _parsed_once(path: Path) -> Structures:
-    """The archive's molecules by id; unpacking and parsing it is slow, so the result goes to the cache."""
+    """The archive's molecules by id; parsing takes minutes, so the result is cached."""
     cached = cache_folder() / f"qm9-{gdb9.ARCHIVE.sha256[:16]}.npz"
     if cached.is_file():
         try:
             numbers, positions, ptr = npz.read_arrays(cached, ("numbers", "positions", "ptr")).values()
             molecules = Structures(numbers.astype(np.int64), positions, ptr.astype(np.int64))
             if (molecules.n_atoms < 1).any() or positions.dtype != np.float32:
-                raise ValueError("it holds something else")
+                raise ValueError("unexpected arrays")
             return molecules
         except (OSError, ValueError, IndexError):
-            log.warning("%s is damaged and is made again", cached)
+            log.warning("%s is damaged; reading the archive again", cached)
     molecules = gdb9.read_archive(path)
     content = io.BytesIO()
     np.savez(
@@ -135,7 +132,7 @@ def _parsed_once(path: Path) -> Structures:
 
 
 def _from_npz(folder: Path) -> DataSet:
-    """EDM's own files or a part of them; says what is missing and checks every row's split as far as possible."""
+    """EDM's npz files or a part of them: notes what is missing and checks the split of every row if it can."""
     splits, ids = {}, {}
     for split in SPLITS:
         structures, index = read_with(folder / f"{split}.npz", "index")
@@ -167,17 +164,17 @@ def _missing(lacking: dict[str, int], present: Structures) -> tuple[str, str]:
     counts = ", ".join(f"{grouped(n)} of {split}" for split, n in lacking.items())
     note = f"{grouped(sum(lacking.values()))} of {grouped(N_TOTAL)} molecules are missing ({counts})"
     note += f"; none of those present contains {' or '.join(names)}" if names else ""
-    # Each molecule that is missing for its element holds an atom of it, and how many such atoms there are is published.
+    # A molecule missing for its element holds at least one atom of it, and the number of such atoms is published.
     if absent and lacking["train"] <= sum(gdb9.TRAIN_ATOMS[z] for z in absent):
         return f"QM9 without {' and '.join(names)}", note
     return f"QM9, {grouped(len(present))} of its {grouped(N_TOTAL)} molecules", note
 
 
 def _check_split(folder: Path, ids: dict[str, np.ndarray], excluded: np.ndarray | None) -> list[str]:
-    """Check that each row belongs to the split whose file it is in; notes on what could not be checked.
+    """Check that each row belongs to the split of its file; returns notes on what could not be checked.
 
-    `ids` are the sorted `index` arrays. EDM's own script counts them from 1, as gdb9 does, other copies from 0:
-    whichever puts every row into its split is taken.
+    `ids` are the sorted `index` arrays. EDM's own script counts them from 1, as gdb9 does, other copies from 0; the
+    convention that puts more rows into their splits is used.
     """
     if set(ids) != set(SPLITS):
         return ["the npz files carry no 'index' for every split, so the split is taken on trust"]

@@ -4,8 +4,8 @@ The rule is EDM's (Hoogeboom et al. 2022, arXiv:2203.17003): a pair of atoms is 
 typical single-bond length plus a margin; the bond is double when it is also closer than the double-bond length plus its
 own margin, and triple when it is double and closer than the triple-bond length plus its margin. Every `<` is strict.
 Lengths are in pm and positions in angstrom; distances are taken in float32, as the published code takes them, so that
-float64 and float32 files score alike. An atom is stable when its bond orders add up to the valence of the neutral
-element.
+float64 and float32 files give the same bonds. An atom is stable when its bond orders add up to the valence of the
+neutral element.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class BondTable:
             molecule = int(np.searchsorted(structures.ptr, atom, side="right")) - 1
             raise UnknownElementError(
                 f"molecule {molecule} (counted from 0) has element {symbol(int(numbers[atom]))}, but bond table "
-                f"{self.name!r} covers {known}; score molecules of these elements alone"
+                f"{self.name!r} covers {known}; evaluate molecules of these elements alone"
             )
 
 
@@ -123,7 +123,9 @@ def infer_bonds(structures: Structures, table: BondTable | None = None) -> Bonds
     if not np.isfinite(structures.positions).all():
         atom = int(np.argmin(np.isfinite(structures.positions).all(axis=1)))
         molecule = int(np.searchsorted(structures.ptr, atom, side="right")) - 1
-        raise ValueError(f"molecule {molecule} (counted from 0) has a position that is not finite; it cannot be scored")
+        raise ValueError(
+            f"molecule {molecule} (counted from 0) has a position that is not finite; it cannot be evaluated"
+        )
     found = list(_bonds_by_size(structures, table))
     molecule = np.concatenate([part[0] for part in found] or [np.zeros(0, np.int64)])
     pairs = np.concatenate([part[1] for part in found] or [np.zeros((0, 2), np.int32)])

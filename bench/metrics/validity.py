@@ -37,10 +37,10 @@ def rebuild(numbers: Iterable[int], bonds: Iterable[Sequence[int]]) -> Chem.RWMo
 
 
 def to_smiles(mol: Chem.Mol, whole: bool) -> str | None:
-    """SMILES of the largest fragment, or of the whole; None where RDKit refuses the molecule, which it sanitises."""
+    """SMILES of the largest fragment, or of the whole; None if RDKit cannot sanitise it. Modifies `mol`."""
     try:
         Chem.SanitizeMol(mol)
-    except ValueError:  # valence, kekulisation; anything else is a fault of ours and is to be seen
+    except ValueError:  # valence, kekulisation; any other exception is our own bug and must surface
         return None
     if not whole and len(Chem.GetMolFrags(mol)) > 1:
         mol = max(Chem.GetMolFrags(mol, asMols=True), key=lambda fragment: fragment.GetNumAtoms())
@@ -54,14 +54,14 @@ def smiles_from_bonds(
 
     Args:
         whole: write all fragments (training molecules) instead of the largest one (generated molecules).
-        n_workers: processes; by default all cores this process may use, and one for small sets.
+        n_workers: worker processes; by default one per available core, and one in all for small sets.
     """
     starts = range(0, len(structures), MOLECULES_PER_TASK)
     tasks = (_task(structures, bonds, start, whole) for start in starts)
     n_workers = _n_workers(len(structures)) if n_workers is None else n_workers
     if n_workers <= 1:
         return list(chain.from_iterable(map(_smiles_of_task, tasks)))
-    # fork where it is safe: it starts at once and needs no importable __main__
+    # fork where it is safe: it starts fast and needs no importable __main__
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
         return list(chain.from_iterable(pool.map(_smiles_of_task, tasks)))

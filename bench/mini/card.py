@@ -1,7 +1,7 @@
-"""The data card of the embedded set: docs/mini.md and docs/figures/mini.png, `mini` beside QM9 of at most 14 atoms.
+"""The data card of the embedded set, docs/mini.md and docs/figures/mini.png: `mini` beside QM9 of at most 14 atoms.
 
 Both sets are described from their geometries alone, by the same code; bonds are those of EDM's distance rule. Called
-by `python -m bench.mini.make --card`. QM9 is read where it lies and nothing of it but these statistics is written.
+by `python -m bench.mini.make --card`. Only these statistics of QM9 are written, none of its molecules.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem.rdMolDescriptors import CalcNumRings
 
-from bench.data import mini, qm9
-from bench.metrics.scores import Scores, score
+from bench.metrics.molecules import MoleculeEvaluation, evaluate_molecules
 from bench.mini.graphs import MAX_ATOMS
+from bench.mini.make import DATA
 from bench.records.store import read_json, write_atomically
+from bench.registry import datasets
 from bench.structures.dataset import DataSet, grouped
-from bench.structures.files import symbols
+from bench.structures.files import SYMBOL
 from bench.structures.structures import Structures
 
 ROOT = Path(__file__).parents[2]
 CARD, FIGURE = ROOT / "docs" / "mini.md", ROOT / "docs" / "figures" / "mini.png"
+ELEMENTS = (1, 6, 7, 8, 9)
 BOND_KINDS = {  # nuclear charges and order, as the table names them
     "C-H": (6, 1, 1),
     "N-H": (7, 1, 1),
@@ -45,7 +47,7 @@ BOND_KINDS = {  # nuclear charges and order, as the table names them
 
 @dataclass(frozen=True)
 class Description:
-    """What the card shows of one set of M molecules."""
+    """Statistics of one set of M molecules."""
 
     name: str
     structures: Structures
@@ -55,22 +57,22 @@ class Description:
         return cls(name, Structures.concatenate(list(data.splits.values())))
 
     @cached_property
-    def scores(self) -> Scores:
-        return score(self.structures)
+    def evaluation(self) -> MoleculeEvaluation:
+        return evaluate_molecules(self.structures)
 
     @cached_property
     def smiles(self) -> set[str]:
-        return {smiles for smiles in self.scores.smiles if smiles is not None}
+        return {smiles for smiles in self.evaluation.smiles if smiles is not None}
 
     @cached_property
     def n_rings(self) -> np.ndarray:
         """Rings of each valid molecule."""
-        return np.array([CalcNumRings(Chem.MolFromSmiles(smiles)) for smiles in self.scores.smiles if smiles])
+        return np.array([CalcNumRings(Chem.MolFromSmiles(smiles)) for smiles in self.evaluation.smiles if smiles])
 
     @cached_property
     def bonds(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Nuclear charges, the larger first [E, 2], order [E] and length in angstrom [E] of all bonds."""
-        bonds = self.scores.bonds
+        bonds = self.evaluation.bonds
         atoms = np.repeat(self.structures.ptr[:-1], np.diff(bonds.ptr))[:, None] + bonds.pairs
         ends = self.structures.positions[atoms]
         pairs = np.sort(self.structures.numbers[atoms], axis=1)[:, ::-1]
@@ -114,7 +116,7 @@ def draw(sets: list[Description], path: Path) -> None:
             sizes := list(range(3, MAX_ATOMS + 1)),
             lambda d: [np.mean(d.structures.n_atoms == n) for n in sizes],
         ),
-        ("share of atoms", [symbols()[z] for z in numbers], lambda d: [d.element_share(z) for z in numbers]),
+        ("share of atoms", [SYMBOL[z] for z in numbers], lambda d: [d.element_share(z) for z in numbers]),
         ("rings per molecule", rings := list(range(6)), lambda d: [np.mean(d.n_rings == n) for n in rings]),
     ]
     for axis, (title, labels, shares) in zip(axes, counted, strict=False):
@@ -153,17 +155,14 @@ def comparison(sets: list[Description]) -> list[str]:
         found = one.lengths(*kind)
         return f"{found.mean():.3f} ± {found.std():.3f} ({grouped(len(found))})" if len(found) else "none"
 
-    summaries = {one.name: one.scores.summary() for one in sets}
+    summaries = {one.name: one.evaluation.summary() for one in sets}
     percent = {"atom stability": 2, "molecule stability": 1, "validity": 1, "uniqueness": 1}
     return [
         f"| | {' | '.join(one.name for one in sets)} |",
         "|---|" + "---:|" * len(sets),
         row("molecules", lambda one: grouped(len(one.structures))),
         row("atoms per molecule, mean", lambda one: f"{one.structures.n_atoms.mean():.2f}"),
-        *(
-            row(f"{symbols()[z]}, % of atoms", lambda one, z=z: f"{100 * one.element_share(z):.1f}")
-            for z in mini.ELEMENTS
-        ),
+        *(row(f"{SYMBOL[z]}, % of atoms", lambda one, z=z: f"{100 * one.element_share(z):.1f}") for z in ELEMENTS),
         *(
             row(
                 f"{name} (EDM's rule), %",
@@ -184,13 +183,14 @@ def comparison(sets: list[Description]) -> list[str]:
 def write_card() -> None:
     """Write docs/mini.md and its figure.
 
-    Raises SystemExit, one line, when QM9 cannot be had.
+    Raises SystemExit with one line when QM9 is not available.
     """
-    record = read_json(mini.PATH.with_suffix(".json"))
-    reference = qm9.load(qm9.QM9Config(max_atoms=MAX_ATOMS))
+    mini, qm9 = datasets["mini"], datasets["qm9"]
+    record = read_json(DATA / "mini.json")
+    reference = qm9.build(qm9.config(max_atoms=MAX_ATOMS))
     if reference.name != "qm9":
-        raise SystemExit("the card compares with QM9, which could not be had; set QM9_DIR to a folder with QM9")
-    ours = Description.of("mini", mini.load(mini.MiniConfig()))
+        raise SystemExit("the card compares with QM9, which is not available; set QM9_DIR to a folder with QM9")
+    ours = Description.of("mini", mini.build(mini.config()))
     theirs = Description.of(reference.label, reference)
     draw([ours, theirs], FIGURE)
     shared = len(ours.smiles & theirs.smiles) / len(ours.smiles)
@@ -216,7 +216,7 @@ def write_card() -> None:
         comparison="\n".join(comparison([ours, theirs])),
         shared=f"{100 * shared:.1f}",
         reference=reference.label,
-        size=f"{mini.PATH.stat().st_size / 1e6:.2f}",
+        size=f"{(DATA / 'mini.npz').stat().st_size / 1e6:.2f}",
     )
     write_atomically(CARD, card.encode())
 
@@ -267,7 +267,7 @@ Both columns come from the geometries alone, through the same code; bonds are th
 
 - The rule of step 3 makes stability, validity and uniqueness perfect *by selection*: molecules whose bonds the rule
   misjudges are missing, aromatic six-rings and cyanamides foremost. On QM9 the same rule finds fewer stable molecules,
-  so a score on `mini` has another ceiling.
+  so the ceiling on `mini` is another one.
 - The chemistry is what random valence rules make, thinned by hand-written filters. Groups are mixed more freely than
   in QM9, imines and fluorine are common, and nothing says that each molecule could be made or kept in a bottle.
 - GFN2-xTB is not B3LYP/6-31G(2df,p); the table shows how far mean bond lengths differ. One conformer, a stationary

@@ -1,8 +1,8 @@
 """Random molecular graphs of C, N, O, F (and the hydrogens that fill their valences), grown by valence rules.
 
-The embedded set `mini` starts here. No database is enumerated: a random tree of single bonds is drawn, then as many
-ring closures and higher bond orders as the wanted number of hydrogens asks for. What a chemist would call strained,
-unstable or a fleeting tautomer is refused by named filters. Everything is neutral and closed-shell by construction.
+The embedded set `mini` starts from these. No database is enumerated: a random tree of single bonds is drawn, then
+ring closures and higher bond orders until the number of hydrogens that fill the valences is the one wanted. Named
+filters refuse strained and unstable molecules and fleeting tautomers. All are neutral and closed-shell by construction.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Random graphs (bench.mini.graphs) get an ETKDG conformer and are relaxed with GFN2-xTB; a molecule is kept when
 EDM's distance rule finds in the relaxed geometry exactly the bonds of its graph, and every valence filled. Relaxed
-chunks are kept under build/mini, so that a run cut short goes on where it was. Positions are in angstrom, with their
+chunks are kept under build/mini, so an interrupted run resumes. Positions are in angstrom, with their
 mean at the origin and in a Haar-random orientation: ETKDG lays every molecule along x, which a method without symmetry
 could learn.
 """
@@ -25,7 +25,7 @@ import numpy as np
 from rdkit import Chem
 from rdkit.Chem.rdDistGeom import EmbedMolecule, ETKDGv3
 
-from bench.metrics.scores import score
+from bench.metrics.molecules import evaluate_molecules
 from bench.mini.graphs import MAX_ATOMS, random_graphs
 from bench.records.store import write_atomically, write_json
 from bench.structures.dataset import SPLITS
@@ -46,7 +46,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def relax(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
-    """Nuclear charges [n] and GFN2-xTB geometry [n, 3] in angstrom of a molecule, or the reason why there is none.
+    """Nuclear charges [n] and GFN2-xTB geometry [n, 3] in angstrom of a molecule, or the reason for its failure.
 
     References: Riniker & Landrum (2015), ETKDG; Bannwarth, Ehlert & Grimme (2019), GFN2-xTB.
     """
@@ -127,14 +127,14 @@ def split_codes(n: int) -> np.ndarray:
 
 
 def has_bonds_of_graph(structures: Structures, smiles: list[str]) -> np.ndarray:
-    """Whether EDM's rule finds, in each geometry, stable atoms alone and the bonds of the graph [M]."""
+    """Whether EDM's rule finds the bonds of the graph, and only stable atoms, in each geometry [M]."""
     graphs = [Chem.MolToSmiles(Chem.AddHs(Chem.MolFromSmiles(one))) for one in smiles]
-    scores = score(structures, n_workers=1)
-    return scores.molecule_stable & (np.array(scores.smiles, dtype=object) == np.array(graphs, dtype=object))
+    found = evaluate_molecules(structures, n_workers=1)
+    return found.molecule_stable & (np.array(found.smiles, dtype=object) == np.array(graphs, dtype=object))
 
 
-def turned(positions: np.ndarray) -> np.ndarray:
-    """Positions [M, 14, 3], each molecule turned by a seeded Haar-random rotation of its own."""
+def randomly_rotated(positions: np.ndarray) -> np.ndarray:
+    """Positions [M, 14, 3], each molecule rotated by its own seeded Haar-random rotation."""
     from scipy.spatial.transform import Rotation
 
     quaternions = np.random.default_rng(SEED).normal(size=(len(positions), 4))  # normalised: uniform on the sphere
@@ -154,7 +154,7 @@ def make(work: Path) -> None:
     stacked = {key: np.concatenate([chunk[key] for chunk in chunks]) for key in chunks[0]}
     failed = Counter(reason for reason in stacked["reason"].tolist() if reason)
     relaxed = {key: array[stacked["reason"] == ""] for key, array in stacked.items()}
-    relaxed["positions"] = turned(relaxed["positions"])
+    relaxed["positions"] = randomly_rotated(relaxed["positions"])
     structures = Structures.from_padded(*(relaxed[key] for key in ("num_atoms", "charges", "positions")))
     same = has_bonds_of_graph(structures, relaxed["smiles"].tolist())
     kept = np.flatnonzero(same)[:N_MOLECULES]
@@ -176,7 +176,7 @@ def make(work: Path) -> None:
             "max_gradient_ev_per_angstrom": MAX_GRADIENT,
         },
         "bonds": {"as_in_graph": int(same.sum()), "otherwise": int((~same).sum()), "kept": len(kept)},
-        "stability_before_this_filter": score(structures, n_workers=1).summary(),
+        "stability_before_this_filter": evaluate_molecules(structures, n_workers=1).summary(),
         "versions": {name: version(name) for name in ("numpy", "rdkit", "scipy", "tblite")},
     }
     write_json(DATA / "mini.json", record)

@@ -1,7 +1,7 @@
-"""What a data set is: three splits of molecules, and what tables and records state about them.
+"""The data set contract: three splits of molecules, and the facts about them that tables and records state.
 
-Positions are in angstrom, float32, as stored in the source: neither centred nor rotated. A data set is a file of this
-package whose `load(cfg) -> DataSet` carries `@datasets.register(name, Config)`; every config has the options
+Positions are in angstrom, float32, as stored in the source: neither centred nor rotated. A data set is a file of
+`bench/data/` whose `load(cfg) -> DataSet` carries `@datasets.register(name, Config)`; every config has the options
 `max_atoms` and `n_train`, which `DataSet.limited` applies.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,12 +22,15 @@ from bench.structures import files
 from bench.structures.sizes import size_histogram
 from bench.structures.structures import Structures
 
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
 SPLITS = ("train", "valid", "test")
-SUBSET_SEED = 0  # of the permutation whose first n_train molecules are kept, so that smaller subsets lie in larger ones
+SUBSET_SEED = 0  # of the permutation from which n_train molecules are taken, so that subsets are nested
 
 
 class DataError(ValueError):
-    """Data that are not what they should be; the message says what came, what was expected and what to do."""
+    """Invalid data; the message says what came, what was expected and what to do."""
 
 
 def grouped(n: int) -> str:
@@ -56,9 +59,9 @@ class DataSet:
 
     Attributes:
         name: as registered, e.g. 'qm9'.
-        label: as tables state it: 'QM9 without fluorine, at most 14 atoms'.
-        source: where it came from, without the path on this machine.
-        elements: nuclear charges that a model of this data set must know, ascending; they may exceed those present.
+        label: name in tables: 'QM9 without fluorine, at most 14 atoms'.
+        source: where it came from, without a local path.
+        elements: nuclear charges that a model of this data set must know, ascending; some may have no atom.
         notes: one line each, e.g. which molecules are missing.
     """
 
@@ -119,6 +122,12 @@ class DataSet:
     def facts(self) -> Facts:
         return Facts(self.elements, self.mean_atoms, self.size_histogram)
 
+    def graph(self, split: str, index: int) -> Data:
+        """Molecule `index` of a split as a PyTorch Geometric graph with `z` [n] and `pos` [n, 3] in angstrom."""
+        from bench.structures.graphs import to_graph
+
+        return to_graph(self.splits[split], index)
+
     def record(self) -> dict[str, Any]:
         """The manifest's entry `data` (`bench.records.store.MANIFEST`)."""
         return {
@@ -137,8 +146,9 @@ class DataSet:
     def limited(self, max_atoms: int | None, n_train: int | None) -> DataSet:
         """Keep the molecules of at most `max_atoms` atoms in all splits, then `n_train` of the training molecules.
 
-        The training molecules kept are the first of one seeded permutation, in their old order: for one `max_atoms`
-        a smaller subset lies within a larger one. Raises DataError when fewer than one or than `n_train` are left.
+        The training molecules are the first of one seeded permutation, kept in their original order, so for one
+        `max_atoms` smaller subsets are nested in larger ones. Raises DataError when a split is empty or has fewer than
+        `n_train` training molecules.
         """
         splits, label = self.splits, self.label
         if max_atoms is not None:
@@ -158,7 +168,7 @@ class DataSet:
 
 
 def read_with(path: Path, key: str) -> tuple[Structures, np.ndarray | None]:
-    """Molecules of an npz file and its integer array `key` [M], None where the file has no such array.
+    """Molecules of an npz file and its integer array `key` [M], or None if the file has no such array.
 
     Raises FileError from `bench.structures.files`, or DataError; each is one line that names the file.
     """

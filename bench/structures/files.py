@@ -1,19 +1,19 @@
 """Files of molecules: xyz, extended xyz, sdf and npz, read into `Structures` and written from them.
 
     .xyz, .extxyz   any number of frames; positions in angstrom; a comment with `Properties=` (extended xyz) sets the
-                    columns, otherwise they are element, x, y, z, and columns after these are ignored. The files of
-                    QM9 as figshare has them (five columns, three closing lines, exponents spelt `1.0*^-5`) are read.
+                    columns, otherwise they are element, x, y, z, and columns after these are ignored. QM9 as published
+                    on figshare (five columns, three closing lines, exponents written `1.0*^-5`) is read.
     .sdf            V2000 or V3000, through RDKit and unsanitised; bonds are ignored on reading. Written as V2000, whose
                     coordinates have four decimals; the other formats keep every digit.
     .npz            `num_atoms` [M], `charges`, `positions`: padded as EDM has it ([M, n_max] and [M, n_max, 3], charge
                     0 is padding) or with all atoms in one row ([A] and [A, 3]). Other arrays in the file are ignored.
 
-Elements are H to Rn. Nothing is unpickled, and no array is allocated because a file says that it is large.
+Elements are H to Rn; the isotopes D and T are hydrogen. Nothing is unpickled, and declared sizes are checked against
+the file before memory is allocated.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import re
 from array import array
@@ -30,7 +30,6 @@ from bench.records.store import write_atomically
 from bench.structures.structures import Structures
 
 T = TypeVar("T")
-MAX_NUMBER = 86  # radon
 MAX_LINE = 1 << 20  # characters of a line of xyz
 EXTENDED = "Properties=species:S:1:pos:R:3"
 
@@ -39,21 +38,20 @@ class FileError(ValueError):
     """A file of molecules that cannot be read or written; one line: file, place, what came, what was expected."""
 
 
-@functools.cache
-def symbols() -> dict[int, str]:
-    """Nuclear charge -> element symbol, H to Rn."""
-    from rdkit.Chem import GetPeriodicTable  # here, because training imports this module where there is no RDKit
-
-    table = GetPeriodicTable()
-    return {number: table.GetElementSymbol(number) for number in range(1, MAX_NUMBER + 1)}
-
-
-@functools.cache
-def _numbers() -> dict[str, int]:
-    spellings = {}
-    for number, symbol in symbols().items():
-        spellings |= dict.fromkeys((symbol, symbol.upper(), symbol.lower(), str(number)), number)
-    return spellings
+# Written out, because a training run reads xyz files and loads no RDKit.
+SYMBOLS = (  # noqa: SIM905
+    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb "
+    "Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au "
+    "Hg Tl Pb Bi Po At Rn"
+).split()
+MAX_NUMBER = len(SYMBOLS)  # 86, radon
+SYMBOL = dict(enumerate(SYMBOLS, start=1))  # nuclear charge -> element symbol
+_ISOTOPES = {"D": 1, "T": 1}
+_NUMBERS = {  # every spelling -> nuclear charge
+    spelling: number
+    for symbol, number in [*_ISOTOPES.items(), *((symbol, number) for number, symbol in SYMBOL.items())]
+    for spelling in (symbol, symbol.upper(), symbol.lower(), str(number))
+}
 
 
 def read(path: Path | str) -> Structures:
@@ -108,37 +106,45 @@ def _of_suffix(path: Path, known: dict[str, T]) -> T:
 
 
 def _read_xyz(path: Path) -> Structures:
-    numbers, positions, sizes = array("q"), array("d"), array("q")
-    known = _numbers()
     with path.open(encoding="utf-8-sig", errors="replace") as file:  # a byte order mark is no part of a number
-        lines = enumerate(_lines(file, path), start=1)
-        for line_number, line in lines:
-            if not line.strip():
-                continue
-            frame = f"frame {len(sizes) + 1}"
-            n_atoms = _count(line, f"{path}:{line_number}: {frame}")
-            comment = next(lines, (0, ""))[1]
-            element, x, n_columns, exact = _columns(comment, f"{path}:{line_number + 1}: {frame}")
-            for k in range(n_atoms):
-                at, line = next(lines, (0, ""))
-                if not at:
-                    raise FileError(
-                        f"{path}: {frame} is cut short: {k} atoms of the {n_atoms} that line {line_number} declares"
-                    )
-                words = line.split()
-                if len(words) < n_columns or (exact and len(words) > n_columns):
-                    wanted = f"{'' if exact else 'at least '}{n_columns}"
-                    raise FileError(f"{path}:{at}: {frame}: {len(words)} columns, expected {wanted}")
-                number = known.get(words[element])
-                if number is None:
-                    raise FileError(f"{path}:{at}: {frame}: unknown element {_cut(words[element])}, expected H to Rn")
-                numbers.append(number)
-                for word in words[x : x + 3]:
-                    positions.append(_coordinate(word, path, at, frame))
-            sizes.append(n_atoms)
-            if re.match(r"gdb\s+\d+\s", comment):  # QM9 as published: frequencies, SMILES and InChI follow the atoms
-                for _ in range(3):
-                    next(lines, None)
+        return parse_xyz(_lines(file, path), str(path))
+
+
+def parse_xyz(lines: Iterable[str], name: str) -> Structures:
+    """All frames of xyz or extended xyz text, positions in float64; FileError messages call the text `name`."""
+    numbers, positions, sizes = array("q"), array("d"), array("q")
+    numbered = enumerate(lines, start=1)
+    after_gdb = False  # QM9 as published: lines of frequencies, SMILES and InChI follow the atoms
+    for line_number, line in numbered:
+        if not line.strip():
+            continue
+        if after_gdb and not line.strip().isdecimal():
+            after_gdb = False
+            for _ in range(2):
+                next(numbered, None)
+            continue
+        frame = f"frame {len(sizes) + 1}"
+        n_atoms = _count(line, f"{name}:{line_number}: {frame}")
+        comment = next(numbered, (0, ""))[1]
+        element, x, n_columns, exact = _columns(comment, f"{name}:{line_number + 1}: {frame}")
+        for k in range(n_atoms):
+            at, line = next(numbered, (0, ""))
+            if not at:
+                raise FileError(
+                    f"{name}: {frame} is cut short: {k} atoms of the {n_atoms} that line {line_number} declares"
+                )
+            words = line.split()
+            if len(words) < n_columns or (exact and len(words) > n_columns):
+                wanted = f"{'' if exact else 'at least '}{n_columns}"
+                raise FileError(f"{name}:{at}: {frame}: {len(words)} columns, expected {wanted}")
+            number = _NUMBERS.get(words[element])
+            if number is None:
+                raise FileError(f"{name}:{at}: {frame}: unknown element {_cut(words[element])}, expected H to Rn")
+            numbers.append(number)
+            for word in words[x : x + 3]:
+                positions.append(_coordinate(word, f"{name}:{at}: {frame}"))
+        sizes.append(n_atoms)
+        after_gdb = re.match(r"gdb\s+\d+\s", comment) is not None
     return to_structures(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
 
 
@@ -158,16 +164,16 @@ def _count(line: str, where: str) -> int:
     return int(word)
 
 
-def _coordinate(word: str, path: Path, line: int, frame: str) -> float:
+def _coordinate(word: str, where: str) -> float:
     try:
         # Python's float also knows 1_000 and the digits of other scripts, which a damaged file may hold
         value = float(word.replace("*^", "e")) if word.isascii() and "_" not in word else None
     except ValueError:
         value = None
     if value is None:
-        raise FileError(f"{path}:{line}: {frame}: got {_cut(word)}, expected a coordinate in angstrom")
+        raise FileError(f"{where}: got {_cut(word)}, expected a coordinate in angstrom")
     if not isfinite(value):
-        raise FileError(f"{path}:{line}: {frame}: coordinate {_cut(word)} is not finite")
+        raise FileError(f"{where}: coordinate {_cut(word)} is not finite")
     return value
 
 
@@ -196,13 +202,12 @@ def _cut(text: str) -> str:
 
 
 def _write_xyz(structures: Structures, _: object) -> bytes:
-    symbol = symbols()
     digits = 9 if structures.positions.dtype == np.float32 else 17  # enough to get the same float back
     lines = []
     for numbers, positions in structures:
         lines += [str(len(numbers)), EXTENDED]
         lines += [
-            f"{symbol[number]} {x:.{digits}g} {y:.{digits}g} {z:.{digits}g}"
+            f"{SYMBOL[number]} {x:.{digits}g} {y:.{digits}g} {z:.{digits}g}"
             for number, (x, y, z) in zip(numbers.tolist(), positions.tolist(), strict=True)
         ]
     return ("\n".join(lines) + "\n").encode()

@@ -1,6 +1,8 @@
-"""SDF files through RDKit; `bench.structures.files` is the way in.
+"""SDF files through RDKit; `bench.structures.files` is the public interface.
 
 Molecules are read as they stand (no sanitisation, hydrogens kept, bonds ignored) and written with the bonds given.
+RDKit silently skips what it does not understand: of two records joined without a line `$$$$` it reads the first alone.
+So the records are counted and checked here, each before RDKit reads it.
 """
 
 from __future__ import annotations
@@ -17,61 +19,77 @@ from bench.structures.files import MAX_LINE, MAX_NUMBER, FileError, to_structure
 from bench.structures.structures import Structures
 
 BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
+COUNTS = re.compile(rb".{33,}V[23]000\s*")  # line 4 of a record
+COUNTS_V3000 = re.compile(rb"M +V30 +COUNTS +(\d+) +(\d+)")
+END = re.compile(rb"M +END\s*")
 
 
 def read_sdf(path: Path) -> Structures:
+    """All molecules of the file; FileError names the first record that is not one molecule with 3D coordinates."""
     numbers, positions, sizes = array("q"), array("d"), array("q")
-    for k, mol in enumerate(_mols(path), start=1):
-        if mol is None:
-            raise FileError(f"{path}: molecule {k} is cut short or no V2000 or V3000 block")
-        if not mol.GetNumAtoms() or not mol.GetNumConformers():
-            raise FileError(f"{path}: molecule {k} has no atoms with coordinates, expected at least one")
-        for atom in mol.GetAtoms():
-            if not 1 <= atom.GetAtomicNum() <= MAX_NUMBER:
-                raise FileError(f"{path}: molecule {k}: unknown element {atom.GetSymbol()!r}, expected H to Rn")
-            numbers.append(atom.GetAtomicNum())
-        x = mol.GetConformer().GetPositions()
-        if not np.isfinite(x).all():
-            raise FileError(f"{path}: molecule {k} has a coordinate that is not finite")
-        positions.frombytes(x.tobytes())
-        sizes.append(mol.GetNumAtoms())
+    with rdBase.BlockLogs(), path.open("rb") as file:
+        mols = Chem.ForwardSDMolSupplier(file, sanitize=False, removeHs=False)
+        for k, says_2d in enumerate(_records(path), start=1):
+            try:
+                mol = next(mols, None)
+            except (RuntimeError, ValueError):  # what RDKit's parser did not expect
+                mol = None
+            where = f"{path}: molecule {k}"
+            if mol is None:
+                raise FileError(f"{where} is cut short or no V2000 or V3000 block")
+            if not mol.GetNumAtoms() or not mol.GetNumConformers():
+                raise FileError(f"{where} has no atoms with coordinates, expected at least one")
+            for atom in mol.GetAtoms():  # pyright: ignore[reportGeneralTypeIssues] - RDKit's stubs are incomplete
+                if not 1 <= atom.GetAtomicNum() <= MAX_NUMBER:
+                    raise FileError(f"{where}: unknown element {atom.GetSymbol()!r}, expected H to Rn")
+                numbers.append(atom.GetAtomicNum())
+            x = mol.GetConformer().GetPositions()
+            if not np.isfinite(x).all():
+                raise FileError(f"{where} has a coordinate that is not finite")
+            if says_2d and not x[:, 2].any():
+                raise FileError(
+                    f"{where} is a flat drawing (its header says 2D and every z is 0), expected 3D coordinates; "
+                    "embed it first, for example with RDKit's EmbedMolecule"
+                )
+            positions.frombytes(x.tobytes())
+            sizes.append(mol.GetNumAtoms())
     return to_structures(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
 
 
-def _mols(path: Path) -> Iterator[Chem.Mol | None]:
-    with rdBase.BlockLogs():
-        for block in _blocks(path):
-            try:
-                yield Chem.MolFromMolBlock(block, sanitize=False, removeHs=False) if _has_its_atoms(block) else None
-            except (RuntimeError, ValueError):  # of what RDKit's parser did not expect
-                yield None
+def _records(path: Path) -> Iterator[bool]:
+    """Whether the header says 2D, for each record up to its line $$$$; blank lines after the last are no record.
 
-
-def _blocks(path: Path) -> Iterator[str]:
-    """Text of each molecule, up to its line $$$$; blank lines behind the last are none."""
-    lines: list[str] = []
-    # RDKit takes bytes for UTF-8, which names need not be
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
+    Raises FileError for a record that holds more than one molecule, or less than one.
+    """
+    k, first = 1, 1
+    lines: list[bytes] = []
+    with path.open("rb") as file:
         while line := file.readline(MAX_LINE + 1):
             if len(line) > MAX_LINE:
-                raise FileError(f"{path}: a line of more than {MAX_LINE} characters; this is no sdf file")
-            if line.startswith("$$$$"):
-                yield "".join(lines)
-                lines = []
-            else:
+                raise FileError(f"{path}: a line of more than {MAX_LINE} bytes; this is no sdf file")
+            if not line.startswith(b"$$$$"):
                 lines.append(line)
-    if "".join(lines).strip():
-        yield "".join(lines)
+                continue
+            yield _says_2d(lines, f"{path}: molecule {k}", first)
+            k, first, lines = k + 1, first + len(lines) + 1, []
+    if any(line.strip() for line in lines):
+        yield _says_2d(lines, f"{path}: molecule {k}", first)
 
 
-def _has_its_atoms(block: str) -> bool:
-    """Whether there are as many lines as atoms and bonds are declared: RDKit makes room for them before it looks."""
-    n_lines = block.count("\n")
-    counts = (block.split("\n", 4) + [""] * 4)[3]
-    declared = [counts[:3], counts[3:6]]
-    for words in re.findall(r"^M +V30 +COUNTS(.*)$", block, re.MULTILINE):
-        declared += words.split()
-    return all(int(n) <= n_lines for word in declared if (n := word.strip()).isdecimal())
+def _says_2d(lines: list[bytes], where: str, first: int) -> bool:
+    ends = [i for i, line in enumerate(lines) if END.fullmatch(line)]
+    counts = [i for i, line in enumerate(lines) if COUNTS.fullmatch(line)]
+    for found, what in ((ends, "'M  END'"), (counts, "counts line")):
+        if len(found) > 1:
+            raise FileError(
+                f"{where}: line {first + found[1]} is a second {what}; two records are joined, or the first is cut "
+                "short: expected a line $$$$ between them"
+            )
+    # RDKit allocates the atoms that a V3000 block declares before it looks for them
+    declared = [n for line in lines if (match := COUNTS_V3000.match(line)) for n in match.groups()]
+    if not ends or any(len(n) > 9 or int(n) > len(lines) for n in declared):
+        raise FileError(f"{where} is cut short or no V2000 or V3000 block")
+    return len(lines) > 1 and lines[1][20:22] == b"2D"
 
 
 def write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> bytes:

@@ -1,6 +1,6 @@
 """The distribution over molecule sizes p(N), counted on the training split.
 
-It enters the likelihood as log p(N) and sampling as the first draw of all (EDM, arXiv:2203.17003, section 3.2).
+It enters the likelihood as log p(N), and sampling draws from it first (EDM, arXiv:2203.17003, section 3.2).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class SizeDistribution:
     """
 
     def __init__(self, counts: Mapping[int, int]) -> None:
-        """Raises ValueError when there is nothing to count, a size below 1 or a negative count."""
+        """Raises ValueError for no counts, a size below 1 or a negative count."""
         if not counts or min(counts) < 1 or min(counts.values()) < 0 or sum(counts.values()) == 0:
             raise ValueError(
                 f"cannot make a size distribution of {dict(counts)}; expected at least one molecule, sizes from 1"

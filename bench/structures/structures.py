@@ -1,7 +1,7 @@
 """Molecules as files hold them: nuclear charges and positions in numpy arrays, no torch.
 
-`Structures` is what data sets are read into, what sampling writes and what the metrics score. Positions are in
-angstrom. Atoms of all molecules lie one after the other; `ptr[i]:ptr[i+1]` are the atoms of molecule i.
+Data sets are read into `Structures`, sampling returns them and the metrics evaluate them. Positions are in
+angstrom. The atoms of all molecules are concatenated; `ptr[i]:ptr[i+1]` are the atoms of molecule i.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ class Structures:
         return len(self.ptr) - 1
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"molecule {index} of {len(self)}, counted from 0")
         start, stop = self.ptr[index], self.ptr[index + 1]
         return self.numbers[start:stop], self.positions[start:stop]
 

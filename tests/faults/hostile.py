@@ -7,7 +7,6 @@ the reader's folder, code that ran. `PYTHONPATH=.:tests python -m faults.hostile
 
 from __future__ import annotations
 
-import bz2
 import functools
 import io
 import json
@@ -24,7 +23,6 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import chdir
 from dataclasses import dataclass
-from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -375,7 +373,7 @@ def sensible(structures: Any) -> None:
 
 def readers() -> list[Reader]:
     """Every reader; made in a function because what they read with takes its time to import."""
-    return [*_of_molecules(), *_of_pages(), *_of_records(), *_of_weights(), _of_downloads()]
+    return [*_of_molecules(), *_of_pages(), *_of_records(), *_of_weights()]
 
 
 def _of_molecules() -> list[Reader]:
@@ -395,9 +393,6 @@ def _of_molecules() -> list[Reader]:
         for split in load(FolderConfig(str(path.parent))).splits.values():
             sensible(split)
 
-    def archive(path: Path) -> None:
-        sensible(gdb9.read_archive(path, n_molecules=2))
-
     def excluded(path: Path) -> None:
         gdb9.read_excluded(path)
 
@@ -412,13 +407,6 @@ def _of_molecules() -> list[Reader]:
         "charges.npy": npy(np.array([8, 1, 1, 6, 8])),
         "positions.npy": npy(np.arange(15.0).reshape(5, 3)),
     }
-    names = [f"dsgdb9nsd_00000{i}.xyz" for i in (1, 2)]
-    tarball = tar(dict.fromkeys(names, GDB9))
-    in_tar = [
-        Seed(bz2.compress(tarball)),
-        Seed(tarball, bz2.compress),
-        Seed(GDB9, lambda b: bz2.compress(tar({names[0]: GDB9, names[1]: b}))),
-    ]
     xyz = [Seed(XYZ), Seed(EXTXYZ), Seed(GDB9)]
     error, data_error = (files.FileError,), (DataError, files.FileError)
     listed = b"\nList of 133885 molecules\n=====\n  58  NC  [NH]C 6.0\n 3 C C 1.\n=====\n"
@@ -429,7 +417,6 @@ def _of_molecules() -> list[Reader]:
         Reader("npz", "given.npz", molecules, error, [*in_zip(arrays), *in_zip(flat)]),
         Reader("npz with an index (EDM's QM9)", "given.npz", indexed, data_error, in_zip(arrays)),
         Reader("data folder", "inside.xyz", folder, data_error, [Seed(XYZ * 3), Seed(EXTXYZ * 4)]),
-        Reader("tar.bz2 (figshare's QM9)", "given.bz2", archive, (DataError,), in_tar),
         Reader("list of exclusions", "uncharacterized.txt", excluded, (DataError,), [Seed(listed)]),
     ]
 
@@ -581,51 +568,6 @@ def _of_weights() -> list[Reader]:
         Reader("published checkpoint (npz)", "ema.npz", published, error, arrays),
         Reader("published numbers (npz)", "numbers.npz", fixture, (FixtureError,), [*in_zip(schedule), *in_zip(sums)]),
     ]
-
-
-class Answer(HTTPResponse):
-    """A mirror's answer, as far as the downloader looks at it; no connection is behind it."""
-
-    def __init__(self, content: bytes, status: int) -> None:
-        self.content, self.status, self.url, self.fp = io.BytesIO(content), status, "http://mirror.invalid/a.bin", None
-
-    def read1(self, n: int = -1) -> bytes:
-        return self.content.read1(n)
-
-
-def _of_downloads() -> Reader:
-    import hashlib
-    from unittest.mock import patch
-
-    from bench.structures import fetch as download
-
-    whole = bytes(range(256)) * 8
-    artefact = download.Artefact(
-        "a.bin", ("http://mirror.invalid/a.bin",), len(whole), hashlib.sha256(whole).hexdigest()
-    )
-
-    def begin(_: str, had: int, size: int) -> tuple[Any, bytes]:
-        answer = Answer(whole[had:], 206 if had else 200)
-        return answer, answer.read1(700)
-
-    def carry_on(path: Path) -> None:
-        with patch.object(download, "_begin", begin):
-            got = download.fetch(artefact, path.parent)
-        try:
-            assert got.read_bytes() == whole
-        finally:
-            got.unlink()
-            (path.parent / "a.bin.lock").unlink()
-
-    def read(path: Path) -> None:
-        try:
-            carry_on(path)
-        finally:
-            (path.parent / "a.bin.lock").unlink(missing_ok=True)
-
-    return Reader(
-        "download carried on", "a.bin.part", read, (download.DownloadError,), [Seed(whole[:900]), Seed(whole)]
-    )
 
 
 # ---------------------------------------------------------------------- the campaign

@@ -21,7 +21,6 @@ from faults import hostile
 from faults.hostile import OWNED, Reader, Seed, npy, safetensors, verdict, zipped
 
 from bench.records import npz
-from bench.structures import fetch as download
 
 READERS = {reader.name: reader for reader in hostile.readers()}
 ARRAYS = {
@@ -55,19 +54,6 @@ def header(shape: tuple[int, ...], descr: str = "<f4") -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": shape})
     return buffer.getvalue()
-
-
-def many_zeros() -> bytes:
-    """A GiB of zeros in a bz2 file of 3 kB."""
-    return bz2.compress(bytes(1 << 24)) * 64
-
-
-def member(kind: bytes, **about: object) -> tarfile.TarInfo:
-    info = tarfile.TarInfo("dsgdb9nsd_000002.xyz")
-    info.type = kind
-    for key, value in about.items():
-        setattr(info, key, value)
-    return info
 
 
 def zero_strides() -> bytes:
@@ -121,29 +107,6 @@ CASES = {
     "more than float32": ("data folder", lambda: b"1\n\nH 1e300 0 0\n" * 4 + b"2\n\nH 1e300 0 0\nH 0 0 0\n" * 4),
     "room for 10^9 atoms, V3000": ("sdf", lambda: hostile.SDF3.replace(b"COUNTS 2", b"COUNTS 1000000000")),
     "room for 10^9 bonds, V3000": ("sdf", lambda: hostile.SDF3.replace(b"COUNTS 2 1", b"COUNTS 2 1000000000")),
-    "bz2 bomb": ("tar.bz2 (figshare's QM9)", lambda: bz2.compress(b"x" * 512) + many_zeros()),
-    "a long name of a GiB": (
-        "tar.bz2 (figshare's QM9)",
-        lambda: bz2.compress(member(tarfile.GNUTYPE_LONGNAME, size=1 << 30).tobuf()) + many_zeros(),
-    ),
-    "an extended header of a GiB": (
-        "tar.bz2 (figshare's QM9)",
-        lambda: bz2.compress(member(tarfile.XHDTYPE, size=1 << 30).tobuf()) + many_zeros(),
-    ),
-    "folders without end": (
-        "tar.bz2 (figshare's QM9)",
-        lambda: bz2.compress(member(tarfile.DIRTYPE).tobuf() * 100_000),
-    ),
-    **{
-        f"tar with {what}": ("tar.bz2 (figshare's QM9)", lambda info=info: bz2.compress(info.tobuf() + bytes(1024)))
-        for what, info in {
-            "a link": member(tarfile.SYMTYPE, linkname="/etc/passwd"),
-            "a hard link": member(tarfile.LNKTYPE, linkname="/etc/passwd"),
-            "a device": member(tarfile.CHRTYPE, devmajor=1, devminor=5),
-            "a pipe": member(tarfile.FIFOTYPE),
-            "a way out": member(tarfile.REGTYPE, name="../../dsgdb9nsd_000002.xyz"),
-        }.items()
-    },
     "an id of 5000 digits": ("list of exclusions", lambda: b"\xff" + b"9" * 5000),
     **{
         f"{what} ({page})": (page, lambda content=content: content)
@@ -203,9 +166,7 @@ def test_a_malicious_file_is_refused(case: str, tmp_path: Path):
     assert verdict(READERS[name], make(), tmp_path) == "refused"
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in READERS if "download" not in n and "report" not in n and "folder" not in n]
-)
+@pytest.mark.parametrize("name", [n for n in READERS if "report" not in n and "folder" not in n])
 def test_a_pipe_or_a_device_is_not_waited_for(name: str, tmp_path: Path):
     reader = READERS[name]
     os.mkfifo(tmp_path / reader.file)
@@ -226,28 +187,6 @@ def test_a_record_of_another_schema_names_the_version_that_wrote_it(tmp_path: Pa
     (tmp_path / "manifest.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"written by equibench 9\.8\.7 with record schema 99, this"):
         READERS["manifest.json"].read(tmp_path / "manifest.json")
-
-
-def test_a_link_in_the_cache_is_not_written_through(tmp_path: Path):
-    (tmp_path / "precious").write_text("mine")
-    for suffix in (".part", ".lock"):
-        link = tmp_path / f"a.bin{suffix}"
-        link.symlink_to(tmp_path / "precious")
-        with pytest.raises(download.DownloadError, match="is in the way"):
-            download.fetch(download.Artefact("a.bin", ("http://mirror.invalid/",), 10, "0"), tmp_path)
-        link.unlink()
-    assert (tmp_path / "precious").read_text() == "mine"
-
-
-def test_a_server_that_never_stops_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    class Endless(hostile.Answer):
-        def read1(self, n: int = -1) -> bytes:
-            return b"x" * 100
-
-    monkeypatch.setattr(download, "_begin", lambda *_: (Endless(b"", 200), b"x"))
-    with pytest.raises(download.DownloadError, match=r"sent more than the 1000 bytes of a\.bin"):
-        download.fetch(download.Artefact("a.bin", ("http://mirror.invalid/",), 1000, "0"), tmp_path)
-    assert not (tmp_path / "a.bin.part").exists()
 
 
 def test_padding_may_still_be_compressed(tmp_path: Path):

@@ -220,14 +220,14 @@ def scoring(n_molecules: int = N_SCORED, data: str | None = None) -> dict[str, A
     """Seconds to score molecules of the data set, drawn with repetition where it has fewer."""
     import numpy as np
 
-    from bench.metrics.scores import score
+    from bench.metrics.molecules import evaluate_molecules
     from bench.run.provenance import peak_memory_mb
 
     _, _, loaded = built(method="plain", backbone="dit", size="tiny", data=data)
     drawn = np.random.default_rng(0).choice(len(loaded.train), n_molecules, replace=len(loaded.train) < n_molecules)
     molecules = loaded.train.select(drawn)
     started = time.perf_counter()
-    score(molecules)
+    evaluate_molecules(molecules)
     seconds = time.perf_counter() - started
     return {
         "seconds": seconds,

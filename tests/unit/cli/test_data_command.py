@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from bench.data import command
+from bench.cli import data as command
 from bench.records import store as records
 from bench.structures import files
 from bench.structures.structures import Structures

@@ -9,7 +9,7 @@ import pytest
 from rdkit import Chem
 
 from bench.data import mini
-from bench.metrics.scores import Scores, score
+from bench.metrics.molecules import MoleculeEvaluation, evaluate_molecules
 from bench.mini.card import CARD, FIGURE, Description
 from bench.mini.graphs import FORBIDDEN, MAX_ATOMS, PATTERNS, random_graphs, refusal
 from bench.mini.make import has_bonds_of_graph, split_codes
@@ -31,8 +31,8 @@ def everything(data: DataSet) -> Structures:
 
 
 @pytest.fixture(scope="module")
-def scores(everything: Structures) -> Scores:
-    return score(everything, n_workers=1)
+def evaluation(everything: Structures) -> MoleculeEvaluation:
+    return evaluate_molecules(everything, n_workers=1)
 
 
 def closest(structures: Structures) -> float:
@@ -89,20 +89,20 @@ def test_clash_check_sees_a_clash(everything: Structures) -> None:
     assert closest(Structures.from_list([(numbers, moved)])) < CLASH_ANGSTROM
 
 
-def test_atoms_are_stable_under_the_distance_rule(scores: Scores) -> None:
-    assert scores.stable_atoms.sum() >= 0.98 * scores.n_atoms.sum()
-    assert scores.valid.mean() >= 0.98
+def test_atoms_are_stable_under_the_distance_rule(evaluation: MoleculeEvaluation) -> None:
+    assert evaluation.stable_atoms.sum() >= 0.98 * evaluation.n_atoms.sum()
+    assert evaluation.valid.mean() >= 0.98
 
 
 def test_stretched_molecules_are_not_stable(everything: Structures) -> None:
     stretched = Structures(everything.numbers, 1.15 * everything.positions, everything.ptr)
-    found = score(stretched, n_workers=1)
+    found = evaluate_molecules(stretched, n_workers=1)
     assert found.stable_atoms.sum() < 0.98 * found.n_atoms.sum()
 
 
-def test_no_molecule_occurs_twice_within_or_across_splits(scores: Scores) -> None:
-    assert None not in scores.smiles
-    assert len(set(scores.smiles)) == len(scores.smiles)
+def test_no_molecule_occurs_twice_within_or_across_splits(evaluation: MoleculeEvaluation) -> None:
+    assert None not in evaluation.smiles
+    assert len(set(evaluation.smiles)) == len(evaluation.smiles)
 
 
 def test_splits_are_80_10_10_and_alike_in_size(data: DataSet, everything: Structures) -> None:
@@ -128,9 +128,9 @@ def test_split_codes_are_fixed_and_cover_every_molecule() -> None:
     assert Counter(split_codes(1000).tolist()) == {0: 800, 1: 100, 2: 100}
 
 
-def test_bonds_are_compared_with_those_of_the_graph(everything: Structures, scores: Scores) -> None:
+def test_bonds_are_compared_with_those_of_the_graph(everything: Structures, evaluation: MoleculeEvaluation) -> None:
     first_two = everything.select(np.arange(2))
-    graphs = [Chem.MolToSmiles(Chem.MolFromSmiles(str(smiles))) for smiles in scores.smiles[:2]]
+    graphs = [Chem.MolToSmiles(Chem.MolFromSmiles(str(smiles))) for smiles in evaluation.smiles[:2]]
     assert has_bonds_of_graph(first_two, graphs).tolist() == [True, True]
     assert has_bonds_of_graph(first_two, graphs[::-1]).tolist() == [False, False]
 

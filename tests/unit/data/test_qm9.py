@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.data import gdb9, mini, qm9
+from bench.data import mini, qm9
 from bench.registry import datasets
+from bench.structures import gdb9
 from bench.structures.dataset import DataError
-from bench.structures.fetch import Artefact
+from bench.structures.fetch import Artefact, cache_folder
 from bench.structures.files import FileError
 
 QM9_DIR = os.environ.get("QM9_DIR")
@@ -155,12 +156,12 @@ def small_archive(tmp_path, monkeypatch):
     with tarfile.open(path, "w:bz2") as tar:
         for i in reversed(range(43)):
             rows = [f"O 0.{i:02d} 0. 0. 0", "H 0 0 .9*^0 0", *(["H 0 0 -9.*^-1 0"] if i % 3 else [])]
-            text = "\n".join([str(len(rows)), f"gdb {i + 1}\t1", *rows, "1", "O O", "x x", ""])
+            text = "\n".join([str(len(rows)), f"gdb {i + 1}\t1", *rows, "1.0\t2.0", "O O", "x x", ""])
             member = tarfile.TarInfo(f"dsgdb9nsd_{i + 1:06d}.xyz")
             member.size = len(text)
             tar.addfile(member, io.BytesIO(text.encode()))
     content = path.read_bytes()
-    published = Artefact(path.name, ("http://figshare.invalid/x",), len(content), hashlib.sha256(content).hexdigest())
+    published = Artefact(path.name, ("http://figshare.invalid/x",), hashlib.sha256(content).hexdigest())
     monkeypatch.setattr(gdb9, "ARCHIVE", published)
     monkeypatch.setattr(gdb9, "check_train_counts", lambda _: None)
     read = gdb9.read_archive
@@ -184,14 +185,14 @@ def test_an_archive_is_split_by_the_recipe_and_read_once(small_archive, small_qm
 
 def test_a_damaged_cache_is_made_again(small_archive, small_qm9):
     fingerprint = load(small_archive).fingerprint
-    (cached,) = qm9.cache_folder().glob("*.npz")
+    (cached,) = cache_folder().glob("*.npz")
     cached.write_bytes(cached.read_bytes()[:300])
     assert load(small_archive).fingerprint == fingerprint
 
 
 def test_an_archive_with_another_checksum_is_refused(small_archive, small_qm9, monkeypatch):
     monkeypatch.setattr(gdb9, "ARCHIVE", replace(gdb9.ARCHIVE, sha256="0" * 64))
-    with pytest.raises(DataError, match=r"has SHA-256 .*, expected 0000"):
+    with pytest.raises(DataError, match=r"does not match the published SHA-256"):
         load(small_archive)
 
 
@@ -209,11 +210,11 @@ def small_mini(tmp_path, monkeypatch):
 
 
 def test_offline_the_embedded_set_stands_in_under_its_own_name(small_mini, monkeypatch, caplog):
-    offline = Artefact(gdb9.EXCLUDED.name, ("http://figshare.invalid/x",), 10, "0")
+    offline = Artefact(gdb9.EXCLUDED.name, ("http://figshare.invalid/x",), "0")
     monkeypatch.setattr(gdb9, "EXCLUDED", offline)
     data = datasets["qm9"].build(qm9.QM9Config(n_train=5))
     assert (data.name, data.label) == ("mini", "mini (embedded, GFN2-xTB), 5 training molecules")
-    assert data.notes[0].startswith("QM9 could not be had, so the embedded set 'mini' is used: cannot download")
+    assert data.notes[0].startswith("QM9 is not available, so the embedded set 'mini' is used: cannot download")
     assert caplog.messages == data.notes
     assert data.fingerprint == mini.load(mini.MiniConfig(n_train=5)).fingerprint
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench.metrics import stability
-from bench.metrics.scores import score
+from bench.metrics.molecules import evaluate_molecules
 from bench.metrics.stability import BondTable, UnknownElementError, infer_bonds
 from bench.structures.structures import Structures
 
@@ -99,15 +99,15 @@ def test_margins_and_valences_are_those_of_the_paper():
 
 def test_charged_and_wrongly_bonded_atoms_are_not_stable():
     oxygen_with_one_hydrogen = pair(8, 1, 0.97)
-    scores = score(oxygen_with_one_hydrogen)
-    assert scores.stable_atoms.tolist() == [1]
-    assert scores.molecule_stable.tolist() == [False]
-    assert score(pair(1, 9, 0.92)).molecule_stable.tolist() == [True]
+    evaluation = evaluate_molecules(oxygen_with_one_hydrogen)
+    assert evaluation.stable_atoms.tolist() == [1]
+    assert evaluation.molecule_stable.tolist() == [False]
+    assert evaluate_molecules(pair(1, 9, 0.92)).molecule_stable.tolist() == [True]
 
 
 def test_two_stable_molecules_far_apart_count_as_one_stable_molecule():
     x = np.array([[0, 0, 0], [0.74, 0, 0], [50, 0, 0], [50.74, 0, 0]])
-    assert score(Structures.from_list([(np.ones(4, int), x)])).molecule_stable.tolist() == [True]
+    assert evaluate_molecules(Structures.from_list([(np.ones(4, int), x)])).molecule_stable.tolist() == [True]
 
 
 def test_bonds_do_not_depend_on_chunks_or_on_the_other_molecules(monkeypatch):

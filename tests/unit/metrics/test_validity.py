@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from rdkit import Chem
 
+from analysis import labels
 from bench.cli import score as command
 from bench.metrics import validity
-from bench.metrics.scores import Scores, score
+from bench.metrics.molecules import MoleculeEvaluation, evaluate_molecules, undefined_values
 from bench.metrics.stability import Bonds, infer_bonds
 from bench.metrics.validity import rebuild, smiles_from_bonds, smiles_of, to_smiles
 from bench.records import store as records
+from bench.records.values import Better, Value
 from bench.structures import files
 from bench.structures.structures import Structures
 
@@ -39,35 +41,35 @@ def together(*parts: Structures) -> Structures:
     return Structures.concatenate(parts)
 
 
-def made_up(smiles: list[str | None], train=None, stable=None) -> Scores:
+def made_up(smiles: list[str | None], train=None, stable=None) -> MoleculeEvaluation:
     n = len(smiles)
     stable = np.full(n, 4) if stable is None else np.asarray(stable)
     no_bonds = Bonds(np.zeros((0, 2), np.int32), np.zeros(0, np.int8), np.zeros(n + 1, int))
-    return Scores(np.full(n, 4), stable, smiles, train, no_bonds)
+    return MoleculeEvaluation(np.full(n, 4), stable, smiles, train, no_bonds)
 
 
 def test_a_molecule_is_valid_when_rdkit_sanitises_it():
-    scores = score(together(HYDROGEN, CARBON_MONOXIDE, NITROGEN))
-    assert scores.smiles == ["[H][H]", None, "N#N"]
-    assert scores.valid.tolist() == [True, False, True]
+    evaluation = evaluate_molecules(together(HYDROGEN, CARBON_MONOXIDE, NITROGEN))
+    assert evaluation.smiles == ["[H][H]", None, "N#N"]
+    assert evaluation.valid.tolist() == [True, False, True]
 
 
 def test_a_molecule_in_pieces_is_valid_and_written_by_its_largest_piece():
-    assert score(THREE_PIECES).smiles == ["[H][H]"]  # the first of two largest
-    assert score(NITROGEN_AND_HYDROGEN.select(np.array([0]))).smiles == ["[H][H]"]
+    assert evaluate_molecules(THREE_PIECES).smiles == ["[H][H]"]  # the first of two largest
+    assert evaluate_molecules(NITROGEN_AND_HYDROGEN.select(np.array([0]))).smiles == ["[H][H]"]
     with_water = one("OHHHH", [[0, 0, 0], [0.96, 0, 0], [-0.24, 0.93, 0], [9, 0, 0], [9.74, 0, 0]])
-    assert score(with_water).smiles == ["[H]O[H]"]
+    assert evaluate_molecules(with_water).smiles == ["[H]O[H]"]
 
 
 def test_one_bad_piece_makes_the_whole_molecule_invalid():
     both = one("HHCO", [[9, 0, 0], [9.74, 0, 0], [0, 0, 0], [1.13, 0, 0]])
-    assert score(both).smiles == [None]
+    assert evaluate_molecules(both).smiles == [None]
 
 
 def test_training_molecules_are_written_whole():
     assert smiles_of(NITROGEN_AND_HYDROGEN) == ["N#N.[H][H]"]
     # so the largest piece of a training molecule in pieces is novel, as in the published code
-    assert score(NITROGEN_AND_HYDROGEN, smiles_of(NITROGEN_AND_HYDROGEN)).summary()["novelty"] == 1.0
+    assert evaluate_molecules(NITROGEN_AND_HYDROGEN, smiles_of(NITROGEN_AND_HYDROGEN)).summary()["novelty"] == 1.0
 
 
 def test_only_value_errors_mean_invalid(monkeypatch):
@@ -85,7 +87,7 @@ def test_only_value_errors_mean_invalid(monkeypatch):
 
 def test_summary_has_the_metrics_of_the_records_with_their_denominators():
     molecules = together(HYDROGEN, HYDROGEN, HYDROGEN, NITROGEN, CARBON_MONOXIDE)
-    summary = score(molecules, smiles_of(together(NITROGEN, CARBON_MONOXIDE))).summary()
+    summary = evaluate_molecules(molecules, smiles_of(together(NITROGEN, CARBON_MONOXIDE))).summary()
     records.check(summary, records.METRICS, "summary")
     assert summary == {
         "n_molecules": 5,
@@ -98,13 +100,47 @@ def test_summary_has_the_metrics_of_the_records_with_their_denominators():
 
 
 def test_metrics_without_denominator_are_null():
-    summary = score(CARBON_MONOXIDE, ["N#N"]).summary()
+    summary = evaluate_molecules(CARBON_MONOXIDE, ["N#N"]).summary()
     records.check(summary, records.METRICS, "summary")
     assert (summary["validity"], summary["uniqueness"], summary["novelty"]) == (0.0, None, None)
-    assert score(HYDROGEN).summary()["novelty"] is None
-    assert set(score(CARBON_MONOXIDE, ["N#N"]).intervals(0)) == {"atom_stability", "molecule_stability", "validity"}
-    with pytest.raises(ValueError, match="no molecules to score"):
-        score(HYDROGEN.select(np.zeros(0, int)))
+    assert evaluate_molecules(HYDROGEN).summary()["novelty"] is None
+    assert set(evaluate_molecules(CARBON_MONOXIDE, ["N#N"]).intervals(0)) == {
+        "atom_stability",
+        "molecule_stability",
+        "validity",
+    }
+    with pytest.raises(ValueError, match="no molecules to evaluate"):
+        evaluate_molecules(HYDROGEN.select(np.zeros(0, int)))
+
+
+def test_values_are_the_summary_with_its_intervals():
+    smiles = ["a", "a", "b", None, "c"] * 4
+    evaluation = made_up(smiles, frozenset("a"), [4, 4, 3, 0, 4] * 4)
+    summary, intervals = evaluation.summary(), evaluation.intervals(seed=3)
+    values = {value.name: value for value in evaluation.values(seed=3)}
+    assert list(values) == [*(name for name in summary if name != "n_molecules"), "valid_and_unique"]
+    for name, interval in intervals.items():
+        assert values[name].value == summary[name]
+        assert [values[name].low, values[name].high] == interval
+    assert values["valid_and_unique"].value == summary["validity"] * summary["uniqueness"] == pytest.approx(3 / 20)
+    assert {(value.unit, value.better) for value in values.values()} == {("fraction", Better.HIGHER)}
+    assert evaluation.values(seed=4) != evaluation.values(seed=3)  # control
+    for value in values.values():
+        assert Value.from_dict(json.loads(json.dumps(value.to_dict()))) == value
+
+
+def test_labels_are_those_of_the_tables():
+    assert [value.label for value in undefined_values()] == [column.label for column in labels.METRICS]
+
+
+def test_a_metric_that_is_not_defined_is_a_value_without_number():
+    undefined = undefined_values()
+    assert {value.value for value in undefined} == {None}
+    values = {value.name: value for value in evaluate_molecules(CARBON_MONOXIDE, ["N#N"]).values()}
+    assert [*values] == [value.name for value in undefined]
+    nameless = [name for name, value in values.items() if value.value is None]
+    assert nameless == ["uniqueness", "novelty", "valid_and_unique"]
+    assert all(values[name].low is None and values[name].high is None for name in nameless)
 
 
 def test_smiles_do_not_depend_on_workers_or_tasks(monkeypatch):
@@ -123,10 +159,10 @@ def test_smiles_do_not_depend_on_workers_or_tasks(monkeypatch):
 def test_intervals_are_seeded_and_hold_the_value():
     rng = np.random.default_rng(0)
     drawn = [None if k > 3900 else str(k) for k in rng.integers(0, 4000, 500)]
-    scores = made_up(drawn, frozenset(map(str, range(400))), rng.integers(2, 5, 500))
-    intervals, summary = scores.intervals(1), scores.summary()
-    assert intervals == scores.intervals(1)
-    assert intervals["atom_stability"] != scores.intervals(2)["atom_stability"]
+    evaluation = made_up(drawn, frozenset(map(str, range(400))), rng.integers(2, 5, 500))
+    intervals, summary = evaluation.intervals(1), evaluation.summary()
+    assert intervals == evaluation.intervals(1)
+    assert intervals["atom_stability"] != evaluation.intervals(2)["atom_stability"]
     for name, (low, high) in intervals.items():
         assert 0 <= low < summary[name] < high <= 1
 
@@ -210,7 +246,7 @@ def test_per_molecule_lines(two_files, tmp_path):
     ]
 
 
-def test_what_cannot_be_scored_is_one_line_and_exit_code_2(two_files, tmp_path, caplog, capsys):
+def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(two_files, tmp_path, caplog, capsys):
     np.savez(tmp_path / "bare.npz", charges=np.ones((1, 2), int))
     silicon = tmp_path / "si.xyz"
     silicon.write_text("1\n\nSi 0 0 0\n")
@@ -228,6 +264,6 @@ def test_what_cannot_be_scored_is_one_line_and_exit_code_2(two_files, tmp_path, 
         assert capsys.readouterr().out == ""
 
 
-def test_scoring_needs_no_torch():
-    code = "import sys; import bench.cli.score, bench.metrics.scores; assert 'torch' not in sys.modules"
+def test_evaluation_needs_no_torch():
+    code = "import sys; import bench.cli.score, bench.metrics.molecules; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rdkit import Chem
 
 from bench.structures import files
 from bench.structures.files import FileError
@@ -169,6 +170,17 @@ def test_figshare_qm9_files_are_read(tmp_path):
     read = read_xyz(tmp_path, one * 2)
     assert read.n_atoms.tolist() == [2, 2]
     assert read.positions[:2].tolist() == [[-0.01, 1.08, 0.008], [0.002, -6e-05, 10.0]]
+    without = read_xyz(tmp_path, one.removesuffix(tail) * 2 + one)  # a gdb comment, but none of QM9's closing lines
+    assert without.n_atoms.tolist() == [2, 2, 2]
+
+
+def test_isotopes_of_hydrogen_are_hydrogen(tmp_path):
+    assert read_xyz(tmp_path, "3\nheavy water\nO 0 0 0\nD 0 0.7 0.5\nT 0 -0.7 0.5\n").numbers.tolist() == [8, 1, 1]
+
+
+def test_symbols_are_those_of_rdkit():
+    table = Chem.GetPeriodicTable()
+    assert {n: table.GetElementSymbol(n) for n in range(1, files.MAX_NUMBER + 1)} == files.SYMBOL
 
 
 # faults
@@ -224,9 +236,42 @@ $$$$
 """
 
 
-def test_sdf_read_by_hand(tmp_path):
-    (tmp_path / "a.sdf").write_text(SDF * 2)
+@pytest.mark.parametrize(
+    "content",
+    [
+        (SDF * 2).encode(),
+        (SDF * 2).replace("\n", "\r\n").encode(),
+        (SDF * 2).replace("by hand", "by händ").encode("latin-1"),
+        b"\xef\xbb\xbf" + (SDF * 2).encode(),
+        (SDF * 2).encode() + b"\n \n",
+        (SDF * 2).encode().rstrip().removesuffix(b"$$$$"),
+    ],
+    ids=["plain", "windows", "latin-1", "byte order mark", "blank lines", "no last delimiter"],
+)
+def test_sdf_dialects(tmp_path, content):
+    (tmp_path / "a.sdf").write_bytes(content)
     assert files.read(tmp_path / "a.sdf").numbers.tolist() == [6, 8, 6, 8]
+
+
+def test_sdf_records_that_are_joined_or_cut_are_noticed(tmp_path):
+    joined = SDF * 2 + SDF.replace("$$$$\n", "") + SDF
+    message = fault(tmp_path / "a.sdf", joined)
+    with Chem.SDMolSupplier(str(tmp_path / "a.sdf"), sanitize=False) as supplier:  # control: RDKit alone loses one
+        assert [mol is not None for mol in supplier] == [True] * 3
+    assert message.startswith(": molecule 3: line 34 is a second 'M  END'; two records are joined")
+    assert joined.splitlines()[33] == "M  END"
+    without_end = SDF * 2 + SDF.replace("M  END\n$$$$\n", "") + SDF
+    assert fault(tmp_path / "a.sdf", without_end).startswith(": molecule 3: line 29 is a second counts line;")
+    assert without_end.splitlines()[28].endswith("V2000")
+
+
+def test_a_flat_drawing_is_refused_and_a_planar_molecule_is_not(tmp_path):
+    drawing = SDF.replace("  made by hand", "     RDKit          2D")
+    message = fault(tmp_path / "a.sdf", SDF + drawing)
+    assert message.startswith(": molecule 2 is a flat drawing (its header says 2D and every z is 0), expected 3D")
+    for planar in (SDF, drawing.replace("2D", "3D"), drawing.replace("0.0000 O", "0.1000 O")):
+        (tmp_path / "a.sdf").write_text(planar)
+        assert len(files.read(tmp_path / "a.sdf")) == 1
 
 
 @pytest.mark.parametrize(
@@ -240,6 +285,8 @@ def test_sdf_read_by_hand(tmp_path):
         (SDF.replace("1.2000", "   nan"), ": molecule 1 "),
         (SDF.replace("1.2000", "   inf"), ": molecule 1 "),
         (SDF.replace("  2  1  0", "999999  0"), ": molecule 1 is cut short"),
+        (SDF.replace("M  END", "M  V30 COUNTS 1000000000 1\nM  END"), ": molecule 1 is cut short"),
+        (SDF.replace("M  END", f"M  V30 COUNTS {'9' * 5000} 1\nM  END"), ": molecule 1 is cut short"),
         ("\n\n\n  0  0  0  0  0  0  0  0  0  0999 V2000\nM  END\n$$$$\n", ": molecule 1 has no atoms"),
         (WATER, ": molecule 1 is cut short or no"),
     ],

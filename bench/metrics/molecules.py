@@ -1,31 +1,40 @@
-"""Scores of a set of molecules: per molecule, as summary, and with intervals. Bonds and SMILES are computed once."""
+"""Evaluation of a set of molecules: per molecule, as a summary, and with intervals."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bench.metrics.stability import Bonds, BondTable, infer_bonds
 from bench.metrics.validity import smiles_from_bonds
+from bench.records.values import Better, Value
 from bench.structures.structures import Structures
 
 N_RESAMPLES = 1000
+LABELS = {  # name -> label, with the denominator where papers differ, and definition
+    "atom_stability": ("Atom stability", "atoms whose bond orders add up to the valence, of all atoms"),
+    "molecule_stability": ("Molecule stability", "molecules whose atoms are all stable, of all molecules"),
+    "validity": ("Validity", "molecules that RDKit sanitises, of all molecules"),
+    "uniqueness": ("Uniqueness of valid", "distinct SMILES, of the valid molecules"),
+    "novelty": ("Novelty of unique", "distinct SMILES that are not among the training SMILES, of the distinct SMILES"),
+    "valid_and_unique": ("Valid and unique", "distinct SMILES, of all molecules"),
+}
 Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Scores of M molecules.
+class MoleculeEvaluation:
+    """Evaluation of M molecules.
 
     Attributes:
         n_atoms: atoms of each molecule [M].
         stable_atoms: those whose bond orders add up to the valence [M].
         smiles: SMILES of the largest fragment, None where the molecule is not valid [M].
-        train_smiles: SMILES of the training molecules, None when novelty is not asked for.
-        bonds: what all of this was computed from, for drawings.
+        train_smiles: SMILES of the training molecules, None leaves novelty out.
+        bonds: the bonds from which all of this was computed.
     """
 
     n_atoms: np.ndarray
@@ -62,6 +71,17 @@ class Scores:
             if counts and self.train_smiles is not None
             else None,
         }
+
+    def values(self, seed: int = 0) -> list[Value]:
+        """The metrics of `summary`, and valid-and-unique, as values with the intervals of `intervals(seed)`."""
+        summary, intervals = self.summary(), self.intervals(seed)
+        valid, unique = summary["validity"], summary["uniqueness"]
+        found = {**summary, "valid_and_unique": None if valid is None or unique is None else valid * unique}
+        return [
+            replace(value, value=found[value.name], low=low, high=high)
+            for value in undefined_values()
+            for low, high in [intervals.get(value.name, (None, None))]
+        ]
 
     def intervals(self, seed: int) -> dict[str, list[float]]:
         """95 % intervals [low, high] of the metrics that have a value, over the draw of molecules.
@@ -113,30 +133,38 @@ class Scores:
         return half_widths
 
 
-def score(
+def undefined_values() -> list[Value]:
+    """The metrics with value None: for molecules that cannot be evaluated, such as those of unknown elements."""
+    return [
+        Value(name, label, None, "fraction", Better.HIGHER, definition=definition)
+        for name, (label, definition) in LABELS.items()
+    ]
+
+
+def evaluate_molecules(
     structures: Structures,
     train_smiles: Iterable[str | None] | None = None,
     n_workers: int | None = None,
     table: BondTable | None = None,
-) -> Scores:
-    """Score molecules as EDM's published code does.
+) -> MoleculeEvaluation:
+    """Evaluate molecules as EDM's published code does.
 
     Args:
         structures: at least one molecule; positions in angstrom.
         train_smiles: of `bench.metrics.validity.smiles_of(training molecules)`; None leaves novelty out.
-        n_workers: processes for the SMILES; by default all cores, one for small sets.
+        n_workers: worker processes for the SMILES; by default one per core, and one in all for small sets.
     Raises:
         ValueError: no molecule, or a position that is not finite.
         UnknownElementError: an element without bond lengths.
     References: Hoogeboom et al. (2022), Equivariant Diffusion for Molecule Generation in 3D, arXiv:2203.17003.
     """
     if not len(structures):
-        raise ValueError("got no molecules to score, expected at least one")
+        raise ValueError("got no molecules to evaluate, expected at least one")
     table = BondTable.load() if table is None else table
     bonds = infer_bonds(structures, table)
     stable = bonds.order_sums(structures) == table.valence[structures.numbers]
     before = np.concatenate([[0], np.cumsum(stable)])
-    return Scores(
+    return MoleculeEvaluation(
         n_atoms=structures.n_atoms,
         stable_atoms=np.diff(before[structures.ptr]),
         smiles=smiles_from_bonds(structures, bonds, n_workers=n_workers),
