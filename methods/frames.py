@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -125,12 +126,11 @@ class FramesAveraged(Frames):
     guarantee = Guarantee.EXACT
     references = (*Frames.references[:1], "Dym et al., Impossibility of continuous canonicalization, arXiv:2402.16077")
     signs: Tensor
-    group: RotationGroup
 
     def __init__(self, cfg: NoOptions, setting: Setting) -> None:
         super().__init__(cfg, setting)
         signs = itertools.product((1.0, -1.0), repeat=3)
-        inside = [s for s in signs if math.prod(s) > 0 or not self.group.proper]
+        inside = [s for s in signs if math.prod(s) > 0 or not cast(RotationGroup, self.group).proper]
         self.register_buffer("signs", torch.tensor(inside), persistent=False)
 
     def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:

@@ -9,7 +9,7 @@ at any weights. The released code composes f R0^-1 instead, which is not: `symdi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -101,7 +101,6 @@ class SymDiff(Method):
 
     guarantee = Guarantee.IN_LAW
     needs_group = RotationGroup
-    group: RotationGroup
     on_equivariant_backbone = TURNED_BACK
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"kernel_width": 16, "kernel_depth": 1, "kernel_heads": 2, "decoder_width": 16},
@@ -119,7 +118,7 @@ class SymDiff(Method):
             embedding, time_scale = backbone.pair_embedding, backbone.trunk.time.time_scale
         else:
             embedding, time_scale = GaussianPairEmbedding(cfg.pair_gaussians, cfg.pair_width), 1.0
-        self.kernel = RotationKernel(cfg, embedding, time_scale, setting.channels.get("h", 0), self.group.proper)
+        self.kernel = RotationKernel(cfg, embedding, time_scale, setting.channels.get("h", 0), cast(RotationGroup, self.group).proper)
 
     def draw(self, z_t: State, level: Level, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R ~ gamma(. | z_t), one per molecule; gradients flow into the kernel."""

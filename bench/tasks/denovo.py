@@ -8,10 +8,11 @@ with `include_charges`, one channel with the nuclear charge, divided by the scal
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ class DenovoConfig:
 class Denovo(Task):
     """Molecules from their number of atoms: elements and positions (EDM's problem)."""
 
-    groups: ClassVar[dict[str, Any]] = {"O3": O3, "SO3": SO3}
+    groups: ClassVar[Mapping[str, Callable[[], Group]]] = {"O3": O3, "SO3": SO3}
     references = ("Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003",)
 
     def __init__(self, cfg: DenovoConfig, diffusion: DiffusionConfig, group: str, facts: Facts) -> None:

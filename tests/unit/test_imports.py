@@ -41,7 +41,10 @@ FORBIDDEN = {"methods": ("bench.data", "bench.metrics")}  # so that no method ca
 FOR_ANALYSIS = "bench.records.store"
 LAZY_ANALYSIS = "bench.cli.main"  # alone may call analysis, and inside functions
 
-PLACES = {"torch_geometric": ("bench.structures.graphs", "bench.structures.dataset", "bench.backbones.e3"), "e3nn": ("bench.backbones.e3",)}
+PLACES = {
+    "torch_geometric": ("bench.structures.graphs", "bench.structures.dataset", "bench.backbones.e3"),
+    "e3nn": ("bench.backbones.e3",),
+}
 NEVER_AT_MODULE_LEVEL = ("submitit", "omegaconf", "e3nn")  # anywhere; nor rdkit, but in WITH_RDKIT
 MAKING_MINI = ("bench.mini.graphs", "bench.mini.card", "bench.mini.make")
 WITH_RDKIT = ("bench.structures.sdf", "bench.metrics", "analysis.figures", *MAKING_MINI)
