@@ -106,7 +106,7 @@ def gradients(
         part = None if n == 1 else Part(x0.layout, processes.rank + i * processes.n, n)
         with torch.autocast(x0.x.device.type, torch.bfloat16, enabled=settings.bf16):
             # every part from the same, unused streams
-            mine = loss_of(x0, dataclasses.replace(rng), part)
+            mine = loss_of(x0, dataclasses.replace(rng))
             # gradients are averaged over processes
             loss = mine.mean() * (len(mine) * processes.n / len(x0))
         loss.backward()
