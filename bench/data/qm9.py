@@ -105,7 +105,7 @@ def _from_archive(path: Path, excluded: np.ndarray, source: str) -> DataSet:
 
 
 def _parsed_once(path: Path) -> Structures:
-    """The archive's molecules by id; parsing takes minutes, so the result is cached."""
+    """The archive's molecules by id; parsing takes about a minute, so the result is cached."""
     cached = cache_folder() / f"qm9-{gdb9.ARCHIVE.sha256[:16]}.npz"
     if cached.is_file():
         try:

@@ -18,7 +18,7 @@ from rdkit.Chem.rdMolDescriptors import CalcNumRings
 
 from bench.metrics.molecules import MoleculeEvaluation, evaluate_molecules
 from bench.mini.graphs import MAX_ATOMS
-from bench.mini.make import DATA
+from bench.mini.make import COMMAND, DATA
 from bench.records.store import read_json, write_atomically
 from bench.registry import datasets
 from bench.structures.dataset import DataSet, grouped
@@ -199,7 +199,7 @@ def write_card() -> None:
     card = TEXT.format(
         n=grouped(record["n_molecules"]),
         split=", ".join(f"{name} {grouped(count)}" for name, count in record["n_in_split"].items()),
-        command=record["command"],
+        command=COMMAND,
         seed=record["seed"],
         sha256=record["sha256"],
         versions=", ".join(f"{name} {version}" for name, version in record["versions"].items()),

@@ -24,11 +24,11 @@ STALL_SECONDS = 30.0  # without a byte, once a download runs
 
 
 class DownloadError(DataError):
-    """A download that broke off or brought the wrong file; one line says what to do."""
+    """A failed download; one line says why and what to do."""
 
 
 class CannotStartError(DownloadError):
-    """No mirror could be reached, or the cache folder cannot be written to."""
+    """No mirror could be reached, or the cache folder cannot be created."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def fetch(artefact: Artefact, folder: Path | None = None) -> Path:
     Each mirror is tried once, in order.
 
     Raises:
-        CannotStartError: no mirror could be reached, or the folder cannot be written to.
-        DownloadError: the download broke off, or every mirror that answered sent another file.
+        CannotStartError: no mirror could be reached, or the folder cannot be created.
+        DownloadError: the download broke off, the file could not be written, or a mirror sent another file.
     """
     import pooch  # here, because pooch and requests take a moment to load and most runs download nothing
     import requests
@@ -94,7 +94,7 @@ def fetch(artefact: Artefact, folder: Path | None = None) -> Path:
         except ValueError:  # raised by pooch, which has deleted the file
             reason, began = "sent another file, whose SHA-256 is wrong", True
         except OSError as error:
-            raise CannotStartError(_unwritable(folder, error)) from error
+            raise DownloadError(_unwritable(folder, error)) from error
         reasons.append(f"{urlsplit(url).netloc or url}: {reason}")
     message = f"cannot download {artefact.name} ({'; '.join(reasons)})"
     if began:

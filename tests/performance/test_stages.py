@@ -1,4 +1,4 @@
-"""Sampling against the padded reference, scoring and starting up, each in a process of its own: `make perf`."""
+"""Sampling against the padded reference, evaluating molecules and starting up, each in its own process: `make perf`."""
 
 import os
 from typing import Any
@@ -22,8 +22,8 @@ def test_sampling(benchmark: Any, pair: tuple[str, str]):
     compared(benchmark, f"{'-'.join(pair)}, {SIZE}", result["seconds"], result["reference_seconds"])
 
 
-def test_scoring(benchmark: Any):
-    benchmark.group = f"scoring {N_SCORED} molecules"
+def test_evaluating_molecules(benchmark: Any):
+    benchmark.group = f"evaluating {N_SCORED} molecules"
     result = benchmark.pedantic(lambda: measured("scoring"), **ONCE)
     compared(benchmark, f"{result['atoms']:.1f} atoms each", result["seconds"], ours=result["peak_memory_mb"])
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from bench.structures import files
 from bench.structures.structures import Structures
@@ -18,6 +19,21 @@ for name, options in {given}:
     entry = datasets[name]
     data = entry.build(entry.config(**options))
     assert len(data.train) and data.graph("train", 0).num_nodes > 0
+"""
+RUN = """
+from pathlib import Path
+from bench.config.run import RunConfig, build
+from bench.registry import datasets
+from bench.run.execute import execute
+entry = datasets[{data!r}["name"]]
+fingerprint = entry.build(entry.config(**{{k: v for k, v in {data!r}.items() if k != "name"}})).fingerprint
+few = {{"n_molecules": 2, "n_steps": 2, "batch_size": 2}}
+cfg = build(RunConfig, {{"study": "t", "method": {{"name": "haar"}}, "backbone": {{"name": "dit", "size": "tiny"}},
+    "data": {data!r}, "train": {{"n_steps": 2, "batch_size": 2}}, "sample": few,
+    "evaluate": {{"n_nll_passes": 1, "n_nll_molecules": 2}}}})
+folder = Path({folder!r}, cfg.run_name(fingerprint))
+folder.mkdir(parents=True)
+execute(cfg, folder, score={score})
 """
 
 
@@ -44,6 +60,20 @@ def test_data_sets_load_without_rdkit(tmp_path):
     done = python(NO_RDKIT + TRAIN.replace("{given}", repr(given)))
     assert done.returncode == 0, done.stderr
     assert python(NO_RDKIT + "import bench.metrics.validity").returncode != 0  # control: RDKit is out of reach
+
+
+@pytest.mark.parametrize("name", ["mini", "qm9"])
+def test_a_run_trains_and_samples_without_rdkit(tmp_path, name):
+    data = (
+        {"name": name, "max_atoms": 9} if name == "mini" else {"name": name, "dir": str(qm9_folder(tmp_path / "qm9"))}
+    )
+    done = python(NO_RDKIT + RUN.format(data=data, folder=str(tmp_path / "trained"), score=False))
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "trained").iterdir()
+    assert len(files.read(run / "samples.npz")) == 2
+    if name == "mini":  # control: evaluating the samples does need RDKit
+        done = python(NO_RDKIT + RUN.format(data=data, folder=str(tmp_path / "evaluated"), score=True))
+        assert "rdkit" in done.stderr.splitlines()[-1]
 
 
 def test_the_listing_shows_no_data_set_as_unavailable():

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import http.server
 import socket
@@ -153,3 +154,14 @@ def test_a_cache_that_cannot_be_written_to_is_told_with_the_way_out(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotStartError, match=r"cannot write to the cache folder .*EQUIBENCH_CACHE"):
         fetch(artefact(closed_port()), tmp_path / "file")
+
+
+def test_a_full_disk_is_no_missing_network(server, tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("shutil.move", no_space)
+    with pytest.raises(DownloadError, match=r"cannot write .*No space left.*EQUIBENCH_CACHE") as raised:
+        fetch(artefact(server.url()), tmp_path / "cache")
+    assert not isinstance(raised.value, CannotStartError)
+    assert names(tmp_path / "cache") == []
