@@ -12,11 +12,11 @@ from torch import Tensor
 from bench.geometry.layout import Layout
 from bench.kernels import dit_passes, native
 from bench.kernels.native import library
-from bench.nn.linear import MULTIPLE
+from bench.kernels.rows import MULTIPLE
 
 ROUNDING = 1e-5  # of float32, after some dozens of sums
 EPS = 1e-6
-SIZES = [1, 1, 2, 5, 5, 16, 19]  # sorted; padded to half a vector, a whole one, and one and a half
+SIZES = [5, 1, 16, 2, 5, 1, 19]  # padded to half a vector, a whole one, and one and a half
 HEADS = 3
 
 # without AVX-512 rows are no multiple of anything more than half of its vectors
@@ -71,9 +71,9 @@ def blocks(x: Tensor, modulation: Tensor, *given: Tensor, layout: Layout) -> Ten
 
 
 def arguments(layout: Layout, H: int, n_blocks: int) -> list[Tensor]:
-    """Tokens and modulation, that of a norm where there are no blocks, and the layers of these."""
+    """Tokens, modulation, and the layers of the blocks."""
     K, rng = 2 * H, generator(6)
-    shapes = [(layout.n_total, H), (len(layout.sizes), 6 * n_blocks * H if n_blocks else 2 * H)]
+    shapes = [(layout.n_total, H), (len(layout.sizes), 6 * n_blocks * H)]
     shapes += n_blocks * [(3 * H, H), (3 * H,), (H, H), (H,), (2 * K, H), (2 * K,), (H, K), (H,)]
     values = [torch.randn(shape, generator=rng) for shape in shapes]
     return [
@@ -84,11 +84,6 @@ def arguments(layout: Layout, H: int, n_blocks: int) -> list[Tensor]:
 
 # name -> ours, plain operations, number of blocks
 CASES = {
-    "modulate": (
-        lambda x, m, layout: dit_passes.modulate(x, m, layout, EPS),
-        lambda x, m, layout: normed(x, *m[layout.molecule].chunk(2, dim=1)),
-        0,
-    ),
     "one block": (blocks, plain_blocks, 1),
     "three blocks": (blocks, plain_blocks, 3),
 }
@@ -175,8 +170,8 @@ def test_rows_after_the_last_molecule_are_zero(name, bf16, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [
-        ("modulate", "normed[k] * along_normed", "0.999f * normed[k] * along_normed"),
-        ("modulate", "of_shift[k] += of_normed", "of_shift[k] = of_normed"),
+        ("one block", "normed[k] * along_normed", "0.999f * normed[k] * along_normed"),
+        ("one block", "of_shift[k] += of_normed", "of_shift[k] = of_normed"),
         ("one block", "of_sum[k] * (number(y, k, bf16) + bias[k])", "of_sum[k] * number(y, k, bf16)"),
         ("one block", "of_bias[k] += of_y[k]", "of_bias[k] = of_y[k]"),
         ("one block", "of_sum[k] += r *", "of_sum[k] = r *"),
@@ -252,13 +247,11 @@ def test_what_does_not_fit_is_refused():
     for wrong in (modulation[:1], modulation[:, 1:], modulation.bfloat16()):
         with pytest.raises(ValueError, match=r"expected \(2, 144\) in float32"):
             blocks(x, wrong, *layers, layout=layout)
-        with pytest.raises(ValueError, match=r"expected \(2, 48\) in float32"):
-            dit_passes.modulate(x, wrong, layout, EPS)
     for n_rows in (4, 5 + MULTIPLE):
         with pytest.raises(ValueError, match=f"{n_rows} rows in torch.float32 for 5 atoms"):
-            dit_passes.modulate(torch.zeros(n_rows, 24), torch.zeros(2, 48), layout, EPS)
+            blocks(torch.zeros(n_rows, 24), modulation, *layers, layout=layout)
     with pytest.raises(ValueError, match=r"torch.float64 for 5 atoms; expected float32"):
-        dit_passes.modulate(x.double(), torch.zeros(2, 48), layout, EPS)
+        blocks(x.double(), modulation, *layers, layout=layout)
     for i, wrong in enumerate([layers[0][1:], layers[1].bfloat16(), layers[2].double(), layers[3][1:]]):
         with pytest.raises(ValueError, match=r"linear layers are .*; expected .* in float32"):
             blocks(x, modulation, *layers[:i], wrong, *layers[i + 1 :], layout=layout)

@@ -8,7 +8,7 @@ import torch
 from support import generator, with_another_term
 from torch import Tensor
 
-from bench.kernels import adamw, native
+from bench.kernels import dit_passes, native
 from bench.kernels.native import library, required
 
 HEADER = native.HEADERS / "rows.h"
@@ -21,7 +21,7 @@ void of_row(const float *x, float *exponentials, float *sigmoids, int64_t K) {
 void to_bf16(const float *x, uint16_t *out, int64_t K) { store(x, out, 0, K, 1); }
 """
 
-pytestmark = pytest.mark.skipif(library(adamw.SOURCE) is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(library(dit_passes.SOURCE) is None, reason="no C compiler")
 
 
 def of_row(x: Tensor, folder: Path, right: str = "", wrong: str = "") -> tuple[Tensor, Tensor]:

@@ -1,9 +1,6 @@
 """C files are compiled once for a processor, and where that fails one line says so."""
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,28 +121,3 @@ def test_a_file_with_a_mistake_is_one_line_and_leaves_nothing(source, tmp_path, 
         assert library(source) is None
     assert len(caplog.records) == 1
     assert files(tmp_path) == [path for path in files(tmp_path) if path.suffix == ".so"]
-
-
-@pytest.mark.usefixtures("source")
-def test_networks_do_without():
-    """The same outputs, from operations of torch."""
-    code = """
-import torch
-from bench.kernels import pair_mlp
-from support import model_of, states
-D = torch.zeros(1, 2)
-print(pair_mlp.available(D, 3))
-x0, _, _, _ = states(dtype=torch.float32)
-from bench.run.train import training_loss
-from bench.streams import Streams
-print(training_loss(model_of("edm", "egnn", dtype=torch.float32), x0, Streams(0).at(0)).sum().item())
-"""
-    lines = []
-    for compiler in ("cc", "no-such-compiler"):
-        root = Path(__file__).parents[2]
-        paths = os.pathsep.join([str(root), str(root / "tests")])
-        environment = os.environ | {"CC": compiler, "PYTHONPATH": paths}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
-        lines.append(done.stdout.split())
-    assert [line[0] for line in lines] == ["True", "False"]
-    assert float(lines[0][1]) == pytest.approx(float(lines[1][1]), rel=1e-5)

@@ -10,25 +10,26 @@ from support import generator, relative_error, with_another_term
 from torch import Tensor, nn
 
 from bench.geometry.layout import Layout
+from bench.kernels import chunks as chunks_module
 from bench.kernels import pair_mlp
-from bench.kernels.native import library, operations_of_torch
-from bench.nn import pairs as pairs_module
-from bench.nn.pairs import chunks
+from bench.kernels.chunks import chunks
+from bench.kernels.native import library
+from bench.nn.pairs import pairs_of
 
 K = 3
-SIZES = [1, 1, 2, 3, 3, 5]  # sorted; single atoms among them
+SIZES = [3, 1, 2, 5, 1, 1, 3]  # single atoms among them
 # pairs in a chunk: one atom's and more than a chunk holds, part of a molecule, molecules and a remainder, everything
 CUTS = [1, 7, 12, 1000]
 ROUNDING = 1e-5  # of float32, after some dozens of sums
-USED = {"attended": 7, "scores": 6}  # of the arguments below
+USED = {"attended": 7, "outputs": 6}  # of the arguments below
 
 pytestmark = pytest.mark.skipif(library(pair_mlp.SOURCE, WIDTH=K) is None, reason="no C compiler")
 
 
 @pytest.fixture(params=CUTS, ids="{} pairs".format)
 def cut(request, monkeypatch) -> int:
-    monkeypatch.setattr(pairs_module, "CACHED", request.param * K)
-    monkeypatch.setattr(pairs_module, "SHARED", 0)
+    monkeypatch.setattr(chunks_module, "CACHED", request.param * K)
+    monkeypatch.setattr(chunks_module, "SHARED", 0)
     return request.param
 
 
@@ -45,9 +46,11 @@ def pairs(layout: Layout) -> list[tuple[int, int]]:
     return [(i, j) for a, b in pairwise(layout.ptr.tolist()) for i in range(a, b) for j in range(a, b)]
 
 
-def arguments(layout: Layout, scale: float = 1.0, width: int = K, n_distances: int = 2) -> list[Tensor]:
+def arguments(
+    layout: Layout, include_self: bool, scale: float = 1.0, width: int = K, n_distances: int = 2
+) -> list[Tensor]:
     """[a, b], D, W_in, W, bias, w, c."""
-    A, P = layout.n_total, layout.n_pairs
+    A, P = layout.n_total, len(pairs_of(layout, include_self).i)
     shapes = [(A, 2 * width), (P, n_distances), (n_distances, width), (width, width), (width,), (1, width), (1,)]
     rng = generator(4)
     return [(scale * torch.randn(s, generator=rng)).requires_grad_() for s in shapes]
@@ -62,23 +65,24 @@ def linear(W: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def network(name: str, layout: Layout, itself: bool, *given: Tensor) -> Tensor:
+def network(name: str, layout: Layout, include_self: bool, *given: Tensor) -> Tensor:
     *first, W, bias, w, c = given
+    pairs = pairs_of(layout, include_self)
     if name == "attended":
-        return pair_mlp.attended_sum(tuple(first), linear(W, bias), linear(w, c), layout, itself)  # type: ignore[arg-type]
-    return pair_mlp.pair_scores(tuple(first), linear(W, bias), linear(w, None), layout)  # type: ignore[arg-type]
+        return pair_mlp.attended_sum(tuple(first), linear(W, bias), linear(w, c), pairs)  # type: ignore[arg-type]
+    return pair_mlp.pair_outputs(tuple(first), linear(W, bias), linear(w, None), pairs)  # type: ignore[arg-type]
 
 
-def plain(name: str, layout: Layout, itself: bool, *given: Tensor) -> Tensor:
+def plain(name: str, layout: Layout, include_self: bool, *given: Tensor) -> Tensor:
     """The docstring's formula on index lists."""
     ab, D, W_in, W, bias, w, c = given
     a, b = ab.chunk(2, dim=1)
-    i, j = torch.tensor(pairs(layout)).unbind(1)
+    i, j = torch.tensor([(i, j) for i, j in pairs(layout) if include_self or i != j]).unbind(1)
     m = F.silu(F.silu(a[i] + b[j] + D @ W_in) @ W.t() + bias)
-    e, counts = m @ w[0], (i != j) | itself
-    if name == "scores":
-        return e * counts
-    return torch.zeros_like(a).index_add(0, i, (torch.sigmoid(e + c) * counts)[:, None] * m)
+    e = m @ w[0]
+    if name == "outputs":
+        return e
+    return torch.zeros_like(a).index_add(0, i, torch.sigmoid(e + c)[:, None] * m)
 
 
 def gradients(out: Tensor, given: list[Tensor]) -> list[Tensor]:
@@ -87,14 +91,14 @@ def gradients(out: Tensor, given: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad((weight * out).sum(), given))
 
 
-def errors(name: str, layout: Layout, itself: bool, **options: float) -> list[float]:
+def errors(name: str, layout: Layout, include_self: bool, **options: float) -> list[float]:
     """Of the values and of each gradient, relative to float64's loop."""
-    given = arguments(layout, **options)
+    given = arguments(layout, include_self, **options)  # type: ignore[arg-type]
     exact = [value.detach().double().requires_grad_() for value in given]
-    out, wanted = network(name, layout, itself, *given), plain(name, layout, itself, *exact)
+    out, wanted = network(name, layout, include_self, *given), plain(name, layout, include_self, *exact)
     assert out.dtype == torch.float32
     with torch.no_grad():  # nothing is kept then
-        assert torch.equal(network(name, layout, itself, *given), out)
+        assert torch.equal(network(name, layout, include_self, *given), out)
     found = gradients(out, given[: USED[name]])
     expected = gradients(wanted, exact[: USED[name]])
     both = zip([out, *found], [wanted, *expected], strict=True)
@@ -102,20 +106,22 @@ def errors(name: str, layout: Layout, itself: bool, **options: float) -> list[fl
 
 
 CASES = pytest.mark.parametrize(
-    ("name", "itself"), [("attended", False), ("attended", True), ("scores", False)], ids=["others", "all", "scores"]
+    ("name", "include_self"),
+    [("attended", False), ("attended", True), ("outputs", False), ("outputs", True)],
+    ids=["others", "all", "outputs", "outputs of all"],
 )
 
 
 @CASES
 @pytest.mark.usefixtures("cut", "n_threads")
-def test_values_and_gradients_are_those_of_a_loop(name, itself):
-    assert max(errors(name, Layout(SIZES), itself)) < ROUNDING
+def test_values_and_gradients_are_those_of_a_loop(name, include_self):
+    assert max(errors(name, Layout(SIZES), include_self)) < ROUNDING
 
 
 @CASES
 @pytest.mark.parametrize("options", [{"n_distances": 0}, {"n_distances": 5}, {"width": 37}, {"width": 256}], ids=str)
-def test_any_number_of_distances_and_any_width(name, itself, options):
-    assert max(errors(name, Layout(SIZES), itself, scale=0.3, **options)) < ROUNDING
+def test_any_number_of_distances_and_any_width(name, include_self, options):
+    assert max(errors(name, Layout(SIZES), include_self, scale=0.3, **options)) < ROUNDING
 
 
 @CASES
@@ -128,21 +134,21 @@ def test_any_number_of_distances_and_any_width(name, itself, options):
         ("add(sum, 1, g, K)", "add(sum, 1, g, K - 1)"),
     ],
 )
-def test_a_wrong_gradient_is_noticed(name, itself, right, wrong, monkeypatch, tmp_path):
+def test_a_wrong_gradient_is_noticed(name, include_self, right, wrong, monkeypatch, tmp_path):
     """Control: the same file with one term another."""
     monkeypatch.setattr(pair_mlp, "SOURCE", with_another_term(pair_mlp.SOURCE, right, wrong, tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert max(errors(name, Layout(SIZES), itself)) > 10 * ROUNDING
+    assert max(errors(name, Layout(SIZES), include_self)) > 10 * ROUNDING
 
 
 def test_the_number_of_threads_and_chunks_changes_rounding_alone(monkeypatch):
     """And the same number gives the same bits."""
     layout, before = Layout([3, 4, 4, 9]), torch.get_num_threads()
-    given = arguments(layout, width=64)
+    given = arguments(layout, False, width=64)
 
     def found(n: int, n_pairs: int) -> list[Tensor]:
-        monkeypatch.setattr(pairs_module, "CACHED", n_pairs * 64)
-        monkeypatch.setattr(pairs_module, "SHARED", 0)
+        monkeypatch.setattr(chunks_module, "CACHED", n_pairs * 64)
+        monkeypatch.setattr(chunks_module, "SHARED", 0)
         torch.set_num_threads(n)
         out = network("attended", layout, False, *given)
         return [out.detach(), *gradients(out, given)]
@@ -161,7 +167,7 @@ def test_the_number_of_threads_and_chunks_changes_rounding_alone(monkeypatch):
 def test_gradients_pass_through_only_what_needs_them(name):
     """Distances that are data, as in the first block."""
     layout = Layout(SIZES)
-    given = arguments(layout)
+    given = arguments(layout, False)
     everything = gradients(network(name, layout, False, *given), given[:1])
     given[1] = given[1].detach()
     some = gradients(network(name, layout, False, *given), given[:1])
@@ -171,7 +177,7 @@ def test_gradients_pass_through_only_what_needs_them(name):
 @pytest.mark.parametrize("place", range(7))
 def test_what_is_not_a_number_stays_so(place):
     layout = Layout([2, 3])
-    given = [value.detach() for value in arguments(layout)]
+    given = [value.detach() for value in arguments(layout, True)]
     assert network("attended", layout, True, *given).isfinite().all()
     given[place].view(-1)[0] = torch.nan
     assert network("attended", layout, True, *given).isnan().any()
@@ -180,7 +186,7 @@ def test_what_is_not_a_number_stays_so(place):
 def test_large_numbers_saturate():
     """SiLU(z) is z or nearly 0 far from it."""
     layout = Layout([2])
-    given = [value.detach() for value in arguments(layout)]
+    given = [value.detach() for value in arguments(layout, True)]
     for size in (90.0, 1e4, 1e30):
         given[0][:] = torch.tensor([size, -size, size]).repeat(2)
         out = network("attended", layout, True, *given)
@@ -188,24 +194,11 @@ def test_large_numbers_saturate():
         assert relative_error(out.double(), expected) < ROUNDING
 
 
-def test_other_precisions_are_not_for_it():
-    D = torch.zeros(1, 2)
-    assert pair_mlp.available(D, K)
-    assert not pair_mlp.available(D.double(), K)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert pair_mlp.available(D, K)
-        assert not pair_mlp.available(D.bfloat16(), K)
-    with operations_of_torch():
-        assert not pair_mlp.available(D, K)
-    with torch.autocast("cpu", torch.float16):
-        assert not pair_mlp.available(D, K)
-
-
 @pytest.mark.parametrize("place", [0, 1, 3, 5])
 def test_shapes_that_do_not_fit_are_refused(place):
     """Nothing beyond an array is read."""
     layout = Layout([2, 3])
-    given = [value.detach() for value in arguments(layout)]
+    given = [value.detach() for value in arguments(layout, True)]
     given[place] = given[place][:, :-1]
     with pytest.raises(ValueError, match="not of 5 atoms, 13 pairs, width 3"):
         network("attended", layout, True, *given)
@@ -214,7 +207,7 @@ def test_shapes_that_do_not_fit_are_refused(place):
 def errors_of_bf16(layout: Layout, width: int) -> list[float]:
     """Of the sum and of each gradient under autocast, relative to float64's loop."""
     with torch.autocast("cpu", torch.bfloat16):
-        given = arguments(layout, scale=0.5, width=width)
+        given = arguments(layout, True, scale=0.5, width=width)
         exact = [value.detach().double().requires_grad_() for value in given]
         out = network("attended", layout, True, *given)
     wanted = plain("attended", layout, True, *exact)
@@ -227,9 +220,9 @@ def errors_of_bf16(layout: Layout, width: int) -> list[float]:
 def test_bf16_is_off_by_its_rounding(monkeypatch):
     """Products of 8 digits summed in float32: under 2 %, and (control) over 1e-5, however the pairs are cut."""
     layout, width = Layout([3, 4, 4, 9]), 16
-    monkeypatch.setattr(pairs_module, "SHARED", 0)
+    monkeypatch.setattr(chunks_module, "SHARED", 0)
     for n_pairs in (10, 40, 1000):
-        monkeypatch.setattr(pairs_module, "CACHED", n_pairs * width)
+        monkeypatch.setattr(chunks_module, "CACHED", n_pairs * width)
         found = errors_of_bf16(layout, width)
         assert max(found) < 0.02
         assert min(found) > 1e-5
@@ -243,7 +236,7 @@ def test_bf16_rows_of_a_rounded_chunk_do_not_count(monkeypatch):
     assert max(errors_of_bf16(Layout([3, 4, 4, 9]), 16)) > 0.02
 
 
-@pytest.mark.parametrize("sizes", [SIZES, [4], [1], [2, 2, 2, 6, 6]], ids=str)
+@pytest.mark.parametrize("sizes", [SIZES, [4], [1], [2, 2, 2, 6, 6], [6, 2, 6]], ids=str)
 def test_chunks_hold_every_pair_once_and_every_partner_of_an_atom(sizes):
     layout = Layout(sizes)
     for n in range(1, layout.n_pairs + 2):

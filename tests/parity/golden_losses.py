@@ -19,10 +19,11 @@ STORED = Path(__file__).with_suffix(".json")
 N_STEPS = 3
 
 
-def losses(method: str, backbone: str, factor: float = 1.0) -> list[list[float]]:
+def losses(method: str, backbone: str, factor: float = 1.0, kernels: bool = False) -> list[list[float]]:
     """[loss, gradient norm] of each step's draws, in float32; all weights times a factor."""
-    from support import model_of, states
+    from support import model_of, run_config, states
 
+    from bench.run.acceleration import accelerate
     from bench.run.train import training_loss
     from bench.streams import Streams
 
@@ -30,6 +31,8 @@ def losses(method: str, backbone: str, factor: float = 1.0) -> list[list[float]]
     with torch.no_grad():
         for p in model.parameters():
             p *= factor
+    if kernels:
+        accelerate(model, run_config(method, backbone).train)
     x0, _, _, _ = states(dtype=torch.float32)
     rows = []
     for step in range(N_STEPS):

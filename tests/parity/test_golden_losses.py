@@ -1,4 +1,4 @@
-"""Training losses and gradient norms are those from before the networks were made fast."""
+"""Training losses and gradient norms are the stored ones, with kernels and without."""
 
 import json
 
@@ -10,12 +10,13 @@ GOLDEN = json.loads(STORED.read_text())
 TOLERANCE = 1e-6
 
 
+@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "kernels"])
 @pytest.mark.parametrize("pair", fitting_pairs(), ids="-".join)
-def test_losses_are_the_stored_ones(pair):
+def test_losses_are_the_stored_ones(pair, kernels):
     name = " on ".join(pair)
     if name not in GOLDEN:
         pytest.skip(f"{name} is newer than the stored losses")
-    for found, stored in zip(losses(*pair), GOLDEN[name], strict=True):
+    for found, stored in zip(losses(*pair, kernels=kernels), GOLDEN[name], strict=True):
         assert found == pytest.approx(stored, rel=TOLERANCE)
 
 

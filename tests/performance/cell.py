@@ -48,11 +48,13 @@ def config(
     threads: int = os.cpu_count() or 1,
     bf16: bool = False,
     compile: bool = False,
+    kernels: str = "auto",
 ) -> Any:
     """The configuration of a cell."""
     from bench.run.timing import run_config
 
     train = {"batch_size": batch, "bf16": bf16, "compile": compile, "n_threads": threads, "device": device}
+    train["kernels"] = kernels
     return run_config(method, backbone, size, data, [], **train)
 
 
@@ -208,12 +210,15 @@ def built(**given: Any) -> tuple[Any, Any, Any]:
 
     from bench.config.run import options_of
     from bench.registry import datasets
+    from bench.run.acceleration import accelerate
     from bench.run.model import Model
 
     cfg = config(**given)
     torch.set_num_threads(cfg.train.n_threads)
     data = datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
-    return cfg, Model.build(cfg, data.elements, data.mean_atoms).to(cfg.train.device), data
+    model = Model.build(cfg, data.elements, data.mean_atoms).to(cfg.train.device)
+    accelerate(model, cfg.train)
+    return cfg, model, data
 
 
 def scoring(n_molecules: int = N_SCORED, data: str | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from performance.padded import use_reference
 from support import generator, model_of, relative_error, run_config, states
 from torch import Tensor, nn
 
-from bench.nn import pairs
+from bench.kernels import chunks, install
 from bench.run.model import Model
 from bench.run.train import training_loss
 from bench.streams import Streams
@@ -61,9 +61,10 @@ def test_gradients_are_those_of_the_padded_reference(pair, precision):
 
 def test_egnn_in_many_chunks_is_the_padded_reference(monkeypatch):
     """Chunks of a few atoms: remainders, and molecules cut between atoms."""
-    monkeypatch.setattr(pairs, "CACHED", 16 * 40)
-    monkeypatch.setattr(pairs, "SHARED", 0)
+    monkeypatch.setattr(chunks, "CACHED", 16 * 40)
+    monkeypatch.setattr(chunks, "SHARED", 0)
     ours, reference = both(("edm", "egnn"), torch.float32)
+    install(ours)
     assert output_error(ours, reference, torch.float32) < TOLERANCE[torch.float32]
     assert gradient_error(ours, reference, torch.float32) < TOLERANCE[torch.float32]
 

@@ -1,22 +1,17 @@
 """What surrounds a gradient step (spec 1.7): moving average, gradient clips, learning rate."""
 
-import contextlib
 import functools
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import bench.kernels.adamw
 import numpy as np
 import pytest
 import torch
-from bench.kernels.adamw import SOURCE
-from support import generator, relative_error, with_another_term
+from support import generator
 from torch import Tensor, nn
 
 from bench.config.run import Clip, OptimiserName, TrainConfig
-from bench.kernels.native import library, operations_of_torch
 from bench.run.optimiser import (
     MovingAverage,
     Muon,
@@ -28,8 +23,6 @@ from bench.run.optimiser import (
     learning_rate,
     progress,
 )
-
-Change = tuple[str, str]  # a term of a C file, and another
 
 # ---------------------------------------------------------------------- moving average
 
@@ -178,161 +171,24 @@ def test_optimiser_is_the_published_adamw():
     assert group["amsgrad"] is TrainConfig().amsgrad
 
 
-# ---------------------------------------------------------------------- all in one pass, in C
-
-ONE_PASS = [(3,), (300, 50), (7, 1, 5), (64, 64), (1,)]  # more and less than a thread's share, and no round numbers
+# ---------------------------------------------------------------------- a whole step
 
 
-def after_updates(
-    in_c: bool, folder: Path, monkeypatch: pytest.MonkeyPatch, change: Change = ("", ""), **options: Any
-) -> list[Tensor]:
-    """Everything that a few updates change, on two threads; the clip acts in every other. One weight has no gradient
-    at times, two have theirs in bf16. In C one term of the file may be another."""
-    monkeypatch.setattr(bench.kernels.adamw, "SOURCE", with_another_term(SOURCE, *change, folder))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    monkeypatch.setattr("bench.kernels.threads.SHARED", 0)
-    cfg = TrainConfig(clip_norm=30.0, weight_decay=0.1, **{"ema_decay": 0.9, **options})
-    rng = generator(0)
-    named = {str(i): nn.Parameter(torch.randn(shape, generator=rng)) for i, shape in enumerate(ONE_PASS)}
-    state = TrainingState.at_start(named, cfg)
-    found = []
-    for i in range(6):
-        for p in named.values():
-            p.grad = (0.1 if i % 2 else 1.0) * torch.randn(p.shape, generator=rng)
-        for name in ("1", "3"):
-            named[name].grad_dtype = None
-            named[name].grad = cast(Tensor, named[name].grad).bfloat16()
-        if i == 3:
-            named["2"].grad = None
-        with contextlib.nullcontext() if in_c else operations_of_torch():
-            assert (state.optimiser.in_one_pass(0.01, state.average, named) is not None) is (in_c and i > 0)
-            found += [x[None] for x in state.update(cfg, rate=0.01)]
-    for name, p in named.items():
-        found += [p.detach(), state.average.shadow[name], *map(torch.atleast_1d, state.optimiser.state(p).values())]
-    return found
-
-
-def largest_error(found: list[Tensor], expected: list[Tensor]) -> float:
-    return max(relative_error(x, y) for x, y in zip(found, expected, strict=True) if y.any())
-
-
-@pytest.fixture
-def _two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-needs_compiler = pytest.mark.skipif(library(SOURCE) is None, reason="no C compiler")
-
-
-@needs_compiler
-@pytest.mark.usefixtures("_two_threads")
-@pytest.mark.parametrize("options", [{"amsgrad": True}, {"amsgrad": False, "adam_beta2": 0.95}], ids=str)
-def test_one_pass_makes_the_step_of_torch(options, monkeypatch, tmp_path):
-    """Norms, weights, averages, moments and steps; control: another clip."""
-    expected = after_updates(False, tmp_path, monkeypatch, **options)
-    assert largest_error(after_updates(True, tmp_path, monkeypatch, **options), expected) < 1e-5
-    monkeypatch.setattr("bench.run.optimiser.clip", lambda norm, *_: (torch.tensor(0.99), torch.zeros(())))
-    assert largest_error(after_updates(True, tmp_path, monkeypatch, **options), expected) > 1e-4
-
-
-@needs_compiler
-@pytest.mark.usefixtures("_two_threads")
-@pytest.mark.parametrize(
-    "change",
-    [
-        ("sum += IN_EITHER", "sum = IN_EITHER"),
-        ("c->kept * weight[k]", "weight[k]"),
-        ("square[k] > largest[k] ? square[k] : largest[k]", "square[k]"),
-        ("* r + c->eps", "+ c->eps"),
-        ("c->factor * number(", "number("),
-        ("average[k] += c->towards", "average[k] += 2 * c->towards"),
-        ("end < size ? end : size", "size"),
-        ("c->factor * number(gradient, k,", "c->factor * number(gradient, bf16 ? 0 : k,"),
-        ("++*arrays[i].steps", "1 + *arrays[i].steps"),
-    ],
-    ids=lambda change: change[1],
-)
-def test_a_wrong_pass_is_noticed(change, monkeypatch, tmp_path):
-    """Control: the same file with one term another."""
-    expected = after_updates(False, tmp_path, monkeypatch, amsgrad=True)
-    assert largest_error(after_updates(True, tmp_path, monkeypatch, change, amsgrad=True), expected) > 1e-4
-
-
-@needs_compiler
-def test_one_pass_is_for_what_torch_has_begun_in_float32():
-    """Else torch makes the step: the first, other numbers, Muon, gradients that lie otherwise."""
-
-    def in_c(
-        dtype: torch.dtype = torch.float32, steps: int = 1, turned: bool = False, lies_apart: str = "", **options: Any
-    ) -> bool:
-        cfg = TrainConfig(**options)
-        state = TrainingState.at_start({"w": nn.Parameter(torch.zeros(32, 16, dtype=dtype))}, cfg)
-        for _ in range(steps + 1):
-            gradient = torch.ones(32, 16, dtype=dtype)
-            state.weights["w"].grad = gradient.t().contiguous().t() if turned else gradient
-            of_weight = state.optimiser.state(state.weights["w"])
-            if lies_apart in of_weight:
-                of_weight[lies_apart] = of_weight[lies_apart].t().contiguous().t()
-            if lies_apart == "average":
-                state.average.shadow["w"] = state.average.shadow["w"].t().contiguous().t()
-            found = state.optimiser.in_one_pass(0.1, state.average, state.weights)
-            state.update(cfg, 0.1)
-        return found is not None
-
-    assert in_c()
-    assert not in_c(steps=0)
-    assert not in_c(lies_apart="exp_avg")
-    assert not in_c(lies_apart="average")
-    assert not in_c(torch.float64)
-    assert not in_c(optimiser=OptimiserName.MUON)
-    assert not in_c(turned=True)
-
-
-def trained(steps: int, moved: str = "") -> list[Tensor]:
-    """Weight, average and moments after so many steps; before the fourth something moves elsewhere in memory."""
-    state = TrainingState.at_start({"w": nn.Parameter(torch.ones(32, 16))}, TrainConfig())
-    weight, rng, kept = state.weights["w"], generator(3), []  # kept, so that what comes in its place lies elsewhere
-    of_weight = state.optimiser.state(weight)
-    for i in range(steps):
-        if i == 3 and moved == "weight":
-            kept.append(weight.data)
-            weight.data = weight.data.clone()
-        elif i == 3 and moved:
-            holder, key = (state.average.shadow, "w") if moved == "average" else (of_weight, moved)
-            kept.append(holder[key])
-            holder[key] = holder[key].clone()
-        weight.grad = torch.randn(32, 16, generator=rng)
-        assert i == 0 or state.optimiser.in_one_pass(0.1, state.average, state.weights) is not None
-        state.update(TrainConfig(), 0.1)
-    return [weight.detach(), state.average.shadow["w"], *state.optimiser.state(weight).values()]
-
-
-@needs_compiler
-@pytest.mark.parametrize("moved", ["weight", "average", "exp_avg", "exp_avg_sq", "step"])
-def test_a_state_that_moves_in_memory_is_found(moved):
-    """Addresses are kept from step to step. Control: a step less is another state."""
-    expected = trained(5)
-    assert all(torch.equal(x, y) for x, y in zip(trained(5, moved), expected, strict=True))
-    assert not any(torch.equal(x, y) for x, y in zip(trained(4), expected, strict=True))
-
-
-@needs_compiler
-def test_a_backward_pass_after_the_step_is_refused():
-    """It would be of other weights. Control: before the step."""
-    state = TrainingState.at_start({"w": nn.Parameter(torch.ones(32, 16))}, TrainConfig())
-    weight = state.weights["w"]
-    for _ in range(2):
-        weight.grad = torch.ones(32, 16)
-        loss = weight.square().sum()
-        torch.autograd.grad(loss, weight, retain_graph=True)
-        in_c = state.optimiser.in_one_pass(0.1, state.average, state.weights) is not None
-        state.update(TrainConfig(), 0.1)
-    assert in_c
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+def test_a_step_clips_moves_weights_and_then_their_average():
+    """As torch's AdamW on gradients scaled by hand; control: gradients that were not clipped move elsewhere."""
+    cfg = TrainConfig(clip_norm=0.5, weight_decay=0.1, ema_decay=0.9, lr=0.01, amsgrad=False)
+    (p,), (expected,), (free,) = (weights_with_gradients((8, 4)) for _ in range(3))
+    state = TrainingState.at_start({"w": p}, cfg)
+    norm, clipped = state.update(cfg, rate=0.01)
+    assert clipped == 1
+    assert expected.grad is not None
+    torch.testing.assert_close(norm, expected.grad.norm())
+    expected.grad *= 0.5 / (norm + 1e-6)
+    torch.optim.AdamW([expected], lr=0.01, betas=(0.9, 0.999), weight_decay=0.1).step()
+    torch.testing.assert_close(p, expected)
+    torch.testing.assert_close(state.average.shadow["w"], 0.1 * expected.detach())  # weights were zero before
+    assert free.grad is not None
+    assert not torch.allclose(free.grad, p.grad)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- Muon

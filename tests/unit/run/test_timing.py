@@ -14,6 +14,7 @@ from support import model_of, run_config, states
 from bench.cli.main import main as cli
 from bench.data import mini
 from bench.geometry.state import State
+from bench.kernels import native
 from bench.run import scaling, timing
 from bench.run.optimiser import TrainingState
 from bench.run.roofline import Machine, Work, machine, training_work
@@ -41,7 +42,7 @@ def _embedded_set_and_one_thread(monkeypatch: pytest.MonkeyPatch):
 
 def timed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     size = ["--size", "tiny", "--steps", "2", "--threads", "1", "--json"]
-    assert cli.main(["time", *arguments, *size]) == 0
+    assert cli(["time", *arguments, *size]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -73,6 +74,15 @@ def test_atoms_and_edges_are_those_of_the_timed_batches(capsys):
     assert "synthetic" in big["molecules"]
 
 
+@pytest.mark.parametrize(("method", "backbone", "name"), [("edm", "egnn", "pair_mlp"), ("plain", "dit", "dit_passes")])
+def test_the_kernels_that_ran_are_printed(capsys, method, backbone, name):
+    """Control: with --kernels off there are none."""
+    arguments = ["--method", method, "--backbone", backbone, "--batch", "2"]
+    if native.library(native.HEADERS / "dit_passes.c") is not None:
+        assert timed(capsys, *arguments)["kernels"] == [name]
+    assert timed(capsys, *arguments, "--kernels", "off")["kernels"] == []
+
+
 def test_options_reach_the_model(capsys):
     wide = timed(capsys, "--method", "plain", "--backbone", "egnn", "--batch", "2", "backbone.width=24")
     plain = timed(capsys, "--method", "plain", "--backbone", "egnn", "--batch", "2")
@@ -81,7 +91,7 @@ def test_options_reach_the_model(capsys):
 
 def test_the_table_shows_the_same(capsys):
     arguments = ["time", "--method", "edm", "--backbone", "egnn", "--size", "tiny", "--steps", "1", "--batch", "2"]
-    assert cli.main([*arguments, "--threads", "1"]) == 0
+    assert cli([*arguments, "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "edm on egnn (tiny)" in out
     assert "training step" in out
@@ -100,14 +110,14 @@ def test_the_table_shows_the_same(capsys):
     ],
 )
 def test_what_cannot_be_timed_is_one_line(caplog, arguments, line):
-    assert cli.main(["time", *arguments]) == 2
+    assert cli(["time", *arguments]) == 2
     (record,) = [r for r in caplog.records if r.levelname == "ERROR"]
     assert line in record.message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_one_line(caplog):
-    assert cli.main(["time", "--method", "plain", "--backbone", "dit", "--size", "tiny", "--device", "cuda"]) == 2
+    assert cli(["time", "--method", "plain", "--backbone", "dit", "--size", "tiny", "--device", "cuda"]) == 2
     assert "torch sees no GPU here" in caplog.text
 
 
@@ -146,7 +156,7 @@ import sys
 for name in {blocked}:
     sys.modules[name] = None
 from bench.cli.main import main as cli
-code = cli.main("time --method symdiff --backbone egnn --size tiny --batch 2 --steps 1 --threads 1 --json".split())
+code = cli("time --method symdiff --backbone egnn --size tiny --batch 2 --steps 1 --threads 1 --json".split())
 import bench.run.train
 from bench.run.sample import Chunk, sample_chunk
 import numpy as np
@@ -178,8 +188,9 @@ def test_timing_and_sampling_run_where_only_the_networks_packages_are():
 def analytic_products(backbone: str, x0: State, width: int, depth: int) -> float:
     """Multiplications and additions of the large layers of one forward pass, by the specification."""
     A, P, H = len(x0.x), x0.layout.n_pairs, width
+    edges = P - A  # without i = j
     if backbone == "egnn":  # two layers of H x H on pairs; on atoms two first layers split in two, and the node's two
-        return depth * (2 * P * 2 * H * H + 2 * A * (4 * H * H + 3 * H * H))
+        return depth * (2 * edges * 2 * H * H + 2 * A * (4 * H * H + 3 * H * H))
     # qkv, output, SwiGLU of ratio 4 (4 H wide in, 2 H back) on atoms; attention on pairs; adaLN on molecules
     return depth * (2 * A * (3 + 1 + 4 + 2) * H * H + 4 * P * H + 2 * len(x0) * 6 * H * H)
 
@@ -228,7 +239,7 @@ def test_scaling_writes_cells_and_exponents(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(scaling, "time_cell", fake_cell)
     out = tmp_path / "runs" / "scaling.json"
     arguments = ["scaling", "--method", "plain", "--backbone", "egnn", "dit", "--size", "tiny", "-o", str(out)]
-    assert cli.main(arguments) == 0
+    assert cli(arguments) == 0
     record = json.loads(out.read_text())
     assert len(record["rows"]) == 2 * (6 + 4)
     assert [row["value"] for row in record["rows"] if "error" in row] == [181, 181]
