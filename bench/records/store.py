@@ -5,7 +5,7 @@ A run's folder holds
     config.yaml        the resolved configuration, one page
     manifest.json      who, what, where, when: `MANIFEST`
     steps.jsonl        one line per logging interval: `STEP`
-    eval.json          metrics of the samples and the likelihood: `EVALUATION`
+    eval.json          what was measured, as values: `EVALUATION`
     samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions); samples.json  their cost
     likelihood.json    of the test split: `LIKELIHOOD`
     drawn.sdf          the first few samples with their inferred bonds, for the figures
@@ -32,7 +32,7 @@ from typing import Any
 
 from bench.records.inputs import cut, said, size_of
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_BYTES = 1 << 26  # of a record; steps.jsonl may be longer
 MAX_LINE_BYTES = 1 << 20  # of steps.jsonl
 CHECKSUM = "checksum"  # a key of every record on disk, CRC-32 of its values; readers give records without it
@@ -169,10 +169,9 @@ EVALUATION: dict[str, Any] = {
     "weights": str,  # 'ema'
     "n_sampling_steps": int,
     "sampling_seed": int,
-    "metrics": METRICS,
-    "intervals": dict,  # metric -> [low, high], 95 %, molecules resampled
-    "nll": NLL,
-    "data_row": {**METRICS, "split": str},
+    "n_samples": int,
+    "values": list,  # of `bench.records.values.VALUE`: of the samples, of the likelihood, of what they cost
+    "data_values": list,  # the same of the data set's own held-out structures: the reference row of tables
     "versions": dict,
     "written_by?": str,  # version of equibench; a manifest has it under code
 }
