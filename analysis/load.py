@@ -117,6 +117,12 @@ class Study:
         """Quality and likelihood: what methods are compared by."""
         return self.of_kind(Kind.QUALITY, Kind.LIKELIHOOD)
 
+    def data_values(self, column: Column) -> list[float]:
+        """What the data set's own structures get, each value that some counted run has recorded, oldest first."""
+        values = self.values
+        values = values[(values["of"] == "data") & values["counted"] & values["scalar"]]
+        return list(dict.fromkeys(values[values["column"] == column.name]["value"].dropna()))
+
     @property
     def seeds(self) -> list[int]:
         return sorted(int(seed) for seed in self.runs["seed"].dropna().unique())
@@ -213,7 +219,9 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
     try:
         evaluation = read_json(path / "eval.json", EVALUATION)
         values = [
-            entry for key, of in LISTS.items() for entry in _read_values(evaluation.pop(key), of, path / "eval.json", key)
+            entry
+            for key, of in LISTS.items()
+            for entry in _read_values(evaluation.pop(key), of, path / "eval.json", key)
         ]
     except (RecordError, OSError) as error:
         return row | {"status": "unreadable", "reason": str(error)}, [], [*faults, str(error)]
@@ -249,7 +257,7 @@ def _value_frame(rows: list[dict[str, Any]]) -> Frame:
     frame = pd.DataFrame(rows)
     axes = sorted(column for column in frame if str(column).startswith(AT))
     frame = frame.reindex(columns=[*VALUE_COLUMNS, *axes])
-    return frame.astype({column: float for column in ("value", "low", "high", "sem", *axes)})
+    return frame.astype(dict.fromkeys(("value", "low", "high", "sem", *axes), float))
 
 
 def _with_borrowed_cost(values: Frame, runs: Frame) -> Frame:

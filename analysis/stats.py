@@ -122,9 +122,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def separated_from_best(
-    rows: Mapping[Group, Summary], better: Better, alpha: float = 0.05
-) -> dict[Group, bool]:
+def separated_from_best(rows: Mapping[Group, Summary], better: Better, alpha: float = 0.05) -> dict[Group, bool]:
     """Which rows are significantly worse than the row of best mean, seeds being the blocks of the comparison.
 
     With values v_is of k rows on n common seeds, residuals r_is = v_is - v_i. - v_.s + v_.. have variance

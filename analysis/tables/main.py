@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis.labels import GUARANTEES, MISSING, Column
 from analysis.load import VALUE_COLUMNS, Frame, Study
-from analysis.stats import Group, Summary, best_group, evaluated, summarise
+from analysis.stats import Group, Summary, best_group, summarise
 from analysis.tables.render import Cell, Table, latex, markdown, natural_widths, text
 from bench.records.store import write_atomically
 from bench.records.values import Kind
@@ -112,7 +112,9 @@ def print_table(study: Study, width: int = 120) -> str:
     first, n_compared = N_TEXT + 1, len(study.compared)
     compared, cost = range(first, first + n_compared), range(first + n_compared, first + len(shown))
     lines = [f"{study.name}: {done} of {wanted} runs done. {data_label(study)}. Mean ± standard deviation over seeds."]
-    for block in _blocks(plain, [0, 1, 3], compared, [], width) + _blocks(plain, [0, 1, 2], cost, [len(short) - 1], width):
+    for block in _blocks(plain, [0, 1, 3], compared, [], width) + _blocks(
+        plain, [0, 1, 2], cost, [len(short) - 1], width
+    ):
         lines += ["", text(block, width)]
     return "\n".join([*lines, *notes(study, short=True)])
 
@@ -170,7 +172,7 @@ def _data_row(study: Study, shown: list[Column]) -> list[Cell]:
 def _cell(column: Column, summary: Summary, bold: bool) -> Cell:
     if not summary.n:
         return Cell(MISSING)
-    # a count that is the same for all seeds has no spread to speak of
+    # a cost that is the same to the last digit was not measured but counted
     repeated = summary.n > 1 and (summary.sd > 0 or column.kind is not Kind.COST)
     spread = f"± {column.show(summary.sd, like=summary.mean)}" if repeated else ""
     sampling = f"({column.show(summary.sampling)})" if summary.sampling == summary.sampling else ""
@@ -274,14 +276,13 @@ def provenance(study: Study) -> str:
 def notes(study: Study, short: bool = False) -> list[str]:
     """What columns and marks of the table mean; only the marks that occur."""
     counted, out = study.counted, []
-    defined = [f"{column.label}: {column.definition.rstrip('.')}." for column in shown_columns(study) if column.definition]
+    defined = [
+        f"{column.label}: {column.definition.rstrip('.')}." for column in shown_columns(study) if column.definition
+    ]
     if defined and not short:
         out.append(" ".join(defined))
     if any(_has_bounds(study, column) for column in study.columns):
-        long = (
-            ": what was measured bounds the quantity from above (once more than the same column does without this mark, "
-            "because the prediction draws random numbers), so that a comparison favours values without it"
-        )
+        long = " of the quantity, beyond what a value without this mark may be; a comparison of the two favours the one without"
         out.append(f"{BOUND} upper bound{'' if short else long}.")
     if (study.scalars["source"] != study.scalars["run"]).any():
         out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
