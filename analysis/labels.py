@@ -1,7 +1,7 @@
 """Columns of tables and axes of figures, derived from the values that a study's records hold.
 
-A value brings its label, unit, direction and kind (`bench.records.values`); here these become a `Column`, and its unit the
-scale and decimals in which people read it. No metric is named here.
+A value brings its label, unit, direction and kind (`bench.records.values`). Here these become a `Column`, with the
+scale and the decimals in which people read its unit. No metric is named here.
 """
 
 from __future__ import annotations

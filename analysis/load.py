@@ -1,4 +1,4 @@
-"""Read a study folder into three pandas frames: runs, values and learning curves. No metric is computed, torch is not needed.
+"""Read a study folder into three pandas frames: runs, values and learning curves. No metric is computed here.
 
 Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
 manifest.json, eval.json, curves.csv with the same columns); config.yaml, where present, tells apart runs that differ in
@@ -118,10 +118,10 @@ class Study:
         return self.of_kind(Kind.QUALITY, Kind.LIKELIHOOD)
 
     def data_values(self, column: Column) -> list[float]:
-        """What the data set's own structures get, each value that some counted run has recorded, oldest first."""
+        """What the data set's own structures get, as recorded by each counted run, oldest first."""
         values = self.values
         values = values[(values["of"] == "data") & values["counted"] & values["scalar"]]
-        return list(dict.fromkeys(values[values["column"] == column.name]["value"].dropna()))
+        return values[values["column"] == column.name]["value"].dropna().tolist()
 
     @property
     def seeds(self) -> list[int]:
@@ -218,17 +218,13 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
         return row, [], faults
     try:
         evaluation = read_json(path / "eval.json", EVALUATION)
-        values = [
-            entry
-            for key, of in LISTS.items()
-            for entry in _read_values(evaluation.pop(key), of, path / "eval.json", key)
-        ]
+        values = [entry for key in LISTS for entry in _read_values(evaluation.pop(key), key, path / "eval.json")]
     except (RecordError, OSError) as error:
         return row | {"status": "unreadable", "reason": str(error)}, [], [*faults, str(error)]
     return row | flatten(evaluation, "eval."), [{"run": path.name, **entry} for entry in values], faults
 
 
-def _read_values(records: list[Any], of: str, file: Path, key: str) -> Iterator[dict[str, Any]]:
+def _read_values(records: list[Any], key: str, file: Path) -> Iterator[dict[str, Any]]:
     """Rows of `Study.values`; raises RecordError for what is no value, and for two of one name and position."""
     seen = set()
     for i, record in enumerate(records):
@@ -249,7 +245,7 @@ def _read_values(records: list[Any], of: str, file: Path, key: str) -> Iterator[
             raise RecordError(f"{where}: {value.name!r} comes twice at the position {dict(position)}")
         seen.add((column, tuple(numbers.items())))
         row = {field: getattr(value, field) for field in VALUE_FIELDS}
-        row |= {"of": of, "column": column, "words": words, "scalar": not numbers}
+        row |= {"of": LISTS[key], "column": column, "words": words, "scalar": not numbers}
         yield row | {"source": file.parent.name, "entry": f"{key}[{i}]"} | numbers
 
 

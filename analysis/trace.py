@@ -72,7 +72,7 @@ def _cell(study: Study, group: Group, column: Column) -> str:
     values = study.scalars[study.scalars["column"] == column.name].set_index("run")
     for _, run in runs[runs["counted"]].sort_values("seed").iterrows():
         value = values.loc[run["run"]] if run["run"] in values.index else None
-        lines += [*_run(study, run, value), ""]
+        lines += [*_run(run, value), ""]
     others = [
         f"not counted: {run['run']} ({run['status']}{f': {run.reason}' if isinstance(run['reason'], str) else ''})"
         for _, run in runs[~runs["counted"]].iterrows()
@@ -88,24 +88,23 @@ def _data_row(study: Study, column: Column) -> list[str]:
         return []
     newest = rows.iloc[-1]
     run = study.counted[study.counted["run"] == newest["run"]].iloc[0]
-    return [
-        "\n".join(
-            [f"{study.name}, data, {column.title}: {column.show(newest['value'])}", "", *_run(study, run, newest)]
-        )
-    ]
+    head = f"{study.name}, data, {column.title}: {column.show(newest['value'])}"
+    return ["\n".join([head, "", *_run(run, newest)])]
 
 
-def _run(study: Study, run: Frame, value: Frame | None) -> list[str]:
+def _run(run: Frame, value: Frame | None) -> list[str]:
     """A run and its value, a row of `Study.values` (None where it has none)."""
     commit, folder = run["code.commit"], Path(run["path"])
     known = isinstance(commit, str)
     changed = ", with uncommitted changes: not exactly reproducible" if run["code.dirty"] is True else ""
+    shown, record = MISSING, MISSING
+    if value is not None:
+        shown = f"{float(value['value'])!r}"
+        record = f"{folder.parent / value['source'] / 'eval.json'}: {value['entry']}.value"
     lines = {
         "run": f"{run['run']}, seed {int(run['seed'])}",
-        "value": MISSING if value is None else f"{float(value['value'])!r}",
-        "record": MISSING
-        if value is None
-        else f"{folder.parent / value['source'] / 'eval.json'}: {value['entry']}.value",
+        "value": shown,
+        "record": record,
         "commit": f"{commit if known else 'unknown'}{changed}",
         "config": str(folder / "config.yaml"),
         "data": f"{run['data.label']}, fingerprint {run['data.fingerprint']}",

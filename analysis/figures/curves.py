@@ -37,11 +37,8 @@ def build(study: Study, out: Path) -> list[Path]:
                 axes.xaxis.set_major_locator(MaxNLocator(5))
             _log_scale(panels[row, 0], curves[key].dropna().to_numpy(dtype=float))
             panels[row, 0].set_ylabel(title)
-        handles = [
-            Line2D([], [], **line_look(study, group), lw=1.5, label=name(group))
-            for group in study.groups
-            if group in shown
-        ]
+        drawn = [group for group in study.groups if group in shown]
+        handles = [Line2D([], [], **line_look(study, group), lw=1.5, label=name(group)) for group in drawn]
         legend(figure, handles)
         return save(figure, out, "curves")
 

@@ -44,19 +44,12 @@ def build(study: Study, out: Path) -> list[Path]:
 def _axes(study: Study) -> tuple[list[Column], list[Column]]:
     """The first values of quality (of likelihood where there is none), and the first costs in units of time."""
     qualities = directed(study.of_kind(Kind.QUALITY)) or directed(study.of_kind(Kind.LIKELIHOOD))
-    timed = {name for name, unit in zip(study.scalars["column"], study.scalars["unit"], strict=True) if _is_time(unit)}
-    costs = [column for column in study.of_kind(Kind.COST) if column.name in timed]
-    return [c for c in qualities if _measured(study, c)][:N_QUALITIES], [c for c in costs if _measured(study, c)][
-        :N_COSTS
-    ]
-
-
-def _is_time(unit: str) -> bool:
-    return unit.partition("/")[0] == "s"
-
-
-def _measured(study: Study, column: Column) -> bool:
-    return any(summarise(study, group, column).n for group in study.groups)
+    measured = study.scalars[study.scalars["value"].notna()]
+    names, timed = set(measured["column"]), set(measured[measured["unit"].str.fullmatch("s(/.*)?")]["column"])
+    return (
+        [column for column in qualities if column.name in names][:N_QUALITIES],
+        [column for column in study.of_kind(Kind.COST) if column.name in timed][:N_COSTS],
+    )
 
 
 def caption(study: Study) -> str:
@@ -66,8 +59,8 @@ def caption(study: Study) -> str:
     where = [f"{column.label} is better further {up[column.better]}" for column in qualities]
     text = (
         f"Quality against cost; {', '.join(where)}, cost further left. Large symbols: mean over seeds; small: one seed "
-        "each; bars: 95 % interval of the mean from the finite number of samples. Dashed: what the data set itself gets. "
-        "Times depend on the machine and on what else it ran."
+        "each; bars: 95 % interval of the mean from the finite number of samples. Dashed: what the data set itself "
+        "gets. Times depend on the machine and on what else it ran."
     )
     borrowed = " Open symbols train nothing: their training cost is that of the run whose weights they use."
     return text + (borrowed if study.counted["borrowed"].any() else "")
@@ -86,6 +79,6 @@ def _panel(axes: Axes, study: Study, cost: Column, quality: Column) -> None:
         half = y.sampling * quality.scale
         bar = half if half == half else None
         axes.errorbar(sum(xs) / len(xs), sum(ys) / len(ys), yerr=bar, **look, elinewidth=0.8, zorder=3)
-    for value in study.data_values(quality):
+    for value in set(study.data_values(quality)):
         axes.axhline(value * quality.scale, **DATA)
     axes.yaxis.set_major_locator(MaxNLocator(6))

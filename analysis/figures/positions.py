@@ -35,11 +35,8 @@ def build(study: Study, out: Path) -> list[Path]:
             shown, has_data = shown | groups, has_data or with_data
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
-        handles = [
-            Line2D([], [], **line_look(study, group), lw=1.4, label=name(group))
-            for group in study.groups
-            if group in shown
-        ]
+        drawn = [group for group in study.groups if group in shown]
+        handles = [Line2D([], [], **line_look(study, group), lw=1.4, label=name(group)) for group in drawn]
         legend(figure, [*handles, *([Line2D([], [], **DATA, label="data")] if has_data else [])])
         return save(figure, out, "positions")
 
@@ -47,8 +44,8 @@ def build(study: Study, out: Path) -> list[Path]:
 def caption(_: Study) -> str:
     """What the figure shows."""
     return (
-        "Values that have a position, against it. Thin: one seed each; thick: mean over the seeds; the symbol tells the "
-        "backbone. A value with more than one position is averaged over the others. Arrows: the better direction. "
+        "Values that have a position, against it. Thin: one seed each; thick: mean over the seeds; the symbol tells "
+        "the backbone. A value with several positions is averaged over the others. Arrows: the better direction. "
         "values.csv holds all of them."
     )
 

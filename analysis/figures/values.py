@@ -41,15 +41,17 @@ def caption(study: Study) -> str:
     """What the figure shows."""
     bounds = any(summarise(study, group, column).upper_bound for group in study.groups for column in _shown(study))
     return (
-        "Every value that was measured. Large symbols: mean over seeds; small: one seed each; bars: 95 % interval of the "
-        "mean from the finite number of samples. Dashed: what the data set itself gets. Arrows: the better direction."
+        "Every value that was measured. Large symbols: mean over seeds; small: one seed each; bars: 95 % interval of "
+        "the mean from the finite number of samples. Dashed: what the data set itself gets. Arrows: the better "
+        "direction."
         f"{' ≤: an upper bound.' if bounds else ''}"
     )
 
 
 def _shown(study: Study) -> list[Column]:
+    measured = set(study.scalars[study.scalars["value"].notna()]["column"])
     columns = study.of_kind(Kind.QUALITY, Kind.LIKELIHOOD, Kind.DIAGNOSTIC)
-    return [column for column in columns if any(summarise(study, group, column).n for group in study.groups)]
+    return [column for column in columns if column.name in measured]
 
 
 def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> None:
@@ -65,7 +67,7 @@ def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> Non
         axes.errorbar(mean, y, xerr=half if half == half else None, **look, elinewidth=0.8, zorder=3)
         if summary.upper_bound:
             axes.annotate("≤", (mean, y), (-9, -2.5), textcoords="offset points", fontsize=7, ha="right")
-    for value in study.data_values(column):
+    for value in set(study.data_values(column)):
         axes.axvline(value * column.scale, **DATA)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.set_title(f"{column.title}{ARROWS[column.better]}", fontsize=7.5)

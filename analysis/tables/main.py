@@ -76,7 +76,7 @@ def main_frame(study: Study) -> Frame:
     """The same as numbers in the records' units: mean, standard deviation over seeds, sampling half-width, seeds."""
     rows: list[dict[str, Any]] = []
     if has_data_row(study):
-        values = {name: value for name, value in data_values(study).items() if value == value}
+        values = {column.name: found[-1] for column in study.columns if (found := study.data_values(column))}
         rows.append({"method": "data", "backbone": "", "guarantee": "", "seeds": "", "status": "reference"} | values)
     for group in study.groups:
         runs = study.of(*group)
@@ -148,24 +148,13 @@ def data_label(study: Study) -> str:
 
 
 def has_data_row(study: Study) -> bool:
-    """Whether some counted run recorded values of the data set itself."""
-    return bool(len(_data_values(study)))
-
-
-def data_values(study: Study) -> dict[str, float]:
-    """Column name -> value of the data set's own structures, as the newest counted run recorded it."""
-    rows = _data_values(study)
-    rows = rows[rows["scalar"]].drop_duplicates("column", keep="last")
-    return dict(zip(rows["column"], rows["value"], strict=True))
-
-
-def _data_values(study: Study) -> Frame:
-    return study.values[(study.values["of"] == "data") & study.values["counted"]]
+    """Whether some counted run recorded values of the data set's own structures."""
+    return any(study.data_values(column) for column in study.columns)
 
 
 def _data_row(study: Study, shown: list[Column]) -> list[Cell]:
-    values = data_values(study)
-    cells = [Cell(column.show(values.get(column.name))) for column in shown]
+    found = [study.data_values(column) for column in shown]
+    cells = [Cell(column.show(values[-1] if values else None)) for column, values in zip(shown, found, strict=True)]
     return [Cell("Data"), *[Cell(MISSING)] * 3, *cells, Cell("reference")]
 
 
@@ -241,8 +230,8 @@ def caption(study: Study) -> str:
         "Mean over seeds ± sample standard deviation over seeds (half-width of the 95 % interval of that mean from the "
         "finite number of samples).",
         "Bold: best mean, and means not significantly worse than it (t-tests with seeds as blocks and pooled scatter, "
-        "Holm-corrected, 5 %; rows of one seed are left out); a column in which the seeds separate nothing has no bold, "
-        f"nor has one that holds upper bounds ({BOUND}) beside other values.",
+        "Holm-corrected, 5 %; rows of one seed are left out); a column in which the seeds separate nothing has no "
+        f"bold, nor has one that holds upper bounds ({BOUND}) beside other values.",
     ]
     return " ".join(parts)
 
@@ -275,14 +264,12 @@ def provenance(study: Study) -> str:
 
 def notes(study: Study, short: bool = False) -> list[str]:
     """What columns and marks of the table mean; only the marks that occur."""
-    counted, out = study.counted, []
-    defined = [
-        f"{column.label}: {column.definition.rstrip('.')}." for column in shown_columns(study) if column.definition
-    ]
+    out, shown = [], shown_columns(study)
+    defined = [f"{column.label}: {column.definition.rstrip('.')}." for column in shown if column.definition]
     if defined and not short:
         out.append(" ".join(defined))
     if any(_has_bounds(study, column) for column in study.columns):
-        long = " of the quantity, beyond what a value without this mark may be; a comparison of the two favours the one without"
+        long = ", which a value without this mark is not, or is less so; a comparison of the two favours the latter"
         out.append(f"{BOUND} upper bound{'' if short else long}.")
     if (study.scalars["source"] != study.scalars["run"]).any():
         out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
@@ -292,17 +279,9 @@ def notes(study: Study, short: bool = False) -> list[str]:
         )
     if any(DIRTY in _marks(study, group) for group in study.groups):
         out.append(f"{DIRTY} holds a run made with uncommitted changes in the code.")
-    if differing := _differing_data(study):
-        out.append(f"Runs disagree on the data row's {', '.join(differing)}; the newest run's is shown.")
+    if differing := [column.label for column in study.columns if len(set(study.data_values(column))) > 1]:
+        out.append(f"Runs disagree on the data row's {', '.join(differing)}; that of the newest run is shown.")
     return out
-
-
-def _differing_data(study: Study) -> list[str]:
-    """Labels of the data row's columns whose value is not the same in all counted runs."""
-    rows = _data_values(study)
-    rows = rows[rows["scalar"]]
-    different = rows.groupby("column", sort=False)["value"].nunique() > 1
-    return [column.label for column in study.columns if different.get(column.name, False)]
 
 
 def _panels(study: Study, table: Table) -> list[Table]:
