@@ -55,10 +55,11 @@ def _axes(study: Study) -> tuple[list[Column], list[Column]]:
 def caption(study: Study) -> str:
     """What the figure shows."""
     qualities, _ = _axes(study)
-    up = {Better.HIGHER: "up", Better.LOWER: "down"}
-    where = [f"{column.label} is better further {up[column.better]}" for column in qualities]
+    directions = (("up", Better.HIGHER), ("down", Better.LOWER))
+    labels = {word: [c.label for c in qualities if c.better is better] for word, better in directions}
+    better = "; ".join(f"{word} for {', '.join(found)}" for word, found in labels.items() if found)
     text = (
-        f"Quality against cost; {', '.join(where)}, cost further left. Large symbols: mean over seeds; small: one seed "
+        f"Quality against cost. Better is {better}; left for cost. Large symbols: mean over seeds; small: one seed "
         "each; bars: 95 % interval of the mean from the finite number of samples. Dashed: what the data set itself "
         "gets. Times depend on the machine and on what else it ran."
     )

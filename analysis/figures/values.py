@@ -1,8 +1,9 @@
-"""Every scalar value of a study but its costs: a panel each, a line per method on its backbone."""
+"""Every scalar value of a study but its costs: one panel for each, with a line per method and backbone."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -41,17 +42,18 @@ def caption(study: Study) -> str:
     """What the figure shows."""
     bounds = any(summarise(study, group, column).upper_bound for group in study.groups for column in _shown(study))
     return (
-        "Every value that was measured. Large symbols: mean over seeds; small: one seed each; bars: 95 % interval of "
-        "the mean from the finite number of samples. Dashed: what the data set itself gets. Arrows: the better "
-        "direction."
+        "All values but costs, and but diagnostics that are the same for all runs. Large symbols: mean over seeds; "
+        "small: one seed each; bars: 95 % interval of the mean from the finite number of samples. Dashed: what the data "
+        "set itself gets. Arrows: the better direction."
         f"{' ≤: an upper bound.' if bounds else ''}"
     )
 
 
 def _shown(study: Study) -> list[Column]:
-    measured = set(study.scalars[study.scalars["value"].notna()]["column"])
-    columns = study.of_kind(Kind.QUALITY, Kind.LIKELIHOOD, Kind.DIAGNOSTIC)
-    return [column for column in columns if column.name in measured]
+    """Those measured; of diagnostics only what differs between runs."""
+    n_values = study.scalars.groupby("column")["value"].nunique()
+    measured = [column for column in study.compared if n_values[column.name] > 0]
+    return measured + [column for column in study.of_kind(Kind.DIAGNOSTIC) if n_values[column.name] > 1]
 
 
 def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> None:
@@ -66,8 +68,9 @@ def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> Non
         half, mean = summary.sampling * column.scale, summary.mean * column.scale
         axes.errorbar(mean, y, xerr=half if half == half else None, **look, elinewidth=0.8, zorder=3)
         if summary.upper_bound:
-            axes.annotate("≤", (mean, y), (-9, -2.5), textcoords="offset points", fontsize=7, ha="right")
+            axes.annotate("≤", (mean, y), (0, 2), textcoords="offset points", fontsize=6, ha="center")
     for value in set(study.data_values(column)):
         axes.axvline(value * column.scale, **DATA)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_title(f"{column.title}{ARROWS[column.better]}", fontsize=7.5)
+    axes.set_title(fill(f"{column.label}{ARROWS[column.better]}", 32), fontsize=7.5)
+    axes.set_xlabel(column.unit, fontsize=7)

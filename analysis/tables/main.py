@@ -24,7 +24,7 @@ NAME_WIDTH = 22  # of a column of words on a terminal, when columns are shared o
 NBSP = "\N{NO-BREAK SPACE}"
 BORROWED, OLDER, DIRTY, BOUND, AT_LEAST = "§", "†", "‡", "≤", "≥"
 # columns of values.csv
-TIDY = [column for column in VALUE_COLUMNS if column not in ("words", "scalar", "source", "entry")]
+TIDY = [column for column in VALUE_COLUMNS if column not in ("definition", "words", "scalar", "source", "entry")]
 
 
 def build(study: Study, out: Path) -> list[Path]:
@@ -269,7 +269,7 @@ def notes(study: Study, short: bool = False) -> list[str]:
     if defined and not short:
         out.append(" ".join(defined))
     if any(_has_bounds(study, column) for column in study.columns):
-        long = ", which a value without this mark is not, or is less so; a comparison of the two favours the latter"
+        long = ": the quantity itself is lower, so that a comparison favours rows without this mark"
         out.append(f"{BOUND} upper bound{'' if short else long}.")
     if (study.scalars["source"] != study.scalars["run"]).any():
         out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
