@@ -1,14 +1,25 @@
-"""What a column of the run table is called, in which unit it is shown and which direction is better: one place.
+"""Columns of tables and axes of figures, derived from the values that a study's records hold.
 
-Keys are columns of `Study.runs` (see `analysis.load`). Records hold fractions, seconds and counts; `scale` turns
-them into the unit of the label.
+A value brings its label, unit, direction and kind (`bench.records.values`). Here these become a `Column`, with the
+scale and the decimals in which people read its unit. No metric is named here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from bench.records.values import Better, Kind
 
 MISSING = "–"
+GUARANTEES = {"exact": "exact", "in_law": "in law", "at_optimum": "at optimum", "none": "none"}
+ARROWS = {Better.HIGHER: " ↑", Better.LOWER: " ↓", Better.NEITHER: ""}
+# units of time: the largest value of a column below the bound, shown in, factor from seconds
+TIMES = ((1e-3, "µs", 1e6), (1.0, "ms", 1e3), (100.0, "s", 1.0), (6000.0, "min", 1 / 60), (float("inf"), "h", 1 / 3600))
+COUNTS = ((1e4, "", 1.0), (1e7, "10³", 1e-3), (float("inf"), "10⁶", 1e-6))
+# positions that are words and have a shorter way to be said: (axis, word) -> suffix of a label
+SELECTED, LAST = {("weights", "best"): "selected", ("weights", "last"): "last"}, "last"
 
 
 @dataclass(frozen=True)
@@ -16,31 +27,33 @@ class Column:
     """One measured quantity.
 
     Attributes:
-        key: column of `Study.runs`.
-        label: name with its denominator where one is needed, without unit.
+        name: column of the CSV files, `column_name` of its values; numbers there are in the record's unit.
+        label: for people, without unit.
         unit: unit after scaling, '' for a pure number.
-        short: name for the terminal, unit included.
-        higher_is_better: None where neither direction is better.
+        better: the direction of improvement; kind: the part of a report.
         scale: factor from the record's unit to `unit`.
         digits: decimals shown; None means three significant figures.
+        definition: one line for the notes, or ''.
     """
 
-    key: str
+    name: str
     label: str
-    unit: str
-    short: str
-    higher_is_better: bool | None
+    unit: str = ""
+    better: Better = Better.NEITHER
+    kind: Kind = Kind.QUALITY
     scale: float = 1.0
     digits: int | None = None
-
-    @property
-    def name(self) -> str:
-        """Column of the CSV tables, in the record's unit."""
-        return self.key.removeprefix("eval.").removeprefix("metrics.").removeprefix("cost.").replace(".", "_")
+    definition: str = ""
 
     @property
     def title(self) -> str:
+        """Label with unit in brackets, for headers and axes."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def short(self) -> str:
+        """Label with unit, for the terminal."""
+        return f"{self.label} {self.unit}".rstrip()
 
     def show(self, value: float | None, signed: bool = False, like: float | None = None) -> str:
         """A value of the records in the column's unit, with as many decimals as `like`; a dash where there is none."""
@@ -49,6 +62,52 @@ class Column:
         scaled = value * self.scale
         digits = significant((value if like is None else like) * self.scale) if self.digits is None else self.digits
         return f"{scaled:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def column_name(name: str, at: Mapping[str, Any]) -> str:
+    """A value's column: its name, and the words of its position in brackets, as in 'rmsd[weights=best]'."""
+    words = [f"{axis}={word}" for axis, word in sorted(at.items()) if isinstance(word, str)]
+    return f"{name}[{','.join(words)}]" if words else name
+
+
+def columns(values: Any) -> list[Column]:
+    """Columns of a frame of values (`Study.values`), by kind and then in order of first appearance.
+
+    Where runs describe one quantity differently, the newest one is followed.
+    """
+    found = []
+    for name, rows in values.groupby("column", sort=False) if len(values) else ():
+        newest = rows.iloc[-1]
+        siblings = values[values["name"] == newest["name"]]["words"]
+        selected = any(axis == "weights" for words in siblings.drop_duplicates() for axis, _ in words)
+        largest = float(rows["value"].abs().max())
+        unit, scale, digits = display(newest["unit"], largest)
+        label = newest["label"] + _suffix(newest["words"], selected)
+        better, kind = Better(newest["better"]), Kind(newest["kind"])
+        found.append(Column(str(name), label, unit, better, kind, scale, digits, newest["definition"]))
+    return sorted(found, key=lambda column: list(Kind).index(column.kind))
+
+
+def display(unit: str, largest: float) -> tuple[str, float, int | None]:
+    """How a unit is shown where values reach `largest`: unit, scale, decimals (None for three significant figures).
+
+    What follows a slash stays: 's/molecule' becomes 'ms/molecule'.
+    """
+    base, slash, per = unit.partition("/")
+    largest = largest if largest == largest else 0.0
+    if base == "fraction":
+        return f"%{slash}{per}", 100.0, 1
+    if base == "s":
+        shown, scale = next((shown, scale) for bound, shown, scale in TIMES if largest < bound)
+        return f"{shown}{slash}{per}", scale, None
+    if base == "MB":
+        return unit, 1.0, 0
+    if base == "count":
+        shown, scale = next((shown, scale) for bound, shown, scale in COUNTS if largest < bound)
+        return f"{shown}{slash}{per}", scale, 0 if largest * scale >= 10 else None
+    if base == "nats":
+        return unit, 1.0, max(1, significant(largest))
+    return unit, 1.0, None
 
 
 def significant(value: float, figures: int = 3) -> int:
@@ -61,36 +120,13 @@ def significant(value: float, figures: int = 3) -> int:
     return digits
 
 
-def _percent(key: str, label: str, short: str) -> Column:
-    return Column(f"eval.{key}", label, "%", f"{short} %", True, scale=100.0, digits=1)
+def directed(found: Iterable[Column]) -> list[Column]:
+    """Those with a direction of improvement."""
+    return [column for column in found if column.better is not Better.NEITHER]
 
 
-ATOM_STABILITY = _percent("metrics.atom_stability", "Atom stability", "atom stab")
-MOLECULE_STABILITY = _percent("metrics.molecule_stability", "Molecule stability", "mol stab")
-GAP = Column("eval.nll.mixture.gap", "Jensen gap", "nats/molecule", "gap nats", None)
-NLL = Column("eval.nll.mean", "NLL", "nats/molecule", "NLL nats", False, digits=1)
-STEP_TIME = Column("cost.step_seconds", "Training step", "ms", "step ms", False, scale=1e3)
-TRAIN_TIME = Column("cost.train_seconds", "Training", "min", "train min", False, scale=1 / 60)
-SAMPLE_TIME = Column("cost.sample_seconds_per_molecule", "Sampling", "ms/molecule", "ms/mol", False, scale=1e3)
-
-# The metrics as EDM's published code defines them; the label names the denominator.
-METRICS = (
-    ATOM_STABILITY,
-    MOLECULE_STABILITY,
-    _percent("metrics.validity", "Validity", "valid"),
-    _percent("metrics.uniqueness", "Uniqueness of valid", "unique"),
-    _percent("metrics.novelty", "Novelty of unique", "novel"),
-    _percent("metrics.valid_and_unique", "Valid and unique", "val+uniq"),
-)
-QUALITY = (*METRICS, NLL)
-COST = (
-    Column("parameters.total", "Parameters", "10³", "params k", None, scale=1e-3, digits=0),
-    STEP_TIME,
-    TRAIN_TIME,
-    SAMPLE_TIME,
-    Column("cost.peak_memory_mb", "Peak memory", "MB", "peak MB", False, digits=0),
-)
-TRAIN_LOSS = Column("loss", "Training loss", "", "loss", False)
-VALID_LOSS = Column("valid_loss", "Validation loss", "", "valid loss", False)
-
-GUARANTEES = {"exact": "exact", "in_law": "in law", "at_optimum": "at optimum", "none": "none"}
+def _suffix(words: tuple[tuple[str, str], ...], selected: bool) -> str:
+    """', selected' for {'weights': 'best'}, and ', last' for the value without a position beside it."""
+    if not words:
+        return f", {LAST}" if selected else ""
+    return "".join(f", {SELECTED.get(word, ' '.join(word))}" for word in words)

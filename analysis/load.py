@@ -1,4 +1,4 @@
-"""Read a study folder into two pandas frames; nothing here computes a metric or needs torch.
+"""Read a study folder into three pandas frames: runs, values and learning curves. No metric is computed here.
 
 Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
 manifest.json, eval.json, curves.csv with the same columns); config.yaml, where present, tells apart runs that differ in
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from analysis.labels import Column, column_name, columns
 from bench.records.store import (
     EVALUATION,
     MANIFEST,
@@ -28,12 +30,23 @@ from bench.records.store import (
     read_steps,
     run_folders,
 )
+from bench.records.values import Kind, Value
 
 # A pandas DataFrame. Typed loosely: pandas' own annotations give unions for every selection, too wide to check.
 Frame = Any
 STEP_KEYS = [key.rstrip("?") for key, kind in STEP.items() if kind is not dict]
 OWN = "diagnostics."  # columns of what a method reports of itself
-TRAINING_COST = ("cost.step_seconds", "cost.train_seconds")
+VALUE = "value."  # columns of `Study.runs` that hold the values of samples
+AT = "at."  # columns of `Study.values` that hold a numeric position
+LISTS = {"values": "samples", "data_values": "data"}  # key of eval.json -> what its values are of
+VALUE_FIELDS = (
+    *("name", "label", "value", "unit", "better", "kind"),
+    *("low", "high", "sem", "upper_bound", "definition"),
+)
+VALUE_COLUMNS = [
+    *("run", "method", "backbone", "seed", "counted", "of", "column", *VALUE_FIELDS),
+    *("words", "scalar", "source", "entry"),
+]
 # What a manifest may say of method or backbone without telling two variants of one name apart.
 NAMES = ("name", "size")
 ALWAYS = (
@@ -50,10 +63,15 @@ class Study:
     Attributes:
         name: the study's name; folder: where it was read.
         runs: one row per run, oldest first. Columns: keys of manifest.json and, under 'eval.' and 'config.', those of
-            eval.json and config.yaml, nested keys joined by dots; `method` and `backbone` (labels); `path`; `counted`
-            (done, evaluated, and the newest of its method, backbone, seed and data); `borrowed` (trains nothing: its
-            training cost is that of the run in `weights_from`). `status` is done, running, queued (asked for and not
-            begun), failed, skipped, duplicate, unreadable, or 'not evaluated' for done without eval.json.
+            eval.json and config.yaml, nested keys joined by dots; under 'value.' its scalar values by column;
+            `method` and `backbone` (labels); `path`; `counted` (done, evaluated, and the newest of its method,
+            backbone, seed and data); `borrowed` (trains nothing: it uses the weights of the run in `weights_from`).
+            `status` is done, running, queued (asked for and not begun), failed, skipped, duplicate, unreadable, or
+            'not evaluated' for done without eval.json.
+        values: one row per value of eval.json: run, method, backbone, seed, counted; `of` (samples or data); `column`
+            (`labels.column_name`); the fields of a `Value`, its position as `words` ((axis, word), ...) and, one
+            column per numeric axis, 'at.AXIS'; `scalar` (no numeric position); `source` and `entry`, the run whose
+            eval.json holds it and where: a run that trains nothing has the training cost of another.
         curves: one row per logging interval: run, method, backbone, seed and the keys of a STEP record.
         problems: one line per record that could not be read.
     """
@@ -61,6 +79,7 @@ class Study:
     name: str
     folder: Path
     runs: Frame
+    values: Frame
     curves: Frame
     problems: tuple[str, ...]
 
@@ -77,6 +96,32 @@ class Study:
     @property
     def counted(self) -> Frame:
         return self.runs[self.runs["counted"]]
+
+    @cached_property
+    def scalars(self) -> Frame:
+        """Values of samples of the counted runs, without a numeric position."""
+        values = self.values
+        return values[(values["of"] == "samples") & values["scalar"] & values["counted"]]
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        """What the counted runs measured of their samples: quality, likelihood, cost, diagnostics."""
+        return columns(self.scalars)
+
+    def of_kind(self, *kinds: Kind) -> list[Column]:
+        """Columns of some kinds."""
+        return [column for column in self.columns if column.kind in kinds]
+
+    @property
+    def compared(self) -> list[Column]:
+        """Quality and likelihood: what methods are compared by."""
+        return self.of_kind(Kind.QUALITY, Kind.LIKELIHOOD)
+
+    def data_values(self, column: Column) -> list[float]:
+        """What the data set's own structures get, as recorded by each counted run, oldest first."""
+        values = self.values
+        values = values[(values["of"] == "data") & values["counted"] & values["scalar"]]
+        return values[values["column"] == column.name]["value"].dropna().tolist()
 
     @property
     def seeds(self) -> list[int]:
@@ -113,7 +158,9 @@ class Study:
         for fingerprint in prints.dropna().unique():
             runs = self.runs[(prints == fingerprint) | prints.isna()]
             curves = self.curves[self.curves["run"].isin(runs["run"])]
-            pieces.append(replace(self, runs=_labelled(runs), curves=curves))
+            runs = _labelled(runs)
+            values = _attached(self.values[self.values["run"].isin(runs["run"])], runs)
+            pieces.append(replace(self, runs=runs, values=values, curves=curves))
         return sorted(pieces, key=lambda piece: -len(piece.counted))
 
 
@@ -124,12 +171,13 @@ def load(folder: Path) -> Study:
         FileNotFoundError: the folder holds no run at all.
     """
     folder = Path(folder)
-    rows, curves, problems = [], [], []
+    rows, values, curves, problems = [], [], [], []
     for path in run_folders(folder):
-        row, faults = _read_run(path)
+        row, entries, faults = _read_run(path)
         curve, fault = _read_curve(path, row) if row["status"] != "unreadable" else (pd.DataFrame(), None)
         problems += [*faults, *([fault] if fault else [])]
         rows.append(row)
+        values += entries
         if len(curve):
             curves.append(curve.assign(run=row["run"]))
     queued, faults = _queued(folder, {row["run"] for row in rows})
@@ -142,19 +190,22 @@ def load(folder: Path) -> Study:
     # Absent only when no manifest can be read at all.
     runs = runs.reindex(columns=[*runs, *(column for column in ALWAYS if column not in runs)])
     runs = _labelled(runs.sort_values(["created", "run"], kind="stable", na_position="last").reset_index(drop=True))
+    found, faults = _in_one_unit(_with_borrowed_cost(_value_frame(values), runs), runs)
+    runs, problems = _with_values(runs, found), problems + faults
     frame = pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(columns=["run", *STEP_KEYS])
     own = [column for column in frame if str(column).startswith(OWN)]
     frame = frame.reindex(columns=["run", *STEP_KEYS, *own]).merge(
         runs[["run", "method", "backbone", "seed"]], on="run", how="left"
     )
-    return Study(folder.resolve().name, folder, runs, frame, tuple(problems))
+    return Study(folder.resolve().name, folder, runs, _attached(found, runs), frame, tuple(problems))
 
 
-def _read_run(path: Path) -> tuple[dict[str, Any], list[str]]:
+def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
+    """A run's row, its values, and what could not be read."""
     try:
         row = flatten(read_json(path / "manifest.json", MANIFEST))
     except (RecordError, OSError) as error:
-        return {"run": path.name, "path": path, "status": "unreadable", "reason": str(error)}, [str(error)]
+        return {"run": path.name, "path": path, "status": "unreadable", "reason": str(error)}, [], [str(error)]
     row |= {"path": path, "run": path.name}
     settings, faults = _read_config(path)
     row |= settings
@@ -164,16 +215,86 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[str]]:
                 "status": "not evaluated",
                 "reason": "done, but eval.json is missing; run the study again to have it made",
             }
-        return row, faults
+        return row, [], faults
     try:
         evaluation = read_json(path / "eval.json", EVALUATION)
+        values = [entry for key in LISTS for entry in _read_values(evaluation.pop(key), key, path / "eval.json")]
     except (RecordError, OSError) as error:
-        return row | {"status": "unreadable", "reason": str(error)}, [*faults, str(error)]
-    # A product of two recorded fractions, quoted by the literature as 'valid and unique'.
-    for metrics in (evaluation["metrics"], evaluation["data_row"]):
-        unique = metrics["uniqueness"]
-        metrics["valid_and_unique"] = None if unique is None else metrics["validity"] * unique
-    return row | flatten(evaluation, "eval."), faults
+        return row | {"status": "unreadable", "reason": str(error)}, [], [*faults, str(error)]
+    return row | flatten(evaluation, "eval."), [{"run": path.name, **entry} for entry in values], faults
+
+
+def _read_values(records: list[Any], key: str, file: Path) -> Iterator[dict[str, Any]]:
+    """Rows of `Study.values`; raises RecordError for what is no value, and for two of one name and position."""
+    seen = set()
+    for i, record in enumerate(records):
+        where = f"{file}: {key}[{i}]"
+        try:
+            value = Value.from_dict(record, where)
+        except RecordError:
+            raise
+        except ValueError as error:  # no such direction or kind
+            raise RecordError(f"{where}: {error}") from error
+        position = tuple(sorted(value.at.items()))
+        if any(isinstance(place, bool) or not isinstance(place, (int, float, str)) for _, place in position):
+            raise RecordError(f"{where}: 'at' is {dict(position)}, expected numbers or words")
+        words = tuple((axis, place) for axis, place in position if isinstance(place, str))
+        numbers = {f"{AT}{axis}": place for axis, place in position if not isinstance(place, str)}
+        column = column_name(value.name, value.at)
+        if (column, tuple(numbers.items())) in seen:
+            raise RecordError(f"{where}: {value.name!r} comes twice at the position {dict(position)}")
+        seen.add((column, tuple(numbers.items())))
+        row = {field: getattr(value, field) for field in VALUE_FIELDS}
+        row |= {"of": LISTS[key], "column": column, "words": words, "scalar": not numbers}
+        yield row | {"source": file.parent.name, "entry": f"{key}[{i}]"} | numbers
+
+
+def _value_frame(rows: list[dict[str, Any]]) -> Frame:
+    frame = pd.DataFrame(rows)
+    axes = sorted(column for column in frame if str(column).startswith(AT))
+    frame = frame.reindex(columns=[*VALUE_COLUMNS, *axes])
+    return frame.astype(dict.fromkeys(("value", "low", "high", "sem", *axes), float))
+
+
+def _with_borrowed_cost(values: Frame, runs: Frame) -> Frame:
+    """Runs that train nothing get the costs that they did not measure from the run whose weights they use."""
+    added = []
+    for run, parent in runs.loc[runs["borrowed"], ["run", "weights_from"]].itertuples(index=False):
+        own = values[(values["run"] == run) & (values["of"] == "samples")]
+        theirs = values[(values["run"] == parent) & (values["of"] == "samples") & (values["kind"] == Kind.COST)]
+        if len(own):
+            added.append(theirs[~theirs["column"].isin(own["column"])].assign(run=run))
+    return pd.concat([values, *(rows for rows in added if len(rows))], ignore_index=True)
+
+
+def _in_one_unit(values: Frame, runs: Frame) -> tuple[Frame, list[str]]:
+    """Values in order of their runs' creation, without those in another unit than the newest of their column."""
+    order = {run: i for i, run in enumerate(runs["run"])}
+    values = values.sort_values("run", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
+    newest = values.groupby("column")["unit"].transform("last")
+    odd = values[values["unit"] != newest]
+    problems = [
+        f"{run}: {column} is in {unit!r}, but in {newest[index]!r} in newer runs; left out"
+        for index, run, column, unit in odd[["run", "column", "unit"]].itertuples()
+    ]
+    return values.drop(index=odd.index).reset_index(drop=True), problems
+
+
+def _with_values(runs: Frame, values: Frame) -> Frame:
+    """Runs with a column for each scalar value of their samples."""
+    scalars = values[(values["of"] == "samples") & values["scalar"].eq(True)]
+    if scalars.empty:
+        return runs
+    wide = scalars.pivot(index="run", columns="column", values="value").add_prefix(VALUE)
+    return runs.merge(wide, left_on="run", right_index=True, how="left")
+
+
+def _attached(values: Frame, runs: Frame) -> Frame:
+    """Values with what `runs` says of their run."""
+    about = ["method", "backbone", "seed", "counted"]
+    found = runs.drop_duplicates("run").set_index("run")[about]
+    values = values.drop(columns=about).merge(found, left_on="run", right_index=True, how="left")
+    return values.astype({"scalar": bool, "counted": bool})
 
 
 def _queued(folder: Path, begun: set[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -232,7 +353,7 @@ def _read_curve(path: Path, run: Mapping[str, Any]) -> tuple[Frame, str | None]:
 
 
 def _labelled(runs: Frame) -> Frame:
-    """Add method and backbone labels, which runs count, and training costs of runs that use another's weights."""
+    """Add method and backbone labels, which runs count, and which use another's weights."""
     runs = runs.copy()
     runs["method"] = _labels(runs, "method")
     runs["backbone"] = _labels(runs, "backbone")
@@ -246,11 +367,6 @@ def _labelled(runs: Frame) -> Frame:
         "a newer run has the same method, backbone, seed and data; only that one is counted",
     ]
     runs["borrowed"] = runs["weights_from"].notna()
-    parents = runs.drop_duplicates("run").set_index("run")
-    for column in TRAINING_COST:
-        if column in runs:
-            own = runs[column].where(~runs["borrowed"])
-            runs[column] = own.fillna(runs["weights_from"].where(runs["borrowed"]).map(parents[column]))
     return runs
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.figures import curves, molecules, pareto
+from analysis.figures import curves, molecules, pareto, positions, values
+from analysis.html import Section, html_page, markdown_page
 from analysis.labels import MISSING
 from analysis.load import Frame, Study, load
-from analysis.page import Section, html_page, markdown_page
 from analysis.tables import main, paired
 from analysis.tables.render import Cell, Table
 from bench.records.store import write_atomically
+from bench.records.values import Kind
 
 FIGURES: tuple[tuple[str, Callable[[Study, Path], list[Path]], Callable[[Study], str]], ...] = (
     ("Learning curves", curves.build, curves.caption),
     ("Quality against cost", pareto.build, pareto.caption),
+    ("All values", values.build, values.caption),
+    ("Values by position", positions.build, positions.caption),
     ("Sampled molecules", molecules.build, lambda _: molecules.caption()),
 )
 
@@ -112,10 +115,7 @@ def _reading(study: Study) -> list[str]:
     trained = rows["eval.step" if "eval.step" in rows else "n_steps"]  # the clock may have ended them
     same = "All trained rows took the same number of optimiser steps."
     steps = same if trained.nunique() < 2 else "Trained rows differ in optimiser steps (see Provenance)."
-    return [
-        "The data row is the score of the data set's own molecules under the same code: bond look-up tables do not "
-        "give real "
-        "molecules 100 %, so the data row, not 100 %, is the mark to reach.",
+    out = [
         f"Seeds: {n_seeds}. The spread over seeds is between trainings; the value in brackets is sampling noise within "
         "them. With few seeds the spread and every test on it are rough, and a missing difference is no proof of "
         "equality.",
@@ -123,16 +123,20 @@ def _reading(study: Study) -> list[str]:
         "seconds.",
         "Rows on different backbones differ in more than the strategy; only rows on one backbone isolate it.",
         "The order of methods may change with model size, data and budget, and these are the ones stated above and "
-        "no others. "
-        "Published numbers come from other trainings and stand apart; they are not compared here.",
-        "The NLL is a bound, and looser for methods that draw a rotation in the prediction (≤). It rewards knowing "
-        "how the "
-        "stored molecules are oriented, which no sample needs: a better NLL without equivariance may be no more than "
-        "that.",
-        "Uniqueness is counted among valid samples, novelty among unique ones. High novelty can mean that samples "
-        "leave the "
-        "data's distribution.",
+        "no others. Published numbers come from other trainings and stand apart; they are not compared here.",
     ]
+    if main.has_data_row(study):
+        out.insert(
+            0,
+            "The data row is what the data set's own held-out structures get under the same code. A rule that is not "
+            "exact gives them less than a perfect value, so the data row, not perfection, is the mark to reach.",
+        )
+    if study.of_kind(Kind.LIKELIHOOD):
+        out.append(
+            "A likelihood rewards knowing how the stored structures are oriented, which no sample needs: a better one "
+            "without equivariance may be no more than that."
+        )
+    return out
 
 
 def _incomplete(study: Study) -> Section:
@@ -189,7 +193,7 @@ def _word(value: object) -> str:
 
 def _provenance(study: Study) -> Table:
     columns = {"Run": "run", "Seed": "seed", "Status": "status", "Commit": "code.commit", "Uncommitted": "code.dirty"}
-    columns |= {"Steps": "eval.step", "Samples": "eval.metrics.n_molecules", "Sampling steps": "eval.n_sampling_steps"}
+    columns |= {"Steps": "eval.step", "Samples": "eval.n_samples", "Sampling steps": "eval.n_sampling_steps"}
     columns |= {"Device": "environment.device", "Type": "environment.dtype", "Threads": "environment.n_threads"}
     columns |= {"Compile": "environment.compile", "Weights from": "weights_from", "Created": "created"}
     rows = []

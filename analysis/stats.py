@@ -3,7 +3,7 @@
 Two sources of uncertainty stand side by side and are never mixed:
 
 * between trainings: the sample standard deviation over seeds, s = sqrt(sum_i (v_i - mean)^2 / (n - 1));
-* within a training: the 95 % interval that evaluation found by resampling the sampled molecules of one run. The mean
+* within a training: the 95 % interval that evaluation found over the finite number of samples of one run. The mean
   over n runs with half-widths w_i, independent of each other, has half-width sqrt(sum_i w_i^2) / n.
 
 Comparisons are paired, since two methods with one seed see the same batches, times and noise: with differences d_i on
@@ -19,10 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from analysis.labels import NLL, Column
+from analysis.labels import Column
 from analysis.load import Frame, Study
+from bench.records.values import Better
 
 LEVEL = 0.95
+Z_95 = 1.96
 Group = tuple[str, str]  # method, backbone
 
 
@@ -32,11 +34,15 @@ class Summary:
 
     Attributes:
         values: one per seed, in the record's unit; mean, sd: over them, NaN where n is too small (0 and 1).
-        sampling: half-width of the 95 % interval of `mean` from the finite number of sampled molecules, NaN if unknown.
+        sampling: half-width of the 95 % interval of `mean` from the finite number of samples, NaN if unknown.
+        upper_bound: whether some value only bounds the quantity from above.
+        borrowed: whether some value was measured on the run whose weights are used.
     """
 
     values: Mapping[int, float]
     sampling: float = float("nan")
+    upper_bound: bool = False
+    borrowed: bool = False
 
     @property
     def n(self) -> int:
@@ -64,13 +70,12 @@ class Difference:
 
 def summarise(study: Study, group: Group, column: Column) -> Summary:
     """`column` over the counted runs of a (method, backbone); seeds without a value are left out."""
-    runs = study.of(*group)
-    runs = runs[runs["counted"]]
-    if column.key not in runs:
-        return Summary({})
-    runs = runs[runs[column.key].notna()].sort_values("seed")
-    values = {int(seed): float(value) for seed, value in zip(runs["seed"], runs[column.key], strict=True)}
-    return Summary(values, combined_half_width(_half_widths(runs, column)))
+    rows = study.scalars
+    rows = rows[(rows["column"] == column.name) & (rows["method"] == group[0]) & (rows["backbone"] == group[1])]
+    rows = rows[rows["value"].notna()].sort_values("seed", kind="stable")
+    values = {int(seed): float(value) for seed, value in zip(rows["seed"], rows["value"], strict=True)}
+    borrowed = bool((rows["source"] != rows["run"]).any())
+    return Summary(values, combined_half_width(half_widths(rows)), bool(rows["upper_bound"].any()), borrowed)
 
 
 def combined_half_width(half_widths: Sequence[float]) -> float:
@@ -79,13 +84,9 @@ def combined_half_width(half_widths: Sequence[float]) -> float:
     return float(np.sqrt(np.sum(w**2)) / len(w)) if len(w) else float("nan")
 
 
-def _half_widths(runs: Frame, column: Column) -> list[float]:
-    if column is NLL:
-        return [1.96 * sem for sem in runs["eval.nll.sem"]]
-    key = column.key.replace("eval.metrics.", "eval.intervals.")
-    if key == column.key or key not in runs:
-        return []
-    return [(i[1] - i[0]) / 2 if isinstance(i, list) and len(i) == 2 else float("nan") for i in runs[key]]
+def half_widths(rows: Frame) -> list[float]:
+    """Half-width of the 95 % interval of each value: of its own interval, else 1.96 standard errors, else NaN."""
+    return ((rows["high"] - rows["low"]) / 2).fillna(Z_95 * rows["sem"]).tolist()
 
 
 def t_interval(differences: Sequence[float], level: float = LEVEL) -> Difference:
@@ -121,9 +122,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def separated_from_best(
-    rows: Mapping[Group, Summary], higher_is_better: bool, alpha: float = 0.05
-) -> dict[Group, bool]:
+def separated_from_best(rows: Mapping[Group, Summary], better: Better, alpha: float = 0.05) -> dict[Group, bool]:
     """Which rows are significantly worse than the row of best mean, seeds being the blocks of the comparison.
 
     With values v_is of k rows on n common seeds, residuals r_is = v_is - v_i. - v_.s + v_.. have variance
@@ -147,7 +146,7 @@ def separated_from_best(
     residuals = v - means[:, None] - v.mean(axis=0) + v.mean()
     freedom = (k - 1) * (n - 1)
     error = float(np.sqrt(np.sum(residuals**2) / freedom * 2 / n))
-    best = int(np.argmax(means if higher_is_better else -means))
+    best = int(np.argmax(means if better is Better.HIGHER else -means))
     gaps = np.delete(np.abs(means[best] - means), best)
     # Residuals that are rounding alone mean that rows differ by the same amount on every seed.
     exact = error <= 1e-12 * np.abs(v).max()
@@ -156,13 +155,22 @@ def separated_from_best(
     return {group: False if index == best else next(worse) for index, group in enumerate(repeated)}
 
 
-def best_group(rows: Mapping[Group, Summary], higher_is_better: bool) -> set[Group]:
+def best_group(rows: Mapping[Group, Summary], better: Better) -> set[Group]:
     """Rows to set in bold: the best and those not significantly worse, when at least one row is significantly worse.
 
-    Empty when the seeds separate nothing: a best mean alone is no finding.
+    Empty when the seeds separate nothing (a best mean alone is no finding), when neither direction is better, and when
+    some rows are upper bounds and others are not, which cannot be ranked.
     """
-    verdicts = separated_from_best(rows, higher_is_better)
+    bounds = {summary.upper_bound for summary in rows.values() if summary.n}
+    if better is Better.NEITHER or len(bounds) > 1:
+        return set()
+    verdicts = separated_from_best(rows, better)
     return {group for group, worse in verdicts.items() if not worse} if any(verdicts.values()) else set()
+
+
+def evaluated(study: Study) -> list[Group]:
+    """Rows of the study with a counted run."""
+    return [group for group in study.groups if study.of(*group)["counted"].any()]
 
 
 def reference_group(study: Study, reference: str | None = None) -> Group | None:
@@ -172,19 +180,16 @@ def reference_group(study: Study, reference: str | None = None) -> Group | None:
     Raises:
         ValueError: `reference` is no method of the study.
     """
-    counted = study.counted
-    evaluated = [
-        group for group in study.groups if ((counted["method"] == group[0]) & (counted["backbone"] == group[1])).any()
-    ]
+    groups = evaluated(study)
     if reference is not None:
         if reference not in study.methods:
             raise ValueError(
                 f"no method {reference!r} in study {study.name!r} to compare with; "
                 f"choose from {', '.join(study.methods)}"
             )
-        return next((group for group in evaluated if group[0] == reference), None)
-    bare = [group for group in evaluated if (study.of(*group)["guarantee"] == "none").all()]
-    return next(iter(bare or evaluated), None)
+        return next((group for group in groups if group[0] == reference), None)
+    bare = [group for group in groups if (study.of(*group)["guarantee"] == "none").all()]
+    return next(iter(bare or groups), None)
 
 
 def reference_for(group: Group, reference: Group, groups: Sequence[Group]) -> Group:

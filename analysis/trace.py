@@ -7,13 +7,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.labels import COST, QUALITY, Column
-from analysis.load import TRAINING_COST, Frame, Study
+from analysis.labels import MISSING, Column
+from analysis.load import Frame, Study
 from analysis.stats import Group, summarise
-from analysis.tables.main import data_splits
 
 DATA_ROW = "data"
-COLUMNS = (*QUALITY, *COST)
 
 
 def trace(study: Study, row: str, column: str) -> str:
@@ -25,24 +23,26 @@ def trace(study: Study, row: str, column: str) -> str:
     Raises:
         ValueError: no such row or column, or several rows are meant; the message lists what there is.
     """
-    asked = find_column(column)
+    parts = study.parts()  # a table for each data set
+    asked = find_column([known for part in parts for known in part.columns], column)
     blocks = []
-    for part in study.parts():  # a table for each data set
+    for part in parts:
+        found = next((known for known in part.columns if known.name == asked.name), asked)
         if row.strip().lower() == DATA_ROW:
-            blocks += _data_row(part, asked)
+            blocks += _data_row(part, found)
         elif (group := find_group(study, row)) in part.groups:
-            blocks.append(_cell(part, group, asked))
+            blocks.append(_cell(part, group, found))
     if not blocks:
-        raise ValueError(f"{asked.label} of the data set itself is not in the table; only metrics of samples are")
+        raise ValueError(f"no run has recorded {asked.label!r} of the data set itself; only metrics of samples are")
     return "\n\n".join(blocks)
 
 
-def find_column(name: str) -> Column:
+def find_column(columns: Sequence[Column], name: str) -> Column:
     """A column by any of its names."""
-    known = {word.lower(): column for column in COLUMNS for word in (column.name, column.label, column.short)}
+    known = {word.lower(): column for column in columns for word in (column.name, column.label, column.short)}
     if (found := known.get(name.strip().lower())) is not None:
         return found
-    raise ValueError(f"no column {name!r}; {_nearest(name, [column.name for column in COLUMNS])}")
+    raise ValueError(f"no column {name!r}; {_nearest(name, list(dict.fromkeys(column.name for column in columns)))}")
 
 
 def find_group(study: Study, row: str) -> Group:
@@ -69,8 +69,10 @@ def _cell(study: Study, group: Group, column: Column) -> str:
         f" ± {column.show(summary.sd, like=summary.mean)}" if summary.n > 1 else ""
     )
     lines = [f"{study.name}, {' on '.join(group)}, {column.title}: {shown}, mean of {summary.n} runs", ""]
+    values = study.scalars[study.scalars["column"] == column.name].set_index("run")
     for _, run in runs[runs["counted"]].sort_values("seed").iterrows():
-        lines += [*_run(study, run, column), ""]
+        value = values.loc[run["run"]] if run["run"] in values.index else None
+        lines += [*_run(run, value), ""]
     others = [
         f"not counted: {run['run']} ({run['status']}{f': {run.reason}' if isinstance(run['reason'], str) else ''})"
         for _, run in runs[~runs["counted"]].iterrows()
@@ -79,29 +81,30 @@ def _cell(study: Study, group: Group, column: Column) -> str:
 
 
 def _data_row(study: Study, column: Column) -> list[str]:
-    """The data row shows what the last counted run of a split has recorded of the test molecules."""
-    key = column.key.replace("eval.metrics.", "eval.data_row.")
-    blocks = []
-    for split in data_splits(study) if key != column.key else ():
-        run = study.counted[study.counted["eval.data_row.split"] == split].iloc[-1]
-        head = f"{study.name}, data ({split} split), {column.title}: {column.show(run[key])}"
-        blocks.append("\n".join([head, "", *_run(study, run, Column(key, column.label, column.unit, "", None))]))
-    return blocks
+    """The data row shows what the newest counted run has recorded of the data set's own structures."""
+    values = study.values
+    rows = values[(values["of"] == "data") & values["counted"] & values["scalar"] & (values["column"] == column.name)]
+    if rows.empty:
+        return []
+    newest = rows.iloc[-1]
+    run = study.counted[study.counted["run"] == newest["run"]].iloc[0]
+    head = f"{study.name}, data, {column.title}: {column.show(newest['value'])}"
+    return ["\n".join([head, "", *_run(run, newest)])]
 
 
-def _run(study: Study, run: Frame, column: Column) -> list[str]:
-    value = run.get(column.key)
-    home = run
-    if run["borrowed"] and column.key in TRAINING_COST:
-        parents = study.runs[study.runs["run"] == run["weights_from"]]
-        home = parents.iloc[0] if len(parents) else run
+def _run(run: Frame, value: Frame | None) -> list[str]:
+    """A run and its value, a row of `Study.values` (None where it has none)."""
     commit, folder = run["code.commit"], Path(run["path"])
     known = isinstance(commit, str)
     changed = ", with uncommitted changes: not exactly reproducible" if run["code.dirty"] is True else ""
+    shown, record = MISSING, MISSING
+    if value is not None:
+        shown = f"{float(value['value'])!r}"
+        record = f"{folder.parent / value['source'] / 'eval.json'}: {value['entry']}.value"
     lines = {
         "run": f"{run['run']}, seed {int(run['seed'])}",
-        "value": f"{value!r}" if value is None else f"{float(value)!r}",
-        "record": _record(Path(home["path"]), column),
+        "value": shown,
+        "record": record,
         "commit": f"{commit if known else 'unknown'}{changed}",
         "config": str(folder / "config.yaml"),
         "data": f"{run['data.label']}, fingerprint {run['data.fingerprint']}",
@@ -110,11 +113,3 @@ def _run(study: Study, run: Frame, column: Column) -> list[str]:
         lines["weights"] = f"of {run['weights_from']}"
     lines["again"] = f"equibench run {shlex.quote(str(folder / 'config.yaml'))}"
     return [f"{key:8}{line}" for key, line in lines.items()]
-
-
-def _record(folder: Path, column: Column) -> str:
-    """File and key that hold the value."""
-    if column.key.endswith("valid_and_unique"):
-        return f"{folder / 'eval.json'}: metrics.validity * metrics.uniqueness"
-    file, key = ("eval.json", column.key[5:]) if column.key.startswith("eval.") else ("manifest.json", column.key)
-    return f"{folder / file}: {key}"

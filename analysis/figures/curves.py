@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,35 +11,34 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.figures.style import STYLE, WIDTH, colours, dashes, legend, markers, name, save
-from analysis.labels import TRAIN_LOSS, VALID_LOSS
+from analysis.figures.style import STYLE, WIDTH, legend, line_look, name, save
 from analysis.load import Frame, Study
 from analysis.stats import Group
 
+LOSSES = (("loss", "Training loss"), ("valid_loss", "Validation loss"))
 X_AXES = (("step", "Optimiser steps"), ("seconds", "Seconds in training steps"))
 
 
 def build(study: Study, out: Path) -> list[Path]:
     """Write curves.png and curves.pdf; nothing when no run has a curve. Runs that train nothing have none."""
     curves = study.curves.dropna(subset=["method"])
-    losses = [column for column in (TRAIN_LOSS, VALID_LOSS) if curves[column.key].notna().any()]
+    losses = [(key, label) for key, label in LOSSES if curves[key].notna().any()]
     if not losses:
         return []
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.6 + 2.1 * len(losses)))
         panels = figure.subplots(len(losses), 2, sharey="row", sharex="col", squeeze=False)
         shown: set[Group] = set()
-        for row, column in enumerate(losses):
+        for row, (key, title) in enumerate(losses):
             for axes, (x, label) in zip(panels[row], X_AXES, strict=True):
-                shown |= _panel(axes, study, curves, x, column.key)
+                shown |= _panel(axes, study, curves, x, key)
                 axes.set_xlabel(label if row == len(losses) - 1 else "")
                 axes.set_xlim(left=0)
                 axes.xaxis.set_major_locator(MaxNLocator(5))
-            _log_scale(panels[row, 0], curves[column.key].dropna().to_numpy(dtype=float))
-            panels[row, 0].set_ylabel(column.title)
-        handles = [
-            Line2D([], [], **_look(study, group), lw=1.5, label=name(group)) for group in study.groups if group in shown
-        ]
+            _log_scale(panels[row, 0], curves[key].dropna().to_numpy(dtype=float))
+            panels[row, 0].set_ylabel(title)
+        drawn = [group for group in study.groups if group in shown]
+        handles = [Line2D([], [], **line_look(study, group), lw=1.5, label=name(group)) for group in drawn]
         legend(figure, handles)
         return save(figure, out, "curves")
 
@@ -49,13 +47,10 @@ def caption(study: Study) -> str:
     """What the figure shows, and whose curve stands for runs that train nothing."""
     text = (
         "Learning curves. Thin: one seed each; thick: their mean over the range that all seeds of the row cover; the "
-        "symbol at "
-        "the end tells the backbone. Training loss is the mean between two log lines; validation loss is the same "
-        "loss with "
-        "the EMA weights at fixed times and noise. Seconds are those of optimiser steps alone. Vertical axes are "
-        "logarithmic and "
-        "may cut off the first lines. Losses of one backbone and data set compare; a lower loss promises no better "
-        "molecules."
+        "symbol at the end tells the backbone. Training loss is the mean between two log lines; validation loss is the "
+        "same loss with the EMA weights at fixed times and noise. Seconds are those of optimiser steps alone. Vertical "
+        "axes are logarithmic and may leave out the first lines. Losses of one backbone and data set compare; a lower "
+        "loss promises no better samples."
     )
     borrowed = study.runs[study.runs["borrowed"]]
     if len(borrowed):
@@ -63,11 +58,6 @@ def caption(study: Study) -> str:
         parents = dict.fromkeys(study.runs[study.runs["run"].isin(borrowed["weights_from"])]["method"].dropna())
         text += f" {names} trains nothing: its curve is that of {', '.join(parents) or 'a run outside this study'}."
     return text
-
-
-def _look(study: Study, group: Group) -> dict[str, Any]:
-    method, backbone = group
-    return {"color": colours(study)[method], "ls": dashes(study)[method], "marker": markers(study)[backbone], "ms": 3.5}
 
 
 def _panel(axes: Axes, study: Study, curves: Frame, x: str, y: str) -> set[Group]:
@@ -78,7 +68,7 @@ def _panel(axes: Axes, study: Study, curves: Frame, x: str, y: str) -> set[Group
         if rows.empty:
             continue
         shown.add(group)
-        look = _look(study, group)
+        look = line_look(study, group)
         seeds = [seed[[x, y]].sort_values(x).to_numpy(dtype=float) for _, seed in rows.groupby("run", sort=True)]
         for seed in seeds:
             axes.plot(seed[:, 0], seed[:, 1], color=look["color"], ls=look["ls"], lw=0.6, alpha=0.5)

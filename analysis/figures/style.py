@@ -11,8 +11,10 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from analysis.load import Study
 from analysis.stats import Group
@@ -29,6 +31,8 @@ DASHES = ("-", "--", ":", "-.")
 GREY = "#666666"
 WIDTH = 7.0  # inches: the text width of a two-column page
 LETTERS = 105  # of a legend, in that width
+WIDE = 20  # ratio of the largest to the smallest value from which an axis is logarithmic
+DATA: Any = {"color": GREY, "lw": 0.8, "ls": (0, (4, 3)), "zorder": 1}  # of what the data set itself gets
 
 STYLE: Any = {
     "figure.constrained_layout.use": True,
@@ -67,6 +71,33 @@ def markers(study: Study) -> dict[str, str]:
 def dashes(study: Study) -> dict[str, str]:
     """Method -> line style; changes when the colours are used up."""
     return {method: DASHES[i // len(COLOURS) % len(DASHES)] for i, method in enumerate(study.methods)}
+
+
+def line_look(study: Study, group: Group) -> dict[str, Any]:
+    """Of a curve: colour and dashes by method, marker by backbone."""
+    method, backbone = group
+    return {"color": colours(study)[method], "ls": dashes(study)[method], "marker": markers(study)[backbone], "ms": 3.5}
+
+
+def symbol_look(study: Study, group: Group) -> dict[str, Any]:
+    """Of a point: filled where the method trains; open and larger where it does not, so that it stays visible around
+    the row whose weights it uses."""
+    colour, marker = colours(study)[group[0]], markers(study)[group[1]]
+    borrowed = bool(study.of(*group)["borrowed"].any())
+    size = 8 if borrowed else 5.5
+    return {"color": colour, "marker": marker, "mfc": "none" if borrowed else colour, "ms": size, "ls": ""}
+
+
+def x_axis(axes: Axes, values: Sequence[float], from_zero: bool = False) -> None:
+    """Logarithmic where positive values lie far apart; else linear, and from zero where asked for."""
+    if min(values) > 0 and max(values) / min(values) > WIDE:
+        axes.set_xscale("log")
+        axes.set_xlim(min(values) / 1.5, max(values) * 1.5)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        if from_zero and max(values) > 0:
+            axes.set_xlim(0, max(values) * 1.12)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
 
 
 def name(group: Group) -> str:

@@ -1,4 +1,7 @@
-"""The main table: the data row, then quality, likelihood and cost of every method on every backbone."""
+"""The main table: the data row, then quality, likelihood and cost of every method on every backbone.
+
+Its columns are the values that the study's records hold; main.csv has the diagnostics too.
+"""
 
 from __future__ import annotations
 
@@ -9,54 +12,57 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.labels import COST, GAP, GUARANTEES, METRICS, MISSING, NLL, QUALITY, TRAIN_TIME, Column
-from analysis.load import TRAINING_COST, Frame, Study
+from analysis.labels import GUARANTEES, MISSING, Column
+from analysis.load import VALUE_COLUMNS, Frame, Study
 from analysis.stats import Group, Summary, best_group, summarise
-from analysis.tables.render import Cell, Table, latex, markdown, text
+from analysis.tables.render import Cell, Table, latex, markdown, natural_widths, text
 from bench.records.store import write_atomically
+from bench.records.values import Kind
 
 N_TEXT = 3  # method, backbone, guarantee
+NAME_WIDTH = 22  # of a column of words on a terminal, when columns are shared out among blocks
 NBSP = "\N{NO-BREAK SPACE}"
-BORROWED, OLDER, DIRTY, BOUND = "§", "†", "‡", "≤"
-STOCHASTIC = "eval.nll.stochastic"
+BORROWED, OLDER, DIRTY, BOUND, AT_LEAST = "§", "†", "‡", "≤", "≥"
+# columns of values.csv
+TIDY = [column for column in VALUE_COLUMNS if column not in ("definition", "words", "scalar", "source", "entry")]
 
 
 def build(study: Study, out: Path) -> list[Path]:
-    """Write main.md, main.csv and main.tex for a study of one data set; raises OSError when `out` cannot be written."""
+    """Write main.md, main.csv, main.tex and values.csv for a study of one data set.
+
+    Raises:
+        OSError: `out` cannot be written.
+    """
     table = main_table(study)
-    paths = {
-        "md": markdown(table),
-        "csv": main_frame(study).to_csv(index=False, lineterminator="\n"),
-        "tex": latex(list(_panels(table)), "tab:main"),
+    contents = {
+        "main.md": markdown(table),
+        "main.csv": main_frame(study).to_csv(index=False, lineterminator="\n"),
+        "main.tex": latex(_panels(study, table), "tab:main"),
+        "values.csv": values_frame(study).to_csv(index=False, lineterminator="\n"),
     }
-    for suffix, content in paths.items():
-        write_atomically(out / f"main.{suffix}", content.encode())
-    return [out / f"main.{suffix}" for suffix in paths]
+    for name, content in contents.items():
+        write_atomically(out / name, content.encode())
+    return [out / name for name in contents]
+
+
+def shown_columns(study: Study) -> list[Column]:
+    """Columns of the table: all but diagnostics."""
+    return [*study.compared, *study.of_kind(Kind.COST)]
 
 
 def main_table(study: Study) -> Table:
     """The table as cells: data row on top, one row per (method, backbone) in order of first appearance."""
-    summaries = {
-        column: {group: summarise(study, group, column) for group in study.groups} for column in (*QUALITY, *COST)
-    }
-    bounds = {is_bound(study, group) for group in study.groups if summaries[NLL][group].n}
-    tested = QUALITY if len(bounds) < 2 else METRICS
-    best = {column: best_group(summaries[column], bool(column.higher_is_better)) for column in tested}
-    rows = [_data_row(study, split) for split in data_splits(study)]
+    shown = shown_columns(study)
+    summaries = {column: {group: summarise(study, group, column) for group in study.groups} for column in shown}
+    best = {column: best_group(summaries[column], column.better) for column in study.compared}
+    rows = [_data_row(study, shown)] if has_data_row(study) else []
     n_data = len(rows)
     for group in study.groups:
-        marks = _marks(study, group)
-        cells = [Cell(guarantee(study, group)), Cell(_seeds(study, group))]
-        for column, by_group in summaries.items():
-            borrowed = column.key in TRAINING_COST and study.of(*group)["borrowed"].any()
-            prefix = f"{BOUND} " if column is NLL and is_bound(study, group) else ""
-            cells.append(
-                _cell(column, by_group[group], group in best.get(column, ()), prefix, BORROWED if borrowed else "")
-            )
-        rows.append([Cell(group[0] + marks), Cell(group[1]), *cells, Cell(status(study, group))])
-    header = ["Method", "Backbone", "Guarantee", "Seeds", *(column.title for column in (*QUALITY, *COST)), "Status"]
+        cells = [Cell(guarantee(study, group)), Cell(str(len(_counted(study, group))))]
+        cells += [_cell(column, by[group], group in best.get(column, ())) for column, by in summaries.items()]
+        rows.append([Cell(group[0] + _marks(study, group)), Cell(group[1]), *cells, Cell(status(study, group))])
     return Table(
-        header,
+        ["Method", "Backbone", "Guarantee", "Seeds", *(column.title for column in shown), "Status"],
         rows,
         caption(study),
         N_TEXT,
@@ -69,45 +75,61 @@ def main_table(study: Study) -> Table:
 def main_frame(study: Study) -> Frame:
     """The same as numbers in the records' units: mean, standard deviation over seeds, sampling half-width, seeds."""
     rows: list[dict[str, Any]] = []
-    for split in data_splits(study):
-        values = _data_values(study, split)
-        rows.append({"method": "data", "backbone": "", "guarantee": "", "seeds": "", "status": split} | values)
+    if has_data_row(study):
+        values = {column.name: found[-1] for column in study.columns if (found := study.data_values(column))}
+        rows.append({"method": "data", "backbone": "", "guarantee": "", "seeds": "", "status": "reference"} | values)
     for group in study.groups:
         runs = study.of(*group)
         row: dict[str, Any] = {"method": group[0], "backbone": group[1], "guarantee": runs["guarantee"].iloc[0]}
-        row |= {
-            "seeds": " ".join(str(int(s)) for s in sorted(runs[runs["counted"]]["seed"])),
-            "status": status(study, group),
-        }
-        for column in (*QUALITY, *COST):
+        seeds = " ".join(str(int(s)) for s in sorted(_counted(study, group)["seed"]))
+        row |= {"seeds": seeds, "status": status(study, group)}
+        for column in study.columns:
             summary = summarise(study, group, column)
             row |= {column.name: summary.mean, f"{column.name}_sd": summary.sd}
-            if column in QUALITY:
+            if column.kind is not Kind.COST:
                 row[f"{column.name}_sampling95"] = summary.sampling
-        row["nll_is_bound_of_bound"] = is_bound(study, group)
+            if _has_bounds(study, column):
+                row[f"{column.name}_upper_bound"] = summary.upper_bound
         row["training_cost_of"] = " ".join(runs["weights_from"].dropna())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def values_frame(study: Study) -> Frame:
+    """Every value of every run that is done and evaluated, with its position, in the records' units."""
+    values = study.values[study.values["counted"]]
+    return values[[*TIDY, *(column for column in values if column not in VALUE_COLUMNS)]].drop(columns="counted")
+
+
 def print_table(study: Study, width: int = 120) -> str:
-    """The main table for a terminal, quality above cost, at most `width` columns."""
+    """The main table for a terminal of `width` columns: quality and likelihood in one block or more, then cost."""
     done, wanted = study.progress
-    table = main_table(study)
-    short = ["method", "backbone", "guarantee", "seeds", *(column.short for column in (*QUALITY, *COST)), "status"]
-    # The interval from sampling stands in the written table alone: two blocks must fit a terminal.
+    table, shown = main_table(study), shown_columns(study)
+    short = ["method", "backbone", "guarantee", "seeds", *(column.short for column in shown), "status"]
+    # The interval from sampling stands in the written table alone: it would take the room of a column.
     rows = [[Cell(cell.text, cell.small.split(" (")[0].replace("± ", "±")) for cell in row] for row in table.rows]
-    if table.rule_after:
-        rows[0][0] = Cell("data")  # the full name would take the room of a column
     plain = Table(short, rows, "", table.n_text, table.last_is_text, table.rule_after)
-    n_quality = N_TEXT + 1 + len(QUALITY)
-    product = short.index(METRICS[-1].short)
-    quality = plain.columns([i for i in range(n_quality) if i != product])
-    cost = plain.columns([0, 1, *range(n_quality, len(short))])
-    heading = f"{study.name}: {done} of {wanted} runs done. {data_label(study)}. Mean ± standard deviation over seeds."
-    return "\n".join(
-        [heading, "", text(quality, width), "", text(cost, width), *(f"{note}" for note in notes(study, short=True))]
-    )
+    first, n_compared = N_TEXT + 1, len(study.compared)
+    compared, cost = range(first, first + n_compared), range(first + n_compared, first + len(shown))
+    lines = [f"{study.name}: {done} of {wanted} runs done. {data_label(study)}. Mean ± standard deviation over seeds."]
+    for block in _blocks(plain, [0, 1, 3], compared, [], width) + _blocks(
+        plain, [0, 1, 2], cost, [len(short) - 1], width
+    ):
+        lines += ["", text(block, width)]
+    return "\n".join([*lines, *notes(study, short=True)])
+
+
+def _blocks(table: Table, before: list[int], middle: Iterable[int], after: list[int], width: int) -> list[Table]:
+    """Tables of at most `width` characters that share out the columns `middle`, each with those before and after."""
+    widths = [
+        min(natural, NAME_WIDTH) if table.is_text(i) else natural for i, natural in enumerate(natural_widths(table))
+    ]
+    shares: list[list[int]] = [[]]
+    for i in middle:
+        if shares[-1] and sum(widths[j] + 2 for j in [*before, *shares[-1], i, *after]) - 2 > width:
+            shares.append([])
+        shares[-1].append(i)
+    return [table.columns([*before, *share, *after]) for share in shares if share or after]
 
 
 def status(study: Study, group: Group) -> str:
@@ -125,48 +147,32 @@ def data_label(study: Study) -> str:
     return _listing(study, "data.label") or "no data set recorded"
 
 
-def data_splits(study: Study) -> list[str]:
-    """Splits whose own score stands on top; one, unless runs differ."""
-    counted = study.counted
-    return [] if "eval.data_row.split" not in counted else list(dict.fromkeys(counted["eval.data_row.split"].dropna()))
+def has_data_row(study: Study) -> bool:
+    """Whether some counted run recorded values of the data set's own structures."""
+    return any(study.data_values(column) for column in study.columns)
 
 
-def _data_values(study: Study, split: str) -> dict[str, float]:
-    runs = study.counted
-    runs = runs[runs["eval.data_row.split"] == split]
-    keys = {column.name: column.key.replace("eval.metrics.", "eval.data_row.") for column in METRICS}
-    return {
-        name: float(runs[key].iloc[-1]) for name, key in keys.items() if key in runs and pd.notna(runs[key].iloc[-1])
-    }
+def _data_row(study: Study, shown: list[Column]) -> list[Cell]:
+    found = [study.data_values(column) for column in shown]
+    cells = [Cell(column.show(values[-1] if values else None)) for column, values in zip(shown, found, strict=True)]
+    return [Cell("Data"), *[Cell(MISSING)] * 3, *cells, Cell("reference")]
 
 
-def _data_row(study: Study, split: str) -> list[Cell]:
-    values = _data_values(study, split)
-    cells = [Cell(column.show(values.get(column.name))) for column in METRICS]
-    others = [Cell(MISSING)] * (len(QUALITY) - len(METRICS) + len(COST))
-    return [
-        Cell(f"Data ({split} split)"),
-        Cell(MISSING),
-        Cell(MISSING),
-        Cell(MISSING),
-        *cells,
-        *others,
-        Cell("reference"),
-    ]
-
-
-def _cell(column: Column, summary: Summary, bold: bool, prefix: str, mark: str) -> Cell:
+def _cell(column: Column, summary: Summary, bold: bool) -> Cell:
     if not summary.n:
         return Cell(MISSING)
-    spread = (
-        f"± {column.show(summary.sd, like=summary.mean)}" if summary.n > 1 and column.key != "parameters.total" else ""
-    )
+    # a cost that is the same to the last digit was not measured but counted
+    repeated = summary.n > 1 and (summary.sd > 0 or column.kind is not Kind.COST)
+    spread = f"± {column.show(summary.sd, like=summary.mean)}" if repeated else ""
     sampling = f"({column.show(summary.sampling)})" if summary.sampling == summary.sampling else ""
+    prefix = f"{BOUND} " if summary.upper_bound else ""
+    mark = BORROWED if summary.borrowed else ""
     return Cell(f"{prefix}{column.show(summary.mean)}{mark}", f"{spread} {sampling}".strip(), bold)
 
 
-def _seeds(study: Study, group: Group) -> str:
-    return str(int(study.of(*group)["counted"].sum()))
+def _counted(study: Study, group: Group) -> Frame:
+    runs = study.of(*group)
+    return runs[runs["counted"]]
 
 
 def guarantee(study: Study, group: Group) -> str:
@@ -174,12 +180,14 @@ def guarantee(study: Study, group: Group) -> str:
     return GUARANTEES.get(value, str(value))
 
 
-def is_bound(study: Study, group: Group) -> bool:
-    """Whether the row's NLL bounds the variational bound from above: its prediction draws a rotation."""
-    runs = study.of(*group)
-    recorded = runs[STOCHASTIC].dropna() if STOCHASTIC in runs else ()
-    # records of before this was written down: of the methods of then, those in law drew
-    return bool(any(recorded) if len(recorded) else (runs["guarantee"] == "in_law").any())
+def is_bound(study: Study, group: Group, column: Column) -> bool:
+    """Whether the row's value only bounds the quantity from above."""
+    return summarise(study, group, column).upper_bound
+
+
+def _has_bounds(study: Study, column: Column) -> bool:
+    rows = study.scalars
+    return bool(rows[rows["column"] == column.name]["upper_bound"].any())
 
 
 def latest_commit(study: Study) -> str | None:
@@ -189,8 +197,7 @@ def latest_commit(study: Study) -> str | None:
 
 
 def _marks(study: Study, group: Group) -> str:
-    runs = study.of(*group)
-    runs = runs[runs["counted"]]
+    runs = _counted(study, group)
     if runs.empty:
         return ""
     older = runs["code.commit"].fillna("").ne(latest_commit(study) or "").any()
@@ -216,17 +223,15 @@ def caption(study: Study) -> str:
     seeds = ", ".join(str(seed) for seed in sorted({int(s) for s in study.counted["seed"]})) or "none yet"
     parts = [
         f"{partial}{data_label(study)} (fingerprint {_listing(study, 'data.fingerprint')[:12]}; "
-        f"{_listing(study, 'data.n_train')} training, {_listing(study, 'data.n_test')} test molecules).",
-        f"{_listing(study, 'eval.metrics.n_molecules') or MISSING} samples per run in "
+        f"{_listing(study, 'data.n_train')} training, {_listing(study, 'data.n_test')} test structures).",
+        f"{_listing(study, 'eval.n_samples') or MISSING} samples per run in "
         f"{_listing(study, 'eval.n_sampling_steps') or MISSING} sampling steps; seeds {seeds}; "
         f"{_steps(study)} optimiser steps, {_listing(study, 'eval.weights').upper() or MISSING} weights.",
         "Mean over seeds ± sample standard deviation over seeds (half-width of the 95 % interval of that mean from the "
-        "finite number of sampled molecules).",
+        "finite number of samples).",
         "Bold: best mean, and means not significantly worse than it (t-tests with seeds as blocks and pooled scatter, "
         "Holm-corrected, 5 %; rows of one seed are left out); a column in which the seeds separate nothing has no "
-        "bold, "
-        "nor has the NLL where rows bound it differently.",
-        f"NLL: variational bound on the {_listing(study, 'eval.nll.split') or 'test'} split, in nats per molecule.",
+        f"bold, nor has one that holds upper bounds ({BOUND}) beside other values.",
     ]
     return " ".join(parts)
 
@@ -252,29 +257,21 @@ def provenance(study: Study) -> str:
     parallel = _listing(study, "cost.n_parallel")
     shared = [f"{parallel} run(s) at a time on the machine"] if parallel else []
     rdkit = _listing(study, "scored.versions.rdkit")
-    elsewhere = [f"runs of lent machines scored on another, with rdkit {rdkit}"] if rdkit else []
+    elsewhere = [f"some samples evaluated on another machine, with rdkit {rdkit}"] if rdkit else []
     words = [f"commit {commits or 'unknown'}", *environment, *shared, *packages, *elsewhere]
     return f"Measured with equibench {_listing(study, 'code.version')}, {', '.join(words)}."
 
 
 def notes(study: Study, short: bool = False) -> list[str]:
-    """What the marks of the table mean; only the marks that occur."""
-    counted, out = study.counted, []
-    present = [group for group in study.groups if study.of(*group)["counted"].any()]
-    if any(is_bound(study, group) for group in present):
-        long = (
-            ": the prediction draws a rotation, and the mean over such draws bounds the NLL from above once more, so "
-            "that a "
-            "comparison with a value without this mark favours the latter"
-        )
-        out.append(f"{BOUND} upper bound of the variational bound{'' if short else long}.")
-    gaps = [line for group in present if (line := mixture(study, group))]
-    if gaps and not short:
-        out.append(
-            "More draws per step of the bound than one lower the NLL, in nats ± standard error over molecules, by: "
-            f"{'; '.join(gaps)}."
-        )
-    if counted["borrowed"].any():
+    """What columns and marks of the table mean; only the marks that occur."""
+    out, shown = [], shown_columns(study)
+    defined = [f"{column.label}: {column.definition.rstrip('.')}." for column in shown if column.definition]
+    if defined and not short:
+        out.append(" ".join(defined))
+    if any(_has_bounds(study, column) for column in study.columns):
+        long = ": the quantity itself is lower, so that a comparison favours rows without this mark"
+        out.append(f"{BOUND} upper bound{'' if short else long}.")
+    if (study.scalars["source"] != study.scalars["run"]).any():
         out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
     if any(OLDER in _marks(study, group) for group in study.groups):
         out.append(
@@ -282,24 +279,12 @@ def notes(study: Study, short: bool = False) -> list[str]:
         )
     if any(DIRTY in _marks(study, group) for group in study.groups):
         out.append(f"{DIRTY} holds a run made with uncommitted changes in the code.")
-    if not short and len(counted):
-        out.append(f"{TRAIN_TIME.label} time counts optimiser steps alone, without evaluation.")
+    if differing := [column.label for column in study.columns if len(set(study.data_values(column))) > 1]:
+        out.append(f"Runs disagree on the data row's {', '.join(differing)}; that of the newest run is shown.")
     return out
 
 
-def mixture(study: Study, group: Group) -> str | None:
-    """By how much more draws lower the NLL of a row, where its runs measured it."""
-    runs = study.of(*group)
-    runs = runs[runs["counted"]]
-    if GAP.key not in runs or runs[GAP.key].isna().all():
-        return None
-    draws = _listing(study, "eval.nll.mixture.n_draws", runs)
-    gap, sems = runs[GAP.key].mean(), runs[f"{GAP.key}_sem"].dropna()
-    sem = (sems**2).sum() ** 0.5 / len(sems)
-    return f"{' / '.join(group)} {GAP.show(gap)} ± {GAP.show(sem, like=gap)} ({draws} draws)"
-
-
-def _panels(table: Table) -> Iterable[Table]:
-    n_quality = N_TEXT + 1 + len(QUALITY)
-    yield table.columns(range(n_quality))
-    yield table.columns([0, 1, *range(n_quality, len(table.header))])
+def _panels(study: Study, table: Table) -> list[Table]:
+    """Quality and likelihood above, cost below."""
+    n = N_TEXT + 1 + len(study.compared)
+    return [table.columns(range(n)), table.columns([0, 1, *range(n, len(table.header))])]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.labels import MISSING, NLL, QUALITY
+from analysis.labels import MISSING
 from analysis.load import Frame, Study
-from analysis.stats import Difference, Group, Summary, paired, reference_for, reference_group, summarise
-from analysis.tables.main import BOUND, is_bound
+from analysis.stats import Difference, Group, Summary, evaluated, paired, reference_for, reference_group, summarise
+from analysis.tables.main import AT_LEAST, BOUND, is_bound
 from analysis.tables.render import Cell, Table, latex, markdown
 from bench.records.store import write_atomically
 
@@ -38,41 +38,41 @@ def comparisons(study: Study, reference: str | None = None) -> list[tuple[Group,
     first = reference_group(study, reference)
     if first is None:
         return []
-    summaries = {group: {c.name: summarise(study, group, c) for c in QUALITY} for group in study.groups}
-    evaluated = [group for group in study.groups if summaries[group][QUALITY[0].name].n]
+    columns, groups = study.compared, evaluated(study)
+    summaries = {group: {c.name: summarise(study, group, c) for c in columns} for group in groups}
     found = []
-    for group in evaluated:
-        other = reference_for(group, first, evaluated)
+    for group in groups:
+        other = reference_for(group, first, groups)
         if other != group:
-            found.append(
-                (group, other, {c.name: paired(summaries[group][c.name], summaries[other][c.name]) for c in QUALITY})
-            )
+            pairs = {c.name: paired(summaries[group][c.name], summaries[other][c.name]) for c in columns}
+            found.append((group, other, pairs))
     return found
 
 
 def paired_table(study: Study, reference: str | None = None) -> Table | None:
     """The differences as cells, None when there is nothing to compare."""
     found = comparisons(study, reference)
-    if not found:
+    if not found or not study.compared:
         return None
     rows = []
     for group, other, differences in found:
         cells = []
-        for column in QUALITY:
+        for column in study.compared:
             d = differences[column.name]
-            # An upper bound minus a value that is none bounds the difference from above, and so proves no loss.
-            bound = column is NLL and is_bound(study, group) and not is_bound(study, other)
+            # An upper bound minus a value that is none bounds the difference from above, and so proves no increase;
+            # a value minus an upper bound proves no decrease.
+            mine, theirs = is_bound(study, group, column), is_bound(study, other, column)
+            above, below = mine and not theirs, theirs and not mine
             interval = f"[{column.show(d.low, signed=True)}, {column.show(d.high, signed=True)}]" if d.n > 1 else ""
-            found_one = d.n > 1 and (d.high < 0 or (d.low > 0 and not bound))
-            prefix = f"{BOUND} " if bound else ""
+            found_one = d.n > 1 and ((d.high < 0 and not below) or (d.low > 0 and not above))
+            prefix = f"{BOUND} " if above else f"{AT_LEAST} " if below else ""
             cells.append(Cell(prefix + column.show(d.mean, signed=True), interval, bold=found_one))
         n = max(d.n for d in differences.values())
         rows.append([Cell(group[0]), Cell(group[1]), Cell(" / ".join(other)), Cell(str(n) if n else MISSING), *cells])
-    header = ["Method", "Backbone", "Minus", "Pairs", *(f"{c.label} ({_points(c.unit)})" for c in QUALITY)]
+    header = ["Method", "Backbone", "Minus", "Pairs", *(f"{c.label} ({_points(c.unit)})" for c in study.compared)]
     caption = (
         "Paired differences on common seeds: mean [95 % interval, Student's t over seeds]. Bold: the interval leaves "
-        "out "
-        "zero (one comparison at a time, not corrected for their number)."
+        "out zero (one comparison at a time, not corrected for their number)."
     )
     return Table(header, rows, caption, n_text=3, notes=[_warning(found)])
 
@@ -89,9 +89,8 @@ def _warning(found: list[tuple[Group, Group, dict[str, Difference]]]) -> str:
     if n in factors:
         return (
             f"With {n} common seeds Student's t factor is {factors[n]} (1.96 for many): the intervals are wide "
-            "because so "
-            "few trainings say little about the next one. An interval that holds zero does not show that methods are "
-            "equal."
+            "because so few trainings say little about the next one. An interval that holds zero does not show that "
+            "methods are equal."
         )
     return "An interval that holds zero does not show that two methods are equal."
 
@@ -100,7 +99,7 @@ def paired_frame(study: Study, reference: str | None = None) -> Frame:
     """The differences as numbers in the records' units, one line per row and quantity; those of each seed beside."""
     rows = []
     for group, other, differences in comparisons(study, reference):
-        for column in QUALITY:
+        for column in study.compared:
             d = differences[column.name]
             a, b = (summarise(study, g, column) for g in (group, other))
             row = {"method": group[0], "backbone": group[1], "reference": " / ".join(other), "quantity": column.name}

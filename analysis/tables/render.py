@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from textwrap import wrap
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def html(table: Table) -> str:
 
 _TEX = {"\\": r"\textbackslash{}", "–": "--", "−": "$-$", "±": r"$\pm$", "≤": r"$\le$", "†": r"$^\dagger$"}
 _TEX |= {
+    "≥": r"$\ge$",
     "‡": r"$^\ddagger$",
     "§": r"$^\S$",
     "³": "$^3$",
@@ -149,21 +151,33 @@ def latex(panels: Sequence[Table], label: str) -> str:
     return "\n".join([*head, stacked, "\\end{table*}"]) + "\n"
 
 
+def natural_widths(table: Table) -> list[int]:
+    """Characters that each column takes as plain text: its widest cell, and the longest word of its header."""
+    cells = [[cell.plain for cell in row] for row in table.rows]
+    return [
+        max([len(row[i]) for row in cells] + [len(word) for word in header.split()] + [1])
+        for i, header in enumerate(table.header)
+    ]
+
+
 def text(table: Table, width: int = 120) -> str:
-    """Aligned plain text of at most `width` columns; where needed the widest text column is cut, with an ellipsis."""
-    cells = [list(table.header), *([cell.plain for cell in row] for row in table.rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(table.header))]
+    """Aligned plain text of at most `width` columns; headers are wrapped, and where needed the widest text column is
+    truncated with an ellipsis."""
+    widths = natural_widths(table)
     texts = [i for i in range(len(widths)) if table.is_text(i)]
     while sum(widths) + 2 * (len(widths) - 1) > width and texts and max(widths[i] for i in texts) > 6:
         widths[max(texts, key=lambda i: widths[i])] -= 1
 
     def line(row: Sequence[str]) -> str:
-        cut = [word if len(word) <= w else word[: w - 1] + "…" for word, w in zip(row, widths, strict=True)]
+        shown = [word if len(word) <= w else word[: w - 1] + "…" for word, w in zip(row, widths, strict=True)]
         left = [table.is_text(i) for i in range(len(widths))]
-        padded = (c.ljust(w) if flush else c.rjust(w) for c, w, flush in zip(cut, widths, left, strict=True))
+        padded = (c.ljust(w) if flush else c.rjust(w) for c, w, flush in zip(shown, widths, left, strict=True))
         return "  ".join(padded).rstrip()
 
+    wrapped = [wrap(word, w) for word, w in zip(table.header, widths, strict=True)]
+    height = max(len(lines) for lines in wrapped)
+    header = [line(row) for row in zip(*([""] * (height - len(lines)) + lines for lines in wrapped), strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    header, *body = [line(row) for row in cells]
+    body = [line([cell.plain for cell in row]) for row in table.rows]
     top = [*body[: table.rule_after], rule] if table.rule_after else []
-    return "\n".join([header, rule, *top, *body[table.rule_after :]])
+    return "\n".join([*header, rule, *top, *body[table.rule_after :]])

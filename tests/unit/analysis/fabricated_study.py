@@ -16,7 +16,7 @@ import pandas as pd
 from rdkit import Chem, RDLogger
 from rdkit.Chem import AllChem
 
-from bench.records.store import EVALUATION, MANIFEST, STEP, check, read_json, write_json
+from bench.records.store import EVALUATION, MANIFEST, SCHEMA_VERSION, STEP, check, read_json, write_json
 
 GUARANTEES = {"bare": "none", "turned": "at_optimum", "turned_later": "in_law", "strict": "exact"}
 # (method, backbone, seed) -> atom stability, molecule stability
@@ -29,6 +29,20 @@ SCORES = {
     ("strict", "egnn", 0): (0.90, 0.50),
 }
 N_STEPS = 400
+LABELS = {
+    "atom_stability": "Atom stability",
+    "molecule_stability": "Molecule stability",
+    "validity": "Validity",
+    "uniqueness": "Uniqueness of valid",
+    "novelty": "Novelty of unique",
+    "valid_and_unique": "Valid and unique",
+}
+COSTS = {  # name -> key of the manifest's cost, label, unit
+    "step_seconds": ("step_seconds", "Training step", "s"),
+    "train_seconds": ("train_seconds", "Training", "s"),
+    "sample_seconds_per_molecule": ("sample_seconds_per_molecule", "Sampling", "s/molecule"),
+    "peak_memory": ("peak_memory_mb", "Peak memory", "MB"),
+}
 
 
 def manifest(
@@ -36,7 +50,7 @@ def manifest(
 ) -> dict:
     trains = method != "turned_later"
     return {
-        "schema": 1,
+        "schema": SCHEMA_VERSION,
         "run": run_name(method, backbone, seed),
         "study": "made_up",
         "status": status,
@@ -85,45 +99,52 @@ def manifest(
 
 
 def evaluation(method: str, backbone: str, seed: int, atom: float, molecule: float) -> dict:
-    metrics = {
-        "n_molecules": 1000,
-        "atom_stability": atom,
-        "molecule_stability": molecule,
-        "validity": min(1.0, molecule + 0.3),
-        "uniqueness": 0.98,
-        "novelty": 0.75,
+    costs = manifest(method, backbone, seed, 0)
+    valid = min(1.0, molecule + 0.3)
+    interval = {"atom_stability": 0.004, "molecule_stability": 0.03}
+    found = {"atom_stability": atom, "molecule_stability": molecule, "validity": valid, "uniqueness": 0.98}
+    found |= {"novelty": 0.75, "valid_and_unique": 0.98 * valid}
+    values = [
+        fraction(name, value)
+        | ({"low": value - interval[name], "high": value + interval[name]} if name in interval else {})
+        for name, value in found.items()
+    ]
+    bound = {"upper_bound": True} if GUARANTEES[method] == "in_law" else {}
+    nll = {"name": "nll", "label": "NLL", "value": -30.0 - seed - 10 * atom, "unit": "nats/molecule", "better": "lower"}
+    values.append(nll | {"kind": "likelihood", "sem": 0.5, "definition": "variational bound"} | bound)
+    for name, (key, label, unit) in COSTS.items():
+        if key in costs["cost"]:
+            cost = {"name": name, "label": label, "value": costs["cost"][key], "unit": unit, "better": "lower"}
+            values.append(cost | {"kind": "cost"})
+    count = {"name": "parameters", "label": "Parameters", "value": costs["parameters"]["total"], "unit": "count"}
+    values.append(count | {"kind": "cost"})
+    term = {
+        "name": "nll_size",
+        "label": "NLL, size",
+        "value": 1.5 + seed,
+        "unit": "nats/molecule",
+        "kind": "diagnostic",
     }
-    data = {
-        "n_molecules": 1380,
-        "atom_stability": 0.993,
-        "molecule_stability": 0.957,
-        "validity": 0.978,
-        "uniqueness": 1.0,
-        "novelty": None,
-    }
+    values.append(term)
+    data = {"atom_stability": 0.993, "molecule_stability": 0.957, "validity": 0.978, "uniqueness": 1.0}
+    data |= {"novelty": None, "valid_and_unique": 0.978}
     return {
-        "schema": 1,
+        "schema": SCHEMA_VERSION,
         "run": run_name(method, backbone, seed),
         "step": N_STEPS,
         "weights": "ema",
         "n_sampling_steps": 100,
         "sampling_seed": 0,
-        "metrics": metrics,
-        "intervals": {
-            "atom_stability": [atom - 0.004, atom + 0.004],
-            "molecule_stability": [molecule - 0.03, molecule + 0.03],
-        },
-        "nll": {
-            "split": "test",
-            "mean": -30.0 - seed - 10 * atom,
-            "sem": 0.5,
-            "n_molecules": 1380,
-            "n_passes": 1,
-            "terms": {},
-        },
-        "data_row": {**data, "split": "test"},
+        "n_samples": 1000,
+        "values": values,
+        "data_values": [fraction(name, value) for name, value in data.items()],
         "versions": {"rdkit": "2024.3"},
     }
+
+
+def fraction(name: str, value: float | None) -> dict:
+    """A value as a record holds it."""
+    return {"name": name, "label": LABELS[name], "value": value, "unit": "fraction", "better": "higher"}
 
 
 def steps(method: str, seed: int) -> list[dict]:
@@ -187,6 +208,18 @@ def edit(path: Path, **changes: object) -> None:
         for parent in parents:
             target = target[parent]
         target[last] = copy.deepcopy(value)
+    path.write_text(json.dumps(record))
+
+
+def edit_value(path: Path, name: str, key: str = "values", **changes: object) -> None:
+    """Change keys of a value of eval.json, or add a value with these keys; `at` tells apart values of one name."""
+    record = read_json(path)
+    at = changes.get("at", {})
+    value = next((v for v in record[key] if (v["name"], v.get("at", {})) == (name, at)), None)
+    if value is None:
+        value = {"name": name}
+        record[key].append(value)
+    value |= copy.deepcopy(changes)
     path.write_text(json.dumps(record))
 
 

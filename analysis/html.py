@@ -1,4 +1,4 @@
-"""The pages of a report: sections as Markdown and as one self-contained HTML file."""
+"""Sections of a report as Markdown and as one self-contained HTML file."""
 
 from __future__ import annotations
 

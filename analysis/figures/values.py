@@ -1,0 +1,76 @@
+"""Every scalar value of a study but its costs: one panel for each, with a line per method and backbone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis.figures.style import DATA, STYLE, WIDTH, name, save, symbol_look
+from analysis.labels import ARROWS, Column
+from analysis.load import Study
+from analysis.stats import Group, evaluated, summarise
+from bench.records.values import Kind
+
+N_ACROSS = 3
+
+
+def build(study: Study, out: Path) -> list[Path]:
+    """Write values.png and values.pdf; nothing when no counted run has a scalar value."""
+    columns = _shown(study)
+    if not columns:
+        return []
+    groups = evaluated(study)
+    n_rows = -(-len(columns) // N_ACROSS)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, n_rows * (0.55 + 0.16 * len(groups))))
+        panels = figure.subplots(n_rows, N_ACROSS, squeeze=False, sharey=True)
+        for axes, column in zip(panels.flat, columns, strict=False):
+            _panel(axes, study, groups, column)
+        for axes in panels.flat[len(columns) :]:
+            axes.set_axis_off()
+        panels[0, 0].set_yticks(range(len(groups)), [name(group) for group in groups])
+        panels[0, 0].set_ylim(len(groups) - 0.5, -0.5)
+        return save(figure, out, "values")
+
+
+def caption(study: Study) -> str:
+    """What the figure shows."""
+    bounds = any(summarise(study, group, column).upper_bound for group in study.groups for column in _shown(study))
+    return (
+        "All values but costs, and but diagnostics that are the same for all runs. Large symbols: mean over seeds; "
+        "small: one seed each; bars: 95 % interval of the mean from the finite number of samples. Dashed: what the data "
+        "set itself gets. Arrows: the better direction."
+        f"{' ≤: an upper bound.' if bounds else ''}"
+    )
+
+
+def _shown(study: Study) -> list[Column]:
+    """Those measured; of diagnostics only what differs between runs."""
+    n_values = study.scalars.groupby("column")["value"].nunique()
+    measured = [column for column in study.compared if n_values[column.name] > 0]
+    return measured + [column for column in study.of_kind(Kind.DIAGNOSTIC) if n_values[column.name] > 1]
+
+
+def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> None:
+    for y, group in enumerate(groups):
+        summary = summarise(study, group, column)
+        if not summary.n:
+            continue
+        look, seeds = symbol_look(study, group), [value * column.scale for value in summary.values.values()]
+        look["ms"] *= 0.8
+        if len(seeds) > 1:
+            axes.plot(seeds, [y] * len(seeds), **{**look, "ms": 2.0}, alpha=0.6)
+        half, mean = summary.sampling * column.scale, summary.mean * column.scale
+        axes.errorbar(mean, y, xerr=half if half == half else None, **look, elinewidth=0.8, zorder=3)
+        if summary.upper_bound:
+            axes.annotate("≤", (mean, y), (0, 2), textcoords="offset points", fontsize=6, ha="center")
+    for value in set(study.data_values(column)):
+        axes.axvline(value * column.scale, **DATA)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.set_title(fill(f"{column.label}{ARROWS[column.better]}", 32), fontsize=7.5)
+    axes.set_xlabel(column.unit, fontsize=7)
