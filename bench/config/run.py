@@ -57,13 +57,6 @@ class OptimiserName(enum.StrEnum):
     MUON = "muon"
 
 
-class OnOutOfMemory(enum.StrEnum):
-    """Stop, or take each batch in twice as many micro-batches, whose gradients are summed, and go on."""
-
-    FAIL = "fail"
-    ACCUMULATE = "accumulate"
-
-
 class Kernels(enum.StrEnum):
     """The accelerated networks of `bench.kernels` on a CPU where they can be had, or plain torch alone."""
 
@@ -100,13 +93,21 @@ class TrainConfig:
     compile: bool = False  # torch.compile of the networks; falls back to eager with one line
     n_threads: int = 1
     device: str = "cpu"
-    # the three below change results by rounding alone
-    kernels: Kernels = Kernels.AUTO
-    on_out_of_memory: OnOutOfMemory = OnOutOfMemory.FAIL
-    n_processes: int = 1  # that share each batch, on one machine; `bench.run.parallel` says how torchrun starts them
+    kernels: Kernels = Kernels.AUTO  # changes results by rounding alone
+    accumulate: int = 1  # micro-batches of a batch, taken one after the other, whose gradients are summed
+    n_processes: int = 1  # ranks that share each batch, on one machine; `bench.run.spawn` says how torchrun starts them
 
     def __post_init__(self) -> None:
-        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads", "n_processes")
+        counts = (
+            "n_steps",
+            "batch_size",
+            "log_every",
+            "valid_every",
+            "n_valid",
+            "n_threads",
+            "accumulate",
+            "n_processes",
+        )
         require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
         require(
             "train",
@@ -120,11 +121,6 @@ class TrainConfig:
                 self.max_seconds,
                 self.max_seconds is None or self.max_seconds > 0,
                 "a positive number or null",
-            ),
-            on_out_of_memory=(
-                self.on_out_of_memory.value,
-                self.on_out_of_memory is OnOutOfMemory.FAIL or self.n_processes == 1,
-                "'fail' with several processes",
             ),
         )
 
@@ -221,7 +217,7 @@ class RunConfig:
         page = self.page()
         for key in ("study", "sample", "measures"):
             del page[key]
-        how = ("checkpoint_seconds", "kernels", "on_out_of_memory", "n_processes")
+        how = ("checkpoint_seconds", "kernels")
         for key in ("n_steps", "log_every", "valid_every", "n_valid", *how):
             del page["train"][key]
         page["data"] = fingerprint

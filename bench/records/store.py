@@ -99,7 +99,6 @@ MANIFEST: dict[str, Any] = {
         "train_network_calls?": int,
         "peak_memory_mb?": Number,
         "n_parallel?": int,  # runs that shared the machine
-        "micro_batches?": int,  # per training batch at the end, where memory did not hold a whole one
     },
     "imported?": {  # of a run whose weights come from a public code's checkpoint; its status is 'imported'
         "file": str,

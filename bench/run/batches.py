@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bench.config.run import RunConfig, options_of
 from bench.geometry.state import State
+from bench.registry import datasets
 from bench.streams import Stream, seed_of
+from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
 from bench.tasks.contract import Task
 
@@ -40,5 +43,11 @@ class Batches:
         index = self.indices(step).numpy()
         return index[self.structures.n_atoms[index].argsort(kind="stable")]
 
-    def __call__(self, step: int) -> State:
-        return self.task.encode(self.structures.select(self.in_order(step)), self.device)
+    def __call__(self, step: int, share: int = 0, n_shares: int = 1) -> State:
+        """Clean states of a step, or every n-th of its molecules: batches are sorted by size, shares cost alike."""
+        return self.task.encode(self.structures.select(self.in_order(step)[share::n_shares]), self.device)
+
+
+def load_data(cfg: RunConfig) -> DataSet:
+    """The run's data set."""
+    return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
