@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 import shutil
 from enum import StrEnum
 from pathlib import Path
@@ -19,10 +20,10 @@ from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.checkpoint import STATE, about_of, load_average
 from bench.run.compile import compile_networks
-from bench.run.evaluate import evaluate_run, measure_run, sample_run
+from bench.run.evaluate import evaluate_run, measure_run, sample_run, versions
 from bench.run.model import Model
 from bench.run.optimiser import progress
-from bench.run.provenance import describe, now, peak_memory_mb, training_cost
+from bench.run.provenance import code_version, describe, now, peak_memory_mb, training_cost
 from bench.run.sample import WEIGHTS, weights_file
 from bench.run.spawn import train_on_ranks
 from bench.run.train import train
@@ -147,6 +148,26 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
         raise
     save("done")
     log.info("done")
+
+
+def evaluate_folder(folder: Path) -> None:
+    """Evaluate a run that was executed `until` sampled, perhaps elsewhere; its record keeps the machine that sampled.
+
+    Raises:
+        BusyError: another OS process has the run. ConfigError: it is no run that was sampled. DataError: other data.
+    """
+    cfg = read_run(folder)
+    with locked(folder):
+        manifest = records.read_json(folder / "manifest.json", records.MANIFEST)
+        if manifest["status"] not in ("sampled", "done"):
+            status = manifest["status"]
+            raise ConfigError(f"{folder} is {status}, expected a sampled run; `equibench run --until sampled` first")
+        data = load_data(cfg)
+        check_data(cfg, data, folder)
+        here = {"code": code_version(), "platform": platform.platform(), "versions": versions(), "at": now()}
+        evaluate_run(cfg, data, folder, manifest)
+        manifest |= {"status": "done", "evaluated": here, "updated": now()}
+        records.write_json(folder / "manifest.json", manifest, records.MANIFEST)
 
 
 def check_data(cfg: RunConfig, data: DataSet, folder: Path) -> None:
