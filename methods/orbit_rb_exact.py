@@ -18,6 +18,7 @@ import torch
 
 from bench.diffusion.schedule import NoiseLevel
 from bench.geometry.state import State
+from bench.references import TONG_2025
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, NoOptions
 from bench.symmetry.orbit import fisher_parameter
@@ -28,7 +29,7 @@ class OrbitRBExact(Method):
     """Haar augmentation with the exact orbit average as target; the features' target is unchanged by rotations."""
 
     guarantee = Guarantee.AT_OPTIMUM
-    references = ("Tong et al., Orbit Diffusion (Rao-Blackwell gradient estimators), arXiv:2502.09890",)
+    references = (TONG_2025,)
 
     def augment(self, x0: State, rng: torch.Generator) -> State:
         return x0.rotate(self.group.haar(len(x0), rng, x0.x.dtype))

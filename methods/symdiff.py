@@ -23,6 +23,7 @@ from bench.geometry.groups import gram_schmidt, product
 from bench.geometry.state import State
 from bench.nn.linear import Float32Linear
 from bench.nn.static import static_layout
+from bench.references import ZHANG_2024
 from bench.registry import methods
 from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, Setting, symmetrised
 
@@ -119,7 +120,7 @@ class SymDiff(Method):
         "published": {"kernel_width": 128, "kernel_depth": 8, "kernel_heads": 4, "decoder_width": 64},
         "published_large": {"kernel_width": 216, "kernel_depth": 10, "kernel_heads": 8, "decoder_width": 80},
     }
-    references = ("Zhang et al., SymDiff: Equivariant diffusion via stochastic symmetrisation, arXiv:2410.06262",)
+    references = (ZHANG_2024,)
 
     def __init__(self, cfg: SymDiffConfig, setting: Setting) -> None:
         super().__init__(cfg, setting)

@@ -7,6 +7,7 @@ import torch
 from bench.diffusion.process import Predict
 from bench.diffusion.schedule import NoiseLevel
 from bench.geometry.state import State
+from bench.references import ZHANG_2024
 from bench.registry import methods
 from bench.symmetry.contract import TURNED_BACK, Guarantee, Method, NoOptions, symmetrised
 
@@ -23,7 +24,7 @@ class SymDiffHaar(Method):
     guarantee = Guarantee.IN_LAW
     on_equivariant_backbone = TURNED_BACK
     weights_of = "haar"
-    references = ("Zhang et al., SymDiff, arXiv:2410.06262 (SymDiff-H)",)
+    references = (ZHANG_2024,)  # SymDiff-H
 
     def predict(self, denoiser: Predict, z_t: State, level: NoiseLevel, rng: torch.Generator) -> State:
         return symmetrised(denoiser, z_t, level, self.group.haar(len(z_t), rng, z_t.x.dtype))

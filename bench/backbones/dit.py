@@ -29,6 +29,7 @@ from bench.nn.gaussians import mean_gaussians
 from bench.nn.linear import Float32Linear, joint_linear, padded_rows
 from bench.nn.pairs import differences
 from bench.nn.static import StaticLayout
+from bench.references import ZHANG_2024, Reference
 from bench.registry import backbones
 
 EPS = 1e-6  # of the norms
@@ -236,8 +237,15 @@ class DiT(nn.Module):
 
     equivariant: ClassVar[bool] = False
     static_function: ClassVar[str] = "forward"
-    references: ClassVar[tuple[str, ...]] = (
-        "Peebles & Xie, Scalable diffusion models with transformers, arXiv:2212.09748",
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "peebles2022scalable",
+            "Scalable Diffusion Models with Transformers",
+            ("Peebles, William", "Xie, Saining"),
+            2022,
+            arxiv="2212.09748",
+        ),
+        ZHANG_2024,  # on molecules, with Gaussian embeddings of distances
     )
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 32, "depth": 2, "n_heads": 2, "embedding_width": 16},

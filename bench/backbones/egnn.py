@@ -24,6 +24,7 @@ from bench.geometry.state import State
 from bench.kernels import pair_mlp
 from bench.nn.linear import Float32Linear, RowLinear, row_linear
 from bench.nn.pairs import differences, off_diagonal, pair_input, weighted_sum
+from bench.references import Reference
 from bench.registry import backbones
 
 
@@ -140,8 +141,14 @@ class EGNN(nn.Module):
 
     equivariant: ClassVar[bool] = True
     static_function: ClassVar[str] = "forward"
-    references: ClassVar[tuple[str, ...]] = (
-        "Satorras et al., E(n) equivariant graph neural networks, arXiv:2102.09844",
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "satorras2021en",
+            "E(n) Equivariant Graph Neural Networks",
+            ("Satorras, Victor Garcia", "Hoogeboom, Emiel", "Welling, Max"),
+            2021,
+            arxiv="2102.09844",
+        ),
     )
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 16, "depth": 2},

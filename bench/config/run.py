@@ -22,7 +22,7 @@ from bench.diffusion.process import DiffusionConfig
 from bench.geometry.groups import GroupName
 from bench.records.inputs import cut, is_folder_name
 from bench.records.pages import PageError, read_page
-from bench.registry import Registry, backbones, datasets, methods, nearest
+from bench.registry import PluginError, PluginFile, Registry, backbones, datasets, methods, nearest
 from bench.symmetry.contract import Method
 
 MAX_LEVELS = 1_000_000
@@ -187,6 +187,7 @@ class RunConfig:
     method: dict[str, Any]
     backbone: dict[str, Any]
     data: dict[str, Any]
+    plugins: list[PluginFile] = field(default_factory=list)  # files whose plug-ins it may use beside ours
     seed: int = 0
     group: GroupName = GroupName.O3
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
@@ -195,6 +196,11 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
+        for file in self.plugins:  # a record of a stranger must not make us execute a file
+            if not file.is_loaded:
+                raise ConfigError(
+                    f"plug-in {file.path} is needed, and not loaded; if you trust it: --plugin {file.path}"
+                )
         self.method = _complete(methods, self.method, "method")
         self.backbone = _complete(backbones, self.backbone, "backbone")
         self.data = _complete(datasets, self.data, "data")
@@ -216,7 +222,7 @@ class RunConfig:
     def identity(self, fingerprint: str) -> str:
         """Hash of all that decides the trained weights, the data's content included.
 
-        Not part of it: how far training goes (so that it can be extended), what is logged, how many
+        Of plug-in files the content counts. Not part of it: how far training goes (so that it can be extended), what is logged, how many
         processes share the work, how the result is sampled and evaluated, and where the data lies.
         """
         page = self.page()
@@ -226,6 +232,8 @@ class RunConfig:
         for key in ("n_steps", "log_every", "valid_every", "n_valid", *how):
             del page["train"][key]
         page["data"] = fingerprint
+        hashes = sorted(file["sha256"] for file in page.pop("plugins"))
+        page |= {"plugins": hashes} if hashes else {}
         return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()[:10]
 
     def run_name(self, fingerprint: str) -> str:
@@ -345,8 +353,31 @@ def naming(where: str | Path) -> Iterator[None]:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def read_run(folder: Path) -> RunConfig:
-    """The configuration of a run's folder."""
+def trusted_run(page: Any) -> RunConfig:
+    """The configuration that a launcher hands to its worker; the plug-in files that it names are executed."""
+    load_plugins(page)
+    return build(RunConfig, page)
+
+
+def load_plugins(page: Any) -> None:
+    """Execute the plug-in files that a run's configuration names, each as recorded.
+
+    Raises:
+        ConfigError: a file is missing, has changed or does not work.
+    """
+    try:
+        for file in page.get("plugins") or ():
+            build(PluginFile, file, "plugins").load()
+    except PluginError as error:
+        raise ConfigError(str(error)) from error
+
+
+def read_run(folder: Path, trusted: bool = False) -> RunConfig:
+    """The configuration of a run's folder.
+
+    Args:
+        trusted: execute the plug-in files that it names. Else they have to be loaded already.
+    """
     path = folder / "config.yaml"
     try:
         page = read_page(path)
@@ -355,7 +386,7 @@ def read_run(folder: Path) -> RunConfig:
     except (PageError, OSError) as error:
         raise ConfigError(str(error)) from error
     with naming(path):
-        return build(RunConfig, page)
+        return trusted_run(page) if trusted else build(RunConfig, page)
 
 
 def weights_run(cfg: RunConfig) -> RunConfig | None:

@@ -137,7 +137,7 @@ def train_folder(folder: str) -> None:
     from bench.run.model import Model
     from bench.run.train import train
 
-    cfg = read_run(Path(folder))
+    cfg = read_run(Path(folder), trusted=True)
     if Processes.here().writes:
         logging.basicConfig(
             filename=Path(folder) / "log.txt",
@@ -153,5 +153,5 @@ def train_folder(folder: str) -> None:
 if __name__ == "__main__":
     from bench.config.run import read_run
 
-    with joined(read_run(Path(sys.argv[1])).train.device):
+    with joined(read_run(Path(sys.argv[1]), trusted=True).train.device):
         train_folder(sys.argv[1])
