@@ -198,9 +198,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for file in self.plugins:  # a record of a stranger must not make us execute a file
             if not file.is_loaded:
-                raise ConfigError(
-                    f"plug-in {file.path} is needed, and not loaded; if you trust it: --plugin {file.path}"
-                )
+                raise ConfigError(f"needs plug-in {file.path}; if you trust that file, give --plugin {file.path}")
         self.method = _complete(methods, self.method, "method")
         self.backbone = _complete(backbones, self.backbone, "backbone")
         self.data = _complete(datasets, self.data, "data")
@@ -222,7 +220,8 @@ class RunConfig:
     def identity(self, fingerprint: str) -> str:
         """Hash of all that decides the trained weights, the data's content included.
 
-        Of plug-in files the content counts. Not part of it: how far training goes (so that it can be extended), what is logged, how many
+        Of plug-in files the content counts.
+        Not part of it: how far training goes (so that it can be extended), what is logged, how many
         processes share the work, how the result is sampled and evaluated, and where the data lies.
         """
         page = self.page()

@@ -2,7 +2,7 @@
 
 A page has a `base` (any part of a run's configuration), a `grid` (lists whose product are the runs; a list of grids is
 their union) and `launch` (how to execute, which never changes a result). OmegaConf merges pages and `key=value`
-arguments. `plugins` lists Python files, relative to the page, that register plug-ins of the study; reading it executes them.
+arguments. `plugins` lists Python files, relative to the page, that register plug-ins; to load the study executes them.
 """
 
 from __future__ import annotations
