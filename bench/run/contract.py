@@ -226,8 +226,8 @@ def replayed_draws(
     has `n_shared` rows, which the whole batch uses.
 
     Raises:
-        ForeignDrawError: any other draw, or another shape is asked for than the one that belongs to the molecules (their
-            draws then depend on their batch in number).
+        ForeignDrawError: any other draw, or another shape is asked for than the one that belongs to the molecules
+            (their draws then depend on their batch in number).
     """
     left = iter(drawn)
     B, A = len(layout.sizes), layout.n_total
@@ -269,9 +269,9 @@ def _patched(wrap: Any) -> Iterator[None]:
 
 def relative_error(a: State | Tensor, b: State | Tensor) -> float:
     """max |a - b| / max |b|; of molecules, the larger of that of positions and that of features."""
-    if isinstance(a, State) and isinstance(b, State):
+    if isinstance(a, State):
+        assert isinstance(b, State)
         return max(relative_error(a.x, b.x), relative_error(a.h, b.h))
-    assert isinstance(a, Tensor)
     assert isinstance(b, Tensor)
     assert b.abs().max() > 0, "the reference is zero, so nothing would be compared"
     return ((a - b).abs().max() / b.abs().max()).item()
@@ -371,7 +371,7 @@ def law_change(
     return z_score(torch.cat(changes))
 
 
-# ---------------------------------------------------------------------- permutations, batches, centre of mass, gradients
+# ---------------------------------------------------------------------- permutations, batches, gradients
 
 
 def permutation_error(model: Model, dtype: torch.dtype = torch.float64) -> float:
@@ -444,7 +444,7 @@ def gradients(model: Model, dtype: torch.dtype = torch.float32) -> Gradients:
 
 
 def coincident_gradients_are_finite(model: Model) -> bool:
-    """Of positions and weights of a float32 model, where two atoms lie in one place and a distance has no derivative."""
+    """Of positions and weights of a float32 model, where two atoms in one place have no derivative of distance."""
     _, _, level, z_t = states(dtype=torch.float32)
     x = z_t.x.clone()
     x[1] = x[0]
@@ -646,6 +646,6 @@ WORTH = {
     "single predictions do not turn with their input",
     Guarantee.AT_OPTIMUM: "at optimum: the minimiser of the training loss is equivariant; a trained network is "
     "approximately, by as much as it has learned",
-    Guarantee.NONE: "none: nothing is promised; on a backbone that is exactly equivariant its predictions are too, if it "
+    Guarantee.NONE: "none: nothing is promised; on an exactly equivariant backbone its predictions are equivariant if it "
     "leaves `predict` alone",
 }
