@@ -41,7 +41,7 @@ def check(args: argparse.Namespace) -> int:
     """`equibench check`; 1 when something does not hold."""
     from bench.run.contract import WORTH, check
 
-    n_checks = n_failed = 0
+    n_failed = 0
     for file in args.files:
         for registry, entry in registered_by(load_file(file)):
             print(f"{registry.kind} {entry.name}: {entry.summary}", flush=True)  # noqa: T201
@@ -55,9 +55,9 @@ def check(args: argparse.Namespace) -> int:
                 results.append(result)
                 print(result, flush=True)  # noqa: T201
             failed = [result for result in results if result.passed is False]
-            n_checks, n_failed = n_checks + len(results), n_failed + len(failed)
+            n_failed += len(failed)
             verdict = (
-                f"{len(failed)} of {len(results)} checks failed" if failed else f"all {len(results)} checks passed"
+                f"{len(failed)} of {len(results)} checks failed" if failed else f"{len(results)} checks, none failed"
             )
             print(f"{registry.kind} {entry.name}: {verdict}\n")  # noqa: T201
     return int(n_failed > 0)

@@ -26,7 +26,7 @@ def add_plugin(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="Python file with plug-ins (repeatable)",
+        help="Python file with plug-ins; repeatable",
     )
 
 

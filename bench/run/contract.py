@@ -475,7 +475,7 @@ class Check:
 
     def __str__(self) -> str:
         mark = {True: "pass", False: "FAIL", None: "info"}[self.passed]
-        return f"{mark}  {self.subject:36} {self.what:44} {self.found}"
+        return f"{mark}  {self.subject:32} {self.what:50} {self.found}"
 
 
 def check(registry: Registry, entry: Entry) -> Iterator[Check]:
@@ -492,7 +492,7 @@ def check(registry: Registry, entry: Entry) -> Iterator[Check]:
             yield _guarded(subject, what, measure)
         if registry is methods:
             yield from _guarantee(method, backbone)
-    if registry is methods and pairs and entry.build.guarantee is not Guarantee.EXACT:
+    if registry is methods and pairs and entry.build.guarantee in (Guarantee.AT_OPTIMUM, Guarantee.NONE):
         yield _guarded(entry.name, "law of (z_t, target) invariant", partial(_law_of_targets, *pairs[0]))
 
 
@@ -646,6 +646,6 @@ WORTH = {
     "single predictions do not turn with their input",
     Guarantee.AT_OPTIMUM: "at optimum: the minimiser of the training loss is equivariant; a trained network is "
     "approximately, by as much as it has learned",
-    Guarantee.NONE: "none: nothing is promised; on an exactly equivariant backbone its predictions are equivariant if it "
-    "leaves `predict` alone",
+    Guarantee.NONE: "none: nothing is promised; on an equivariant backbone predictions turn with their input if `predict` "
+    "is left alone",
 }
