@@ -646,6 +646,6 @@ WORTH = {
     "single predictions do not turn with their input",
     Guarantee.AT_OPTIMUM: "at optimum: the minimiser of the training loss is equivariant; a trained network is "
     "approximately, by as much as it has learned",
-    Guarantee.NONE: "none: nothing is promised; on an equivariant backbone predictions turn with their input if `predict` "
-    "is left alone",
+    Guarantee.NONE: "none: nothing is promised; on an equivariant backbone predictions turn with their input where "
+    "`predict` is left alone",
 }
