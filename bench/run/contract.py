@@ -11,7 +11,7 @@ low moments of two samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -490,8 +490,7 @@ def check(registry: Registry, entry: Entry) -> Iterator[Check]:
         subject = f"{method} on {backbone}"
         for what, measure in _battery(method, backbone):
             yield _guarded(subject, what, measure)
-        if registry is methods:
-            yield from _guarantee(method, backbone)
+        yield from _guarantee(method, backbone)
     if registry is methods and pairs and entry.build.guarantee in (Guarantee.AT_OPTIMUM, Guarantee.NONE):
         yield _guarded(entry.name, "law of (z_t, target) invariant", partial(_law_of_targets, *pairs[0]))
 
@@ -556,14 +555,16 @@ def _declared_equivariance(entry: Entry) -> Iterator[Check]:
         return
     for dtype, limit in TOLERANCE.items():
         for determinant in (1, -1):
-            error = rotation_error(model_of(bare, entry.name, dtype=dtype), dtype, determinant)
             what = f"turns with its input, det Q = {determinant:+d}, {str(dtype).removeprefix('torch.')}"
-            if entry.build.equivariant:
-                yield Check(entry.name, what, *_below(error, limit))
-            elif error < limit:
-                yield Check(entry.name, what, f"error {error:.1e}: it could declare `equivariant = True`", None)
-            else:
-                yield Check(entry.name, what, f"error {error:.1e}, nothing promised", None)
+            yield _guarded(entry.name, what, partial(_as_declared, bare, entry, determinant, dtype, limit))
+
+
+def _as_declared(bare: str, backbone: Entry, determinant: int, dtype: torch.dtype, limit: float) -> Outcome:
+    error = rotation_error(model_of(bare, backbone.name, dtype=dtype), dtype, determinant)
+    if backbone.build.equivariant:
+        return _below(error, limit)
+    hint = ": it could declare `equivariant = True`" if error < limit else ", nothing promised"
+    return f"error {error:.1e}{hint}", None
 
 
 def _is_bare(method: str) -> bool:
@@ -592,10 +593,7 @@ def _guarantee(method: str, backbone: str) -> Iterator[Check]:
                 what = f"exact, {name}, {str(dtype).removeprefix('torch.')}"
                 yield _guarded(subject, what, partial(_exact, method, backbone, group, determinant, dtype, limit))
     elif guarantee is Guarantee.IN_LAW:
-        counting = _Counting()
-        _, _, level, z_t = states()
-        model_of(method, backbone, counting).predict(z_t, level, generator(1))
-        if counting.n_calls:
+        if _draws_from_group(method, backbone):
             for (group, determinant), name in zip(ELEMENTS_OF_GROUPS, GROUP_NAMES, strict=True):
                 for dtype, limit in TOLERANCE.items():
                     what = f"in law, draws turned along, {name}, {str(dtype).removeprefix('torch.')}"
@@ -606,6 +604,15 @@ def _guarantee(method: str, backbone: str) -> Iterator[Check]:
                 yield _guarded(subject, what, partial(_in_law_statistically, method, backbone, determinant))
     else:
         yield _guarded(subject, "turns with its input at random weights", partial(_not_promised, method, backbone))
+
+
+def _draws_from_group(method: str, backbone: str) -> bool:
+    """Whether a prediction draws from `self.group.haar`."""
+    counting = _Counting()
+    _, _, level, z_t = states()
+    with suppress(Exception):  # which the checks themselves report
+        model_of(method, backbone, counting).predict(z_t, level, generator(1))
+    return counting.n_calls > 0
 
 
 def _exact(method: str, backbone: str, group: Group, determinant: int, dtype: torch.dtype, limit: float) -> Outcome:

@@ -346,7 +346,7 @@ def test_training_and_sampling_load_neither_chemistry_nor_launchers():
 
 
 def test_the_command_line_starts_without_torch():
-    code = "from bench.cli.main import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n    assert not end.code"
+    code = "from bench.cli.main import main\ntry: main(['--help'])\nexcept SystemExit as end: assert not end.code"
     assert loaded_by(code).isdisjoint({"torch", "rdkit", "submitit", "omegaconf", "pandas"})
 
 
