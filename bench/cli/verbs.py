@@ -5,17 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 RUNS = Path("runs")
 RESULTS = Path("results")
 FOLDER_HELP = "name of a study with records in runs/ or results/, or path of such a folder"
 
 
-class AddVerb(Protocol):
-    """Adds a verb: its name, the function that carries it out and returns the exit code, and one line of help."""
-
-    def __call__(self, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser: ...
+# adds a verb: its name, the function that carries it out and returns the exit code, and one line of help
+AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
 def add_plugin(command: argparse.ArgumentParser) -> None:
