@@ -30,7 +30,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bench.records.store import disk_error
+from bench.records.store import RunFolder, disk_error
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def train_folder(folder: str) -> None:
     cfg = read_run(Path(folder))
     if Processes.here().writes:
         logging.basicConfig(
-            filename=Path(folder) / "log.txt",
+            filename=RunFolder(Path(folder)).log,
             level=logging.INFO,
             format="%(asctime)s %(name)s %(levelname)s %(message)s",
         )

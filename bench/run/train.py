@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from bench.config.run import OnOutOfMemory, RunConfig, TrainConfig
 from bench.diffusion.process import weighted_error
 from bench.geometry.state import State
-from bench.records.store import STEP, append_line, as_line, check, read_steps, write_atomically
+from bench.records.schema import STEP, check
+from bench.records.store import RunFolder, append_line, as_line, read_steps, write_atomically
 from bench.run.batches import Batches
 from bench.run.checkpoint import PREVIOUS, STABLE, STATE, save_state
 from bench.run.clock import Deadline, Timer, TimeUpError
@@ -155,10 +156,10 @@ def train(
     state = TrainingState.at_start(model.named_weights(), settings)
     resume(folder, settings, processes, state)
     if processes.writes:
-        steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= state.step]
+        steps = [line for line in read_steps(RunFolder(folder).steps) if line["step"] <= state.step]
         if state.step != (steps[-1]["step"] if steps else 0):
-            log.warning("%s: lines before step %d are missing, and not made again", folder / "steps.jsonl", state.step)
-        _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
+            log.warning("%s: lines before step %d are missing, and not made again", RunFolder(folder).steps, state.step)
+        _write_steps(RunFolder(folder).steps, steps)  # lines after the checkpoint are made again
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
     loss_of = processes.wrap(BatchLoss(model))
     saved = logged = time.monotonic()
@@ -218,8 +219,8 @@ def train(
                 state.average.swap(state.weights)
                 line["valid_loss"] = validation()
                 state.average.swap(state.weights)
-            check(line, STEP, "steps.jsonl")
-            append_line(folder / "steps.jsonl", line)
+            check(line, STEP, str(RunFolder(folder).steps))
+            append_line(RunFolder(folder).steps, line)
             log.info("step %d of %d, loss %.4f", state.step, settings.n_steps, line["loss"])
             on_log(state.step)
             now = time.monotonic()

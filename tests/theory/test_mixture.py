@@ -15,7 +15,7 @@ from bench.diffusion.process import _gap_of_mean
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.records.store import EVALUATION, RecordError, check
+from bench.records.schema import EVALUATION, RecordError, check
 from bench.run.evaluate import likelihood
 from bench.run.model import Model
 from bench.structures.dataset import DataSet
