@@ -23,7 +23,7 @@ import torch
 import torch.multiprocessing as mp
 
 from bench.config.run import read_run
-from bench.records.store import disk_error
+from bench.records.store import RunFolder, disk_error
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.distributed import Ranks, joined
@@ -79,7 +79,7 @@ def train_folder(folder: Path) -> None:
     cfg = read_run(folder)
     if Ranks.here().writes:
         logging.basicConfig(
-            filename=folder / "log.txt",
+            filename=RunFolder(folder).log,
             level=logging.INFO,
             format="%(asctime)s %(name)s %(levelname)s %(message)s",
         )

@@ -28,7 +28,8 @@ from bench.cli.main import main
 from bench.data import qm9
 from bench.published import weights as reader
 from bench.published.parity import Comparison, Fixture
-from bench.records.store import MANIFEST, read_json
+from bench.records.schema import MANIFEST
+from bench.records.store import read_json
 from bench.structures.fetch import CannotStartError
 from bench.structures.structures import Structures
 from bench.symmetry.published import PublishedError, StateDict

@@ -212,7 +212,8 @@ def test_reports_are_built_without_torch(tmp_path):
     )
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert printed.split() == ["False", "bench", "bench.records.pages", "bench.records.inputs", "bench.records.store"]
+    assert printed.split()[:2] == ["False", "bench"]
+    assert all(module.startswith("bench.records") for module in printed.split()[2:])
 
 
 @pytest.mark.parametrize("n", [2, 5, 13])

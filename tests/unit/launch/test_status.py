@@ -15,8 +15,9 @@ from fabricated_study import edit, manifest, run_name, write_study
 
 from bench.cli.main import main
 from bench.launch import launches, status
+from bench.records import schema
 from bench.records import store as records
-from bench.records.store import write_json
+from bench.records.store import StudyFolder, write_json
 
 TRAIN = {"n_steps": 400, "max_seconds": None}
 PAGE = {"train": TRAIN, "sample": {"n_molecules": 10, "batch_size": 4}}
@@ -57,7 +58,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """runs/made_up: done, failed and skipped runs, one at work (bare 0), and one that has not begun (bare 7)."""
     monkeypatch.chdir(tmp_path)
     folder = write_study(Path("runs/made_up"))
-    for run in records.run_folders(folder):
+    for run in StudyFolder(folder).runs():
         (run / "config.yaml").write_text(yaml.safe_dump(PAGE))
         (run / "lock").touch()
     edit(folder / run_name("bare", "dit", 0) / "manifest.json", status="running")
@@ -72,7 +73,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "created": "",
         "runs": runs,
     }
-    write_json(folder / "runs.json", plan, records.PLAN)
+    write_json(folder / "runs.json", plan, schema.PLAN)
     return folder
 
 

@@ -11,6 +11,7 @@ import yaml
 from bench.config.study import load_study
 from bench.launch.status import state
 from bench.launch.submit import Item, plan
+from bench.records import schema
 from bench.records import store as records
 from bench.run.execute import execute, reason_of
 
@@ -30,7 +31,7 @@ def item(folder: Path) -> Item:
 def stopped_by(error: Exception, run: Item) -> dict:
     with mock.patch("bench.run.execute.train", side_effect=error), pytest.raises(type(error)):
         execute(run.cfg, run.folder)
-    return records.read_json(run.folder / "manifest.json", records.MANIFEST)
+    return records.read_json(run.folder / "manifest.json", schema.MANIFEST)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from bench.config.run import RunConfig, SampleConfig
 from bench.launch.publish import curves
-from bench.records.store import RecordError, read_json, read_steps
+from bench.records.schema import RecordError
+from bench.records.store import read_json, read_steps
 from bench.registry import methods
 from bench.run.batches import Batches
 from bench.run.checkpoint import CheckpointError, read_tensors, write_tensors
