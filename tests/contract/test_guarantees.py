@@ -17,6 +17,7 @@ from support import (
     generator,
     level_of,
     model_of,
+    noised,
     orthogonal,
     permutation,
     permuted,
@@ -32,7 +33,7 @@ from support import (
 )
 from torch import Tensor, nn
 
-from bench.geometry.groups import O3, SO3, Group, Translated
+from bench.geometry.groups import O3, SO3, RotationGroup, Translated
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
 from bench.registry import backbones, methods
@@ -84,7 +85,7 @@ def test_other_backbones_do_not_turn_with_their_input(backbone):
 # ---------------------------------------------------------------------- in law
 
 
-def translated_error(make, dtype: torch.dtype, group: Group, determinant: int) -> float:
+def translated_error(make, dtype: torch.dtype, group: RotationGroup, determinant: int) -> float:
     """|D(Q z; draws Q R) - Q D(z; draws R)|, where `make(group)` builds the model: 'in law' as an identity."""
     _, _, level, z_t = states(dtype=dtype)
     Q = orthogonal(determinant)
@@ -137,14 +138,14 @@ def test_a_method_that_changes_nothing_on_an_equivariant_backbone_says_so(method
 
 def test_augmentation_changes_nothing_on_an_equivariant_backbone():
     """With the noise turned along, example by example; on DiT it does."""
-    x0, eps, level, z_t = states()
+    x0, eps, level, _ = states()
     R = O3().haar(len(x0), generator(5), torch.float64)
-    turned_along = core().process.noising(x0.rotate(R), eps.rotate(R), level), eps.rotate(R)
+    process = core().process
+    pairs = process.noised(x0, eps, level), process.noised(x0.rotate(R), eps.rotate(R), level)
     for backbone in backbones:
         model = model_of("haar", backbone)
         here, there = (
-            model.method.loss(model.predict(z, level, generator(1)), noise, level)
-            for z, noise in ((z_t, eps), turned_along)
+            model.method.loss(model.predict(both.z_t, level, generator(1)), both.noise, both) for both in pairs
         )
         error = relative_error(there, here)
         assert error < 1e-9 if backbones[backbone].build.equivariant else error > 1e-2
@@ -179,8 +180,8 @@ def law_change(
     for batch in range(n_batches):
         augmented = method.augment(copies, generator(11 + 10 * batch))
         eps = task.process.noise(copies.layout, generator(12 + 10 * batch), torch.float64)
-        z_t = task.process.noising(augmented, eps, level)
-        target = method.target(augmented, z_t, level, generator(13 + 10 * batch))
+        both = task.process.noised(augmented, eps, level)
+        z_t, target = both.z_t, both.clean_of(method.target(both, generator(13 + 10 * batch)))
         here = moments(z_t, target)
         turns = (orthogonal(determinant, seed=5) for determinant in determinants)
         change = torch.cat([moments(turned(z_t, Q), turned(target, Q)) - here for Q in turns], dim=1)
@@ -237,9 +238,10 @@ def test_targets_over_rotations_tell_mirror_images_apart(method):
     level = core().process.path.at(torch.full((3,), 300), torch.float64)
     Q = orthogonal(-1)
 
-    def change(group: Group) -> float:
+    def change(group: RotationGroup) -> float:
         hook = model_of(method, "dit", group, **options).method
-        targets = [hook.target(x, z_t, level, generator(1)) for x in (x0, turned(x0, Q))]
+        pairs = [noised(x, z_t, level) for x in (x0, turned(x0, Q))]
+        targets = [both.clean_of(hook.target(both, generator(1))) for both in pairs]
         return relative_error(targets[1].x, targets[0].x)
 
     assert change(O3()) < (0.05 if options else 1e-9)
@@ -362,9 +364,10 @@ def test_states_targets_and_predictions_have_no_centre_of_mass(method, backbone,
     x0, _, level, _ = states(dtype=precision)
     x0 = model.method.augment(x0, generator(1))
     eps = model.process.noise(x0.layout, generator(2), precision)
-    z_t = model.process.noising(x0, eps, level)
-    target = model.method.target(x0, z_t, level, generator(3))
-    for z in (x0, eps, z_t, target, model.predict(z_t, level, generator(4))):
+    both = model.process.noised(x0, eps, level)
+    target = model.method.target(both, generator(3))
+    prediction = model.predict(both.z_t, level, generator(4))
+    for z in (x0, eps, both.z_t, target, both.clean_of(target), prediction):
         assert drift(z) < TOLERANCE[precision]
 
 
