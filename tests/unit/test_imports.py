@@ -176,7 +176,7 @@ def test_imports_run_one_way():
         ("bench.launch.submit", "def show():\n    from analysis.report import build"),
         ("bench.cli.main", "from analysis.report import build"),
         ("analysis.load", "from bench.config.run import RunConfig"),
-        ("analysis.load", "from bench import records, files"),
+        ("analysis.load", "from bench.structures import files"),
         ("bench", "from bench.run.sample import load_run"),
         ("bench.nowhere", "from bench.records.store import read_json"),
     ],
