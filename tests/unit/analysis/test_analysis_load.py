@@ -50,14 +50,8 @@ def test_run_that_trains_nothing_takes_its_parents_training_cost(folder):
     assert later["borrowed"]
     assert not parent["borrowed"]
     assert later["value.train_seconds"] == parent["value.train_seconds"] == 120.0
-    edit_value(
-        folder / run_name("turned_later", "dit", 0) / "eval.json",
-        "step_seconds",
-        value=0.5,
-        unit="s",
-        kind="cost",
-        label="",
-    )
+    path = folder / run_name("turned_later", "dit", 0) / "eval.json"
+    edit_value(path, "step_seconds", value=0.5, unit="s", kind="cost", label="Training step")
     assert row(load(folder), "turned_later", "dit", 0)["value.step_seconds"] == 0.5  # what it measured stays
     shutil.rmtree(folder / run_name("turned", "dit", 0))
     assert pd.isna(row(load(folder), "turned_later", "dit", 0)["value.train_seconds"])

@@ -61,10 +61,8 @@ def test_a_metric_that_nobody_knew_of_is_shown_everywhere(folder, panels):
     def shown(out):
         study = load(folder)
         values.build(study, out)
-        texts = {
-            path.name: path.read_text() for path in out.iterdir() if path.suffix in (".md", ".csv", ".tex", ".html")
-        }
-        places = {name: "wobble" in text.lower() for name, text in texts.items()}
+        texts = [path for path in out.iterdir() if path.suffix in (".md", ".csv", ".tex", ".html")]
+        places = {path.name: "wobble" in path.read_text().lower() for path in texts}
         places |= {"terminal": "Wobble" in print_table(study), "figure": "Wobble ↓" in titles(panels["values"])}
         return places
 
@@ -156,10 +154,9 @@ def test_values_with_a_position_are_curves(folder, panels):
         edit_value(path, "wobble", "data_values", **INVENTED, value=0.3, at={"t": t})
     study = load(folder)
     positions.build(study, folder)
-    t, draws = sorted((axes for axes in panels["positions"].axes if axes.axison), key=lambda axes: axes.get_xlabel())[
-        ::-1
-    ]
-    assert (t.get_xlabel(), draws.get_xlabel()) == ("t", "draws")
+    by_axis = {axes.get_xlabel(): axes for axes in panels["positions"].axes if axes.axison}
+    assert set(by_axis) == {"t", "draws"}
+    t, draws = by_axis["t"], by_axis["draws"]
     assert t.get_ylabel() == "Wobble (furlong) ↓"
     assert draws.get_xscale() == "log"
     assert t.get_xscale() == "linear"
@@ -180,10 +177,8 @@ def toys(folder):
     for path in folder.glob("*/eval.json"):
         (path.parent / "drawn.sdf").unlink()
         shift = 0.1 * path.parent.name.startswith("turned")
-        made = [
-            {"name": "rmsd", "label": "RMSD", "value": 0.4 - shift, "unit": "angstrom", "better": "lower", "sem": 0.01}
-        ]
-        made.append({**made[0], "value": 0.3 - shift, "at": {"weights": "best"}})
+        rmsd = {"name": "rmsd", "label": "RMSD", "unit": "angstrom", "better": "lower", "sem": 0.01}
+        made = [rmsd | {"value": 0.4 - shift}, rmsd | {"value": 0.3 - shift, "at": {"weights": "best"}}]
         for t in (0.1, 0.5, 0.9):
             made.append({"name": "target_error", "label": "Target error", "value": t - shift, "at": {"t": t}})
         made.append({"name": "step_seconds", "label": "Training step", "value": 3e-4, "unit": "s", "kind": "cost"})
