@@ -334,7 +334,7 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
     on_slurm = launch.cluster == "slurm"
     more: dict[str, Any] = {"slurm_max_num_timeout": MAX_TIMEOUTS} if on_slurm else {}
     try:
-        executor = submitit.AutoExecutor(folder=study_folder / ".submitit" / "%j", cluster=launch.cluster, **more)
+        executor = submitit.AutoExecutor(folder=StudyFolder(study_folder).jobs / "%j", cluster=launch.cluster, **more)
     except RuntimeError as error:
         line = f"launch.cluster={launch.cluster}: {error} Use launch.cluster=local on one machine"
         raise ConfigError(line) from error
