@@ -11,11 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-<<<<<<< HEAD
 from bench.records.schema import Number, check
-=======
-from bench.records.store import Number, RecordError, check
->>>>>>> main
 
 
 class Better(StrEnum):

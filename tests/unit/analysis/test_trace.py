@@ -13,12 +13,8 @@ from fabricated_study import edit, manifest, run_name, write_study
 from analysis import report
 from analysis.load import load
 from analysis.tables.main import main_frame
-<<<<<<< HEAD
-from analysis.trace import COLUMNS, find_column, trace
-from bench.records import schema
-=======
 from analysis.trace import find_column, trace
->>>>>>> main
+from bench.records import schema
 from bench.records import store as records
 from bench.records.store import write_json
 
@@ -115,20 +111,15 @@ def queue(folder: Path, seed: int) -> dict:
     whole = manifest("bare", "dit", seed, 0)
     keys = ("run", "study", "method", "backbone", "seed", "guarantee", "n_steps", "data")
     run = {key: whole[key] for key in keys} | {"config": {"train": {"lr": 1e-3}}}
-<<<<<<< HEAD
-    plan = {"schema": 1, "written_by": "0.1.0", "study": "made_up", "argument": "made_up", "created": "", "runs": [run]}
-    write_json(folder / "runs.json", plan, schema.PLAN)
-=======
     plan = {
-        "schema": records.SCHEMA_VERSION,
+        "schema": schema.SCHEMA_VERSION,
         "written_by": "0.1.0",
         "study": "made_up",
         "argument": "made_up",
         "created": "",
         "runs": [run],
     }
-    write_json(folder / "runs.json", plan, records.PLAN)
->>>>>>> main
+    write_json(folder / "runs.json", plan, schema.PLAN)
     return run
 
 
@@ -169,11 +160,7 @@ def test_a_newer_schema_is_refused_with_the_version_that_wrote_it(tmp_path: Path
         (other / "eval.json", schema.EVALUATION, "3.2.0"),
     ):
         with pytest.raises(
-<<<<<<< HEAD
             schema.RecordError,
-=======
-            records.RecordError,
->>>>>>> main
             match=f"by equibench {version} with record schema 7, this equibench reads schema 2; use",
         ):
             records.read_json(path, expected)
