@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from bench.records.schema import Number, check
+from bench.records.schema import Number, RecordError, check
 
 
 class Better(StrEnum):
