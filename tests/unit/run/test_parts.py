@@ -20,7 +20,6 @@ from bench.registry import methods
 from bench.run import parallel, train
 from bench.run.checkpoint import about_of
 from bench.run.model import Model
-from bench.run.optimiser import TrainingState
 from bench.run.parallel import Processes
 from bench.run.parts import Part
 from bench.streams import Streams
@@ -62,26 +61,6 @@ def test_micro_batches_give_the_losses_and_gradients_of_the_whole_batch(method, 
     for n in (2, 5, len(x0)):
         assert difference(whole, losses_and_gradients(model, x0, 3, n)) < 1e-4
     assert difference(whole, losses_and_gradients(model, x0, 4, 1)) > 1e-2  # other draws
-
-
-def precisions(method: str, micro_batches: list[int]) -> list[set[torch.dtype]]:
-    """Of the gradients that are there at the end of a step in bf16, for one model's steps of so many micro-batches."""
-    cfg = config(method, "dit", bf16=True)
-    model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
-    state, x0, found = TrainingState.at_start(model.named_weights(), cfg.train), model.diffusion.encode(TRAIN), []
-    loss_of = train.BatchLoss(model)
-    for state.micro_batches in micro_batches:
-        train.training_step(loss_of, x0, Streams(0).at(0), cfg.train, state, 0.0)
-        found.append({p.grad.dtype for p in state.weights.values() if p.grad is not None})
-    return found
-
-
-def test_gradients_are_summed_in_float32(monkeypatch):
-    """Of micro-batches, and of several calls in a step. One alone is left as its products made it (control)."""
-    monkeypatch.setattr(TrainingState, "update", lambda *_: (torch.zeros(()), torch.zeros(())))
-    assert precisions("plain", [1, 2]) == [{torch.float32, torch.bfloat16}, {torch.float32}]
-    assert precisions("plain", [2, 1]) == [{torch.float32}, {torch.float32, torch.bfloat16}]
-    assert precisions("frames_averaged", [1]) == [{torch.float32}]  # which calls the network several times
 
 
 @pytest.mark.parametrize("method", ["symdiff", "frames"])
