@@ -109,7 +109,7 @@ def estimate(study: StudyConfig, runs_root: Path, memory_gib: float | None = Non
     for item in items:
         key = configuration(item.cfg)
         if key not in measured:
-            log.info("measuring %s on %s", item.cfg.method["name"], item.cfg.backbone["name"])
+            log.info("measuring %s on %s", item.cfg.method.name, item.cfg.backbone.name)
             measured[key] = total(item.cfg, measure_apart(item.cfg, available))
         costs.append(measured[key])
     # slurm gives each run memory of its own; a run of a debug study has the machine for itself
@@ -119,7 +119,7 @@ def estimate(study: StudyConfig, runs_root: Path, memory_gib: float | None = Non
 
 
 def configuration(cfg: RunConfig) -> str:
-    return json.dumps(cfg.page() | {"seed": None}, sort_keys=True)
+    return json.dumps(cfg.to_dict() | {"seed": None}, sort_keys=True)
 
 
 def refuse_what_does_not_fit(items: list[Item], costs: list[Cost], at_a_time: int, available: float) -> None:
@@ -127,7 +127,7 @@ def refuse_what_does_not_fit(items: list[Item], costs: list[Cost], at_a_time: in
     largest = sorted(zip(costs, items, strict=True), key=lambda pair: -pair[0].peak_memory_mb)[:at_a_time]
     needed = sum(cost.peak_memory_mb for cost, _ in largest)
     if needed > available:
-        names = ", ".join(dict.fromkeys(f"{i.cfg.method['name']} on {i.cfg.backbone['name']}" for _, i in largest))
+        names = ", ".join(dict.fromkeys(f"{i.cfg.method.name} on {i.cfg.backbone.name}" for _, i in largest))
         raise MemoryShortError(
             f"{len(largest)} run(s) at a time need {needed / 1024:.1f} GiB ({names}), and there are "
             f"{available / 1024:.1f}; lower train.batch_size, sample.batch_size or launch.n_parallel"
@@ -144,8 +144,8 @@ def measure_apart(cfg: RunConfig, available: float) -> dict[str, float]:
         MemoryShortError: it ran out of memory. ValueError: it failed otherwise.
     """
     command = python("bench.launch.plan", str(available))
-    done = subprocess.run(command, input=json.dumps(cfg.page()), capture_output=True, text=True, env=environment())
-    name = f"{cfg.method['name']} on {cfg.backbone['name']}"
+    done = subprocess.run(command, input=json.dumps(cfg.to_dict()), capture_output=True, text=True, env=environment())
+    name = f"{cfg.method.name} on {cfg.backbone.name}"
     lines = done.stdout.splitlines()
     result = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
     if done.returncode == -signal.SIGKILL or result.get("error", "").startswith("out of memory"):
@@ -227,8 +227,8 @@ def table(made: Estimate) -> str:
     """Rows of methods on backbones, then totals."""
     groups: dict[tuple[str, str], list[int]] = {}
     for i, item in enumerate(made.items):
-        size = item.cfg.backbone.get("size", "")
-        groups.setdefault((item.cfg.method["name"], f"{item.cfg.backbone['name']} {size}".strip()), []).append(i)
+        size = item.cfg.backbone.size or ""
+        groups.setdefault((item.cfg.method.name, f"{item.cfg.backbone.name} {size}".strip()), []).append(i)
     cores = [item.cfg.train.n_threads for item in made.items]
     on_cpu = made.items[0].cfg.train.device == "cpu"
     unit = "core-hours" if on_cpu else "GPU-hours"

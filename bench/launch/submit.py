@@ -72,7 +72,7 @@ class Item:
         """done | skipped | failed | running | new, as far as the records tell."""
         if reason_to_skip(self.cfg):
             return "skipped"
-        if is_done(self.cfg, self.folder):
+        if is_done(self.folder):
             return "done"
         try:
             status = str(records.read_json(RunFolder(self.folder).manifest)["status"])
@@ -93,7 +93,7 @@ class Item:
     def record(self, status: str, reason: str) -> None:
         """Write a manifest of a run that has none of its own."""
         manifest = describe(self.cfg, self.folder.name, self.data, 1) | {"status": status, "reason": reason}
-        records.write_yaml(RunFolder(self.folder).config, self.cfg.page())
+        records.write_yaml(RunFolder(self.folder).config, self.cfg.to_dict())
         records.write_json(RunFolder(self.folder).manifest, manifest, schema.MANIFEST)
 
     def record_failure(self, reason: str) -> None:
@@ -139,7 +139,7 @@ def write_plan(study: StudyConfig, items: list[Item], study_folder: Path, argume
         "study": study.name,
         "argument": argument,
         "created": now(),
-        "runs": [planned(i.cfg, i.folder.name, i.data) | {"config": i.cfg.page()} for i in items],
+        "runs": [planned(i.cfg, i.folder.name, i.data) | {"config": i.cfg.to_dict()} for i in items],
     }
     records.write_json(StudyFolder(study_folder).plan, record, schema.PLAN)
     for item in items:
@@ -169,10 +169,7 @@ def run_study(
     write_plan(study, items, study_folder, argument or study.name)
     # a failed run stays failed until someone asks: its cause is seldom gone by itself
     wanted = ("new", "running", "failed") if retry else ("new", "running")
-    waiting: list[Item] = []
-    for item in items:  # parents come first; a result on weights that are about to be made again is made again
-        if item.status in wanted or (item.needs in waiting and item.status == "done"):
-            waiting.append(item)
+    waiting = [item for item in items if item.status in wanted]  # parents come first
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
     if waiting:
         with Progress(len(waiting)) as progress:
@@ -304,7 +301,8 @@ class Submission:
         try:
             with executor.batch():  # on Slurm an array
                 jobs = [
-                    executor.submit(job, i.cfg.page(), str(i.folder.absolute()), sharing, i.until.value) for i in group
+                    executor.submit(job, i.cfg.to_dict(), str(i.folder.absolute()), sharing, i.until.value)
+                    for i in group
                 ]
         except OSError as error:
             if records.disk_error(error):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-import shutil
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from bench.config.run import ConfigError, RunConfig, read_run, weights_run
 from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import locked
-from bench.records.store import RunFolder
+from bench.records.store import RunFolder, StudyFolder
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.checkpoint import STATE, about_of, load_average
@@ -33,25 +32,12 @@ from bench.structures.dataset import DataError, DataSet
 log = logging.getLogger("equibench")
 
 
-def is_done(cfg: RunConfig, folder: Path) -> bool:
-    """Whether the folder holds the finished evaluation of exactly this configuration, on the newest weights."""
+def is_done(folder: Path) -> bool:
+    """Whether the folder, whose name stands for one configuration, holds a finished evaluation."""
     try:
-        manifest = records.read_json(RunFolder(folder).manifest)
-        if manifest["status"] != "done" or not RunFolder(folder).eval.exists():
-            return False
-        if read_run(folder).page() != cfg.page():  # options that came later have their defaults
-            return False
-    except (FileNotFoundError, schema.RecordError, KeyError, ConfigError):
+        return records.read_json(RunFolder(folder).manifest)["status"] == "done" and RunFolder(folder).eval.exists()
+    except (FileNotFoundError, schema.RecordError, KeyError):
         return False
-    return not samples_are_older(folder, manifest["weights_from"])
-
-
-def samples_are_older(folder: Path, weights_from: str | None) -> bool:
-    """Whether the run whose weights are used has been trained again since these samples were drawn."""
-    if weights_from is None:
-        return False
-    samples, weights = RunFolder(folder).samples, weights_file(folder, weights_from)
-    return samples.exists() and weights.exists() and weights.stat().st_mtime > samples.stat().st_mtime
 
 
 class Until(StrEnum):
@@ -80,7 +66,7 @@ def execute(
         Exception: whatever stopped the run, after it was recorded.
     """
     with locked(folder):
-        if is_done(cfg, folder):
+        if is_done(folder):
             return
         for leftover in RunFolder(folder).leftovers():  # of a write that was cut
             leftover.unlink()
@@ -111,10 +97,12 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
     model = Model.build(cfg, data.facts).to(cfg.train.device)
     manifest = describe(cfg, folder.name, data.record(), n_parallel)
     manifest["parameters"] = model.count_parameters()
-    if RunFolder(folder).manifest.exists() and RunFolder(folder).steps.exists():
-        # the weights are, at least in part, those of an earlier call: its code and costs stay in the record
+    if RunFolder(folder).manifest.exists():
         before = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
-        manifest |= {key: before[key] for key in ("code", "cost", "created")}
+        manifest["weights_from"] = before["weights_from"]  # of samples that lie here already
+        if RunFolder(folder).steps.exists():
+            # the weights are, at least in part, those of an earlier call: its code and costs stay in the record
+            manifest |= {key: before[key] for key in ("code", "cost", "created")}
 
     def save(status: str, reason: str | None = None) -> None:
         manifest.update(status=status, reason=reason, updated=now())
@@ -122,8 +110,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
 
     save("running")  # before anything is changed, so that a crash cannot leave an old result looking new
     try:
-        forget_other_settings(cfg, folder)
-        records.write_yaml(RunFolder(folder).config, cfg.page())
+        records.write_yaml(RunFolder(folder).config, cfg.to_dict())
         about = {
             "elements": list(data.elements),
             "mean_atoms": data.mean_atoms,
@@ -199,26 +186,51 @@ def reason_of(error: Exception) -> str:
 
 
 def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, manifest: dict[str, Any]) -> int:
-    """Train, or take the weights of the run that this one depends on; returns their optimiser step."""
-    parent = weights_run(cfg)
-    if parent is None and came_trained(cfg, folder):
+    """Train, or take the weights of another run; returns their optimiser step."""
+    wanted = weights_run(cfg) or cfg
+    manifest["weights_from"] = manifest["weights_from"] or trained_run(wanted, folder, data.fingerprint)
+    if manifest["weights_from"] is not None:
+        step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
+    elif came_trained(cfg, folder):
         return load_average(RunFolder(folder).weights, model.named_weights())
-    if parent is None:
+    else:
         if cfg.train.n_processes > 1:
             train_on_ranks(folder, cfg.train.n_processes, cfg.train.device)
             step = load_average(folder / STATE, model.named_weights())
         else:
             step = train(cfg, model, data.train, data.valid, folder)
         manifest["cost"] |= training_cost(folder)
-    else:
-        manifest["weights_from"] = parent.run_name(data.fingerprint)
-        step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
-        if samples_are_older(folder, manifest["weights_from"]):
-            forget_samples(folder)
     manifest["cost"]["peak_memory_mb"] = max(
         peak_memory_mb(cfg.train.device), manifest["cost"].get("peak_memory_mb", 0)
     )
     return step
+
+
+def trained_run(wanted: RunConfig, folder: Path, fingerprint: str) -> str | None:
+    """The run beside this one whose weights it uses: `wanted`, or one that differs in sampling and measures alone.
+
+    None where this run is to be trained itself. The name of `wanted` where none has finished yet.
+    """
+    name, training = wanted.run_name(fingerprint), wanted.training_identity(fingerprint)
+    if name == folder.name and (RunFolder(folder).state.exists() or RunFolder(folder).weights.exists()):
+        return None
+    beside = [folder.parent / name] * (name != folder.name)
+    for other in [*beside, *StudyFolder(folder.parent).runs()]:
+        if other != folder and is_trained(other, training, fingerprint):
+            return other.name
+    return None if name == folder.name else name
+
+
+def is_trained(folder: Path, training: str, fingerprint: str) -> bool:
+    """Whether a run of this training identity has finished its own training."""
+    try:
+        manifest = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
+        if manifest["weights_from"] is not None or manifest["status"] not in ("sampled", "done"):
+            return False
+        found = read_run(folder).training_identity(fingerprint)
+    except (OSError, schema.RecordError, ConfigError):  # nothing to build on
+        return False
+    return found == training and manifest["data"]["fingerprint"] == fingerprint
 
 
 def came_trained(cfg: RunConfig, folder: Path) -> bool:
@@ -236,23 +248,3 @@ def came_trained(cfg: RunConfig, folder: Path) -> bool:
             "state, so it cannot be trained further; move the folder away to train anew"
         )
     return True
-
-
-def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
-    """Remove samples of another number of steps or of other sampling settings, and evaluations of either."""
-    if not RunFolder(folder).config.exists():
-        return
-    before = read_run(folder)
-    if before.sample != cfg.sample or before.train.n_steps != cfg.train.n_steps:
-        forget_samples(folder)
-    if before.measures != cfg.measures:
-        for file in (RunFolder(folder).measures, RunFolder(folder).eval):
-            file.unlink(missing_ok=True)
-
-
-def forget_samples(folder: Path) -> None:
-    """Remove samples and what was computed from them."""
-    shutil.rmtree(RunFolder(folder).chunks, ignore_errors=True)
-    run = RunFolder(folder)
-    for file in (run.samples, run.sample_costs, run.measures, run.eval):
-        file.unlink(missing_ok=True)

@@ -58,10 +58,11 @@ def planned(cfg: RunConfig, name: str, data: dict[str, Any]) -> dict[str, Any]:
     return {
         "run": name,
         "study": cfg.study,
-        "method": cfg.method,
-        "backbone": cfg.backbone,
+        "task": cfg.task.to_dict(),
+        "method": cfg.method.to_dict(),
+        "backbone": cfg.backbone.to_dict(),
         "seed": cfg.seed,
-        "guarantee": str(methods[cfg.method["name"]].build.guarantee),
+        "guarantee": str(methods[cfg.method.name].build.guarantee),
         "n_steps": 0 if weights_run(cfg) else cfg.train.n_steps,
         "data": data,
     }
