@@ -33,6 +33,7 @@ class EquiNet(nn.Module):
     sizes: ClassVar[dict[str, dict[str, int]]] = {"published": {}}
 
     def __init__(self, cfg: EquiNetConfig, channels: Mapping[str, int]) -> None:
+        del cfg
         super().__init__()
         if dict(channels) != {"x": 1}:
             raise ValueError(f"backbone 'equinet' takes points on a line, x of 1 column, got {dict(channels)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -49,7 +50,7 @@ class MLP(nn.Module):
         n_in = sum(c * (2 * N_HARMONICS if name == PERIODIC else 1) for name, c in channels.items())
         widths = [cfg.n_points * n_in + 1 + cfg.n_times, *[cfg.width] * cfg.depth]
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Linear(cfg.width, cfg.n_points * sum(channels.values())))
 

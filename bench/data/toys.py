@@ -53,10 +53,9 @@ def load(cfg: ToysConfig) -> DataSet:
     n = len(chosen[0])
     numbers = np.ones(n, np.int64) if identical else np.arange(1, n + 1)
     split = Structures.from_list([(numbers, embedded(shape)) for shape in chosen] * cfg.n_copies)
+    elements = tuple(np.unique(numbers).tolist())
     label = cfg.toy.value.replace("_", " ")
-    data = DataSet(
-        "toys", f"toy: {label}", "made by bench/data/toys.py", tuple(np.unique(numbers).tolist()), *[split] * 3
-    )
+    data = DataSet("toys", f"toy: {label}", "made by bench/data/toys.py", elements, split, split, split)
     if cfg.max_atoms is not None and cfg.max_atoms < n:
         raise DataError(f"toy {label} has {n} points, max_atoms is {cfg.max_atoms}; leave it out")
     return data.limited(None, cfg.n_train)
@@ -91,14 +90,15 @@ TETRAHEDRON = [[1.0, 1.0, 1.0], [1.0, -1.0, -1.0], [-1.0, 1.0, -1.0], [-1.0, -1.
 def cyclohexane(cc: float = 1.53, ch: float = 1.09) -> list[list[float]]:
     """Six carbons, then twelve hydrogens, in angstrom; all angles tetrahedral, so the ring is a chair."""
     height, radius = cc / 6, cc * math.sqrt(8 / 9)
+    up_axis = np.array([0.0, 0.0, 1.0])
     carbons, axial, equatorial = [], [], []
     for k in range(6):
         up = 1 if k % 2 == 0 else -1
         out = np.array([math.cos(math.pi * k / 3), math.sin(math.pi * k / 3), 0.0])
-        carbon = radius * out + [0, 0, up * height]
+        carbon = radius * out + up * height * up_axis
         carbons.append(carbon)
-        axial.append(carbon + [0, 0, up * ch])
-        equatorial.append(carbon + ch * (math.sqrt(8 / 9) * out - np.array([0, 0, up / 3])))
+        axial.append(carbon + up * ch * up_axis)
+        equatorial.append(carbon + ch * (math.sqrt(8 / 9) * out - up / 3 * up_axis))
     return np.array([*carbons, *axial, *equatorial]).tolist()
 
 

@@ -58,7 +58,6 @@ class ToyTask(Task):
 
     Class attributes:
         part: name of the part.
-        one_size: all states have one number of points, which backbones may build on.
     """
 
     part: ClassVar[str] = "x"
@@ -126,13 +125,15 @@ class ToyTask(Task):
         where = torch.stack([near.where for near in found]).gather(
             0, which[None, :, None].expand(1, -1, found[0].where.shape[1])
         )[0]
+        spread = (best.std() / len(best) ** 0.5).item() if len(best) > 1 else None
+        about_rmsd = "mean over samples of the root mean square distance of their points to the nearest g x"
+        about_anisotropy = "norm of the mean group element of the samples; 0 where they are uniform on the orbit"
+        lower, beside = Better.LOWER, Kind.DIAGNOSTIC
         made = [
-            Value("rmsd", "Distance to the law", best.mean().item(), better=Better.LOWER, sem=sem(best),
-                  definition="mean over samples of the root mean square distance of their points to the nearest g x"),
-            Value("rmsd_median", "Distance to the law, median", best.median().item(), better=Better.LOWER, kind=Kind.DIAGNOSTIC),
-            Value("anisotropy", "Anisotropy", where.mean(0).norm().item(), better=Better.LOWER,
-                  definition="norm of the mean group element of the samples; 0 where they are uniform on the orbit"),
-        ]  # fmt: skip
+            Value("rmsd", "Distance to the law", best.mean().item(), "", lower, sem=spread, definition=about_rmsd),
+            Value("rmsd_median", "Distance to the law, median", best.median().item(), "", lower, beside),
+            Value("anisotropy", "Anisotropy", where.mean(0).norm().item(), "", lower, definition=about_anisotropy),
+        ]
         if len(shapes) > 1:
             made += [
                 Value(
@@ -172,11 +173,6 @@ def exchanges(numbers: np.ndarray) -> list[Int[Tensor, "N"]]:
     return [torch.tensor(order) for order in orders if np.array_equal(numbers[order], numbers)]
 
 
-def sem(x: Tensor) -> float | None:
-    """Standard error of a mean."""
-    return (x.std() / len(x) ** 0.5).item() if len(x) > 1 else None
-
-
 def procrustes(x: Float[Tensor, "S N C"], shape: Float[Tensor, "N C"], proper: bool) -> Nearest:
     """Orthogonal matrix R [S, C, C] that brings R shape nearest to x (Kabsch 1976); `proper`: with det R = 1."""
     U, _, Vh = torch.linalg.svd(torch.einsum("sni,nj->sij", x, shape))
@@ -209,13 +205,14 @@ class SignFlip(ToyTask):
         # the same with as many points of the law at -1 as there are negative samples: the published evaluation starts
         # half of the samples from positive noise and half from negative, which imposes the balance
         balanced = (line - line.sign()).square().mean().sqrt().item()
+        about_w2 = "between the samples and half of them at either sign, chance included"
+        about_balanced = "root mean square of x - sign x: W2 with the balance of signs imposed, as published"
+        share, lower = (line > 0).double().mean().item(), Better.LOWER
         return [
-            Value("w2", "W2", w2, better=Better.LOWER, kind=Kind.DIAGNOSTIC,
-                  definition="between samples and half of them at either sign; with n samples 2 / (pi n)^(1/4) of it is chance"),
-            Value("w2_balanced", "W2, signs balanced", balanced, better=Better.LOWER,
-                  definition="root mean square of x - sign x: W2 with the balance of signs imposed, as published"),
-            Value("balance", "Share of positive samples", (line > 0).double().mean().item(), "fraction", kind=Kind.DIAGNOSTIC),
-        ]  # fmt: skip
+            Value("w2", "W2", w2, "", lower, Kind.DIAGNOSTIC, definition=about_w2),
+            Value("w2_balanced", "W2, signs balanced", balanced, "", lower, definition=about_balanced),
+            Value("balance", "Share of positive samples", share, "fraction", kind=Kind.DIAGNOSTIC),
+        ]
 
 
 @tasks.register("planar", ToyOptions)
