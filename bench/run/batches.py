@@ -12,7 +12,8 @@ from bench.tasks.contract import Task
 
 
 class Batches:
-    """Epochs are permutations drawn from the data stream; the last, incomplete batch of an epoch is left out.
+    """Epochs are permutations drawn from the data stream; the last, incomplete batch of an epoch is left out. A batch of
+    the whole training set is in stored order, and encoded once.
 
     A batch is sorted by size, which the backbones' dense blocks want; the order means nothing to the mathematics.
 
@@ -25,10 +26,13 @@ class Batches:
         self.structures, self.task, self.device, self.seed = structures, task, device, seed
         self.batch_size = min(batch_size, len(structures))
         self.per_epoch = len(structures) // self.batch_size
-        self._epoch, self._order = -1, torch.empty(0)
+        self._epoch, self._order = -1, torch.arange(len(structures))
+        self._whole: State | None = None
 
     def indices(self, step: int) -> torch.Tensor:
         """State of a step [batch_size]."""
+        if self.batch_size == len(self.structures):
+            return self._order
         epoch, i = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             rng = torch.Generator().manual_seed(seed_of(self.seed, Stream.DATA, epoch))
@@ -41,4 +45,9 @@ class Batches:
         return index[self.structures.n_atoms[index].argsort(kind="stable")]
 
     def __call__(self, step: int) -> State:
-        return self.task.encode(self.structures.select(self.in_order(step)), self.device)
+        if self._whole is not None:
+            return self._whole
+        state = self.task.encode(self.structures.select(self.in_order(step)), self.device)
+        if self.batch_size == len(self.structures):
+            self._whole = state
+        return state
