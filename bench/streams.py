@@ -25,9 +25,14 @@ class Stream(StrEnum):
     SAMPLING = "sampling"
 
 
-def seed_of(seed: int, stream: Stream | str, step: int) -> int:
-    """63-bit seed of one (seed, stream, step); collisions are those of a random function."""
-    digest = hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=8).digest()
+def seed_of(seed: int, stream: Stream | str, step: int, share: int = 0) -> int:
+    """63-bit seed of one (seed, stream, step); collisions are those of a random function.
+
+    Args:
+        share: which of several shares of a batch draws (micro-batches, ranks).
+    """
+    name = f"{seed}/{stream}/{step}" if share == 0 else f"{seed}/{stream}/{step}/{share}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -38,9 +43,10 @@ class StepStreams:
     seed: int
     step: int
     device: torch.device
+    share: int = 0
 
     def generator(self, stream: Stream | str) -> torch.Generator:
-        return torch.Generator(device=self.device).manual_seed(seed_of(self.seed, stream, self.step))
+        return torch.Generator(device=self.device).manual_seed(seed_of(self.seed, stream, self.step, self.share))
 
     @cached_property
     def data(self) -> torch.Generator:
@@ -70,5 +76,5 @@ class Streams:
     seed: int
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is immutable
 
-    def at(self, step: int) -> StepStreams:
-        return StepStreams(self.seed, step, self.device)
+    def at(self, step: int, share: int = 0) -> StepStreams:
+        return StepStreams(self.seed, step, self.device, share)

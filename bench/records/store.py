@@ -55,7 +55,7 @@ MANIFEST: dict[str, Any] = {
     "schema": int,
     "run": str,  # the folder's name
     "study": str,
-    "status": str,  # running | done | failed | skipped | imported
+    "status": str,  # running | sampled | done | failed | skipped | imported
     "reason": (str, type(None)),  # of a failure, a skip or a full disk, one line
     "method": dict,  # name and options
     "backbone": dict,  # name, size and options
@@ -99,7 +99,6 @@ MANIFEST: dict[str, Any] = {
         "train_network_calls?": int,
         "peak_memory_mb?": Number,
         "n_parallel?": int,  # runs that shared the machine
-        "micro_batches?": int,  # per training batch at the end, where memory did not hold a whole one
     },
     "imported?": {  # of a run whose weights come from a public code's checkpoint; its status is 'imported'
         "file": str,
@@ -109,11 +108,10 @@ MANIFEST: dict[str, Any] = {
         "unused": list,  # arrays that the file holds and nothing needs
         "notes": list,  # what differs from the public code, and what is assumed
     },
-    "scored?": {  # of a run made on a lent machine, which `code` and `environment` are of, and scored on this one
+    "evaluated?": {  # by `equibench evaluate`, where `code` and `environment` are of the machine that sampled
         "code": CODE,
         "platform": str,
         "versions": dict,
-        "left_behind": list,  # what was too large to be brought home
         "at": str,
     },
     "created": str,

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bench.config.run import RunConfig, options_of
 from bench.geometry.state import State
+from bench.registry import datasets
 from bench.streams import Stream, seed_of
+from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
 from bench.tasks.contract import Task
 
@@ -27,7 +30,7 @@ class Batches:
         self.batch_size = min(batch_size, len(structures))
         self.per_epoch = len(structures) // self.batch_size
         self._epoch, self._order = -1, torch.arange(len(structures))
-        self._whole: State | None = None
+        self._whole: dict[tuple[int, int], State] = {}  # by share
 
     def indices(self, step: int) -> torch.Tensor:
         """State of a step [batch_size]."""
@@ -44,10 +47,17 @@ class Batches:
         index = self.indices(step).numpy()
         return index[self.structures.n_atoms[index].argsort(kind="stable")]
 
-    def __call__(self, step: int) -> State:
-        if self._whole is not None:
-            return self._whole
-        state = self.task.encode(self.structures.select(self.in_order(step)), self.device)
+    def __call__(self, step: int, share: int = 0, n_shares: int = 1) -> State:
+        """Clean states of a step, or every n-th of its molecules: batches are sorted by size, shares cost alike."""
+        if (share, n_shares) in self._whole:
+            return self._whole[share, n_shares]
+        state = self.task.encode(self.structures.select(self.in_order(step)[share::n_shares]), self.device)
         if self.batch_size == len(self.structures):
-            self._whole = state
+            self._whole[share, n_shares] = state
         return state
+
+
+
+def load_data(cfg: RunConfig) -> DataSet:
+    """The run's data set."""
+    return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))

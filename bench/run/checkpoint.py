@@ -1,17 +1,18 @@
 """Checkpoints: one safetensors file per state, with everything that a bitwise continuation needs.
 
 Random streams follow from the step, and batches from the step and the seed, so a state is: weights, their average,
-optimiser moments, the clip queue, the step, the seconds trained and the number of micro-batches.
+optimiser moments, the clip queue, the step and the seconds trained.
 
 What is known about the tensors is JSON in the file's own header, with the SHA-256 of itself and of all tensors: there
 is no second file that could fall behind. The newest state and the one before it are kept; a damaged file is a
-`DamagedError`, on which training takes the other one (`bench.run.resume`).
+`DamagedError`, on which training takes the other one (`resume`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from torch import Tensor, nn
 
 from bench.records.inputs import said, size_of
 from bench.records.store import Number, RecordError, check, parse, write_atomically
+from bench.run.distributed import Ranks
 from bench.run.optimiser import TrainingState
 
+log = logging.getLogger("equibench.train")
+
 # of a state or of averaged weights; files without a checksum were written before there was one
-ABOUT = {"step": int, "seconds": Number, "sha256?": str, "micro_batches?": int}
-# newest, the one before, and where the cool-down began
-STATE, PREVIOUS, STABLE = "state.safetensors", "previous.safetensors", "stable.safetensors"
+ABOUT = {"step": int, "seconds": Number, "sha256?": str}
+STATE, PREVIOUS = "state.safetensors", "previous.safetensors"  # the newest, and the one before
 
 
 class CheckpointError(RuntimeError):
@@ -49,7 +52,6 @@ def save_state(path: Path, state: TrainingState, keep: Path | None = None) -> No
             tensors[f"optimiser/{key}/{name}"] = value
     tensors["queue/norms"], tensors["queue/pushed"] = state.queue.norms, state.queue.pushed
     about = {"step": state.step, "seconds": state.seconds}
-    about |= {"micro_batches": state.micro_batches} if state.micro_batches > 1 else {}
     write_tensors(path, tensors, about, keep)
 
 
@@ -77,7 +79,6 @@ def load_state(path: Path, state: TrainingState) -> None:
     for p, moment, value in moments:
         state.optimiser.state(p)[moment] = value.to(p.device)
     state.step, state.seconds = about["step"], float(about["seconds"])
-    state.micro_batches = about.get("micro_batches", 1)
 
 
 def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
@@ -149,7 +150,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def about_of(path: Path) -> dict[str, Any]:
-    """Step, seconds and micro-batches of a checkpoint, from its header alone, which is not checked."""
+    """Step and seconds of a checkpoint, from its header alone, which is not checked."""
     try:
         size_of(path)
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
@@ -176,3 +177,39 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
         digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------- choosing the checkpoint to resume from
+
+
+def resume(folder: Path, ranks: Ranks, state: TrainingState) -> None:
+    """Restore the newest undamaged state, if there is any; rank 0 chooses it, the others read the same.
+
+    Raises:
+        CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
+    """
+    chosen = ranks.from_first(_newest(folder, state) if ranks.writes else None)
+    if chosen is not None and not ranks.writes:
+        load_state(folder / chosen, state)
+
+
+def _newest(folder: Path, state: TrainingState) -> str | None:
+    """Restore the newest undamaged state; returns the name of its file, or None: from the start."""
+    damaged: dict[str, DamagedError] = {}
+    for name in (STATE, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            load_state(folder / name, state)
+        except DamagedError as error:
+            damaged[name] = error
+            continue
+        for other, fault in damaged.items():
+            log.warning("%s; it is set aside as %s.damaged, training continues from %s", fault, other, name)
+            # not over the good one before it, at the next checkpoint
+            (folder / other).replace(folder / f"{other}.damaged")
+        log.info("continuing at step %d", state.step)
+        return name
+    if damaged:
+        raise CheckpointError(" and ".join(str(error) for error in damaged.values()))
+    return None

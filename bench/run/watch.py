@@ -7,6 +7,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +15,8 @@ from bench.config.run import TrainConfig
 from bench.records.store import write_json
 from bench.run.batches import Batches
 from bench.run.checkpoint import PREVIOUS, STATE, about_of
+from bench.run.distributed import Ranks
 from bench.run.model import Model
-from bench.run.parallel import Processes
 from bench.streams import Streams
 
 DIVERGED = 1e6  # loss above which no step of an interval may stay: a network that answers zero is near 1
@@ -53,13 +54,13 @@ class Watch:
         self.n_sound += self.sound
         self.lowest = torch.minimum(self.lowest, loss)
 
-    def fault(self, weights: dict[str, nn.Parameter], processes: Processes) -> Fault | None:
-        """What is wrong, for all processes alike, or None. Weights are looked at too: they are saved next."""
+    def fault(self, weights: dict[str, nn.Parameter], ranks: Ranks) -> Fault | None:
+        """What is wrong, for all ranks alike, or None. Weights are looked at too: they are saved next."""
         norms = torch.stack(torch._foreach_norm([p.detach() for p in weights.values()]))
         sound, finite = torch.stack([self.sound, torch.isfinite(norms).all()]).tolist()
         bad = torch.tensor([not sound, not finite, self.lowest.item() > DIVERGED], dtype=torch.float64)
         self.lowest = torch.full_like(self.lowest, math.inf)
-        not_sound, not_finite, high = (processes.sum(bad.to(self.norm.device)) > 0).tolist()
+        not_sound, not_finite, high = (ranks.sum(bad.to(self.norm.device)) > 0).tolist()
         if not (not_sound or not_finite or high):
             return None
         if not_sound:
@@ -68,9 +69,9 @@ class Watch:
             reason = "weights not finite after the update"
         else:
             reason = f"loss above {DIVERGED:.0e} in every step of an interval"
-        # a gradient that is not finite is everybody's, so all processes stand at the same step
+        # a gradient that is not finite is everybody's, so all ranks stand at the same step
         step = self.start + int(self.n_sound.item()) - int(sound)
-        return Fault(reason, step, processes.sum(self.losses.double()).tolist(), self.norm.item())
+        return Fault(reason, step, ranks.gather(self.losses.double()).tolist(), self.norm.item())
 
 
 def record_fault(
@@ -81,10 +82,10 @@ def record_fault(
     batches: Batches,
     streams: Streams,
     settings: TrainConfig,
+    n_shares: int = 1,
 ) -> None:
     """What there is to know of the offending step; batch and times are functions of the step."""
-    order = batches.in_order(fault.step)
-    t = model.process.draw(len(order), streams.at(fault.step).time).t.tolist()
+    order, t, losses = _molecules(fault, model, batches, streams, n_shares)
     kept = [about_of(path)["step"] for name in (STATE, PREVIOUS) if (path := folder / name).exists()]
     record = {
         "reason": fault.reason,
@@ -97,11 +98,24 @@ def record_fault(
         "lr": settings.lr,
         "molecules": [
             {"index": int(i), "n_atoms": int(n), "t": time_, "loss": _number(loss)}
-            for i, n, time_, loss in zip(order, batches.structures.n_atoms[order], t, fault.losses, strict=True)
+            for i, n, time_, loss in zip(order, batches.structures.n_atoms[order], t, losses, strict=True)
         ],
     }
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         write_json(folder / DIVERGED_FILE, record)
+
+
+def _molecules(
+    fault: Fault, model: Model, batches: Batches, streams: Streams, n_shares: int
+) -> tuple[np.ndarray, list[float], list[float]]:
+    """Molecules of the offending step, share after share, with their times and losses."""
+    whole = batches.in_order(fault.step)
+    order = [whole[share::n_shares] for share in range(n_shares)]
+    t = [
+        model.process.draw(len(indices), streams.at(fault.step, share).time).t.tolist()
+        for share, indices in enumerate(order)
+    ]
+    return np.concatenate(order), [time for times in t for time in times], fault.losses
 
 
 def _number(value: float) -> float | str:
