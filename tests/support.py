@@ -7,6 +7,7 @@ from pathlib import Path
 from bench.run.contract import (  # noqa: F401
     ELEMENTS,
     ELEMENTS_OF_GROUPS,
+    FACTS,
     GROUP_NAMES,
     MEAN_ATOMS,
     SIZES,
