@@ -5,9 +5,9 @@ import os
 import time
 
 import pytest
+from bench.run.parallel import start
 
 from bench.records.store import disk_error
-from bench.run.parallel import start
 
 
 def fail(code: int, slow: bool) -> None:
