@@ -13,7 +13,7 @@ from bench.launch.job import Job
 job = Job()
 
 def on_signal(*_):
-    again = job.checkpoint({}, sys.argv[1], 1, "evaluated")  # as submitit does on a time limit, in the middle of the waiting
+    again = job.checkpoint({}, sys.argv[1], 1, "evaluated")  # as submitit on a time limit, while waiting
     assert again.function.child is None and job.child.returncode is not None
     if sys.argv[2] == "queued again":
         sys.exit(3)
@@ -57,9 +57,9 @@ print(Job().watch({}, sys.argv[1], 1, "evaluated"))
 
 @pytest.mark.parametrize(("name", "dies"), [("SIGTERM", False), ("SIGUSR2", False), ("SIGHUP", True)])
 def test_a_run_that_starts_leaves_slurms_signals_to_its_watcher(tmp_path, name, dies):
-    """Else it would end with a result, and the job would be over instead of requeued; SIGHUP is the negative control."""
+    """Else it would end with a result, and the job would be over instead of requeued. Control: SIGHUP."""
     line = [sys.executable, "-c", SIGNALLED, str(tmp_path), name]
     done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
-    refusal = f"killed by signal {signal.SIGHUP.value}" if dies else "is missing"  # the run's, of an empty configuration
+    refusal = f"killed by signal {signal.SIGHUP.value}" if dies else "is missing"  # of an empty configuration
     assert refusal in done.stdout, done.stdout
