@@ -78,7 +78,9 @@ class Value:
         if isinstance(record["value"], bool) or any(
             isinstance(place, bool) or not isinstance(place, (*Number, str)) for place in at.values()
         ):
-            raise RecordError(f"{where}: 'value' is {record['value']!r} at {at!r:.80}, expected numbers, or words in 'at'")
+            raise RecordError(
+                f"{where}: 'value' is {record['value']!r} at {at!r:.80}, expected numbers, or words in 'at'"
+            )
         plain: dict[str, Any] = {
             key: float(value) if key in NUMBERS and value is not None else value for key, value in record.items()
         }

@@ -160,7 +160,7 @@ COSTS = {
 
 def costs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What a manifest says of costs, as values."""
-    found = [Value("parameters", "Parameters", manifest["parameters"]["total"], "count", kind=Kind.COST)]
+    found = [Value("parameters", "Parameters", float(manifest["parameters"]["total"]), "count", kind=Kind.COST)]
     for key, (label, unit) in COSTS.items():
         if (cost := manifest["cost"].get(key)) is not None:
             found.append(Value(key.removesuffix("_mb"), label, cost, unit, Better.LOWER, Kind.COST))

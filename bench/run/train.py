@@ -139,7 +139,7 @@ def train(
     n_shares = ranks.n * settings.accumulate
     if batches.batch_size % n_shares:
         raise TrainingError(
-            f"a batch of {batches.batch_size} molecules cannot be cut into {n_shares} equal shares (train.n_ranks "
+            f"a batch of {batches.batch_size} molecules cannot be cut into {n_shares} equal shares (train.n_processes "
             f"{ranks.n} times train.accumulate {settings.accumulate}); choose another train.batch_size"
         )
     mine = [ranks.rank * settings.accumulate + i for i in range(settings.accumulate)]
