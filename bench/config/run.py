@@ -86,6 +86,9 @@ class TrainConfig:
     # linear to zero over the last part of the run. A checkpoint is kept where it starts, so that a longer run of the
     # same configuration continues from there and equals one that was planned longer from the beginning
     cooldown_fraction: float = 0.0
+    # the learning rate is multiplied by `lr_decay` every `lr_decay_every` steps
+    lr_decay: float = 1.0
+    lr_decay_every: int = 1000
     # equal seconds instead of equal steps: stop after this many seconds of training steps; n_steps still bounds
     max_seconds: float | None = None
     optimiser: OptimiserName = OptimiserName.ADAMW
@@ -118,6 +121,7 @@ class TrainConfig:
             "n_threads",
             "accumulate",
             "n_processes",
+            "lr_decay_every",
         )
         require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
         require(
@@ -125,6 +129,7 @@ class TrainConfig:
             lr=(self.lr, 0 < self.lr < math.inf, "a positive number"),
             warmup_steps=(self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
             cooldown_fraction=(self.cooldown_fraction, 0 <= self.cooldown_fraction <= 1, "a number from 0 to 1"),
+            lr_decay=(self.lr_decay, 0 < self.lr_decay <= 1, "a number above 0 and at most 1"),
             adam_beta2=(self.adam_beta2, 0 <= self.adam_beta2 < 1, "a number from 0 to below 1"),
             ema_decay=(self.ema_decay, 0 <= self.ema_decay < 1, "a number from 0 to below 1"),
             clip_norm=(self.clip_norm, self.clip_norm > 0, "a positive number"),
@@ -456,6 +461,8 @@ def reason_to_skip(cfg: RunConfig) -> str | None:
             f"method {cfg.method.name!r} needs an equivariant backbone, got {cfg.backbone.name!r}; "
             f"choose {' or '.join(fitting)}, or {other}"
         )
+    if getattr(backbone, "one_size", False) and not tasks[cfg.task["name"]].build.one_size:
+        return f"backbone {cfg.backbone['name']!r} takes states of one size, those of task {cfg.task['name']!r} differ"
     parent = weights_run(cfg)
     if parent is None:
         return None

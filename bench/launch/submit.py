@@ -287,7 +287,7 @@ class Submission:
                 self.submit(self.executors[wanted], group)
             except FailedJobError as error:
                 each = f"{wanted.cpus} cores and {wanted.gpus} GPUs each"
-                line = f"{self.launch.cluster} refuses {len(group)} runs that need {each}: {word(error)}"
+                line = f"{self.launch.cluster} refuses {len(group)} runs that need {each}: {last_line(error)}"
                 if first:
                     raise ConfigError(line) from error
                 log.warning("%s; trying again every %d s", line, AGAIN_SECONDS)
@@ -376,7 +376,7 @@ def watch_queue() -> None:
 TELLING = (r"^slurmstepd\S*: error: (.+)", r"^\w+: error: (.+)", r"^[\w.]+(?:Error|Exception): .+", r"^.+")
 
 
-def word(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     """The line that says most of what submitit raises, which may hold all that a job has written."""
     for kind in TELLING:
         if found := re.findall(kind, str(error), flags=re.MULTILINE):
@@ -390,7 +390,7 @@ def outcome(item: Item) -> str | None:
         line = item.job.result()
     except Exception as error:  # killed, lost by the cluster, or no room for its word
         left = shutil.disk_usage(item.folder.parent).free
-        why = word(error) if left > LITTLE else f"{os.strerror(errno.ENOSPC)}: {left} bytes for {item.folder}"
+        why = last_line(error) if left > LITTLE else f"{os.strerror(errno.ENOSPC)}: {left} bytes for {item.folder}"
         return f"ended without a word ({why}); {records.CONTINUES}"
     if line and line != BUSY and not line.endswith(records.CONTINUES):
         item.record_failure(line)

@@ -11,6 +11,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from bench.records.values import Better, Kind, Value
 from bench.registry import measures
 from bench.run.model import Model, make_task
 from bench.run.sample import in_order, sample_prompt
+from bench.run.train import example, training_loss
 from bench.structures import files
 from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
@@ -88,7 +90,12 @@ def subject_of(cfg: RunConfig, model: Model, data: DataSet, on_batch: Callable[[
     """A trained model as measures see it."""
     return Subject(
         process=model.process,
+        group=model.task.group,
         predict=model.predict,
+        example=partial(example, model),
+        losses=partial(training_loss, model),
+        weights=model.named_weights(),
+        trains=model.method.weights_of is None,
         encode=model.task.encode,
         data=data,
         facts=data.facts,
@@ -153,7 +160,7 @@ COSTS = {
 
 def costs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What a manifest says of costs, as values."""
-    found = [Value("parameters", "Parameters", manifest["parameters"]["total"], "count", kind=Kind.COST)]
+    found = [Value("parameters", "Parameters", float(manifest["parameters"]["total"]), "count", kind=Kind.COST)]
     for key, (label, unit) in COSTS.items():
         if (cost := manifest["cost"].get(key)) is not None:
             found.append(Value(key.removesuffix("_mb"), label, cost, unit, Better.LOWER, Kind.COST))

@@ -132,7 +132,7 @@ def facts_of(about: dict[str, Any], path: Path) -> Facts:
         SizeDistribution(sizes)
     except ValueError as error:
         raise RecordError(f"{path}: 'sizes': {truncate(str(error))}") from error
-    return Facts(tuple(elements), about["mean_atoms"], sizes)
+    return Facts(tuple(elements), float(about["mean_atoms"]), sizes)
 
 
 def weights_file(folder: Path, weights_from: str | None) -> Path:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bench.config.run import RunConfig, TrainConfig
 from bench.diffusion.process import weighted_error
+from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
 from bench.records.schema import STEP, check
 from bench.records.store import RunFolder, append_line, as_line, read_steps, write_atomically
@@ -34,21 +35,29 @@ class TrainingError(RuntimeError):
     """Training stopped: the loss diverged, or the batch cannot be cut as asked."""
 
 
-def training_loss(model: Model, clean: State, rng: StepStreams) -> Tensor:
-    """Loss of each molecule of a batch [B]: the whole of what is compared between methods.
+def example(model: Model, clean: State, rng: StepStreams, level: Level | None = None) -> tuple[Noised, State]:
+    """A noised batch, and what the network regresses on.
 
     Args:
         clean: clean states, scaled and within their spaces.
         rng: the step's streams; `method` draws never shift the others.
+        level: noise levels, drawn unless they are given.
     """
     process, method = model.process, model.method
     clean = method.augment(clean, rng.method)
-    level = process.draw(len(clean), rng.time, clean.dtype)
+    if level is None:
+        level = process.draw(len(clean), rng.time, clean.dtype)
     noise = method.couple(clean, process.noise(clean.layout, rng.noise, clean.dtype, clean.context), rng.method)
     noised = process.noised(clean, noise, level)
-    target = process.parametrisation.target(method.target(noised, rng.method), noised)
-    prediction = method.predict(model.denoiser, noised.z_t, level, rng.method)
-    return process.training_loss(method.loss(prediction, target, noised), prediction, target, noised)
+    return noised, process.parametrisation.target(method.target(noised, rng.method), noised)
+
+
+def training_loss(model: Model, clean: State, rng: StepStreams, level: Level | None = None) -> Tensor:
+    """Loss of each molecule of a batch [B]: with `example` the whole of what is compared between methods."""
+    noised, target = example(model, clean, rng, level)
+    prediction = model.method.predict(model.denoiser, noised.z_t, noised.level, rng.method)
+    error = model.method.loss(prediction, target, noised)
+    return model.process.training_loss(error, prediction, target, noised)
 
 
 class BatchLoss(nn.Module):
@@ -130,7 +139,7 @@ def train(
     n_shares = ranks.n * settings.accumulate
     if batches.batch_size % n_shares:
         raise TrainingError(
-            f"a batch of {batches.batch_size} molecules cannot be cut into {n_shares} equal shares (train.n_ranks "
+            f"a batch of {batches.batch_size} molecules cannot be cut into {n_shares} equal shares (train.n_processes "
             f"{ranks.n} times train.accumulate {settings.accumulate}); choose another train.batch_size"
         )
     mine = [ranks.rank * settings.accumulate + i for i in range(settings.accumulate)]
