@@ -184,7 +184,9 @@ def set_dotted(page: dict[str, Any], dotted: str, value: Any) -> None:
     """page['a']['b'] = value for the key 'a.b'."""
     *parents, last = dotted.split(".")
     for parent in parents:
-        page = page.setdefault(parent, {})
+        if page.get(parent) is None:
+            page[parent] = {}
+        page = page[parent]
         if not isinstance(page, dict):
             raise ConfigError(f"'{truncate(dotted)}' cannot be set: '{parent}' is {shown(page)}, expected a mapping")
     page[last] = value

@@ -137,7 +137,7 @@ def test_time_features_see_times_up_to_one():
 
     page = {"study": "tests", "method": "plain", "data": {"name": "mini"}}
     scaled = page | {"backbone": {"name": "dit", "time_scale": 1000.0}}
-    assert build(RunConfig, scaled).backbone["time_scale"] == 1000.0
+    assert build(RunConfig, scaled).backbone.options.time_scale == 1000.0
     assert build(RunConfig, page | {"backbone": "dit", "diffusion": {"edm_compat": True}}).diffusion.edm_compat
     with pytest.raises(ConfigError, match=r"time_scale' is 1000\.0, expected 1, as published"):
         build(RunConfig, scaled | {"diffusion": {"edm_compat": True}})

@@ -207,14 +207,13 @@ def built(**given: Any) -> tuple[Any, Any, Any]:
     """Configuration, model and data of a cell."""
     import torch
 
-    from bench.config.run import options_of
     from bench.registry import datasets
     from bench.run.acceleration import accelerate
     from bench.run.model import Model
 
     cfg = config(**given)
     torch.set_num_threads(cfg.train.n_threads)
-    data = datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
+    data = datasets[cfg.data.name].build(cfg.data.options)
     model = Model.build(cfg, data.facts).to(cfg.train.device)
     accelerate(model, cfg.train)
     return cfg, model, data

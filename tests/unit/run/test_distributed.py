@@ -135,7 +135,7 @@ def run_folder(folder: Path, method: Any, **settings: Any) -> RunConfig:
         file.load()
         given["plugins"] = [{"path": file.path, "sha256": file.sha256}]
     cfg = build(RunConfig, given)
-    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.page()))
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.to_dict()))
     return cfg
 
 
