@@ -26,8 +26,8 @@ from support import (
 )
 
 from bench.backbones import e3
-from bench.diffusion.parametrisation import Predict
 from bench.config.run import SampleConfig
+from bench.diffusion.parametrisation import Predict
 from bench.diffusion.paths import polynomial_2, time_grid
 from bench.diffusion.process import Process
 from bench.diffusion.sampler import reverse_coefficients, sample
