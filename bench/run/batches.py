@@ -57,7 +57,6 @@ class Batches:
         return state
 
 
-
 def load_data(cfg: RunConfig) -> DataSet:
     """The run's data set."""
     return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))

@@ -173,7 +173,9 @@ def test_posterior_means_turn_with_z_and_do_not_see_which_element_made_it(group,
     mean = group.posterior_mean(made)
 
     def of(z_t: State, clean: State) -> State:
-        return group.posterior_mean(Noised(clean, made.spaces.displacement(z_t, clean, made.level), z_t, made.level, made.spaces))
+        return group.posterior_mean(
+            Noised(clean, made.spaces.displacement(z_t, clean, made.level), z_t, made.level, made.spaces)
+        )
 
     part = group.part if hasattr(group, "part") else "x"
     turned = of(group.act(g, made.z_t), made.clean)

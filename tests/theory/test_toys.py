@@ -46,7 +46,9 @@ def config(toy: Toy, method: str = "haar", backbone: dict | None = None, **more)
         "method": method,
         "backbone": backbone or {"name": "mlp", "size": "tiny", "n_points": len(shapes(toy)[0])},
         "data": {"name": "toys", "toy": toy.value, "n_copies": 16},
-        "diffusion": exploding if group == "torus" else {"path": "linear_sigma", "n_levels": 20, "parametrisation": "clean"},
+        "diffusion": exploding
+        if group == "torus"
+        else {"path": "linear_sigma", "n_levels": 20, "parametrisation": "clean"},
         "train": {"n_steps": 4, "batch_size": 8, "n_valid": 8, "log_every": 2, "valid_every": 2},
         "sample": {"n_molecules": 8, "n_steps": 10},
     }
@@ -100,7 +102,9 @@ def test_equinet_has_91_parameters_and_is_odd():
     z = State({"x": torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]}, Layout([1] * 7))
     t = torch.linspace(0, 1, 7, dtype=torch.float64)
     torch.testing.assert_close(net(z.replace(x=-z.x), t).x, -net(z, t).x)
-    assert (net.f(torch.cat([z.x, t[:, None]], 1)) + net.f(torch.cat([-z.x, t[:, None]], 1))).abs().max() > 1e-3  # control
+    assert (
+        net.f(torch.cat([z.x, t[:, None]], 1)) + net.f(torch.cat([-z.x, t[:, None]], 1))
+    ).abs().max() > 1e-3  # control
     with pytest.raises(ValueError, match="points on a line"):
         EquiNet(EquiNetConfig(), {"x": 3})
 
@@ -127,7 +131,9 @@ def optimum_values(toy: Toy, method, **options) -> dict[str, float]:
     return {v.name: v.value for v in found if not v.at}
 
 
-@pytest.mark.parametrize("toy", [Toy.SIGN_FLIP, Toy.PLANAR_ONE, Toy.CHIRAL_TETRAHEDRON, Toy.TWO_POINTS, Toy.TORUS_PAIR], ids=str)
+@pytest.mark.parametrize(
+    "toy", [Toy.SIGN_FLIP, Toy.PLANAR_ONE, Toy.CHIRAL_TETRAHEDRON, Toy.TWO_POINTS, Toy.TORUS_PAIR], ids=str
+)
 def test_targets_scatter_around_the_optimum_as_their_estimator_says(toy):
     exact = optimum_values(toy, "orbit_rb_exact")["target_error_mean"]
     sampled = optimum_values(toy, {"name": "orbit_rb", "n_draws": 8})["target_error_mean"]
