@@ -20,8 +20,8 @@ from typing import Any
 
 from bench.diffusion.process import DiffusionConfig
 from bench.diffusion.sampler import Sampler
-from bench.records.inputs import cut, is_folder_name
-from bench.records.pages import PageError, read_page
+from bench.records.inputs import YamlError, is_folder_name, read_yaml, truncate
+from bench.records.store import RunFolder
 from bench.registry import (
     PluginError,
     PluginFile,
@@ -43,7 +43,7 @@ class ConfigError(ValueError):
 
 
 def shown(value: Any) -> str:
-    return cut(repr(value))
+    return truncate(repr(value))
 
 
 def require(where: str, **conditions: tuple[Any, bool, str]) -> None:
@@ -263,7 +263,7 @@ def build(cls: Any, values: Any, where: str = "") -> Any:
     for key in values:
         if key not in known:
             hint = nearest(str(key), known) if known else "it has no options"
-            raise ConfigError(f"unknown key '{prefix}{cut(str(key))}'; {hint}")
+            raise ConfigError(f"unknown key '{prefix}{truncate(str(key))}'; {hint}")
     for f in dataclasses.fields(cls):
         if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"'{prefix}{f.name}' is missing; it has no default")
@@ -387,12 +387,12 @@ def read_run(folder: Path, trusted: bool = False) -> RunConfig:
     Args:
         trusted: execute the plug-in files that it names. Else they have to be loaded already.
     """
-    path = folder / "config.yaml"
+    path = RunFolder(folder).config
     try:
-        page = read_page(path)
+        page = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(f"{folder} is no run folder: it has no config.yaml") from None
-    except (PageError, OSError) as error:
+    except (YamlError, OSError) as error:
         raise ConfigError(str(error)) from error
     with naming(path):
         return trusted_run(page) if trusted else build(RunConfig, page)

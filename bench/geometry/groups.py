@@ -422,6 +422,3 @@ def weighted_noise(group: Group, g: list[Tensor], log_weights: Float[Tensor, "K 
         term = noise.map(lambda part, state=noise, weight=weight: state.spread(weight, part) * part)
         total = term if total is None else total.combine(term, torch.add)
     return total
-
-
-GROUPS: dict[GroupName, type[RotationGroup]] = {GroupName.O3: O3, GroupName.SO3: SO3}

@@ -16,14 +16,15 @@ from bench.config.run import RunConfig, TrainConfig
 from bench.diffusion.process import weighted_error
 from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
-from bench.records.store import STEP, append_line, as_line, check, read_steps, write_atomically
+from bench.records.schema import STEP, check
+from bench.records.store import RunFolder, append_line, as_line, read_steps, write_atomically
 from bench.run.batches import Batches
 from bench.run.checkpoint import PREVIOUS, STATE, resume, save_state
 from bench.run.clock import Timer
 from bench.run.distributed import Ranks
 from bench.run.model import Model
 from bench.run.optimiser import TrainingState, learning_rate, progress
-from bench.run.watch import DIVERGED_FILE, Watch, record_fault
+from bench.run.watch import Watch, record_fault
 from bench.streams import StepStreams, Streams
 from bench.structures.structures import Structures
 
@@ -138,7 +139,7 @@ def train(
     n_shares = ranks.n * settings.accumulate
     if batches.batch_size % n_shares:
         raise TrainingError(
-            f"a batch of {batches.batch_size} molecules cannot be cut into {n_shares} equal shares (train.n_ranks "
+            f"a batch of {batches.batch_size} molecules cannot be cut into {n_shares} equal shares (train.n_processes "
             f"{ranks.n} times train.accumulate {settings.accumulate}); choose another train.batch_size"
         )
     mine = [ranks.rank * settings.accumulate + i for i in range(settings.accumulate)]
@@ -147,11 +148,11 @@ def train(
     state = TrainingState.at_start(model.named_weights(), settings)
     resume(folder, ranks, state)
     if ranks.writes:
-        steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= state.step]
+        steps = [line for line in read_steps(RunFolder(folder).steps) if line["step"] <= state.step]
         if state.step != (steps[-1]["step"] if steps else 0):
-            log.warning("%s: lines before step %d are missing, and not made again", folder / "steps.jsonl", state.step)
-        _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
-        (folder / DIVERGED_FILE).unlink(missing_ok=True)
+            log.warning("%s: lines before step %d are missing, and not made again", RunFolder(folder).steps, state.step)
+        _write_steps(RunFolder(folder).steps, steps)  # lines after the checkpoint are made again
+        RunFolder(folder).diverged.unlink(missing_ok=True)
     loss_of = ranks.wrap(BatchLoss(model))
     saved = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
@@ -185,7 +186,7 @@ def train(
                 if ranks.writes:
                     record_fault(folder, fault, state.step, model, batches, streams, settings, n_shares)
                 raise TrainingError(
-                    f"{fault.reason} at step {fault.step} ({DIVERGED_FILE} has its molecules); "
+                    f"{fault.reason} at step {fault.step} ({RunFolder(folder).diverged.name} has its molecules); "
                     "lower train.lr, or clip harder; the last checkpoint is kept"
                 )
             state.seconds += timer.read()
@@ -204,8 +205,8 @@ def train(
                 state.average.swap(state.weights)
                 line["valid_loss"] = validation()
                 state.average.swap(state.weights)
-            check(line, STEP, "steps.jsonl")
-            append_line(folder / "steps.jsonl", line)
+            check(line, STEP, str(RunFolder(folder).steps))
+            append_line(RunFolder(folder).steps, line)
             log.info("step %d of %d, loss %.4f", state.step, settings.n_steps, line["loss"])
             on_log(state.step)
             if finished or time.monotonic() - saved > settings.checkpoint_seconds:
