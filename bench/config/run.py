@@ -451,18 +451,23 @@ def weights_run(cfg: RunConfig) -> RunConfig | None:
     return dataclasses.replace(cfg, method=resolve(methods, chosen, "method.weights_of"))
 
 
+def takes_states(backbone: str, cfg: RunConfig) -> bool:
+    """Whether a backbone takes the states of the task: some take states of one size alone."""
+    return tasks[cfg.task.name].build.one_size or not getattr(backbones[backbone].build, "one_size", False)
+
+
 def reason_to_skip(cfg: RunConfig) -> str | None:
     """Why a combination of method and backbone makes no sense, or None."""
     method, backbone = methods[cfg.method.name].build, backbones[cfg.backbone.name].build
+    if not takes_states(cfg.backbone.name, cfg):
+        return f"backbone {cfg.backbone.name!r} takes states of one size, those of task {cfg.task.name!r} differ"
     if method.needs_equivariant_backbone and not backbone.equivariant:
-        fitting = [name for name in backbones if backbones[name].build.equivariant]
+        fitting = [name for name in backbones if backbones[name].build.equivariant and takes_states(name, cfg)]
         other = "a method without that need" if method.otherwise is None else f"method {method.otherwise!r}"
         return (
             f"method {cfg.method.name!r} needs an equivariant backbone, got {cfg.backbone.name!r}; "
             f"choose {' or '.join(fitting)}, or {other}"
         )
-    if getattr(backbone, "one_size", False) and not tasks[cfg.task["name"]].build.one_size:
-        return f"backbone {cfg.backbone['name']!r} takes states of one size, those of task {cfg.task['name']!r} differ"
     parent = weights_run(cfg)
     if parent is None:
         return None

@@ -50,7 +50,9 @@ def test_a_state_without_features_gets_an_answer_without_them(backbone):
 @pytest.mark.parametrize("n_dimensions", [1, 2])
 def test_points_may_have_any_number_of_dimensions(backbone, n_dimensions):
     _, _, level, z = states(dtype=torch.float32)
-    network = backbones[backbone].build(resolve(backbones, plug_in(backbones, backbone), "backbone").options, {"x": n_dimensions})
+    network = backbones[backbone].build(
+        resolve(backbones, plug_in(backbones, backbone), "backbone").options, {"x": n_dimensions}
+    )
     x = z.x[:, :n_dimensions]
     assert network(State({"x": x}, z.layout), level.t.float()).x.shape == x.shape
 
