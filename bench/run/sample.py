@@ -15,7 +15,7 @@ from bench.diffusion.process import Process
 from bench.diffusion.sampler import sample
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
-from bench.geometry.state import State
+from bench.geometry.state import State, context_to
 from bench.records.inputs import cut, is_folder_name
 from bench.records.store import DATA, MANIFEST, RecordError, read_json
 from bench.run.acceleration import accelerate
@@ -56,7 +56,7 @@ def sample_prompt(
             streams.sampling,
             on_step,
             settings.sampler,
-            prompt.context,
+            context_to(prompt.context, device),
         )
         state = model.method.finish(state, streams.method)
     return model.task.decode(state)
