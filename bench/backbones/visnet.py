@@ -121,13 +121,13 @@ class ViSNet(nn.Module):
                 f"backbone 'visnet' is for points in 3 dimensions, got {channels['x']}; choose egnn, gdm or dit"
             )
         n_features, width = channels.get("h", 0), cfg.width
-        self.embedding = Float32Linear(n_features + 1, width)
+        self.embedding = Float32Linear(n_features + 1, 2 * width)  # e_i and e'_i
         self.elements = nn.Embedding(MAX_NUMBER + 1, 2 * width) if cfg.given_elements else None
         self.position = Float32Linear(1, width, bias=False)
         self.basis = ExpNormalSmearing(cfg.cutoff, cfg.n_basis, trainable=False)
         self.sphere = Sphere(cfg.lmax)
         self.neighbours = NeighborEmbedding(width, cfg.n_basis, cfg.cutoff)
-        self.neighbours.embedding = Float32Linear(n_features + 1, width)  # instead of one of nuclear charges
+        del self.neighbours.embedding  # of nuclear charges; e'_i stands in its place
         self.edges = EdgeEmbedding(cfg.n_basis, width)
         self.layers = nn.ModuleList(
             ViS_MP(cfg.n_heads, width, cfg.cutoff, None, False, last_layer=layer == cfg.depth - 1)
@@ -172,15 +172,15 @@ class ViSNet(nn.Module):
         basis: Float[Tensor, "P N"],
     ) -> Float[Tensor, "A H"]:
         """s_i: `NeighborEmbedding.forward` on features, without its search for self-loops, which waits for a device."""
-        own, other = self.embedding(given), self.neighbours.embedding(given)
+        embedded = self.embedding(given)
         if self.elements is not None:
             if z.context is None or "z" not in z.context:
                 raise ValueError(
                     "backbone 'visnet' with given_elements needs nuclear charges `z` in the context, and this task "
                     "gives none; leave given_elements out"
                 )
-            of_own, of_other = self.elements(z.context.z).chunk(2, dim=1)
-            own, other = own + of_own, other + of_other
+            embedded = embedded + self.elements(z.context["z"])
+        own, other = embedded.chunk(2, dim=1)
         weights = self.neighbours.distance_proj(basis) * self.neighbours.cutoff(distance)[:, None]
         gathered = self.neighbours.propagate(edge_index, x=other, W=weights)
         return self.neighbours.combine(torch.cat([own, gathered], dim=1))

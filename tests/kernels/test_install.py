@@ -18,6 +18,7 @@ PAIRS = {
     ("symdiff", "dit"): ["dit_passes"],
     ("symdiff", "egnn"): ["pair_mlp", "dit_passes"],
     ("edm", "e3"): [],
+    ("edm", "visnet"): [],
 }
 needs_compiler = pytest.mark.skipif(library(dit_passes.SOURCE) is None, reason="no C compiler")
 

@@ -26,7 +26,10 @@ def seen_in_bf16(backbone: str, what: str) -> float:
 
 @pytest.mark.parametrize(
     ("backbone", "what"),
-    [("dit", "h"), ("egnn", "t"), ("egnn", "h"), ("gdm", "x"), ("gdm", "t"), ("e3", "t"), ("e3", "h")],
+    [
+        *(("dit", "h"), ("egnn", "t"), ("egnn", "h"), ("gdm", "x"), ("gdm", "t")),
+        *(("e3", "t"), ("e3", "h"), ("visnet", "t"), ("visnet", "h")),
+    ],
 )
 def test_what_enters_a_network_is_not_rounded(backbone, what, monkeypatch):
     """Control: layers that autocast reaches see no difference."""
@@ -55,6 +58,7 @@ def test_points_may_have_any_number_of_dimensions(backbone, n_dimensions):
     assert network(State({"x": x}, z.layout), level.t.float()).x.shape == x.shape
 
 
-def test_e3_is_for_three_dimensions():
+@pytest.mark.parametrize("backbone", ["e3", "visnet"])
+def test_some_backbones_are_for_three_dimensions(backbone):
     with pytest.raises(ValueError, match="for points in 3 dimensions, got 2"):
-        backbones["e3"].build(options_of(backbones, plug_in(backbones, "e3")), {"x": 2})
+        backbones[backbone].build(options_of(backbones, plug_in(backbones, backbone)), {"x": 2})
