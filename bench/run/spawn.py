@@ -23,7 +23,7 @@ import torch
 import torch.multiprocessing as mp
 
 from bench.config.run import read_run
-from bench.records.store import disk_error
+from bench.records.store import RunFolder, disk_error
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.distributed import Ranks, joined
@@ -59,7 +59,7 @@ def _rank(rank: int, n: int, parent: int, store: str, device: str, full: Any, fo
     _die_with(parent)
     with joined(device, init_method=store, rank=rank, world_size=n):
         try:
-            train_folder(Path(folder))
+            train_folder(Path(folder), trusted=True)  # whose configuration this rank's parent has written
         except Exception as error:
             if disk := disk_error(error):
                 full.put((disk.errno, disk.strerror))
@@ -74,12 +74,16 @@ def _die_with(parent: int) -> None:
             os._exit(1)
 
 
-def train_folder(folder: Path) -> None:
-    """Train the run of a folder whose configuration is written; called on each rank."""
-    cfg = read_run(folder)
+def train_folder(folder: Path, trusted: bool = False) -> None:
+    """Train the run of a folder whose configuration is written; called on each rank.
+
+    Args:
+        trusted: execute the plug-in files that the configuration names.
+    """
+    cfg = read_run(folder, trusted)
     if Ranks.here().writes:
         logging.basicConfig(
-            filename=folder / "log.txt",
+            filename=RunFolder(folder).log,
             level=logging.INFO,
             format="%(asctime)s %(name)s %(levelname)s %(message)s",
         )

@@ -18,7 +18,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from bench.records.store import read_json, read_steps
+from bench.records.store import EVALUATION, read_json, read_steps
+from bench.records.values import Kind
 
 TINY = {
     "study": "tiny",
@@ -36,7 +37,7 @@ TINY = {
             "checkpoint_seconds": 0.0,
         },
         "sample": {"n_molecules": 24, "n_steps": 8, "batch_size": 8},
-        "evaluate": {"n_nll_molecules": 16, "n_nll_passes": 1},
+        "measures": {"likelihood": {"n_molecules": 16, "n_passes": 1}},
     },
     "grid": [
         {"method": ["symdiff_haar", "haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]},
@@ -48,6 +49,7 @@ TINY = {
     ],
     "launch": {"cluster": "debug"},
 }
+ONE = [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -80,8 +82,9 @@ def contents(runs: Path) -> dict[str, object]:
         if (folder / "samples.npz").exists():
             with np.load(folder / "samples.npz", allow_pickle=False) as samples:
                 found |= {f"{folder.name}/samples/{name}": samples[name].tobytes() for name in samples.files}
-            evaluation = read_json(folder / "eval.json")
-            found[f"{folder.name}/eval"] = {k: evaluation[k] for k in ("metrics", "nll", "intervals", "step")}
+            evaluation = read_json(folder / "eval.json", EVALUATION)
+            values = [value for value in evaluation["values"] if value.get("kind") != Kind.COST]
+            found[f"{folder.name}/eval"] = (evaluation["step"], values, evaluation["data_values"])
     return found
 
 
@@ -211,33 +214,36 @@ def test_changed_sampling_is_not_mistaken_for_done(straight, tmp_path):
 
 def test_the_comparison_notices_another_seed(straight, tmp_path):
     """Negative control of the bitwise comparison: one training seed further, nothing is equal."""
-    path = write_study(
-        tmp_path, grid=[{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [1]}]
-    )
+    path = write_study(tmp_path, grid=[{**ONE[0], "seed": [1]}])
     assert command("run", str(path), cwd=tmp_path).returncode == 0
     (ours,) = (tmp_path / "runs/tiny").glob("haar-*/samples.npz")
     (theirs,) = (straight / "runs/tiny").glob("haar-*/samples.npz")
     assert np.load(ours)["positions"].tobytes() != np.load(theirs)["positions"].tobytes()
 
 
-def test_extending_a_run_equals_planning_it_longer(straight, tmp_path):
-    grid = [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}]
-    for n_steps in (24, 40):
-        path = write_study(tmp_path, grid=grid)
-        done = command("run", str(path), f"train.n_steps={n_steps}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-    ours, theirs = contents(tmp_path / "runs/tiny"), contents(straight / "runs/tiny")
+def test_sampled_and_then_evaluated_equals_straight(straight, tmp_path):
+    """`run --until sampled` leaves no evaluation, loads no RDKit, and is done; `evaluate` gives the same values."""
+    path = write_study(tmp_path, grid=ONE)
+    runs = tmp_path / "runs/tiny"
+    done = command("run", str(path), "--until", "sampled", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = runs.glob("haar-*")
+    assert not (folder / "eval.json").exists()
+    assert "1 sampled" in command("status", "tiny", cwd=tmp_path).stdout
+    assert "0 to do" in command("run", str(path), "--until", "sampled", cwd=tmp_path).stderr
+    done = command("evaluate", str(folder), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"evaluated: {folder}\n"
+    ours, theirs = contents(runs), contents(straight / "runs/tiny")
+    assert len(ours) > 3
     assert [key for key in ours if ours[key] != theirs[key]] == []
-    shorter = command("run", str(path), "train.n_steps=24", cwd=tmp_path)
-    assert shorter.returncode == 1
-    assert "can be extended but not cut" in shorter.stderr
+    assert "0 to do" in command("run", str(path), cwd=tmp_path).stderr
 
 
 @SLOW
-def test_several_processes_train_one_run(straight, tmp_path):
-    """By option, and by torchrun on a run's folder: the losses of one process, which the manifest tells apart."""
-    grid = [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}]
-    path = write_study(tmp_path, grid=grid)
+def test_several_ranks_train_one_run(straight, tmp_path):
+    """By option, and by torchrun on a run's folder: equal losses. The losses of one rank are those of other draws."""
+    path = write_study(tmp_path, grid=ONE)
     done = command("run", str(path), "train.n_processes=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs/tiny").glob("haar-*")
@@ -246,22 +252,14 @@ def test_several_processes_train_one_run(straight, tmp_path):
     def losses(run: Path) -> list[float]:
         return [json.loads(line)["loss"] for line in (run / "steps.jsonl").read_text().splitlines()]
 
-    assert losses(folder) == pytest.approx(losses(straight / "runs/tiny" / folder.name), rel=1e-4)
+    (one_rank,) = (straight / "runs/tiny").glob("haar-*")
+    assert losses(folder) != pytest.approx(losses(one_rank), rel=1e-4)
     other = tmp_path / "torchrun" / folder.name
     other.mkdir(parents=True)
     shutil.copy(folder / "config.yaml", other)
-    line = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "bench.run.parallel",
-    ]
-    done = subprocess.run(
-        [*line, str(other)], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True
-    )
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    line = [*ranks, "bench.run.spawn", str(other)]
+    done = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert losses(other) == pytest.approx(losses(folder), rel=1e-6)
 

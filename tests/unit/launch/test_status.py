@@ -1,4 +1,4 @@
-"""`equibench status`, `logs` and `cancel` on made-up records and processes: no training, no torch."""
+"""`equibench status` and `logs` on made-up records and workers: no training, no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,20 +13,19 @@ import yaml
 from fabricated_study import edit, manifest, run_name, write_study
 
 from bench.cli.main import main
-from bench.launch import launches, status
+from bench.launch import queue, status
+from bench.launch.queue import submitted
+from bench.records import schema
 from bench.records import store as records
-from bench.records.store import write_json
+from bench.records.store import StudyFolder, write_json
 
 TRAIN = {"n_steps": 400, "max_seconds": None}
-PAGE = {"train": TRAIN, "sample": {"n_molecules": 10, "batch_size": 4}}
+CONFIG = {"train": TRAIN, "sample": {"n_molecules": 10, "batch_size": 4}}
 HOLD = """
-import sys, signal, time
+import sys, time
 from pathlib import Path
-from bench.records.lock import hold, write_line
-if "deaf" in sys.argv:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-with hold(Path(sys.argv[1])) as file:
-    write_line(file, {"cluster": "local"})
+from bench.records.lock import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -35,11 +33,11 @@ with hold(Path(sys.argv[1])) as file:
 
 @pytest.fixture
 def start():
-    """Start processes that hold a lock file, with 'deaf' ones that cannot be interrupted."""
+    """Start workers that hold a run's folder."""
     started = []
 
-    def hold(path: Path, *how: str) -> subprocess.Popen:
-        line = [sys.executable, "-c", HOLD, str(path), *how]
+    def hold(folder: Path) -> subprocess.Popen:
+        line = [sys.executable, "-c", HOLD, str(folder)]
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         started.append(process)
         assert process.stdout is not None
@@ -57,22 +55,22 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """runs/made_up: done, failed and skipped runs, one at work (bare 0), and one that has not begun (bare 7)."""
     monkeypatch.chdir(tmp_path)
     folder = write_study(Path("runs/made_up"))
-    for run in records.run_folders(folder):
-        (run / "config.yaml").write_text(yaml.safe_dump(PAGE))
+    for run in StudyFolder(folder).runs():
+        (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
         (run / "lock").touch()
     edit(folder / run_name("bare", "dit", 0) / "manifest.json", status="running")
     whole = [manifest("bare", "dit", seed, 0) for seed in (0, 7)]
     keys = ("run", "study", "method", "backbone", "seed", "guarantee", "n_steps", "data")
-    runs = [{key: one[key] for key in keys} | {"config": PAGE} for one in whole]
+    runs = [{key: one[key] for key in keys} | {"config": CONFIG} for one in whole]
     plan = {
-        "schema": 1,
+        "schema": records.SCHEMA_VERSION,
         "written_by": "0.1.0",
         "study": "made_up",
-        "argument": "page.yaml",
+        "argument": "study.yaml",
         "created": "",
         "runs": runs,
     }
-    write_json(folder / "runs.json", plan, records.PLAN)
+    write_json(folder / "runs.json", plan, schema.PLAN)
     return folder
 
 
@@ -84,7 +82,9 @@ def test_every_run_stands_under_what_is_true_of_it(study: Path, start, capsys: p
     """The same record says 'running' where a process holds the lock, and 'killed' where none does."""
     bare = run_name("bare", "dit", 0)
     assert shown(study)[bare] == "killed"
-    start(study / bare / "lock")
+    assert main(["status", "made_up"]) == 0
+    assert "nothing runs; `equibench run study.yaml` does the rest" in capsys.readouterr().out
+    start(study / bare)
     assert shown(study) == {
         bare: "running",
         run_name("bare", "dit", 7): "queued",
@@ -99,12 +99,12 @@ def test_every_run_stands_under_what_is_true_of_it(study: Path, start, capsys: p
     }
     assert main(["status", "made_up"]) == 0
     told = capsys.readouterr().out
+    assert "nothing runs" not in told
     for words in (
         "loss is not finite at step 120",
         "needs an equivariant backbone",
         "10 runs: 6 done, 1 running, 1 queued, 1 failed, 1 skipped",
-        "equibench run page.yaml --retry",
-        "no launcher works on the rest; `equibench run page.yaml` continues",
+        "equibench run study.yaml --retry",
     ):
         assert words in told
 
@@ -117,7 +117,7 @@ def test_progress_and_time_left_follow_from_the_records(study: Path):
     at = status.position(folder)
     assert (at.at, at.of, at.seconds_left) == (100, 400, 150.0)
     assert str(at) == "training, loss 0.2500, step 100 of 400, about 2 min left of it"
-    (folder / "config.yaml").write_text(yaml.safe_dump({**PAGE, "train": {"n_steps": 400, "max_seconds": 60}}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "train": {"n_steps": 400, "max_seconds": 60}}))
     assert status.position(folder).seconds_left == 10.0
     steps.write_text(json.dumps({"step": 400, "seconds": 200.0}) + "\n")
     write_json(folder / "chunks/00000.json", {"seconds": 3.0, "calls": 5})
@@ -139,7 +139,7 @@ def test_the_last_lines_are_those_of_the_whole_file(tmp_path: Path):
 
 
 def test_status_loads_nothing_heavy():
-    code = "import sys, bench.cli.main, bench.launch.status, bench.launch.launches; print(*sys.modules)"
+    code = "import sys, bench.cli.main, bench.launch.status, bench.launch.queue; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "pandas", "submitit", "omegaconf"}.isdisjoint(done.stdout.split())
 
@@ -175,8 +175,7 @@ def test_following_ends_with_the_last_words_of_the_run(study: Path, start):
     folder = study / run_name("bare", "dit", 0)
     log = folder / "log.txt"
     log.write_text("before\n")
-    process = start(folder / "lock")
-    parts = status.follow(folder, poll=0.02)
+    process = start(folder)
 
     def sleep(_: float) -> None:  # the run writes, and dies
         log.write_text("before\nlast words\n")
@@ -187,73 +186,35 @@ def test_following_ends_with_the_last_words_of_the_run(study: Path, start):
     assert "".join(parts) == "last words\n"
 
 
-# ---------------------------------------------------------------------- cancel
+# ---------------------------------------------------------------------- jobs in Slurm's queue
 
 
-def test_cancel_interrupts_launchers_and_workers_and_kills_the_deaf(study: Path, start):
-    launcher = start(study / ".launchers/here-1.jsonl")
-    worker = start(study / run_name("bare", "dit", 0) / "lock")
-    deaf = start(study / run_name("turned", "dit", 0) / "lock", "deaf")
-    stranger = start(study.parent / "other/lock")
-    lines = launches.cancel(study, grace=0.5)
-    assert (launcher.wait(), worker.wait(), deaf.wait()) == (-2, -2, -9)
-    assert stranger.poll() is None
-    assert "killed after 0.5 s: 1 processes that did not end" in lines
-    assert len([line for line in lines if line.startswith("run stopped")]) == 2
-    assert not list((study / ".launchers").iterdir())
-    assert launches.cancel(study) == []
-
-
-def test_cancel_says_what_is_out_of_reach(study: Path, start, capsys: pytest.CaptureFixture[str]):
-    folder = study / run_name("bare", "dit", 0)
-    process = start(folder / "lock")
-    (folder / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": ""}) + "\n")
-    assert main(["cancel", "made_up"]) == 1
-    assert f"not stopped: {folder.name}, by process 1 on elsewhere" in capsys.readouterr().out
-    assert process.poll() is None
-
-
-def test_a_launcher_stops_when_its_entry_is_gone(tmp_path: Path):
-    with launches.registered(tmp_path, "local") as register:
-        register.submitted("a-run", "17")
-        assert not register.cancelled
-        (entry,) = (tmp_path / ".launchers").iterdir()
-        assert '{"run": "a-run", "job": "17"}' in entry.read_text()
-        entry.unlink()
-        assert register.cancelled
-
-
-def test_slurm_jobs_are_cancelled_by_number(study: Path, monkeypatch: pytest.MonkeyPatch):
-    """With commands of Slurm's names that write down how they are called: those that Slurm still has are cancelled."""
+def test_a_run_that_waits_in_slurms_queue_is_queued_there(study: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run whose last job Slurm still has; control: a job that Slurm has forgotten, and one of a local launcher."""
     tools = Path("tools").absolute()
     tools.mkdir()
-    known = r"41|RUNNING|None\n42|PENDING|Priority\n50_1|PENDING|Resources\n"
-    for name, does in (("squeue", f"printf '{known}'"), ("scancel", f'echo "$@" > {tools}/called')):
-        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tools / name).chmod(0o755)
+    known = r"42|PENDING|Priority\n50_1|PENDING|Resources\n"
+    (tools / "squeue").write_text(f"#!/bin/sh\nprintf '{known}'\n")
+    (tools / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    entry = study / ".launchers/login-1.jsonl"
-    entry.parent.mkdir()
-    waiting, ended = run_name("bare", "dit", 7), run_name("bare", "dit", 1)
-    head = [{"host": "login", "pid": 1, "since": ""}, {"cluster": "slurm"}]
-    jobs = [{"run": waiting, "job": "40"}, {"run": waiting, "job": "42"}, {"run": ended, "job": "39"}]
-    entry.write_text("".join(json.dumps(line) + "\n" for line in [*head, *jobs]))
-    in_slurm = dict(launches.slurm_jobs(study) or [])
-    assert status.state(study / waiting, in_slurm[waiting]).words == "Slurm job 42, pending (Priority)"
-    lines = launches.cancel(study)
-    assert lines == [f"Slurm job cancelled: 42, {waiting}"]
-    assert (tools / "called").read_text() == "42\n"
+    waiting, cut = (run_name("bare", "dit", seed) for seed in (7, 0))
+    submitted(study / waiting, "slurm", "40")
+    submitted(study / waiting, "slurm", "42")
+    submitted(study / cut, "slurm", "50_1")
+    told = {one.run: one for one in status.states(study)}
+    assert (told[waiting].status, told[waiting].words) == ("queued", "Slurm job 42, pending (Priority)")
+    assert told[cut].status == "queued"
+    submitted(study / cut, "slurm", "39")
+    assert shown(study)[cut] == "killed"
+    submitted(study / cut, "local", "50_1")
+    assert shown(study)[cut] == "killed"
 
 
-def test_a_process_number_given_again_is_no_controller(study: Path):
-    """Control: a process with the right words in its command line is one, and only of its own study."""
-    assert not launches.is_controller(os.getpid(), study)
-    words = ["submitit.local._local", f"{study.absolute()}/.submitit/%j"]
-    line = [sys.executable, "-c", "import time; time.sleep(60)", *words]
-    with subprocess.Popen(line) as process:
-        deadline = time.monotonic() + 10
-        while not launches.is_controller(process.pid, study) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert launches.is_controller(process.pid, study)
-        assert not launches.is_controller(process.pid, study.parent / "made")
-        process.kill()
+def test_without_an_answer_of_slurm_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Control: where no run has a job of Slurm's, it is not asked."""
+    monkeypatch.setattr(queue.shutil, "which", lambda _: None)
+    submitted(tmp_path / "run", "slurm", "3")
+    assert queue.queued_jobs([tmp_path / "run"]) is None
+    assert queue.queued_jobs([tmp_path / "other"]) == {}
+    (tmp_path / "run" / "job.json").write_text("{")
+    assert queue.last_job(tmp_path / "run") is None

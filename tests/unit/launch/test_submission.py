@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,9 +13,10 @@ from submitit.core.utils import FailedJobError
 from support import run_config
 
 from bench.config.run import ConfigError, LaunchConfig
+from bench.launch import queue
 from bench.launch import submit as runners
-from bench.launch.launches import Register
-from bench.launch.submit import Item, Needs, Submission, needs, word
+from bench.launch.queue import last_job, submitted
+from bench.launch.submit import Item, Needs, Submission, last_line, needs, sort_waiting
 from bench.records.store import CONTINUES
 
 REFUSAL = FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Job violates policy")
@@ -42,18 +41,11 @@ class Executor:
         return SimpleNamespace(job_id=str(self.n_jobs))
 
 
-@pytest.fixture
-def register(tmp_path) -> Iterator[Register]:
-    path = tmp_path / "register.jsonl"
-    with path.open("ab", buffering=0) as file:
-        yield Register(path, file, "local")
+def items(folder: Path, n: int, **train) -> list[Item]:
+    return [Item(run_config("haar", "dit", **train), folder / f"run{i}", {}) for i in range(n)]
 
 
-def items(n: int, **train) -> list[Item]:
-    return [Item(run_config("haar", "dit", **train), Path(f"run{i}"), {}) for i in range(n)]
-
-
-def test_a_run_asks_for_its_threads_processes_and_gpus():
+def test_a_run_asks_for_its_threads_ranks_and_gpus():
     launch = LaunchConfig(cpus_per_task=2, gpus_per_node=1)
     assert needs(run_config("haar", "dit"), launch) == Needs(cpus=2, gpus=0)
     assert needs(run_config("haar", "dit", n_threads=4), launch) == Needs(cpus=4, gpus=0)
@@ -62,13 +54,13 @@ def test_a_run_asks_for_its_threads_processes_and_gpus():
     assert needs(run_config("haar", "dit", device="cuda", n_processes=2), LaunchConfig()) == Needs(cpus=2, gpus=2)
 
 
-def test_what_is_refused_later_is_tried_again_after_a_while(register, monkeypatch, caplog):
-    """Control: where nothing was ever taken, it is an error of the page."""
+def test_what_is_refused_later_is_tried_again_after_a_while(tmp_path, monkeypatch, caplog):
+    """Control: where nothing was ever taken, it is an error of the study file."""
     executor, clock = Executor(), iter(range(0, 1000, 40))
     monkeypatch.setattr(runners, "make_executor", lambda *_: executor)
     monkeypatch.setattr(runners, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    submit = Submission(LaunchConfig(), Path("study"), register)
-    first, second = items(2), items(1)
+    submit = Submission(LaunchConfig(), tmp_path)
+    first, second = items(tmp_path, 2), items(tmp_path / "later", 1)
     assert submit(first) == []
     executor.error = REFUSAL
     assert submit(second) == second
@@ -77,15 +69,14 @@ def test_what_is_refused_later_is_tried_again_after_a_while(register, monkeypatc
     assert submit(second) == second  # not asked, within the minute
     assert executor.n_jobs == before
     assert submit(second) == []
-    submitted = [json.loads(line)["run"] for line in register.path.read_text().splitlines()[1:]]
-    assert submitted == ["run0", "run1", "run0"]
+    assert [last_job(item.folder) for item in (*first, *second)] == [{"cluster": "local", "job": n} for n in "124"]
 
     monkeypatch.setattr(runners, "make_executor", lambda *_: Executor(REFUSAL))
     with pytest.raises(ConfigError, match="Job violates policy"):
-        Submission(LaunchConfig(), Path("study"), register)(first)
+        Submission(LaunchConfig(), tmp_path)(first)
 
 
-def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(register, monkeypatch):
+def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(tmp_path, monkeypatch):
     """Control: on a full disk the files of submitit are named, and that nothing is lost."""
     missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "sbatch")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -93,7 +84,7 @@ def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(regist
     for error in (missing, full):
         monkeypatch.setattr(runners, "make_executor", lambda *_, error=error: Executor(error))
         with pytest.raises(OSError, match="No ") as caught:
-            Submission(LaunchConfig(), Path("study"), register)(items(1))
+            Submission(LaunchConfig(), tmp_path)(items(tmp_path, 1))
         said.append(str(caught.value))
     assert said[0] == str(missing) == "[Errno 2] No such file or directory: 'sbatch'"
     assert f"could not write {Executor.folder}; nothing already written was lost, {CONTINUES}" in said[1]
@@ -112,4 +103,37 @@ def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(regist
     ],
 )
 def test_the_most_telling_line_is_shown(text, expected):
-    assert word(RuntimeError(text)) == expected
+    assert last_line(RuntimeError(text)) == expected
+
+
+def test_what_waits_in_slurms_queue_is_not_submitted_again(tmp_path, monkeypatch):
+    """By another launcher, alive or dead. Control: a job that Slurm has forgotten, and a run that never had one."""
+    answers: list[str | None] = ["7_0|PENDING|Priority\n"]
+    monkeypatch.setattr(runners, "watch_queue", lambda: None)
+    monkeypatch.setattr(queue.shutil, "which", lambda _: "squeue")
+    answer = lambda *_, **__: SimpleNamespace(returncode=answers[0] is None, stdout=answers[0])  # noqa: E731
+    monkeypatch.setattr(queue.subprocess, "run", answer)
+    waiting, forgotten, new = items(tmp_path, 3)
+    submitted(waiting.folder, "slurm", "7_0")
+    submitted(forgotten.folder, "slurm", "6")
+    submit = Submission(LaunchConfig(cluster="slurm"), tmp_path)
+    everything = [waiting, forgotten, new]
+    ready, elsewhere = sort_waiting(everything, submit.by_others(everything))
+    assert ready == [forgotten, new]
+    assert elsewhere == {waiting.folder: None}
+    assert waiting.shared
+
+    answers[0] = ""  # the job has ended, and Slurm is asked again after a while
+    assert submit.by_others(everything) == {waiting.folder.name}
+    submit.asked -= 2 * runners.QUEUE_SECONDS
+    assert submit.by_others(everything) == set()
+    submit.queued, submit.asked, answers[0] = {waiting.folder.name}, submit.asked - 2 * runners.QUEUE_SECONDS, None
+    assert submit.by_others(everything) == {waiting.folder.name}  # no answer: what was known goes on
+
+
+def test_a_local_launcher_does_not_ask_slurm(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(runners, "queued_jobs", refuse)
+    assert Submission(LaunchConfig(), tmp_path).by_others(items(tmp_path, 1)) == set()
