@@ -277,7 +277,7 @@ def test_cells_without_sense_are_skipped_with_a_reason():
             reason = reason_to_skip(run_config(method, backbone))
             wanted = methods[method].build.needs_equivariant_backbone and not backbones[backbone].build.equivariant
             assert (reason is not None) == wanted
-            assert reason is None or f"got {backbone!r}; choose e3 or egnn" in reason
+            assert reason is None or f"got {backbone!r}; choose e3 or egnn or visnet" in reason
             if reason is not None and (other := methods[method].build.otherwise) is not None:
                 assert reason.endswith(f"or method {other!r}")
                 assert reason_to_skip(run_config(other, backbone)) is None

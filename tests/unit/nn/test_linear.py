@@ -57,6 +57,7 @@ def test_points_may_have_any_number_of_dimensions(backbone, n_dimensions):
     assert network(State({"x": x}, z.layout), level.t.float()).x.shape == x.shape
 
 
-def test_e3_is_for_three_dimensions():
+@pytest.mark.parametrize("backbone", ["e3", "visnet"])
+def test_some_backbones_are_for_three_dimensions(backbone):
     with pytest.raises(ValueError, match="for points in 3 dimensions, got 2"):
-        backbones["e3"].build(resolve(backbones, plug_in(backbones, "e3"), "backbone").options, {"x": 2})
+        backbones[backbone].build(resolve(backbones, plug_in(backbones, backbone), "backbone").options, {"x": 2})
