@@ -1,4 +1,4 @@
-"""One run from configuration to evaluation: train, sample, bound, score; each part resumes where it was cut."""
+"""One run from configuration to evaluation: train, sample, measure, evaluate. Each stage resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ log = logging.getLogger("equibench")
 
 
 def is_done(cfg: RunConfig, folder: Path) -> bool:
-    """Whether the folder holds the finished evaluation of exactly this configuration, on the newest weights."""
+    """Whether the folder holds the evaluation of exactly this configuration, on the newest weights."""
     try:
         manifest = records.read_json(folder / "manifest.json")
         if manifest["status"] != "done" or not (folder / "eval.json").exists():
             return False
-        if read_run(folder).page() != cfg.page():  # options that came later have their defaults
+        if read_run(folder).page() != cfg.page():  # options added since have their defaults
             return False
     except (FileNotFoundError, records.RecordError, KeyError, ConfigError):
         return False
@@ -46,7 +46,7 @@ def is_done(cfg: RunConfig, folder: Path) -> bool:
 
 
 def samples_are_older(folder: Path, weights_from: str | None) -> bool:
-    """Whether the run whose weights are used has been trained again since these samples were drawn."""
+    """Whether the run that gives the weights was trained again after these samples were drawn."""
     if weights_from is None:
         return False
     samples, weights = folder / "samples.npz", weights_file(folder, weights_from)
@@ -66,26 +66,26 @@ def execute(
     n_parallel: int = 1,
     until: Until = Until.EVALUATED,
 ) -> None:
-    """Do what is missing of one run. The outcome, also of a failure, stands in its manifest and log.
+    """Execute the missing stages of one run; manifest and log record the outcome, failures included.
 
-    A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its record, and
-    the next call continues it; one that any other error stops is 'failed'.
+    A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its manifest,
+    and the next call continues it. After any other error it is 'failed'.
 
     Args:
         n_parallel: runs that share the machine.
         until: where to stop; evaluating needs RDKit and no model, so it may be done elsewhere.
     Raises:
-        BusyError: another process has the run.
-        Exception: whatever stopped the run, after it was recorded.
+        BusyError: another worker holds the run.
+        Exception: the error that stopped the run, after it was recorded.
     """
     with locked(folder):
         if is_done(cfg, folder):
             return
-        for leftover in folder.glob(".*"):  # of a write that was cut
+        for leftover in folder.glob(".*"):  # temporary files of interrupted writes
             leftover.unlink()
         torch.set_num_threads(cfg.train.n_threads)
         handler = logging.FileHandler(folder / "log.txt")
-        handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk stops the run where it matters
+        handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk is reported by the writers of results
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in ("equibench", "bench")]
         for logger in loggers:
@@ -111,7 +111,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
     manifest = describe(cfg, folder.name, data.record(), n_parallel)
     manifest["parameters"] = model.count_parameters()
     if (folder / "manifest.json").exists() and (folder / "steps.jsonl").exists():
-        # the weights are, at least in part, those of an earlier call: its code and costs stay in the record
+        # an earlier call has trained, at least in part: its code and costs stay in the record
         before = records.read_json(folder / "manifest.json", records.MANIFEST)
         manifest |= {key: before[key] for key in ("code", "cost", "created")}
 
@@ -119,7 +119,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
         manifest.update(status=status, reason=reason, updated=now())
         records.write_json(folder / "manifest.json", manifest, records.MANIFEST)
 
-    save("running")  # before anything is changed, so that a crash cannot leave an old result looking new
+    save("running")  # before anything else changes: a crash must not leave an old result that looks new
     try:
         forget_other_settings(cfg, folder)
         records.write_atomically(folder / "config.yaml", yaml.safe_dump(cfg.page(), sort_keys=False).encode())
@@ -151,10 +151,10 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
 
 
 def evaluate_folder(folder: Path) -> None:
-    """Evaluate a run that was executed `until` sampled, perhaps elsewhere; its record keeps the machine that sampled.
+    """Evaluate a sampled run, perhaps on another machine; the manifest keeps the environment that sampled.
 
     Raises:
-        BusyError: another OS process has the run. ConfigError: it is no run that was sampled. DataError: other data.
+        BusyError: another worker holds the run. ConfigError: no sampled run. DataError: the data set differs.
     """
     cfg = read_run(folder)
     with locked(folder):
@@ -171,13 +171,13 @@ def evaluate_folder(folder: Path) -> None:
 
 
 def check_data(cfg: RunConfig, data: DataSet, folder: Path) -> None:
-    """Refuse data of another content than those that the folder's run was planned on."""
+    """Raise DataError unless the data set is the one that the run was planned on."""
     if cfg.run_name(data.fingerprint) != folder.name:
         raise DataError(f"{folder.name} was planned on other data than {data.label} ({data.source}), which is here now")
 
 
 def check_device(cfg: RunConfig) -> None:
-    """Refuse a GPU that is not there."""
+    """Raise ConfigError if the configured GPU is missing."""
     if torch.device(cfg.train.device).type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"train.device is {cfg.train.device!r}, but torch sees no GPU here; set train.device=cpu, "
@@ -186,19 +186,19 @@ def check_device(cfg: RunConfig) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """A failure in one line, for the record. Memory runs out under several names; all of them read alike."""
+    """A failure in one line, for the record; the several errors of exhausted memory read alike."""
     first = str(error).splitlines()[0] if str(error) else ""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    # torch's CPU allocator raises a bare RuntimeError, and a reader may say what did not fit
+    # torch's CPU allocator raises a bare RuntimeError; readers wrap MemoryError
     if isinstance(error, kinds) or isinstance(error.__cause__, kinds) or "DefaultCPUAllocator" in str(error):
-        return f"out of memory: {first or 'no more could be had'}; lower train.batch_size or sample.batch_size"
+        return f"out of memory: {first or 'allocation failed'}; lower train.batch_size or sample.batch_size"
     if records.disk_error(error):
         return first if first.endswith(records.CONTINUES) else f"{first}, {records.CONTINUES}"
     return f"{type(error).__name__}: {first}"
 
 
 def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, manifest: dict[str, Any]) -> int:
-    """Train, or take the weights of the run that this one depends on; returns their optimiser step."""
+    """Train, or load the weights of the run that this one depends on; returns their optimiser step."""
     parent = weights_run(cfg)
     if parent is None and came_trained(cfg, folder):
         return load_average(folder / WEIGHTS, model.named_weights())
@@ -221,10 +221,10 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
 
 
 def came_trained(cfg: RunConfig, folder: Path) -> bool:
-    """Whether the averaged weights of the whole training lie here without the state that made them.
+    """Whether the folder holds fully trained averaged weights without the optimiser's state.
 
     Raises:
-        ConfigError: they do, and more training than that is asked for.
+        ConfigError: it does, and the configuration asks for more training.
     """
     if not (folder / WEIGHTS).exists() or (folder / STATE).exists():
         return False
@@ -238,7 +238,7 @@ def came_trained(cfg: RunConfig, folder: Path) -> bool:
 
 
 def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
-    """Remove samples of another number of steps or of other sampling settings, and evaluations of either."""
+    """Remove results of other settings: samples of other weights or sampling settings, and their evaluations."""
     if not (folder / "config.yaml").exists():
         return
     before = read_run(folder)

@@ -18,11 +18,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from performance.cell import ROOT, measured
+
 from analysis.readme import filled
 from bench.records.store import read_json, write_atomically, write_json
 from bench.run.roofline import Machine, Work
 from bench.run.timing import quartiles
-from performance.cell import ROOT, measured
 
 PAGE = ROOT / "docs" / "performance.md"
 RECORDS = ROOT / "results" / "performance"

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from performance.cell import built, measured
+from performance.padded import use_reference
+from performance.ratios import compared
 
 from bench.run.batches import Batches
 from bench.run.optimiser import TrainingState
 from bench.run.train import BatchLoss, training_step
 from bench.streams import Streams
-from performance.cell import built, measured
-from performance.padded import use_reference
-from performance.ratios import compared
 
 SIZE = os.environ.get("PERF_SIZE", "small")
 ROUNDS = {"rounds": 3, "warmup_rounds": 1, "iterations": 1}

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from performance.cell import N_SCORED, measured
 from performance.ratios import compared
 
