@@ -411,7 +411,12 @@ def reason_to_skip(cfg: RunConfig) -> str | None:
     """Why a combination of method and backbone makes no sense, or None."""
     method, backbone = methods[cfg.method["name"]].build, backbones[cfg.backbone["name"]].build
     if method.needs_equivariant_backbone and not backbone.equivariant:
-        fitting = [name for name in backbones if backbones[name].build.equivariant]
+        one_size = tasks[cfg.task["name"]].build.one_size
+        fitting = [
+            name
+            for name in backbones
+            if backbones[name].build.equivariant and (one_size or not getattr(backbones[name].build, "one_size", False))
+        ]
         other = "a method without that need" if method.otherwise is None else f"method {method.otherwise!r}"
         return (
             f"method {cfg.method['name']!r} needs an equivariant backbone, got {cfg.backbone['name']!r}; "
