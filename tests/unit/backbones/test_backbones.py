@@ -24,8 +24,6 @@ PAGE = Path(__file__).parents[3] / "docs" / "backbones.md"
 TABLE = re.compile(r"(?<=<!-- sizes -->\n).*?(?=<!-- end of sizes -->)", flags=re.DOTALL)
 # backbones of molecules; docs/toys.md has the others
 MOLECULAR = [name for name in backbones if not getattr(backbones[name].build, "one_size", False)]
-    name for name in backbones if not getattr(backbones[name].build, "one_size", False)
-]  # docs/toys.md has the others
 F, N_ATOMS = 6, 18  # QM9: five elements and the charge; 18.0 atoms on average
 
 
