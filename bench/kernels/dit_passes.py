@@ -10,8 +10,8 @@ the bias to every row, and its backward pass reads all gradients once more to su
 is written by hand too, because hundreds of autograd nodes cost as much as some of these passes; it frees the stored
 activations at its end.
 
-Under autocast inputs and outputs of linear layers are bf16; everything else is float32. Padding rows may follow those of
-the last molecule (`rows.padded_rows`); the passes set them and their gradients to zero.
+Under autocast inputs and outputs of linear layers are bf16; everything else is float32. Padding rows may follow those
+of the last molecule (`rows.padded_rows`); the passes set them and their gradients to zero.
 """
 
 from __future__ import annotations
