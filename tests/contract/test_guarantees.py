@@ -324,4 +324,4 @@ def test_battery_finds_every_registered_plug_in():
     assert methods.unavailable == {}
     assert backbones.unavailable == {}
     assert {methods[m].build.guarantee for m in methods} == set(Guarantee)
-    assert run_config("edm", "dit").method["name"] == "edm"  # a cell without sense can be written, and is then skipped
+    assert run_config("edm", "dit").method.name == "edm"  # a cell without sense can be written, and is then skipped
