@@ -281,7 +281,8 @@ PAGE = b"""method: {name: edm}
 backbone: {n_heads: 4}
 sizes: {5: 1, 9: 3}
 elements: [1, 6, 7, 8, 9]
-diffusion: {n_levels: 1000, precision: 1.0e-5, scale_onehot: 4}
+diffusion: {n_levels: 1000, precision: 1.0e-5}
+task: {scale_onehot: 4}
 sample: {n_steps: 10}
 """
 RUN = b"""study: small
@@ -307,7 +308,7 @@ def manifest() -> dict[str, Any]:
         "n_test": 1,
     }
     return {
-        "schema": 1,
+        "schema": 2,
         "run": "edm-egnn-s0-0f",
         "study": "small",
         "status": "done",
@@ -336,20 +337,18 @@ def manifest() -> dict[str, Any]:
 
 
 def evaluation() -> dict[str, Any]:
-    metrics = {"n_molecules": 10, "atom_stability": 0.5, "molecule_stability": 0.1, "validity": 0.3}
-    metrics |= {"uniqueness": 1.0, "novelty": None}
-    nll = {"split": "test", "mean": 1.5, "sem": 0.1, "n_molecules": 3, "n_passes": 1, "terms": {"prior": 0.0}}
+    value = {"name": "validity", "label": "Validity", "value": 0.3, "unit": "fraction", "low": 0.1, "high": 0.5}
+    undefined = {"name": "novelty", "label": "Novelty", "value": None}
     return {
-        "schema": 1,
+        "schema": 2,
         "run": "edm-egnn-s0-0f",
         "step": 20,
         "weights": "ema",
         "n_sampling_steps": 10,
         "sampling_seed": 0,
-        "metrics": metrics,
-        "intervals": {"validity": [0.1, 0.5]},
-        "nll": nll,
-        "data_row": {**metrics, "split": "test"},
+        "n_samples": 10,
+        "values": [value, undefined, {"name": "nll", "label": "NLL", "value": 1.5, "sem": 0.1, "at": {"t": 0.5}}],
+        "data_values": [value],
         "versions": {"python": "3.11"},
     }
 
@@ -445,10 +444,10 @@ def _of_records() -> list[Reader]:
     from analysis.load import load
     from bench.records import schema
     from bench.records import store as records
-    from bench.run.sample import sizes_of
+    from bench.run.sample import facts_of
 
     def data(path: Path) -> None:
-        sizes_of(records.read_json(path, schema.DATA), path)
+        facts_of(records.read_json(path, schema.DATA), path)
 
     def of(schema: dict[str, Any]) -> Callable[[Path], None]:
         def read(path: Path) -> None:
