@@ -1,9 +1,9 @@
-"""What submitit executes: one run, in a process of its own under one that watches, so that no death goes unrecorded.
+"""The submit job: a supervisor that runs training in a child interpreter and records crashes.
 
-    launcher (equibench run) -> submitit's controller -> `Job`, which watches -> `python -m bench.launch.job`, the run
+    launcher (equibench run) -> submitit's controller -> `Job`, the supervisor -> `python -m bench.launch.job`, the run
 
-The watching process loads neither torch nor data, and survives where memory runs out. It dies of what ends submitit's
-jobs; the run under it dies with it, or, of SIGTERM and SIGUSR2, which Slurm sends to both, leaves the answer to it.
+The supervisor loads neither torch nor data, so it survives when memory runs out. If it dies, the run dies with it.
+Slurm sends SIGTERM and SIGUSR2 to both; the run ignores them, and the supervisor answers through submitit.
 """
 
 from __future__ import annotations
@@ -28,32 +28,36 @@ from bench.records.lock import BusyError, locked
 from bench.records.store import RunFolder
 from bench.run.interpreter import environment, python
 
-BUSY = "another process is working on it"
-GRACE_SECONDS = 5.0  # of a run that is asked to stop, before it is killed
-SETTLE_SECONDS = 1.0  # where the whole job is being killed, the run is not to blame, and this process dies meanwhile
-ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to stop; of any other signal a run dies as a failure
-LEFT = (signal.SIGTERM, signal.SIGUSR2)  # by a run to the process that watches it
+BUSY = "another worker holds it"
+GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL
+SETTLE_SECONDS = 1.0  # before a failure is recorded: if the whole job is being killed, the supervisor dies meanwhile
+ASKED = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+)  # requests to stop; death by other signals is a failure
+LEFT = (signal.SIGTERM, signal.SIGUSR2)  # ignored by the run, answered by its supervisor
 
 
 class Job:
-    """One run. A failure is in the manifest already, so it is returned, not raised."""
+    """One run under supervision. A failure stands in the manifest already, so it is returned, not raised."""
 
     def __init__(self, here: bool = False) -> None:
-        """here: in this process, for a debugger; then nothing watches."""
+        """here: execute the run in this interpreter, without supervision, for a debugger."""
         self.here = here
         self.child: subprocess.Popen | None = None
 
-    def __call__(self, page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
-        """None, or a line on why there is no result."""
-        return (work if self.here else self.watch)(page, folder, n_parallel, until)
+    def __call__(self, config: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
+        """None, or one line on why there is no result."""
+        return (work if self.here else self.watch)(config, folder, n_parallel, until)
 
-    def watch(self, page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
-        """Start the run's process and wait for what it says, or for its death."""
+    def watch(self, config: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
+        """Start the run in a child interpreter and wait for its result or its death."""
         ours, theirs = os.pipe()
         command = python("bench.launch.job", folder, str(n_parallel), until, str(theirs), str(os.getpid()))
         try:
-            with blocked(LEFT):  # for the child too, until it ignores them
-                # a group of its own, so that the processes that it starts can be ended with it
+            with blocked(LEFT):  # inherited by the child, until it ignores them
+                # a process group of its own, so that its children can be killed with it
                 self.child = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
@@ -63,15 +67,15 @@ class Job:
                     env=environment(),
                 )
             os.close(theirs)
-            # in a thread: `checkpoint` interrupts this one, and would wait for the lock that a wait here holds
+            # in a thread: `checkpoint` interrupts this one, and a wait here would hold Popen's lock
             waiter = threading.Thread(target=self.child.wait, daemon=True)
             waiter.start()
             with contextlib.suppress(BrokenPipeError), cast(IO[str], self.child.stdin) as stdin:
-                stdin.write(json.dumps(page))  # to no avail where the process is dead already; its code says why
+                stdin.write(json.dumps(config))  # a broken pipe means that the child has died; its exit code says why
             waiter.join()
         except subprocess.SubprocessError as error:
-            # `scontrol requeue`, which submitit calls after `checkpoint`, has failed: Slurm queues the job again by
-            # itself, or never will. A result would tell the launcher that the job is over; without one it looks
+            # `scontrol requeue`, which submitit calls after `checkpoint`, has failed. With a result the launcher would
+            # take the job for finished; without one it asks the queue whether Slurm requeues it
             raise SystemExit(1) from error
         finally:
             self.stop()
@@ -87,7 +91,7 @@ class Job:
         return why
 
     def stop(self) -> None:
-        """End the run, if it has not ended, and what it has left behind."""
+        """End the run and its children."""
         if self.child is None:
             return
         if self.child.poll() is None:
@@ -99,7 +103,7 @@ class Job:
         self.child.wait()
 
     def checkpoint(self, *args: Any) -> Any:
-        """On a time limit or a preemption: the same job once more, which goes on from the run's own checkpoint."""
+        """On a time limit or a preemption: resubmit the job, which resumes from the run's checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
@@ -108,7 +112,7 @@ class Job:
 
 @contextlib.contextmanager
 def blocked(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Signals that come to this thread in here come at the end; a process that starts in here has them blocked."""
+    """Block signals within this context: they are delivered at its end, and children inherit the mask."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -116,32 +120,32 @@ def blocked(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def work(page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
-    """The run itself; None, or a line on why there is no result."""
+def work(config: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
+    """Execute the run; None, or one line on why there is no result."""
     from bench.config.run import trusted_run
     from bench.run.execute import Until, execute, reason_of
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     try:
-        execute(trusted_run(page), Path(folder), n_parallel, Until(until))
+        execute(trusted_run(config), Path(folder), n_parallel, Until(until))
     except BusyError:
         return BUSY
-    except Exception as error:  # a run must not take the study down
+    except Exception as error:  # one failing run must not stop the study
         return reason_of(error)
     return None
 
 
 def death(code: int) -> str:
-    """A line on a process that ended without saying why."""
+    """One line on a run that ended without a result."""
     if code >= 0:
-        return f"ended with exit code {code} and no word; see `equibench logs`"
+        return f"ended with exit code {code} and no result; see `equibench logs`"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
     memory = ", as where memory runs out" if -code == signal.SIGKILL else ""
     return f"killed by signal {-code} ({name}{memory})"
 
 
 def record_failure(folder: Path, reason: str) -> None:
-    """Write into a run's record, if it has one that says 'running', that it has failed."""
+    """Set the status of a run from 'running' to 'failed'."""
     path = RunFolder(folder).manifest
     with contextlib.suppress(BusyError, FileNotFoundError, schema.RecordError), locked(folder):
         manifest = records.read_json(path, schema.MANIFEST)
@@ -150,11 +154,11 @@ def record_failure(folder: Path, reason: str) -> None:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone (Linux; elsewhere it finishes its run alone)."""
+    """Have the kernel kill this interpreter when its parent dies (Linux; elsewhere the run finishes alone)."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # gone before this was asked for
+        if os.getppid() != parent:  # the parent died before prctl
             sys.exit(1)
 
 
@@ -164,7 +168,7 @@ def main() -> None:
     die_with(parent)
     for number in LEFT:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT)  # which `Job` has blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT)  # blocked by `Job`
     said = json.dumps(work(json.load(sys.stdin), folder, n_parallel, until))
     with os.fdopen(pipe, "w") as file:
         file.write(said)

@@ -155,6 +155,11 @@ def any_data_set() -> dict[str, Any]:
     raise ValueError("no data set can be named without options")
 
 
+def for_molecules() -> list[str]:
+    """Backbones that take states of any size; the others are for toys."""
+    return [name for name in backbones if not getattr(backbones[name].build, "one_size", False)]
+
+
 def fitting_pairs() -> list[tuple[str, str]]:
     """Every registered method on every backbone that it accepts."""
     return [(m, b) for m in methods for b in backbones if reason_to_skip(run_config(m, b)) is None]

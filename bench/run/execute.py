@@ -1,4 +1,4 @@
-"""One run from configuration to evaluation: train, sample, bound, score; each part resumes where it was cut."""
+"""One run from configuration to evaluation: train, sample, measure, evaluate. Each stage resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ def execute(
     n_parallel: int = 1,
     until: Until = Until.EVALUATED,
 ) -> None:
-    """Do what is missing of one run. The outcome, also of a failure, stands in its manifest and log.
+    """Execute the missing stages of one run; manifest and log record the outcome, failures included.
 
-    A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its record, and
-    the next call continues it; one that any other error stops is 'failed'.
+    A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its manifest,
+    and the next call continues it. After any other error it is 'failed'.
 
     Args:
         n_parallel: runs that share the machine.
         until: where to stop; evaluating needs RDKit and no model, so it may be done elsewhere.
     Raises:
-        BusyError: another process has the run.
-        Exception: whatever stopped the run, after it was recorded.
+        BusyError: another worker holds the run.
+        Exception: the error that stopped the run, after it was recorded.
     """
     with locked(folder):
         if is_done(folder):
             return
-        for leftover in RunFolder(folder).leftovers():  # of a write that was cut
+        for leftover in RunFolder(folder).leftovers():  # temporary files of interrupted writes
             leftover.unlink()
         torch.set_num_threads(cfg.train.n_threads)
         handler = logging.FileHandler(RunFolder(folder).log)
-        handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk stops the run where it matters
+        handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk is reported by the writers of results
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in ("equibench", "bench")]
         for logger in loggers:
@@ -101,14 +101,14 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
         before = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
         manifest["weights_from"] = before["weights_from"]  # of samples that lie here already
         if RunFolder(folder).steps.exists():
-            # the weights are, at least in part, those of an earlier call: its code and costs stay in the record
+            # an earlier call has trained, at least in part: its code and costs stay in the record
             manifest |= {key: before[key] for key in ("code", "cost", "created")}
 
     def save(status: str, reason: str | None = None) -> None:
         manifest.update(status=status, reason=reason, updated=now())
         records.write_json(RunFolder(folder).manifest, manifest, schema.MANIFEST)
 
-    save("running")  # before anything is changed, so that a crash cannot leave an old result looking new
+    save("running")  # before anything else changes: a crash must not leave an old result that looks new
     try:
         records.write_yaml(RunFolder(folder).config, cfg.to_dict())
         about = {
@@ -139,10 +139,10 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
 
 
 def evaluate_folder(folder: Path) -> None:
-    """Evaluate a run that was executed `until` sampled, perhaps elsewhere; its record keeps the machine that sampled.
+    """Evaluate a sampled run, perhaps on another machine; the manifest keeps the environment that sampled.
 
     Raises:
-        BusyError: another OS process has the run. ConfigError: it is no run that was sampled. DataError: other data.
+        BusyError: another worker holds the run. ConfigError: no sampled run. DataError: the data set differs.
     """
     cfg = read_run(folder)
     with locked(folder):
@@ -159,13 +159,13 @@ def evaluate_folder(folder: Path) -> None:
 
 
 def check_data(cfg: RunConfig, data: DataSet, folder: Path) -> None:
-    """Refuse data of another content than those that the folder's run was planned on."""
+    """Raise DataError unless the data set is the one that the run was planned on."""
     if cfg.run_name(data.fingerprint) != folder.name:
         raise DataError(f"{folder.name} was planned on other data than {data.label} ({data.source}), which is here now")
 
 
 def check_device(cfg: RunConfig) -> None:
-    """Refuse a GPU that is not there."""
+    """Raise ConfigError if the configured GPU is missing."""
     if torch.device(cfg.train.device).type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"train.device is {cfg.train.device!r}, but torch sees no GPU here; set train.device=cpu, "
@@ -174,12 +174,12 @@ def check_device(cfg: RunConfig) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """A failure in one line, for the record. Memory runs out under several names; all of them read alike."""
+    """A failure in one line, for the record; the several errors of exhausted memory read alike."""
     first = str(error).splitlines()[0] if str(error) else ""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    # torch's CPU allocator raises a bare RuntimeError, and a reader may say what did not fit
+    # torch's CPU allocator raises a bare RuntimeError; readers wrap MemoryError
     if isinstance(error, kinds) or isinstance(error.__cause__, kinds) or "DefaultCPUAllocator" in str(error):
-        return f"out of memory: {first or 'no more could be had'}; lower train.batch_size or sample.batch_size"
+        return f"out of memory: {first or 'allocation failed'}; lower train.batch_size or sample.batch_size"
     if records.disk_error(error):
         return first if first.endswith(records.CONTINUES) else f"{first}, {records.CONTINUES}"
     return f"{type(error).__name__}: {first}"
@@ -234,10 +234,10 @@ def is_trained(folder: Path, training: str, fingerprint: str) -> bool:
 
 
 def came_trained(cfg: RunConfig, folder: Path) -> bool:
-    """Whether the averaged weights of the whole training lie here without the state that made them.
+    """Whether the folder holds fully trained averaged weights without the optimiser's state.
 
     Raises:
-        ConfigError: they do, and more training than that is asked for.
+        ConfigError: it does, and the configuration asks for more training.
     """
     if not (RunFolder(folder).weights).exists() or (folder / STATE).exists():
         return False

@@ -1,11 +1,11 @@
-"""Training a run's folder on several ranks.
+"""Distributed training of a run's folder.
 
-`train.n_processes` starts them on one machine. Elsewhere, on one folder that all nodes see, once `equibench run` has
-written its configuration:
+`train.n_processes` starts ranks on one machine. For several machines with a shared file system, write the run's folder
+with `equibench run` and start the ranks with torchrun:
 
     torchrun --nnodes=2 --nproc-per-node=4 ... -m bench.run.spawn runs/STUDY/RUN
 
-after which `equibench run` samples and evaluates.
+Then `equibench run` samples and evaluates. Under torchrun, runs with plug-in files are refused.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from bench.run.train import train
 
 
 def train_on_ranks(folder: Path, n: int, device: str) -> None:
-    """Train a run's folder on n new ranks of this machine; the first error ends all and is raised here.
+    """Train a run's folder on n new ranks of this machine. The first error ends all ranks and is raised here.
 
-    The ranks end with this OS process, however it ends, so that nobody writes into a run whose lock is free.
+    The ranks die with this OS process, which holds the run's lock.
 
     Raises:
         OSError: the disk is full. RuntimeError: any other failure, in one line.
     """
-    # a full disk may leave no room for torch's own note of what was raised, and another rank, which loses its
-    # connection, may end first
+    # a queue for disk errors: torch writes tracebacks to a file, which a full disk refuses, and another rank may fail
+    # first because it has lost its connection
     full = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as store:
         given = (n, os.getpid(), f"file://{store}/store", device, full, str(folder))
@@ -59,7 +59,7 @@ def _rank(rank: int, n: int, parent: int, store: str, device: str, full: Any, fo
     _die_with(parent)
     with joined(device, init_method=store, rank=rank, world_size=n):
         try:
-            train_folder(Path(folder), trusted=True)  # whose configuration this rank's parent has written
+            train_folder(Path(folder), trusted=True)  # the parent has written this configuration
         except Exception as error:
             if disk := disk_error(error):
                 full.put((disk.errno, disk.strerror))
@@ -67,7 +67,7 @@ def _rank(rank: int, n: int, parent: int, store: str, device: str, full: Any, fo
 
 
 def _die_with(parent: int) -> None:
-    """SIGKILL when the parent dies (Linux); a rank that waits for another one's message hears no other signal."""
+    """Have the kernel kill this rank when its parent dies (Linux): a rank inside a collective ignores other signals."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:

@@ -138,7 +138,7 @@ def sampling(n_molecules: int, n_steps: int, n_rounds: int = 3, **given: Any) ->
     from performance.padded import use_reference
 
     def sampler(reference: bool, times: list[float]) -> Clocked:
-        cfg, model, data = built(**given)
+        cfg, model, _ = built(**given)
         prompts = model.task.prompts(n_molecules, SAMPLING_BATCH, cfg.seed)
         if reference:
             use_reference(cfg, model)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support import run_config
+from support import for_molecules, run_config
 
 from bench.config.run import (
     Clip,
@@ -46,6 +46,7 @@ def test_a_page_becomes_typed_options():
     assert isinstance(cfg.train.lr, float)
     assert cfg.method.to_dict() == {"name": "plain"}
     assert isinstance(cfg.backbone.options, backbones["dit"].config)
+    assert resolve(backbones, cfg.backbone, "backbone") is cfg.backbone  # never made twice
     assert cfg.backbone.options.width == backbones["dit"].build.sizes["tiny"]["width"]
 
 
@@ -265,22 +266,18 @@ def test_the_smoke_study_runs_every_plug_in_and_shows_a_refusal():
     runs = load_study("qm9_smoke").runs
     fitting = [cfg for cfg in runs if reason_to_skip(cfg) is None]
     assert {cfg.method.name for cfg in fitting} == set(methods)
-    of_any_size = {name for name in backbones if not getattr(backbones[name].build, "one_size", False)}
-    assert {cfg.backbone.name for cfg in fitting} == of_any_size
+    assert {cfg.backbone.name for cfg in fitting} == set(for_molecules())
     assert 0 < len(fitting) < len(runs)
     assert {cfg.method.name for cfg in load_study("qm9_laptop").runs} != set(methods)  # control
 
 
 def test_cells_without_sense_are_skipped_with_a_reason():
     for method in methods:
-        for backbone in backbones:
+        for backbone in for_molecules():
             reason = reason_to_skip(run_config(method, backbone))
             wanted = methods[method].build.needs_equivariant_backbone and not backbones[backbone].build.equivariant
-            one_size = getattr(backbones[backbone].build, "one_size", False)
-            assert (reason is not None) == (wanted or one_size)
-            if one_size:
-                continue
-            assert reason is None or f"got {backbone!r}; choose e3 or egnn" in reason
+            assert (reason is not None) == wanted
+            assert reason is None or f"got {backbone!r}; choose e3 or egnn or visnet" in reason
             if reason is not None and (other := methods[method].build.otherwise) is not None:
                 assert reason.endswith(f"or method {other!r}")
                 assert reason_to_skip(run_config(other, backbone)) is None

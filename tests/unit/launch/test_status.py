@@ -63,7 +63,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     keys = ("run", "study", "method", "backbone", "seed", "guarantee", "n_steps", "data")
     runs = [{key: one[key] for key in keys} | {"config": CONFIG} for one in whole]
     plan = {
-        "schema": records.SCHEMA_VERSION,
+        "schema": schema.SCHEMA_VERSION,
         "written_by": "0.1.0",
         "study": "made_up",
         "argument": "study.yaml",
@@ -124,7 +124,7 @@ def test_progress_and_time_left_follow_from_the_records(study: Path):
     at = status.position(folder)
     assert (at.stage, at.at, at.of, at.seconds_left) == ("sampling", 1, 3, 6.0)
     write_json(folder / "samples.json", {})
-    assert status.position(folder).stage == "scoring"
+    assert status.position(folder).stage == "evaluating"
     (folder / "config.yaml").unlink()
     assert status.position(folder).stage == "starting"
 
@@ -202,7 +202,7 @@ def test_a_run_that_waits_in_slurms_queue_is_queued_there(study: Path, monkeypat
     submitted(study / waiting, "slurm", "42")
     submitted(study / cut, "slurm", "50_1")
     told = {one.run: one for one in status.states(study)}
-    assert (told[waiting].status, told[waiting].words) == ("queued", "Slurm job 42, pending (Priority)")
+    assert (told[waiting].status, told[waiting].detail) == ("queued", "Slurm job 42, pending (Priority)")
     assert told[cut].status == "queued"
     submitted(study / cut, "slurm", "39")
     assert shown(study)[cut] == "killed"

@@ -50,11 +50,14 @@ def test_a_state_without_features_gets_an_answer_without_them(backbone):
 @pytest.mark.parametrize("n_dimensions", [1, 2])
 def test_points_may_have_any_number_of_dimensions(backbone, n_dimensions):
     _, _, level, z = states(dtype=torch.float32)
-    network = backbones[backbone].build(resolve(backbones, plug_in(backbones, backbone), "backbone").options, {"x": n_dimensions})
+    network = backbones[backbone].build(
+        resolve(backbones, plug_in(backbones, backbone), "backbone").options, {"x": n_dimensions}
+    )
     x = z.x[:, :n_dimensions]
     assert network(State({"x": x}, z.layout), level.t.float()).x.shape == x.shape
 
 
-def test_e3_is_for_three_dimensions():
+@pytest.mark.parametrize("backbone", ["e3", "visnet"])
+def test_some_backbones_are_for_three_dimensions(backbone):
     with pytest.raises(ValueError, match="for points in 3 dimensions, got 2"):
-        backbones["e3"].build(resolve(backbones, plug_in(backbones, "e3"), "backbone").options, {"x": 2})
+        backbones[backbone].build(resolve(backbones, plug_in(backbones, backbone), "backbone").options, {"x": 2})

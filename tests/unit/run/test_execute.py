@@ -49,7 +49,7 @@ def test_a_run_stopped_by_the_disk_has_not_failed(code, tmp_path):
     assert (manifest["status"], run.status) == ("running", "running")  # and so it is continued
     assert os.strerror(code) in manifest["reason"]
     assert manifest["reason"].endswith(records.CONTINUES)
-    assert manifest["reason"] in state(run.folder).words
+    assert manifest["reason"] in state(run.folder).detail
     assert "Traceback" not in (run.folder / "log.txt").read_text()
 
 
