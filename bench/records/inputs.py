@@ -14,10 +14,12 @@ import stat
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
+
+if TYPE_CHECKING:
+    import numpy as np  # loaded where an npz file is read: `equibench status` needs none
 
 
 def size_of(path: Path, at_most: int | None = None) -> int:
@@ -185,11 +187,6 @@ def as_yaml(data: Any) -> str:
 
 MAX_GROWTH = 100  # times the file's size, where that is more than SMALL; padding compresses well, hardly beyond this
 SMALL = 1 << 25
-_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-    (3, 0): np.lib.format.read_array_header_2_0,  # differs in the encoding of field names, which are refused
-}
 
 
 class NpzError(ValueError):
@@ -206,6 +203,8 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, optional: Sequen
         NpzError: no npz file, damaged, without one of `names`, or larger unpacked than it may be.
         OSError: missing, or no regular file.
     """
+    import numpy as np
+
     n_bytes = size_of(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -245,16 +244,20 @@ def _entries(
 
 def _declared_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str) -> int:
     """Size of an array by its header, which must agree with the size of its entry in the archive."""
+    import numpy.lib.format as npy
+
+    # format 3 differs from 2 in the encoding of field names, which are refused
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0, (3, 0): npy.read_array_header_2_0}
     shown = repr(truncate(name))
     # bz2 and lzma, which numpy never writes, unpack to any size in one call
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise NpzError(f"array {shown} is packed as numpy never does; save the file again with np.savez")
     with archive.open(entry) as file:
         try:
-            version = np.lib.format.read_magic(file)
-            if version not in _HEADERS:
+            version = npy.read_magic(file)
+            if version not in headers:
                 raise ValueError(f"format {version} is unknown")
-            shape, _, dtype = _HEADERS[version](file)
+            shape, _, dtype = headers[version](file)
         except Exception as error:  # numpy hands the header to Python's parser, which has many ways to refuse
             raise NpzError(f"array {shown} is damaged ({one_line(error)})") from error
         n_header = file.tell()

@@ -133,7 +133,7 @@ def parse_xyz(lines: Iterable[str], name: str) -> Structures:
                 positions.append(_coordinate(word, f"{name}:{at}: {frame}"))
         sizes.append(n_atoms)
         after_gdb = re.match(r"gdb\s+\d+\s", comment) is not None
-    return Structures.from_sizes(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
+    return Structures.from_sizes(np.array(numbers), np.frombuffer(positions).reshape(-1, 3), np.array(sizes))
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:

@@ -53,7 +53,7 @@ def read_sdf(path: Path) -> Structures:
                 )
             positions.frombytes(x.tobytes())
             sizes.append(mol.GetNumAtoms())
-    return Structures.from_sizes(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
+    return Structures.from_sizes(np.array(numbers), np.frombuffer(positions).reshape(-1, 3), np.array(sizes))
 
 
 def _records(path: Path) -> Iterator[bool]:

@@ -29,7 +29,7 @@ FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
 def config(n_steps: int = 3) -> RunConfig:
-    settings = {"batch_size": 4, "lr": 1e-3, "cooldown_fraction": 0.5, "ema_decay": 0.9, "n_valid": 3}
+    settings = {"batch_size": 4, "lr": 1e-3, "ema_decay": 0.9, "n_valid": 3}
     return run_config("plain", "dit", n_steps=n_steps, log_every=1, checkpoint_seconds=0.0, **settings)
 
 

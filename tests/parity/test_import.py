@@ -161,7 +161,7 @@ def test_other_forms_of_the_same_file_give_the_same_weights(tmp_path, form):
 
 def test_weights_of_rotated_data_are_named_by_the_page(tmp_path):
     assert imported(tmp_path, state_dict("dit"), {**PAGES["dit"], "method": "haar"}) == 0
-    assert bench.load_run(tmp_path / "published" / "run").cfg.method == {"name": "haar"}
+    assert bench.load_run(tmp_path / "published" / "run").cfg.method.name == "haar"
 
 
 # ---------------------------------------------------------------------- sizes that shapes tell
