@@ -62,7 +62,7 @@ def elements(group: Group, n: int) -> list[Tensor]:
 @pytest.mark.parametrize(("group", "n_points"), [(Sign(), 1), (SO2(), 3), (Permutations(2), 2), (Permutations(4), 4)])
 def test_posterior_mean_and_evidence_are_those_of_enumeration(group, n_points, sigma):
     made = noised(group, sigma, n_points)
-    g = [element.expand(len(made), *element.shape[1:]) for element in elements(group, 20_000)]
+    g = [element.expand(len(made), *element.shape[1:]) for element in elements(group, 1000)]
     log_w = torch.stack([group.log_likelihood(element, made) for element in g])
     brute = weighted_noise(group, g, log_w, made)
     exact = group.posterior_mean(made)
@@ -82,9 +82,8 @@ def test_the_sign_flip_is_a_hyperbolic_tangent():
 
 @pytest.mark.parametrize("group", [SO3(), O3()], ids=["SO3", "O3"])
 def test_evidence_of_rotations_is_a_mean_over_draws(group):
-    made = noised(group, 0.9, 4, n=1)
+    F = torch.diag(torch.tensor([1.4, 1.2, 1.0], dtype=F64)) @ SO3().haar(1, torch.Generator().manual_seed(0), F64)[0]
     R = group.haar(400_000, torch.Generator().manual_seed(1), F64)
-    F = group.moment(made.clean.x[:, None], made)[0, 0]
     weights = torch.einsum("ij,kij->k", F, R).exp()
     found = group.log_normaliser(F[None]).exp().item()
     z = abs(weights.mean().item() - found) / (weights.std().item() / len(R) ** 0.5)
@@ -138,7 +137,7 @@ def test_limits_of_the_torus_target():
         alone = noised(group, sigma, 1)
         assert group.posterior_mean(alone).frac.abs().max() < 1e-10
     assert noised(group, 0.2, 1).noise.frac.abs().max() > 0.1
-    assert group.posterior_mean(noised(group, 1.5, 3)).frac.abs().max() < 1e-8  # beyond the period nothing is left
+    assert group.posterior_mean(noised(group, 0.9, 3)).frac.abs().max() < 1e-8  # near the period nothing is left
 
 
 def test_torus_target_against_a_million_shifts():

@@ -102,11 +102,12 @@ def test_samplers_reproduce_gaussian_data_with_the_optimal_denoiser(path, parame
         return drawn.mean().item(), drawn.std().item()
 
     mean, spread = moments(SPREAD)
-    # sampling starts at N(0, 1), where the most noise of a table leaves alpha of the data's mean
-    alpha = of.path.at(of.path.grid(99, "cpu")[:1], F64).alpha.item()
-    assert mean == pytest.approx(MEAN - SPREAD * alpha * MEAN, abs=0.02)
-    assert spread == pytest.approx(SPREAD, rel=0.03)
-    assert moments(1.3 * SPREAD)[1] != pytest.approx(SPREAD, rel=0.03)  # control: another denoiser, another law
+    # sampling starts at N(0, 1), where the most noise of a table leaves alpha of the data's mean; a flow carries that
+    # offset to the end, fresh noise forgets it
+    alpha = 0.0 if sampler is Sampler.ANCESTRAL else of.path.at(of.path.grid(99, "cpu")[:1], F64).alpha.item()
+    assert mean == pytest.approx(MEAN - SPREAD * alpha * MEAN, abs=0.01)
+    assert spread == pytest.approx(SPREAD, rel=0.05)  # of 99 steps
+    assert moments(1.3 * SPREAD)[1] != pytest.approx(SPREAD, rel=0.05)  # control: another denoiser, another law
 
 
 def heun_error(sampler: Sampler, n_steps: int) -> float:

@@ -47,7 +47,7 @@ def losses(backbone: str, lr: float, n_steps: int = 25) -> list[float]:
     return values
 
 
-@pytest.mark.parametrize("backbone", list(backbones))
+@pytest.mark.parametrize("backbone", for_molecules())
 def test_loss_falls_on_the_embedded_set(backbone):
     """A few steps on one batch bring the loss down by a fifth at least; without a learning rate it stays."""
     falling = losses(backbone, lr=1e-2)
