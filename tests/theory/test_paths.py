@@ -180,19 +180,19 @@ def torus_distance(drawn: State, pair: torch.Tensor) -> torch.Tensor:
 
 
 def test_ancestral_sampling_on_the_torus_reproduces_a_pair():
-    of = process(PathName.VARIANCE_EXPLODING, Parametrisation.NOISE, Torus(3), "frac")
+    of = process(PathName.VARIANCE_EXPLODING, Parametrisation.NOISE, Torus(3), "frac", n_levels=50)
     pair = [[0.1, 0.2, 0.3], [0.45, 0.4, 0.9]]
     one = torch.ones(1, dtype=F64)
     drawn = optimal_samples(
-        of, Optimum(shapes("frac", pair, 1), one, TorusShift(), of.spaces), 500, 2, Sampler.ANCESTRAL, 100
+        of, Optimum(shapes("frac", pair, 1), one, TorusShift(64), of.spaces), 100, 2, Sampler.ANCESTRAL, 50
     )
     assert torus_distance(drawn, torch.tensor(pair, dtype=F64)).max() < 0.1
     assert torus_distance(drawn, torch.tensor(pair, dtype=F64)).median() < 0.02
     angle = 2 * torch.pi * drawn.frac.view(-1, 2, 3)[:, 0].double()
-    assert torch.hypot(angle.cos().mean(0), angle.sin().mean(0)).max() < 5 / 500**0.5
+    assert torch.hypot(angle.cos().mean(0), angle.sin().mean(0)).max() < 5 / 100**0.5
     other = [[0.1, 0.2, 0.3], [0.5, 0.4, 0.9]]  # control: the denoiser of another pair
     drawn = optimal_samples(
-        of, Optimum(shapes("frac", other, 1), one, TorusShift(), of.spaces), 500, 2, Sampler.ANCESTRAL, 100
+        of, Optimum(shapes("frac", other, 1), one, TorusShift(64), of.spaces), 100, 2, Sampler.ANCESTRAL, 50
     )
     assert torus_distance(drawn, torch.tensor(pair, dtype=F64)).median() > 0.03
 
