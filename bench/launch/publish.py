@@ -115,7 +115,7 @@ def row(manifest: dict, evaluation: dict | None) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """CSV with the columns of all rows, in the order of their first appearance; a run without a value leaves it empty."""
+    """CSV with the columns of all rows, in order of first appearance; missing values are empty."""
     out = io.StringIO()
     columns = dict.fromkeys(key for row in rows for key in row)
     writer = csv.DictWriter(out, fieldnames=list(columns), lineterminator="\n")
