@@ -109,8 +109,10 @@ def row(manifest: dict, evaluation: dict | None) -> dict:
 
 
 def table(rows: list[dict]) -> str:
+    """CSV with the columns of all rows, in order of first appearance; missing values are empty."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(out, fieldnames=list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
