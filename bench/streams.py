@@ -25,22 +25,24 @@ class Stream(StrEnum):
     SAMPLING = "sampling"
 
 
-def seed_of(seed: int, stream: Stream | str, step: int) -> int:
-    """63-bit seed of one (seed, stream, step); collisions are those of a random function."""
-    digest = hashlib.blake2b(f"{seed}/{stream}/{step}".encode(), digest_size=8).digest()
+def seed_of(seed: int, stream: Stream | str, step: int, share: int = 0) -> int:
+    """63-bit seed of one (seed, stream, step, share of the batch); collisions are those of a random function."""
+    text = f"{seed}/{stream}/{step}/{share}" if share else f"{seed}/{stream}/{step}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
 class StepStreams:
-    """The generators of one step, made when first used."""
+    """The generators of one step, or of one share of its batch, made when first used."""
 
     seed: int
     step: int
     device: torch.device
+    share: int = 0
 
     def generator(self, stream: Stream | str) -> torch.Generator:
-        return torch.Generator(device=self.device).manual_seed(seed_of(self.seed, stream, self.step))
+        return torch.Generator(device=self.device).manual_seed(seed_of(self.seed, stream, self.step, self.share))
 
     @cached_property
     def data(self) -> torch.Generator:
@@ -70,5 +72,6 @@ class Streams:
     seed: int
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is immutable
 
-    def at(self, step: int) -> StepStreams:
-        return StepStreams(self.seed, step, self.device)
+    def at(self, step: int, share: int = 0) -> StepStreams:
+        """Streams of a step; `share`: which share of the batch draws, where several ranks or micro-batches share it."""
+        return StepStreams(self.seed, step, self.device, share)

@@ -57,13 +57,6 @@ class OptimiserName(enum.StrEnum):
     MUON = "muon"
 
 
-class OnOutOfMemory(enum.StrEnum):
-    """Stop, or take each batch in twice as many micro-batches, whose gradients are summed, and go on."""
-
-    FAIL = "fail"
-    ACCUMULATE = "accumulate"
-
-
 class Kernels(enum.StrEnum):
     """The accelerated networks of `bench.kernels` on a CPU where they can be had, or plain torch alone."""
 
@@ -79,9 +72,7 @@ class TrainConfig:
     batch_size: int = 256
     lr: float = 2e-4
     warmup_steps: int = 0  # linear from zero
-    # linear to zero over the last part of the run. A checkpoint is kept where it starts, so that a longer run of the
-    # same configuration continues from there and equals one that was planned longer from the beginning
-    cooldown_fraction: float = 0.0
+    cooldown_fraction: float = 0.0  # linear to zero over the last part of the run
     # equal seconds instead of equal steps: stop after this many seconds of training steps; n_steps still bounds
     max_seconds: float | None = None
     optimiser: OptimiserName = OptimiserName.ADAMW
@@ -100,13 +91,15 @@ class TrainConfig:
     compile: bool = False  # torch.compile of the networks; falls back to eager with one line
     n_threads: int = 1
     device: str = "cpu"
-    # the three below change results by rounding alone
-    kernels: Kernels = Kernels.AUTO
-    on_out_of_memory: OnOutOfMemory = OnOutOfMemory.FAIL
-    n_processes: int = 1  # that share each batch, on one machine; `bench.run.parallel` says how torchrun starts them
+    kernels: Kernels = Kernels.AUTO  # changes results by rounding alone
+    # a batch is shared by n_processes ranks, and each takes its part in `accumulate` micro-batches whose gradients are
+    # summed (less memory). Every share draws for itself, so both are part of a run's identity
+    accumulate: int = 1
+    n_processes: int = 1  # on one machine; `bench.run.workers` says how torchrun starts them
 
     def __post_init__(self) -> None:
-        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads", "n_processes")
+        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads")
+        counts += ("accumulate", "n_processes")
         require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
         require(
             "train",
@@ -121,10 +114,10 @@ class TrainConfig:
                 self.max_seconds is None or self.max_seconds > 0,
                 "a positive number or null",
             ),
-            on_out_of_memory=(
-                self.on_out_of_memory.value,
-                self.on_out_of_memory is OnOutOfMemory.FAIL or self.n_processes == 1,
-                "'fail' with several processes",
+            batch_size=(
+                self.batch_size,
+                self.batch_size % (self.accumulate * self.n_processes) == 0,
+                f"a multiple of accumulate * n_processes = {self.accumulate * self.n_processes}",
             ),
         )
 
@@ -215,14 +208,13 @@ class RunConfig:
     def identity(self, fingerprint: str) -> str:
         """Hash of all that decides the trained weights, the data's content included.
 
-        Not part of it: how far training goes (so that it can be extended), what is logged, which kernels
-        run, how many processes share the work, how the result is sampled and evaluated, and where the data lies.
+        Not part of it: what is logged, which kernels run, how the result is sampled and evaluated, and where the data
+        lies.
         """
         page = self.page()
         for key in ("study", "sample", "measures"):
             del page[key]
-        how = ("checkpoint_seconds", "kernels", "on_out_of_memory", "n_processes")
-        for key in ("n_steps", "log_every", "valid_every", "n_valid", *how):
+        for key in ("log_every", "valid_every", "n_valid", "checkpoint_seconds", "kernels"):
             del page["train"][key]
         page["data"] = fingerprint
         return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()[:10]

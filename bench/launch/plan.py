@@ -31,9 +31,10 @@ from bench.launch.submit import Item
 from bench.launch.submit import plan as plan_items
 from bench.registry import measures
 from bench.run.acceleration import accelerate
+from bench.run.batches import load_data
 from bench.run.clock import clock
 from bench.run.evaluate import active_measures, subject_of
-from bench.run.execute import load_data, reason_of
+from bench.run.execute import reason_of
 from bench.run.model import Model
 from bench.run.provenance import device_name, forget_peak_memory, memory_mb, peak_memory_mb
 from bench.run.sample import sample_prompt

@@ -30,8 +30,9 @@ from bench.launch.queue import COMMAND, read_queue
 from bench.launch.status import position
 from bench.records import store as records
 from bench.records.lock import BusyError, Holder, holder, locked
+from bench.run.batches import load_data
 from bench.run.evaluate import package_version
-from bench.run.execute import is_done, load_data
+from bench.run.execute import is_done
 from bench.run.provenance import describe, now, planned
 from bench.structures.dataset import DataSet
 

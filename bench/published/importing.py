@@ -23,8 +23,8 @@ from bench.records import store as records
 from bench.records.inputs import cut, said
 from bench.records.pages import PageError
 from bench.records.pages import read_page as read_yaml
+from bench.run.batches import load_data
 from bench.run.checkpoint import write_average
-from bench.run.execute import load_data
 from bench.run.model import Model
 from bench.run.provenance import describe, now
 from bench.run.sample import facts_of

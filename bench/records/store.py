@@ -9,7 +9,7 @@ A run's folder holds
     samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions); samples.json  their cost
     measures.json      what was measured besides the samples: `MEASURED`
     drawn.sdf          the first few samples with their inferred bonds, for the figures
-    state.safetensors  checkpoint; previous.safetensors  the one before; stable.safetensors  where the cool-down began
+    state.safetensors  checkpoint; previous.safetensors  the one before
     diverged.json      of a run that stopped because its loss was no longer finite: the offending step
     log.txt            the log
 
@@ -99,7 +99,6 @@ MANIFEST: dict[str, Any] = {
         "train_network_calls?": int,
         "peak_memory_mb?": Number,
         "n_parallel?": int,  # runs that shared the machine
-        "micro_batches?": int,  # per training batch at the end, where memory did not hold a whole one
     },
     "imported?": {  # of a run whose weights come from a public code's checkpoint; its status is 'imported'
         "file": str,

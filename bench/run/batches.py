@@ -5,10 +5,18 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from bench.config.run import RunConfig, options_of
 from bench.geometry.state import State
+from bench.registry import datasets
 from bench.streams import Stream, seed_of
+from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
 from bench.tasks.contract import Task
+
+
+def load_data(cfg: RunConfig) -> DataSet:
+    """The run's data set."""
+    return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
 
 
 class Batches:
@@ -28,7 +36,7 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0)
 
     def indices(self, step: int) -> torch.Tensor:
-        """State of a step [batch_size]."""
+        """Indices of a step's molecules [batch_size]."""
         epoch, i = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             rng = torch.Generator().manual_seed(seed_of(self.seed, Stream.DATA, epoch))
@@ -36,9 +44,10 @@ class Batches:
         return self._order[i * self.batch_size : (i + 1) * self.batch_size]
 
     def in_order(self, step: int) -> np.ndarray:
-        """State of a step, in the order in which they stand in its batch."""
+        """Indices of a step's molecules, in the order in which they stand in its batch."""
         index = self.indices(step).numpy()
         return index[self.structures.n_atoms[index].argsort(kind="stable")]
 
-    def __call__(self, step: int) -> State:
-        return self.task.encode(self.structures.select(self.in_order(step)), self.device)
+    def __call__(self, step: int, share: int = 0, n_shares: int = 1) -> State:
+        """The batch of a step, or a share of it: rows share, share + n_shares, ..., so that shares cost alike."""
+        return self.task.encode(self.structures.select(self.in_order(step)[share::n_shares]), self.device)

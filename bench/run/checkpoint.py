@@ -1,17 +1,18 @@
 """Checkpoints: one safetensors file per state, with everything that a bitwise continuation needs.
 
 Random streams follow from the step, and batches from the step and the seed, so a state is: weights, their average,
-optimiser moments, the clip queue, the step, the seconds trained and the number of micro-batches.
+optimiser moments, the clip queue, the step and the seconds trained.
 
 What is known about the tensors is JSON in the file's own header, with the SHA-256 of itself and of all tensors: there
 is no second file that could fall behind. The newest state and the one before it are kept; a damaged file is a
-`DamagedError`, on which training takes the other one (`bench.run.resume`).
+`DamagedError`, on which training resumes from the other one (`resume`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from torch import Tensor, nn
 
 from bench.records.inputs import said, size_of
 from bench.records.store import Number, RecordError, check, parse, write_atomically
+from bench.run.distributed import World
 from bench.run.optimiser import TrainingState
 
 # of a state or of averaged weights; files without a checksum were written before there was one
-ABOUT = {"step": int, "seconds": Number, "sha256?": str, "micro_batches?": int}
-# newest, the one before, and where the cool-down began
-STATE, PREVIOUS, STABLE = "state.safetensors", "previous.safetensors", "stable.safetensors"
+ABOUT = {"step": int, "seconds": Number, "sha256?": str}
+STATE, PREVIOUS = "state.safetensors", "previous.safetensors"  # the newest, and the one before
+
+log = logging.getLogger("equibench.train")
 
 
 class CheckpointError(RuntimeError):
@@ -48,9 +51,7 @@ def save_state(path: Path, state: TrainingState, keep: Path | None = None) -> No
         for key, value in state.optimiser.state(p).items():
             tensors[f"optimiser/{key}/{name}"] = value
     tensors["queue/norms"], tensors["queue/pushed"] = state.queue.norms, state.queue.pushed
-    about = {"step": state.step, "seconds": state.seconds}
-    about |= {"micro_batches": state.micro_batches} if state.micro_batches > 1 else {}
-    write_tensors(path, tensors, about, keep)
+    write_tensors(path, tensors, {"step": state.step, "seconds": state.seconds}, keep)
 
 
 def load_state(path: Path, state: TrainingState) -> None:
@@ -77,7 +78,45 @@ def load_state(path: Path, state: TrainingState) -> None:
     for p, moment, value in moments:
         state.optimiser.state(p)[moment] = value.to(p.device)
     state.step, state.seconds = about["step"], float(about["seconds"])
-    state.micro_batches = about.get("micro_batches", 1)
+
+
+# ---------------------------------------------------------------------- choosing the checkpoint to resume from
+
+
+def resume(folder: Path, world: World, state: TrainingState) -> None:
+    """Restore the newest undamaged state, if there is any; rank 0 chooses it, the other ranks read the same.
+
+    Raises:
+        CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
+    """
+    chosen = world.of_first(_load_newest(folder, state) if world.writes else None)
+    if chosen is not None and not world.writes:
+        load_state(folder / chosen, state)
+
+
+def _load_newest(folder: Path, state: TrainingState) -> str | None:
+    """Restore the newest undamaged state; returns the name of its file, or None to start from step 0."""
+    damaged: dict[str, DamagedError] = {}
+    chosen = None
+    for name in (STATE, PREVIOUS):
+        if (folder / name).exists():
+            try:
+                load_state(folder / name, state)
+                chosen = name
+                break
+            except DamagedError as error:
+                damaged[name] = error
+    if damaged and chosen is None:
+        raise CheckpointError(" and ".join(str(error) for error in damaged.values()))
+    for name, error in damaged.items():
+        log.warning("%s; it is set aside as %s.damaged, training continues from %s", error, name, chosen)
+        (folder / name).replace(folder / f"{name}.damaged")  # or the next checkpoint would replace the good one with it
+    if chosen:
+        log.info("continuing at step %d", state.step)
+    return chosen
+
+
+# ---------------------------------------------------------------------- averaged weights
 
 
 def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
@@ -149,7 +188,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def about_of(path: Path) -> dict[str, Any]:
-    """Step, seconds and micro-batches of a checkpoint, from its header alone, which is not checked."""
+    """Step and seconds of a checkpoint, from its header alone, whose checksum is not verified."""
     try:
         size_of(path)
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]

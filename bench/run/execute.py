@@ -11,29 +11,23 @@ from typing import Any
 import torch
 import yaml
 
-from bench.config.run import ConfigError, RunConfig, options_of, read_run, weights_run
+from bench.config.run import ConfigError, RunConfig, read_run, weights_run
 from bench.records import store as records
 from bench.records.lock import locked
-from bench.registry import datasets
-from bench.run import parallel
+from bench.run import workers
 from bench.run.acceleration import accelerate
-from bench.run.checkpoint import STATE, about_of, load_average
+from bench.run.batches import load_data
+from bench.run.checkpoint import STATE, load_average
 from bench.run.clock import Deadline
 from bench.run.compile import compile_networks
 from bench.run.evaluate import evaluate_run, measure_run, sample_run
 from bench.run.model import Model
-from bench.run.optimiser import progress
 from bench.run.provenance import describe, now, peak_memory_mb, training_cost
-from bench.run.sample import WEIGHTS, weights_file
+from bench.run.sample import weights_file
 from bench.run.train import train
 from bench.structures.dataset import DataError, DataSet
 
 log = logging.getLogger("equibench")
-
-
-def load_data(cfg: RunConfig) -> DataSet:
-    """The run's data set."""
-    return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
 
 
 def is_done(cfg: RunConfig, folder: Path) -> bool:
@@ -189,13 +183,12 @@ def obtain_weights(
 ) -> int:
     """Train, or take the weights of the run that this one depends on; returns their optimiser step."""
     parent = weights_run(cfg)
-    if parent is None and came_trained(cfg, folder):
-        return load_average(folder / WEIGHTS, model.named_weights())
     if parent is None:
         if cfg.train.n_processes > 1:
-            parallel.start(parallel.train_folder, cfg.train.n_processes, cfg.train.device, str(folder))
-        # after several processes, only what they have made
-        step = train(cfg, model, data.train, data.valid, folder, deadline=deadline)
+            workers.start(workers.train_folder, cfg.train.n_processes, cfg.train.device, str(folder))
+            step = load_average(folder / STATE, model.named_weights())
+        else:
+            step = train(cfg, model, data.train, data.valid, folder, deadline=deadline)
         manifest["cost"] |= training_cost(folder)
     else:
         manifest["weights_from"] = parent.run_name(data.fingerprint)
@@ -208,29 +201,12 @@ def obtain_weights(
     return step
 
 
-def came_trained(cfg: RunConfig, folder: Path) -> bool:
-    """Whether the averaged weights of the whole training lie here without the state that made them.
-
-    Raises:
-        ConfigError: they do, and more training than that is asked for.
-    """
-    if not (folder / WEIGHTS).exists() or (folder / STATE).exists():
-        return False
-    about = about_of(folder / WEIGHTS)
-    if progress(about["step"], about["seconds"], cfg.train) < 1:
-        raise ConfigError(
-            f"{folder / WEIGHTS} was trained for {about['step']} steps and came without the optimiser's state, so it "
-            "cannot be trained further; move the folder away to train anew"
-        )
-    return True
-
-
 def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
-    """Remove samples of another number of steps or of other sampling settings, and evaluations of either."""
+    """Remove samples of other sampling settings, and evaluations with other measures."""
     if not (folder / "config.yaml").exists():
         return
     before = read_run(folder)
-    if before.sample != cfg.sample or before.train.n_steps != cfg.train.n_steps:
+    if before.sample != cfg.sample:
         forget_samples(folder)
     if before.measures != cfg.measures:
         for name in ("measures.json", "eval.json"):

@@ -92,13 +92,6 @@ def learning_rate(step: int, seconds: float, cfg: TrainConfig) -> float:
     return max(rate, 0.0)
 
 
-def cooldown_start(settings: TrainConfig) -> int:
-    """Step at which the learning rate begins to fall; -1 where it never does, or falls by the clock."""
-    if settings.cooldown_fraction == 0 or settings.max_seconds is not None:
-        return -1
-    return math.floor(settings.n_steps * (1 - settings.cooldown_fraction))
-
-
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov's momentum and steps of AdamW's size, matrices of one shape, or its transpose, taken together.
 
@@ -200,7 +193,6 @@ class TrainingState:
         weights: of the model itself, by name.
         step: optimiser steps done.
         seconds: trained.
-        micro_batches: into which each batch is cut.
     """
 
     weights: dict[str, nn.Parameter]
@@ -209,7 +201,6 @@ class TrainingState:
     queue: QueueClip
     step: int = 0
     seconds: float = 0.0
-    micro_batches: int = 1
 
     @classmethod
     def at_start(cls, weights: dict[str, nn.Parameter], cfg: TrainConfig) -> TrainingState:

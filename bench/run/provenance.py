@@ -19,7 +19,6 @@ import torch
 from bench.config.run import RunConfig, weights_run
 from bench.records import store as records
 from bench.registry import methods
-from bench.run.checkpoint import STATE, about_of
 from bench.run.evaluate import package_version, versions
 
 
@@ -75,10 +74,8 @@ def training_cost(folder: Path) -> dict[str, Any]:
     ends = [{"step": 0, "seconds": 0.0}, *steps]
     rates = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(ends)]
     calls = sum((b["step"] - a["step"]) * b.get("network_calls", 1) for a, b in pairwise(ends))
-    cost = {"train_seconds": steps[-1]["seconds"], "train_network_calls": round(calls)}
-    parts = about_of(folder / STATE).get("micro_batches", 1)
-    cost |= {"micro_batches": parts} if parts > 1 else {}
-    return cost | {"step_seconds": statistics.median(rates[1:] or rates)}
+    rate = statistics.median(rates[1:] or rates)
+    return {"train_seconds": steps[-1]["seconds"], "train_network_calls": round(calls), "step_seconds": rate}
 
 
 def peak_memory_mb(device: str) -> float:

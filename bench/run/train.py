@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.config.run import OnOutOfMemory, RunConfig, TrainConfig
+from bench.config.run import RunConfig, TrainConfig
 from bench.diffusion.process import weighted_error
 from bench.geometry.state import State
 from bench.records.store import STEP, append_line, as_line, check, read_steps, write_atomically
 from bench.run.batches import Batches
-from bench.run.checkpoint import PREVIOUS, STABLE, STATE, save_state
+from bench.run.checkpoint import PREVIOUS, STATE, resume, save_state
 from bench.run.clock import Deadline, Timer, TimeUpError
+from bench.run.distributed import World
 from bench.run.model import Model
-from bench.run.optimiser import TrainingState, cooldown_start, learning_rate, progress
-from bench.run.parallel import Processes
-from bench.run.parts import Part
-from bench.run.resume import resume
+from bench.run.optimiser import TrainingState, learning_rate, progress
 from bench.run.watch import DIVERGED_FILE, Watch, record_fault
 from bench.streams import StepStreams, Streams
 from bench.structures.structures import Structures
@@ -34,7 +31,7 @@ log = logging.getLogger("equibench.train")
 
 
 class TrainingError(RuntimeError):
-    """Training stopped: the loss diverged, or memory does not suffice."""
+    """Training stopped: the loss diverged, or a batch cannot be shared as configured."""
 
 
 def training_loss(model: Model, clean: State, rng: StepStreams) -> Tensor:
@@ -67,50 +64,42 @@ class BatchLoss(nn.Module):
 
 def training_step(
     loss_of: nn.Module,
-    x0: State,
-    rng: StepStreams,
+    micro_batches: Sequence[tuple[State, StepStreams]],
     settings: TrainConfig,
     state: TrainingState,
     rate: float,
-    processes: Processes = Processes(),  # noqa: B008 - it is frozen
+    world: World = World(),  # noqa: B008 - it is frozen
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One optimiser step on a batch at a learning rate: what a run repeats, and what `equibench time` measures.
+    """One optimiser step at a learning rate: what a run repeats, and what `equibench time` measures.
 
     Args:
-        loss_of: a `BatchLoss`.
-        state: weights, average, optimiser and queue are changed. The micro-batches that it states are taken one after
-            the other; their gradients are summed.
-        processes: each takes its share of the batch.
+        loss_of: a `BatchLoss`, wrapped by `world`.
+        micro_batches: this rank's micro-batches, of equal size, each with the streams that it draws from.
+        state: weights, average, optimiser and queue are changed.
     Returns:
-        losses [B] (0 where another process has the molecule), gradient norm before clipping, whether it was clipped
-        (0. or 1.): on the device.
-    Raises:
-        torch.OutOfMemoryError: before anything but gradients was changed, so that the step can be made again.
+        losses [B] of the whole batch (0 for molecules of other ranks), gradient norm before clipping, whether it was
+        clipped (0. or 1.): on the device.
     """
     state.optimiser.zero_grad()
-    losses = gradients(loss_of, x0, rng, settings, state.micro_batches, processes)
-    try:
-        norm, clipped = state.update(settings, rate)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError("out of memory for the optimiser's state; choose a smaller model") from error
+    losses = gradients(loss_of, micro_batches, settings, world)
+    norm, clipped = state.update(settings, rate)
     return losses, norm, clipped
 
 
 def gradients(
-    loss_of: nn.Module, x0: State, rng: StepStreams, settings: TrainConfig, micro_batches: int, processes: Processes
+    loss_of: nn.Module, micro_batches: Sequence[tuple[State, StepStreams]], settings: TrainConfig, world: World
 ) -> Tensor:
-    """Leave the gradient of the mean loss of a batch in the weights; returns the losses [B] of this process."""
-    n = micro_batches * processes.n
-    losses = torch.zeros(len(x0), device=x0.x.device)
-    for i in range(micro_batches):
-        part = None if n == 1 else Part(x0.layout, processes.rank + i * processes.n, n)
-        with torch.autocast(x0.x.device.type, torch.bfloat16, enabled=settings.bf16):
-            # every part from the same, unused streams
-            mine = loss_of(x0, dataclasses.replace(rng))
-            # gradients are averaged over processes
-            loss = mine.mean() * (len(mine) * processes.n / len(x0))
-        loss.backward()
-        losses[slice(None) if part is None else part.molecules] = mine.detach().to(losses.dtype)
+    """Leave the gradient of the batch's mean loss in the weights; returns losses [B], 0 for other ranks' molecules."""
+    n_shares, first = len(micro_batches) * world.size, micro_batches[0][0]
+    losses = torch.zeros(n_shares * len(first), device=first.x.device)
+    for i, (clean, rng) in enumerate(micro_batches):
+        is_last = i == len(micro_batches) - 1
+        with nullcontext() if is_last else world.accumulating(loss_of):
+            with torch.autocast(clean.x.device.type, torch.bfloat16, enabled=settings.bf16):
+                mine = loss_of(clean, rng)
+                loss = mine.mean() / len(micro_batches)  # the mean over ranks is taken with the gradients
+            loss.backward()
+        losses[world.rank + i * world.size :: n_shares] = mine.detach().to(losses.dtype)
     return losses
 
 
@@ -126,41 +115,47 @@ def train(
     """Train a run from its last checkpoint, or from the start, to its last step.
 
     Writes steps.jsonl and checkpoints into `folder`; a killed run that is called again gives, on a CPU with the same
-    number of threads, the same losses and weights bit for bit. Several processes of torch.distributed train it
-    together (`bench.run.parallel`).
+    number of threads, the same losses and weights bit for bit. Called on each of several ranks it trains the run with
+    them (`bench.run.distributed`); rank 0 writes.
 
     Args:
         structures: training molecules.
         valid: validation molecules, of which `n_valid` are followed.
         on_log: called with the step after each logging interval.
-        deadline: of one process: the last logging interval that can end before it ends with a checkpoint.
+        deadline: of a single rank: the last logging interval that can end before it ends with a checkpoint.
     Returns:
         optimiser steps done; the model then holds the averaged weights.
     Raises:
-        TrainingError: a loss was not finite, with the step in diverged.json; the last checkpoint is from before. Or
-            out of memory.
+        TrainingError: a loss was not finite, with the step in diverged.json; the last checkpoint is from before. Or the
+            batch cannot be shared as configured.
         CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
         OSError: a file could not be written.
         TimeUpError: at the deadline.
     """
-    settings, processes = cfg.train, Processes.here()
+    settings, world = cfg.train, World.here()
+    n_shares = settings.accumulate * settings.n_processes
     device = torch.device(settings.device)
     model.to(device)
     streams = Streams(cfg.seed, device)
     batches = Batches(structures, model.task, settings.batch_size, cfg.seed, settings.device)
-    if batches.batch_size < processes.n:
-        raise TrainingError(f"a batch of {batches.batch_size} molecules cannot be shared by {processes.n} processes")
+    if world.size != settings.n_processes:
+        raise TrainingError(f"started with {world.size} ranks, expected train.n_processes = {settings.n_processes}")
+    if batches.batch_size % n_shares:
+        raise TrainingError(
+            f"a batch of {batches.batch_size} molecules cannot be shared equally by train.accumulate * "
+            f"train.n_processes = {n_shares}; the training set has {len(structures)} molecules"
+        )
     validation = Validation(model, valid, settings)
 
     state = TrainingState.at_start(model.named_weights(), settings)
-    resume(folder, settings, processes, state)
-    if processes.writes:
+    resume(folder, world, state)
+    if world.writes:
         steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= state.step]
         if state.step != (steps[-1]["step"] if steps else 0):
             log.warning("%s: lines before step %d are missing, and not made again", folder / "steps.jsonl", state.step)
         _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
-    loss_of = processes.wrap(BatchLoss(model))
+    loss_of = world.wrap(BatchLoss(model))
     saved = logged = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
     diagnostics: dict[str, Tensor] = {}  # sums of what the method reports
@@ -169,41 +164,37 @@ def train(
     calls = 0  # of the network, in training steps since the last line
 
     while progress(state.step, state.seconds, settings) < 1:
-        # at a logging interval, so that a run resumed from here averages its losses over whole intervals
-        if processes.writes and state.step == cooldown_start(settings) // settings.log_every * settings.log_every:
-            save_state(folder / STABLE, state)
         rate = learning_rate(state.step, state.seconds, settings)
-        x0 = batches(state.step)
+        micro_batches = [
+            (batches(state.step, share, n_shares), streams.at(state.step, share))
+            for share in range(world.rank, n_shares, world.size)
+        ]
 
         timer.start()
         before = model.denoiser.n_calls
-        try:
-            losses, norm, clipped = training_step(loss_of, x0, streams.at(state.step), settings, state, rate, processes)
-        except torch.OutOfMemoryError as error:
-            halve(state, len(x0), settings, processes, error)
-            continue
+        losses, norm, clipped = training_step(loss_of, micro_batches, settings, state, rate, world)
         loss = losses.mean()
         watch(loss, losses, norm)
         totals += torch.stack([loss.double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()])
-        for name, value in model.method.diagnostics.items():
+        for name, value in model.method.diagnostics.items():  # of the last micro-batch
             diagnostics[name] = diagnostics.get(name, 0) + value.double()
         timer.stop()
-        calls += (model.denoiser.n_calls - before) // state.micro_batches  # each on a part of the batch
+        calls += (model.denoiser.n_calls - before) // settings.accumulate
         state.step += 1
         if settings.max_seconds is not None:  # waits for the device at each step
-            state.seconds = processes.of_first(state.seconds + timer.read())
+            state.seconds = world.of_first(state.seconds + timer.read())
 
         finished = progress(state.step, state.seconds, settings) >= 1
         if state.step % settings.log_every == 0 or finished:
-            if fault := watch.fault(state.weights, processes):
-                if processes.writes:
+            if fault := watch.fault(state.weights, world):
+                if world.writes:
                     record_fault(folder, fault, state.step, model, batches, streams, settings)
                 raise TrainingError(
                     f"{fault.reason} at step {fault.step} ({DIVERGED_FILE} has its molecules); "
                     "lower train.lr, or clip harder; the last checkpoint is kept"
                 )
             state.seconds += timer.read()
-            processes.sum(totals[:1])  # the other quantities are the same everywhere
+            world.sum(totals[:1])  # the other quantities are the same on all ranks
             line = {"step": state.step, "seconds": round(state.seconds, 4), "lr": rate}
             line |= dict(zip(("loss", "grad_norm", "clipped"), (totals[:3] / totals[3]).tolist(), strict=True))
             line["network_calls"] = calls / totals[3].item()
@@ -212,7 +203,7 @@ def train(
                 diagnostics = {}
             totals.zero_()
             calls = 0
-            if not processes.writes:
+            if not world.writes:
                 continue
             if state.step % settings.valid_every == 0 or finished:
                 state.average.swap(state.weights)
@@ -232,25 +223,6 @@ def train(
             logged = now
     state.average.swap(state.weights)  # what is sampled and evaluated is the average
     return state.step
-
-
-def halve(
-    state: TrainingState, batch_size: int, settings: TrainConfig, processes: Processes, error: torch.OutOfMemoryError
-) -> None:
-    """Twice as many micro-batches from here on, half as large, because memory did not hold one.
-
-    Raises:
-        TrainingError: the configuration does not ask for it, or a micro-batch is one molecule already.
-    """
-    size = math.ceil(batch_size / (state.micro_batches * processes.n))
-    line = f"out of memory at step {state.step} with {size} molecules at a time"
-    if settings.on_out_of_memory is OnOutOfMemory.FAIL or processes.n > 1:
-        advice = "lower train.batch_size" + ("" if processes.n > 1 else ", or set train.on_out_of_memory=accumulate")
-        raise TrainingError(f"{line}; {advice}") from error
-    if 2 * state.micro_batches > batch_size:
-        raise TrainingError(f"{line}, and fewer there are not; choose a smaller model") from error
-    state.micro_batches *= 2
-    log.warning("%s; from here on %d micro-batches per batch of %d", line, state.micro_batches, batch_size)
 
 
 class Validation:

@@ -1,4 +1,4 @@
-"""Losses that are no longer finite: seen without waiting for the device, recorded with the batch that they began in."""
+"""Detect losses that are no longer finite without waiting for the device, and record the batch in which they began."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +15,8 @@ from bench.config.run import TrainConfig
 from bench.records.store import write_json
 from bench.run.batches import Batches
 from bench.run.checkpoint import PREVIOUS, STATE, about_of
+from bench.run.distributed import World
 from bench.run.model import Model
-from bench.run.parallel import Processes
 from bench.streams import Streams
 
 DIVERGED = 1e6  # loss above which no step of an interval may stay: a network that answers zero is near 1
@@ -33,9 +34,9 @@ class Fault:
 
 
 class Watch:
-    """Looks at every step without waiting for the device; `fault` reads what was seen, at logging intervals.
+    """Checks every step on the device; `fault` reads the flags, at logging intervals.
 
-    What is kept is of the last step or, once a step was not finite, of that first one.
+    Losses and gradient norm are those of the last step or, once a step was not finite, of that first one.
     """
 
     def __init__(self, start: int, batch_size: int, device: torch.device) -> None:
@@ -53,13 +54,13 @@ class Watch:
         self.n_sound += self.sound
         self.lowest = torch.minimum(self.lowest, loss)
 
-    def fault(self, weights: dict[str, nn.Parameter], processes: Processes) -> Fault | None:
-        """What is wrong, for all processes alike, or None. Weights are looked at too: they are saved next."""
+    def fault(self, weights: dict[str, nn.Parameter], world: World) -> Fault | None:
+        """What is wrong, on all ranks alike, or None. Weights are checked too: they are saved next."""
         norms = torch.stack(torch._foreach_norm([p.detach() for p in weights.values()]))
         sound, finite = torch.stack([self.sound, torch.isfinite(norms).all()]).tolist()
         bad = torch.tensor([not sound, not finite, self.lowest.item() > DIVERGED], dtype=torch.float64)
         self.lowest = torch.full_like(self.lowest, math.inf)
-        not_sound, not_finite, high = (processes.sum(bad.to(self.norm.device)) > 0).tolist()
+        not_sound, not_finite, high = (world.sum(bad.to(self.norm.device)) > 0).tolist()
         if not (not_sound or not_finite or high):
             return None
         if not_sound:
@@ -68,9 +69,9 @@ class Watch:
             reason = "weights not finite after the update"
         else:
             reason = f"loss above {DIVERGED:.0e} in every step of an interval"
-        # a gradient that is not finite is everybody's, so all processes stand at the same step
+        # gradients are averaged over ranks, so one that is not finite stops all ranks at the same step
         step = self.start + int(self.n_sound.item()) - int(sound)
-        return Fault(reason, step, processes.sum(self.losses.double()).tolist(), self.norm.item())
+        return Fault(reason, step, world.sum(self.losses.double()).tolist(), self.norm.item())
 
 
 def record_fault(
@@ -82,9 +83,12 @@ def record_fault(
     streams: Streams,
     settings: TrainConfig,
 ) -> None:
-    """What there is to know of the offending step; batch and times are functions of the step."""
-    order = batches.in_order(fault.step)
-    t = model.process.draw(len(order), streams.at(fault.step).time).t.tolist()
+    """Write diverged.json: the offending step with its molecules and times, which are functions of the step."""
+    order, n_shares = batches.in_order(fault.step), settings.accumulate * settings.n_processes
+    n_atoms, t = batches.structures.n_atoms[order], np.empty(len(order))
+    for share in range(n_shares):
+        drawn = model.process.draw(len(t[share::n_shares]), streams.at(fault.step, share).time).t
+        t[share::n_shares] = drawn.cpu().numpy()
     kept = [about_of(path)["step"] for name in (STATE, PREVIOUS) if (path := folder / name).exists()]
     record = {
         "reason": fault.reason,
@@ -97,7 +101,7 @@ def record_fault(
         "lr": settings.lr,
         "molecules": [
             {"index": int(i), "n_atoms": int(n), "t": time_, "loss": _number(loss)}
-            for i, n, time_, loss in zip(order, batches.structures.n_atoms[order], t, fault.losses, strict=True)
+            for i, n, time_, loss in zip(order, n_atoms, t.tolist(), fault.losses, strict=True)
         ],
     }
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
@@ -105,5 +109,5 @@ def record_fault(
 
 
 def _number(value: float) -> float | str:
-    """JSON has no word for what is not finite."""
+    """JSON has no NaN and no infinity."""
     return value if math.isfinite(value) else str(value)

@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import ELEMENTS, MEAN_ATOMS, fitting_pairs, model_of, run_config, structures
+from support import FACTS, fitting_pairs, model_of, run_config, structures
 from torch import Tensor
 
 from bench.config.run import RunConfig, SampleConfig
 from bench.launch.publish import curves
-from bench.records.store import RecordError, read_json, read_steps
+from bench.records.store import read_json, read_steps
 from bench.registry import methods
 from bench.run.batches import Batches
 from bench.run.checkpoint import CheckpointError, read_tensors, write_tensors
@@ -29,7 +29,6 @@ from bench.run.evaluate import sample_run
 from bench.run.model import Model
 from bench.run.train import TrainingError, train
 from bench.streams import StepStreams, Streams
-from bench.structures.sizes import SizeDistribution
 from bench.structures.structures import Structures
 
 PAIRS = [(m, b) for m, b in fitting_pairs() if methods[m].build.weights_of is None]
@@ -56,7 +55,7 @@ class KilledError(Exception):
 
 def trained(folder: Path, cfg: RunConfig, kill_at: int | None = None, data: Structures = TRAIN) -> dict[str, Tensor]:
     """Weights after `train`, called on a new model as a new process would; killed after the log of step `kill_at`."""
-    model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
+    model = Model.build(cfg, FACTS)
 
     def on_log(step: int) -> None:
         if step == kill_at:
@@ -107,7 +106,7 @@ def sampled(folder: Path, cfg: RunConfig, kill_at: int | None = None) -> Structu
             raise KilledError
 
     model = model_of(cfg.method["name"], cfg.backbone["name"], dtype=torch.float32)
-    return sample_run(cfg, model, SizeDistribution({4: 1, 6: 2, 7: 1}), folder, on_step)[0]
+    return sample_run(cfg, model, folder, on_step)[0]
 
 
 @pytest.mark.parametrize(("method", "backbone"), fitting_pairs())
@@ -157,29 +156,6 @@ def test_a_state_with_one_part_changed_gives_another_result(part, tmp_path):
     assert not same(trained(folder, cfg), straight)
 
 
-@pytest.mark.parametrize(("method", "backbone"), PAIRS)
-def test_extended_training_equals_training_planned_longer(method, backbone, tmp_path):
-    """A finished run with a cool-down, extended, is the run that was planned longer from the start."""
-    straight = trained(tmp_path / "straight", config(method, backbone, n_steps=14))
-    short = trained(tmp_path / "extended", config(method, backbone))
-    longer = trained(tmp_path / "extended", config(method, backbone, n_steps=14))
-    assert same(longer, straight)
-    assert not same(short, straight)
-    for ours, theirs in zip(left_behind(tmp_path / "extended"), left_behind(tmp_path / "straight"), strict=True):
-        assert same(ours, theirs) if isinstance(ours, dict) else ours == theirs
-
-
-def test_extension_may_be_killed_and_repeated(tmp_path):
-    """8 steps, extended to 12, killed before and after the start of the new cool-down, extended to 20."""
-    straight = trained(tmp_path / "straight", config("symdiff", "dit", n_steps=20))
-    folder = tmp_path / "extended"
-    killed(folder, config("symdiff", "dit"), 2)
-    killed(folder, config("symdiff", "dit"), 6)
-    killed(folder, config("symdiff", "dit", n_steps=12), 5, 9)
-    trained(folder, config("symdiff", "dit", n_steps=12))
-    assert same(trained(folder, config("symdiff", "dit", n_steps=20)), straight)
-
-
 def test_what_a_method_reports_is_averaged_over_logging_intervals(tmp_path):
     """Effective sample sizes of `orbit_rb` at each step, and their means over four; others report nothing."""
     lines = {}
@@ -196,12 +172,6 @@ def test_what_a_method_reports_is_averaged_over_logging_intervals(tmp_path):
     silent = read_steps(tmp_path / "plain" / "steps.jsonl")
     assert not any("diagnostics" in line for line in silent)
     assert "diagnostics" not in curves(silent)
-
-
-def test_a_run_is_not_cut_shorter(tmp_path):
-    trained(tmp_path, config("plain", "dit"))
-    with pytest.raises(CheckpointError, match="extended but not cut"):
-        trained(tmp_path, config("plain", "dit", n_steps=4))
 
 
 def test_finished_training_trains_no_further(tmp_path):
@@ -254,7 +224,7 @@ def test_the_offending_step_and_molecule_are_told(tmp_path):
     with pytest.raises(TrainingError, match="not finite"):
         trained(tmp_path, cfg, data=far)
     told = read_json(tmp_path / "diverged.json")
-    model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
+    model = Model.build(cfg, FACTS)
     batches = Batches(TRAIN, model.process, 4, cfg.seed)
     first = next(step for step in range(12) if broken in batches.indices(step))
     assert told["step"] == first
@@ -321,23 +291,6 @@ def test_when_all_checkpoints_are_damaged_nothing_is_deleted(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_damaged_start_of_the_cool_down_is_not_trained_over(tmp_path):
-    """Extending needs it: with `stable` damaged there is an error, not a silent start from nothing."""
-    trained(tmp_path, config("plain", "dit"))
-    flipped(tmp_path / "stable.safetensors")
-    with pytest.raises(CheckpointError, match=r"stable\.safetensors"):
-        trained(tmp_path, config("plain", "dit", n_steps=14))
-    trained(tmp_path, config("plain", "dit"))  # not needed for that
-
-
-def test_a_plan_that_cannot_be_read_is_one_line(tmp_path):
-    killed(tmp_path, config("plain", "dit"), 3)
-    for content in ("{", '{"n_steps": "8"}', "{}"):
-        (tmp_path / "plan.json").write_text(content)
-        with pytest.raises(RecordError, match=r"plan\.json"):
-            trained(tmp_path, config("plain", "dit"))
-
-
 def test_weights_of_another_model_are_refused(tmp_path):
     trained(tmp_path, config("plain", "dit"))
     with pytest.raises(CheckpointError, match="does not fit"):
@@ -374,7 +327,7 @@ def recorded(model: Model, seen: list[dict[str, Tensor]]) -> Iterator[None]:
 def seen_by(method: str, backbone: str, folder: Path, seed: int = 0) -> list[dict[str, Tensor]]:
     cfg = config(method, backbone, n_steps=4, valid_every=100, n_valid=1)
     cfg.seed = seed
-    model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
+    model = Model.build(cfg, FACTS)
     seen: list[dict[str, Tensor]] = []
     with recorded(model, seen):
         train(cfg, model, TRAIN, VALID, folder, lambda step: None)
@@ -400,18 +353,18 @@ def test_one_stream_for_everything_would_not_pair_methods(tmp_path, monkeypatch)
 def test_one_seed_gives_a_backbone_one_start_under_every_method():
     starts: dict[str, dict[str, Tensor]] = {}
     for method, backbone in fitting_pairs():
-        network = Model.build(config(method, backbone), ELEMENTS, MEAN_ATOMS).denoiser.state_dict()
+        network = Model.build(config(method, backbone), FACTS).denoiser.state_dict()
         assert same(network, starts.setdefault(backbone, network)), (method, backbone)
     cfg = config("plain", "dit")
     cfg.seed = 1
-    assert not same(Model.build(cfg, ELEMENTS, MEAN_ATOMS).denoiser.state_dict(), starts["dit"])
+    assert not same(Model.build(cfg, FACTS).denoiser.state_dict(), starts["dit"])
 
 
 def test_building_a_model_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    Model.build(config("plain", "dit"), ELEMENTS, MEAN_ATOMS)
+    Model.build(config("plain", "dit"), FACTS)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -424,8 +377,3 @@ def test_streams_of_a_step_are_functions_of_seed_stream_and_step():
     assert all(torch.equal(a, b) for a, b in zip(first, draws(0, 7), strict=True))
     everything = torch.cat([*first, *draws(1, 7), *draws(0, 8)])
     assert len(everything.unique()) == len(everything)
-
-
-def test_plan_is_recorded_beside_the_run(tmp_path):
-    trained(tmp_path, config("plain", "dit"))
-    assert read_json(tmp_path / "plan.json") == {"n_steps": N_STEPS}
