@@ -26,15 +26,19 @@ class Stream(StrEnum):
 
 
 def seed_of(seed: int, stream: Stream | str, step: int, share: int = 0) -> int:
-    """63-bit seed of one (seed, stream, step, share of the batch); collisions are those of a random function."""
-    text = f"{seed}/{stream}/{step}/{share}" if share else f"{seed}/{stream}/{step}"
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    """63-bit seed of one (seed, stream, step); collisions are those of a random function.
+
+    Args:
+        share: which of several shares of a batch draws (micro-batches, ranks).
+    """
+    name = f"{seed}/{stream}/{step}" if share == 0 else f"{seed}/{stream}/{step}/{share}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True)
 class StepStreams:
-    """The generators of one step, or of one share of its batch, made when first used."""
+    """The generators of one step, made when first used."""
 
     seed: int
     step: int
@@ -73,5 +77,4 @@ class Streams:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is immutable
 
     def at(self, step: int, share: int = 0) -> StepStreams:
-        """Streams of a step; `share`: which share of the batch draws, where several ranks or micro-batches share it."""
         return StepStreams(self.seed, step, self.device, share)

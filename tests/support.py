@@ -18,11 +18,14 @@ from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.process import DiffusionConfig
 from bench.geometry.groups import O3, SO3, Group
 from bench.geometry.layout import Layout
-from bench.geometry.noised import Level
+from bench.geometry.noised import Level, Noised
+from bench.geometry.spaces import Centred, Euclidean, Spaces
 from bench.geometry.state import State
-from bench.registry import Registry, backbones, methods
+from bench.records.values import Value
+from bench.registry import Registry, backbones, measures, methods
+from bench.run.evaluate import subject_of
 from bench.run.model import Model
-from bench.structures.dataset import Facts
+from bench.structures.dataset import DataSet, Facts
 from bench.structures.structures import Structures
 from bench.symmetry.contract import Setting
 from bench.tasks.denovo import Denovo, DenovoConfig
@@ -73,6 +76,12 @@ def states(
     level = task.process.path.draw(len(x0), rng, lowest=1, dtype=dtype)
     eps = task.process.noise(x0.layout, rng, dtype)
     return x0, eps, level, task.process.noising(x0, eps, level)
+
+
+def noised(clean: State, z_t: State, level: Level) -> Noised:
+    """Two states as the hooks of a method see them: the noise is what lies between them."""
+    spaces = Spaces({"x": Centred(3), "h": Euclidean(clean.h.shape[1])})
+    return Noised(clean, spaces.displacement(z_t, clean, level), z_t, level, spaces)
 
 
 def generator(seed: int) -> torch.Generator:
@@ -127,6 +136,13 @@ def permuted(z: State, order: Tensor) -> State:
 def fitting_pairs() -> list[tuple[str, str]]:
     """Every registered method on every backbone that it accepts."""
     return [(m, b) for m in methods for b in backbones if reason_to_skip(run_config(m, b)) is None]
+
+
+def likelihood_values(model: Model, data: DataSet, **options: Any) -> dict[str, Value]:
+    """What the measure `likelihood` finds of a model, by name."""
+    entry = measures["likelihood"]
+    subject = subject_of(run_config("plain", "egnn"), model, data)
+    return {value.name: value for value in entry.build(subject, entry.config(**options))}
 
 
 def plug_in(registry: Registry, name: str) -> dict[str, Any]:

@@ -256,7 +256,7 @@ def provenance(study: Study) -> str:
     ]
     parallel = _listing(study, "cost.n_parallel")
     shared = [f"{parallel} run(s) at a time on the machine"] if parallel else []
-    rdkit = _listing(study, "scored.versions.rdkit")
+    rdkit = _listing(study, "evaluated.versions.rdkit")
     elsewhere = [f"some samples evaluated on another machine, with rdkit {rdkit}"] if rdkit else []
     words = [f"commit {commits or 'unknown'}", *environment, *shared, *packages, *elsewhere]
     return f"Measured with equibench {_listing(study, 'code.version')}, {', '.join(words)}."

@@ -61,6 +61,15 @@ def parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="e.g. train.n_steps=2000 launch.cluster=slurm"
     )
     command.add_argument("--retry", action="store_true", help="also execute runs that have failed before")
+    command.add_argument(
+        "--until",
+        choices=["sampled", "evaluated"],
+        default="evaluated",
+        help="sampled: needs no RDKit (see `evaluate`)",
+    )
+
+    command = add("evaluate", evaluate, "evaluate runs that were executed --until sampled, perhaps elsewhere")
+    command.add_argument("run_folders", metavar="RUN", nargs="+", type=Path, help="folders of runs")
 
     command = add("plan", plan, "measure what a study would take and refuse what does not fit the memory")
     command.add_argument("study")
@@ -74,9 +83,6 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("run_name", metavar="RUN", help="name of a run, a prefix that no other has, or a folder")
     command.add_argument("-n", type=int, default=40, metavar="LINES", help="of each (default 40)")
     command.add_argument("--follow", action="store_true", help="go on printing the log until the run stops")
-
-    command = add("cancel", cancel, "stop the launchers and jobs of a study; `run` continues it")
-    command.add_argument("study")
 
     command = add("report", report, "tables and figures of a study, from its records")
     command.add_argument("study", help="name of a study with records in runs/ or results/, or path of such a folder")
@@ -154,10 +160,11 @@ def run_study(args: argparse.Namespace) -> int:
     """`equibench run`; 1 when a run has failed."""
     from bench.config.study import load_study
     from bench.launch.submit import run_study as execute_study
+    from bench.run.execute import Until
 
     log = logging.getLogger("equibench")
     study = load_study(args.study, args.overrides)
-    items = execute_study(study, RUNS, args.retry, args.study)
+    items = execute_study(study, RUNS, args.retry, args.study, Until(args.until))
     unfinished = [item for item in items if item.status not in ("done", "skipped")]
     for item in unfinished:
         log.error("%s: %s; `equibench logs %s`", item.folder.name, item.outcome or item.reason, item.folder.name)
@@ -168,6 +175,16 @@ def run_study(args: argparse.Namespace) -> int:
     words = "%s: %d done, %d skipped, %d not finished; now `equibench report %s`"
     log.info(words, study.name, done, skipped, len(unfinished), study.name)
     return 1 if unfinished else 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """`equibench evaluate`."""
+    from bench.run.execute import evaluate_folder
+
+    for folder in args.run_folders:
+        evaluate_folder(folder)
+        print(f"evaluated: {folder}")  # noqa: T201
+    return 0
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -201,15 +218,6 @@ def logs(args: argparse.Namespace) -> int:
     for text in status.follow(folder) if args.follow else ():
         print(text, end="", flush=True)  # noqa: T201
     return 0
-
-
-def cancel(args: argparse.Namespace) -> int:
-    """`equibench cancel`; 1 when some process is out of reach."""
-    from bench.launch.launches import cancel as stop
-
-    lines = stop(study_folder(args.study))
-    print("\n".join(lines) or "nothing was running")  # noqa: T201
-    return int(any(line.startswith("not stopped") for line in lines))
 
 
 def trace(args: argparse.Namespace) -> int:

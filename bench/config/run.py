@@ -92,14 +92,20 @@ class TrainConfig:
     n_threads: int = 1
     device: str = "cpu"
     kernels: Kernels = Kernels.AUTO  # changes results by rounding alone
-    # a batch is shared by n_processes ranks, and each takes its part in `accumulate` micro-batches whose gradients are
-    # summed (less memory). Every share draws for itself, so both are part of a run's identity
-    accumulate: int = 1
-    n_processes: int = 1  # on one machine; `bench.run.workers` says how torchrun starts them
+    accumulate: int = 1  # micro-batches of a batch, taken one after the other, whose gradients are summed
+    n_processes: int = 1  # ranks that share each batch, on one machine; `bench.run.spawn` says how torchrun starts them
 
     def __post_init__(self) -> None:
-        counts = ("n_steps", "batch_size", "log_every", "valid_every", "n_valid", "n_threads")
-        counts += ("accumulate", "n_processes")
+        counts = (
+            "n_steps",
+            "batch_size",
+            "log_every",
+            "valid_every",
+            "n_valid",
+            "n_threads",
+            "accumulate",
+            "n_processes",
+        )
         require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
         require(
             "train",
@@ -113,11 +119,6 @@ class TrainConfig:
                 self.max_seconds,
                 self.max_seconds is None or self.max_seconds > 0,
                 "a positive number or null",
-            ),
-            batch_size=(
-                self.batch_size,
-                self.batch_size % (self.accumulate * self.n_processes) == 0,
-                f"a multiple of accumulate * n_processes = {self.accumulate * self.n_processes}",
             ),
         )
 

@@ -111,14 +111,6 @@ def of_products() -> torch.dtype:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
-def compiler_version() -> str | None:
-    """The C compiler's first line on itself; None where there is none."""
-    try:
-        return _compiler()[1].splitlines()[0]
-    except (OSError, ValueError, IndexError, subprocess.CalledProcessError):
-        return None
-
-
 def _compiler() -> tuple[list[str], str]:
     """Its command, and what it says of itself."""
     command = shlex.split(os.environ.get("CC") or "cc")

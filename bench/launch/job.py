@@ -40,14 +40,15 @@ class Job:
         self.here = here
         self.child: subprocess.Popen | None = None
 
-    def __call__(self, page: dict[str, Any], folder: str, n_parallel: int) -> str | None:
+    def __call__(self, page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
         """None, or a line on why there is no result."""
-        return work(page, folder, n_parallel) if self.here else self.watch(page, folder, n_parallel)
+        return (work if self.here else self.watch)(page, folder, n_parallel, until)
 
-    def watch(self, page: dict[str, Any], folder: str, n_parallel: int) -> str | None:
+    def watch(self, page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
         """Start the run's process and wait for what it says, or for its death."""
         ours, theirs = os.pipe()
-        command = [sys.executable, "-m", "bench.launch.job", folder, str(n_parallel), str(theirs), str(os.getpid())]
+        arguments = [folder, str(n_parallel), until, str(theirs), str(os.getpid())]
+        command = [sys.executable, "-m", "bench.launch.job", *arguments]
         try:
             with blocked(LEFT):  # for the child too, until it ignores them
                 # a group of its own, so that the processes that it starts can be ended with it
@@ -108,14 +109,14 @@ def blocked(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def work(page: dict[str, Any], folder: str, n_parallel: int) -> str | None:
+def work(page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
     """The run itself; None, or a line on why there is no result."""
     from bench.config.run import RunConfig, build
-    from bench.run.execute import execute, reason_of
+    from bench.run.execute import Until, execute, reason_of
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     try:
-        execute(build(RunConfig, page), Path(folder), n_parallel)
+        execute(build(RunConfig, page), Path(folder), n_parallel, Until(until))
     except BusyError:
         return BUSY
     except Exception as error:  # a run must not take the study down
@@ -151,13 +152,13 @@ def die_with(parent: int) -> None:
 
 
 def main() -> None:
-    """python -m bench.launch.job FOLDER N_PARALLEL PIPE PARENT, the run's page on the standard input."""
-    folder, n_parallel, pipe, parent = sys.argv[1], *map(int, sys.argv[2:5])
+    """python -m bench.launch.job FOLDER N_PARALLEL UNTIL PIPE PARENT, the configuration on the standard input."""
+    folder, n_parallel, until, pipe, parent = sys.argv[1], int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:6])
     die_with(parent)
     for number in LEFT:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT)  # which `Job` has blocked
-    said = json.dumps(work(json.load(sys.stdin), folder, n_parallel))
+    said = json.dumps(work(json.load(sys.stdin), folder, n_parallel, until))
     with os.fdopen(pipe, "w") as file:
         file.write(said)
 

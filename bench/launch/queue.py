@@ -1,10 +1,18 @@
-"""Slurm's queue (standard library alone), from `squeue`: not every cluster keeps the accounts that `sacct` shows."""
+"""Slurm's queue, from `squeue` (not every cluster keeps the accounts that `sacct` shows), and the job of each run.
+
+A launcher writes into a run's folder which job it has submitted for it last (`job.json`), so that another launcher
+leaves alone what waits in the queue already.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+
+from bench.records.store import RecordError, read_json, write_json
 
 # a line for each job of this user that waits, runs, ends or is about to be queued again
 COMMAND = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
@@ -41,3 +49,28 @@ def read_queue(output: str) -> dict[str, QueuedJob]:
     """What `COMMAND` prints."""
     rows = (line.split("|", 2) for line in output.splitlines() if line.count("|") >= 2)
     return {number: QueuedJob(number, state, reason) for number, state, reason in rows}
+
+
+JOB = {"cluster": str, "job": str}
+
+
+def submitted(folder: Path, cluster: str, job: str) -> None:
+    """Write down the job that was submitted for a run."""
+    write_json(folder / "job.json", {"cluster": cluster, "job": job}, JOB)
+
+
+def last_job(folder: Path) -> dict[str, str] | None:
+    """The job submitted for a run last; None where none was, or nobody can read which."""
+    try:
+        return read_json(folder / "job.json", JOB)
+    except (OSError, RecordError):
+        return None
+
+
+def queued_jobs(folders: Iterable[Path]) -> dict[str, QueuedJob] | None:
+    """Run -> its job, of the runs whose last job Slurm still has; None where Slurm must be asked and does not answer."""
+    jobs = {folder.name: job["job"] for folder in folders if (job := last_job(folder)) and job["cluster"] == "slurm"}
+    if not jobs:
+        return {}
+    known = queue()
+    return None if known is None else {run: known[job] for run, job in jobs.items() if job in known}

@@ -15,13 +15,12 @@ from typing import Any
 
 import yaml
 
-from bench.launch.launches import launchers, slurm_jobs
-from bench.launch.queue import QueuedJob
+from bench.launch.queue import QueuedJob, last_job, queued_jobs
 from bench.records import store as records
 from bench.records.lock import holder, last_holder
 
 # in the order in which totals name them
-STATES = ("done", "running", "queued", "killed", "failed", "skipped", "imported", "unreadable")
+STATES = ("done", "sampled", "running", "queued", "killed", "failed", "skipped", "imported", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def states(study_folder: Path) -> list[State]:
     """Every run that the study's newest plan asks for, and every other one that lies in its folder."""
     planned = [run["run"] for run in read_plan(study_folder)["runs"]]
     others = sorted(folder.name for folder in records.run_folders(study_folder) if folder.name not in planned)
-    waiting = dict(slurm_jobs(study_folder) or [])
+    waiting = queued_jobs(study_folder / run for run in planned) or {}
     return [state(study_folder / run, waiting.get(run)) for run in (*planned, *others)]
 
 
@@ -142,13 +141,11 @@ def status(study_folder: Path) -> str:
     counts = Counter(one.status for one in found)
     totals = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name]) or "none"
     lines += ["", f"{study_folder.name}: {len(found)} runs: {totals}"]
-    working = [one for one in launchers(study_folder) if one.alive]
-    lines += [f"launcher: {one.who}, since {one.who.since[:16].replace('T', ' ')} UTC" for one in working]
     name = plan["argument"] or study_folder.name
     if counts["failed"]:
         lines.append(f"failed runs are left alone; `equibench run {name} --retry` takes them up again")
-    if not working and counts["queued"] + counts["killed"]:
-        lines.append(f"no launcher works on the rest; `equibench run {name}` continues")
+    if counts["queued"] + counts["killed"] and not counts["running"]:
+        lines.append(f"nothing runs; `equibench run {name}` does the rest")
     return "\n".join(lines)
 
 
@@ -193,11 +190,9 @@ def logs(folder: Path, n_lines: int) -> str:
 
 def job_errors(folder: Path) -> list[Path]:
     """Standard error of the job that worked on a run last, or that was submitted for it and never came so far."""
-    study, last = folder.parent, last_holder(folder / "lock")
-    jobs = [one.jobs[folder.name] for one in launchers(study) if folder.name in one.jobs]
-    if last and last.job:
-        jobs.append(last.job)
-    found = (study / ".submitit").glob("*/*_log.err")
+    submitted, last = last_job(folder), last_holder(folder / "lock")
+    jobs = [job for job in (submitted and submitted["job"], last and last.job) if job]
+    found = (folder.parent / ".submitit").glob("*/*_log.err")
     return sorted(path for path in found if any(path.name.startswith(f"{job}_") for job in jobs))
 
 

@@ -25,14 +25,13 @@ from tqdm import tqdm
 from bench.config.run import ConfigError, LaunchConfig, RunConfig, reason_to_skip, weights_run
 from bench.config.study import StudyConfig
 from bench.launch.job import BUSY, Job
-from bench.launch.launches import Register, registered, slurm_jobs
-from bench.launch.queue import COMMAND, read_queue
+from bench.launch.queue import COMMAND, queued_jobs, read_queue, submitted
 from bench.launch.status import position
 from bench.records import store as records
 from bench.records.lock import BusyError, Holder, holder, locked
 from bench.run.batches import load_data
 from bench.run.evaluate import package_version
-from bench.run.execute import is_done
+from bench.run.execute import Until, is_done
 from bench.run.provenance import describe, now, planned
 from bench.structures.dataset import DataSet
 
@@ -54,6 +53,7 @@ class Item:
         data: `DataSet.record()` of its data set.
         outcome: one line on how its last job ended, where that was not with a result.
         shared: another launcher was seen at work on it.
+        until: how far it is to be executed.
     """
 
     cfg: RunConfig
@@ -63,6 +63,7 @@ class Item:
     job: Any = field(default=None, repr=False)
     outcome: str | None = None
     shared: bool = False
+    until: Until = Until.EVALUATED
 
     @property
     def status(self) -> str:
@@ -75,6 +76,8 @@ class Item:
             status = str(records.read_json(self.folder / "manifest.json")["status"])
         except (FileNotFoundError, records.RecordError):
             return "new"
+        if status == self.until.value:
+            return "done"
         return status if status in ("failed", "running") else "new"
 
     @property
@@ -100,7 +103,7 @@ class Item:
                 self.record("failed", reason)
 
 
-def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
+def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) -> list[Item]:
     """The items of a study, runs that others depend on before them. Writes nothing.
 
     Raises:
@@ -118,7 +121,7 @@ def plan(study: StudyConfig, runs_root: Path) -> list[Item]:
         if folder in items:
             return items[folder]
         needs = add(parent) if parent and not reason else None
-        items[folder] = Item(cfg, folder, data.record(), needs)
+        items[folder] = Item(cfg, folder, data.record(), needs, until=until)
         return items[folder]
 
     for cfg in study.runs:
@@ -144,20 +147,23 @@ def write_plan(study: StudyConfig, items: list[Item], study_folder: Path, argume
             item.record("skipped", reason)
 
 
-class CancelledError(KeyboardInterrupt):
-    """`equibench cancel` wants this launcher to end."""
-
-
-def run_study(study: StudyConfig, runs_root: Path, retry: bool = False, argument: str | None = None) -> list[Item]:
+def run_study(
+    study: StudyConfig,
+    runs_root: Path,
+    retry: bool = False,
+    argument: str | None = None,
+    until: Until = Until.EVALUATED,
+) -> list[Item]:
     """Execute what is missing; returns all items. Failures are recorded and do not stop the others.
 
     Args:
         retry: also what has failed before.
         argument: the study as the user named it.
+        until: how far each run is executed.
     Raises:
-        KeyboardInterrupt: interrupted or cancelled; jobs that run may still be running.
+        KeyboardInterrupt: interrupted; jobs that run may still be running.
     """
-    items = plan(study, runs_root)
+    items = plan(study, runs_root, until)
     study_folder = runs_root / study.name
     write_plan(study, items, study_folder, argument or study.name)
     # a failed run stays failed until someone asks: its cause is seldom gone by itself
@@ -168,20 +174,16 @@ def run_study(study: StudyConfig, runs_root: Path, retry: bool = False, argument
             waiting.append(item)
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
     if waiting:
-        with registered(study_folder, study.launch.cluster) as register, Progress(len(waiting)) as progress:
-            work_off(waiting, study.launch, Submission(study.launch, study_folder, register), register, progress)
+        with Progress(len(waiting)) as progress:
+            work_off(waiting, study.launch, Submission(study.launch, study_folder), progress)
     return items
 
 
-def work_off(
-    waiting: list[Item], launch: LaunchConfig, submit: Submission, register: Register, progress: Progress
-) -> None:
+def work_off(waiting: list[Item], launch: LaunchConfig, submit: Submission, progress: Progress) -> None:
     """Submit what can start as places come free, until nothing waits or runs."""
     at_a_time = {"debug": 1, "local": launch.n_parallel, "slurm": launch.slurm_array_parallelism}[launch.cluster]
     running: list[Item] = []
     while waiting or running:
-        if register.cancelled:
-            raise CancelledError
         for item in [i for i in running if i.job.done()]:
             running.remove(item)
             item.outcome = outcome(item)
@@ -190,7 +192,7 @@ def work_off(
                 waiting.append(item)
                 continue
             progress.finished(item, item.outcome or "done")
-        ready, elsewhere = sort_waiting(waiting, submit.by_others())
+        ready, elsewhere = sort_waiting(waiting, submit.by_others(waiting))
         # two launchers on one machine share its places; one on another machine has places of its own
         taken = len(running) + sum(
             launch.cluster == "slurm" or (who is not None and who.is_here) for who in elsewhere.values()
@@ -251,10 +253,10 @@ def needs(cfg: RunConfig, launch: LaunchConfig) -> Needs:
 
 
 class Submission:
-    """Hands runs to submitit, those of equal needs together, and enters them into the launcher's register."""
+    """Hands runs to submitit, those of equal needs together, and notes the job of each in its folder."""
 
-    def __init__(self, launch: LaunchConfig, study_folder: Path, register: Register) -> None:
-        self.launch, self.study_folder, self.register = launch, study_folder, register
+    def __init__(self, launch: LaunchConfig, study_folder: Path) -> None:
+        self.launch, self.study_folder = launch, study_folder
         self.executors: dict[Needs, Any] = {}
         self.not_before = -math.inf
         self.asked, self.queued = -math.inf, set[str]()
@@ -281,7 +283,7 @@ class Submission:
                 continue
             first = wanted not in self.executors
             if first:
-                self.executors[wanted] = make_executor(self.launch, wanted, self.study_folder / ".submitit")
+                self.executors[wanted] = make_executor(self.launch, wanted, self.study_folder)
             try:
                 self.submit(self.executors[wanted], group)
             except FailedJobError as error:
@@ -299,25 +301,27 @@ class Submission:
         job = Job(here=self.launch.cluster == "debug")
         try:
             with executor.batch():  # on Slurm an array
-                jobs = [executor.submit(job, item.cfg.page(), str(item.folder.absolute()), sharing) for item in group]
+                jobs = [
+                    executor.submit(job, i.cfg.page(), str(i.folder.absolute()), sharing, i.until.value) for i in group
+                ]
         except OSError as error:
             if records.disk_error(error):
                 raise records.not_written(executor.folder, error) from error
             raise  # of no file, such as a command that is not there
         for item, item.job in zip(group, jobs, strict=True):
-            self.register.submitted(item.folder.name, item.job.job_id)
+            submitted(item.folder, self.launch.cluster, str(item.job.job_id))
 
-    def by_others(self) -> set[str]:
-        """Runs with a job in Slurm's queue that another launcher has submitted, which may have died since."""
+    def by_others(self, waiting: list[Item]) -> set[str]:
+        """Waiting runs with a job in Slurm's queue: of another launcher, alive or dead."""
         if self.launch.cluster == "slurm" and time.monotonic() - self.asked > QUEUE_SECONDS:
-            jobs = slurm_jobs(self.study_folder, but=self.register.path)
+            jobs = queued_jobs(item.folder for item in waiting)
             if jobs is not None:  # else Slurm does not answer, and what was known goes on
-                self.queued = {run for run, _ in jobs}
+                self.queued = set(jobs)
             self.asked = time.monotonic()
         return self.queued
 
 
-def make_executor(launch: LaunchConfig, wanted: Needs, folder: Path) -> Any:
+def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> Any:
     """submitit's executor for the cluster named.
 
     Raises:
@@ -328,12 +332,16 @@ def make_executor(launch: LaunchConfig, wanted: Needs, folder: Path) -> Any:
     on_slurm = launch.cluster == "slurm"
     more: dict[str, Any] = {"slurm_max_num_timeout": MAX_TIMEOUTS} if on_slurm else {}
     try:
-        executor = submitit.AutoExecutor(folder=folder / "%j", cluster=launch.cluster, **more)
+        executor = submitit.AutoExecutor(folder=study_folder / ".submitit" / "%j", cluster=launch.cluster, **more)
     except RuntimeError as error:
         line = f"launch.cluster={launch.cluster}: {error} Use launch.cluster=local on one machine"
         raise ConfigError(line) from error
     gpus = wanted.gpus or None  # not asked for at all where a cluster may know none
-    parameters: dict[str, Any] = {"timeout_min": launch.timeout_min, "name": "equibench", "gpus_per_node": gpus}
+    parameters: dict[str, Any] = {
+        "timeout_min": launch.timeout_min,
+        "name": f"equibench-{study_folder.name}",
+        "gpus_per_node": gpus,
+    }
     if on_slurm:
         parameters |= {
             "cpus_per_task": wanted.cpus,

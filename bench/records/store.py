@@ -9,7 +9,7 @@ A run's folder holds
     samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions); samples.json  their cost
     measures.json      what was measured besides the samples: `MEASURED`
     drawn.sdf          the first few samples with their inferred bonds, for the figures
-    state.safetensors  checkpoint; previous.safetensors  the one before
+    state.safetensors  checkpoint; previous.safetensors  the one before; stable.safetensors  where the cool-down began
     diverged.json      of a run that stopped because its loss was no longer finite: the offending step
     log.txt            the log
 
@@ -55,7 +55,7 @@ MANIFEST: dict[str, Any] = {
     "schema": int,
     "run": str,  # the folder's name
     "study": str,
-    "status": str,  # running | done | failed | skipped | imported
+    "status": str,  # running | sampled | done | failed | skipped | imported
     "reason": (str, type(None)),  # of a failure, a skip or a full disk, one line
     "method": dict,  # name and options
     "backbone": dict,  # name, size and options
@@ -108,11 +108,10 @@ MANIFEST: dict[str, Any] = {
         "unused": list,  # arrays that the file holds and nothing needs
         "notes": list,  # what differs from the public code, and what is assumed
     },
-    "scored?": {  # of a run made on a lent machine, which `code` and `environment` are of, and scored on this one
+    "evaluated?": {  # by `equibench evaluate`, where `code` and `environment` are of the machine that sampled
         "code": CODE,
         "platform": str,
         "versions": dict,
-        "left_behind": list,  # what was too large to be brought home
         "at": str,
     },
     "created": str,

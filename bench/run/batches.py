@@ -14,11 +14,6 @@ from bench.structures.structures import Structures
 from bench.tasks.contract import Task
 
 
-def load_data(cfg: RunConfig) -> DataSet:
-    """The run's data set."""
-    return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
-
-
 class Batches:
     """Epochs are permutations drawn from the data stream; the last, incomplete batch of an epoch is left out.
 
@@ -36,7 +31,7 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0)
 
     def indices(self, step: int) -> torch.Tensor:
-        """Indices of a step's molecules [batch_size]."""
+        """State of a step [batch_size]."""
         epoch, i = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             rng = torch.Generator().manual_seed(seed_of(self.seed, Stream.DATA, epoch))
@@ -44,10 +39,15 @@ class Batches:
         return self._order[i * self.batch_size : (i + 1) * self.batch_size]
 
     def in_order(self, step: int) -> np.ndarray:
-        """Indices of a step's molecules, in the order in which they stand in its batch."""
+        """State of a step, in the order in which they stand in its batch."""
         index = self.indices(step).numpy()
         return index[self.structures.n_atoms[index].argsort(kind="stable")]
 
     def __call__(self, step: int, share: int = 0, n_shares: int = 1) -> State:
-        """The batch of a step, or a share of it: rows share, share + n_shares, ..., so that shares cost alike."""
+        """Clean states of a step, or every n-th of its molecules: batches are sorted by size, shares cost alike."""
         return self.task.encode(self.structures.select(self.in_order(step)[share::n_shares]), self.device)
+
+
+def load_data(cfg: RunConfig) -> DataSet:
+    """The run's data set."""
+    return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))

@@ -5,7 +5,7 @@ optimiser moments, the clip queue, the step and the seconds trained.
 
 What is known about the tensors is JSON in the file's own header, with the SHA-256 of itself and of all tensors: there
 is no second file that could fall behind. The newest state and the one before it are kept; a damaged file is a
-`DamagedError`, on which training resumes from the other one (`resume`).
+`DamagedError`, on which training takes the other one (`resume`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from bench.records.inputs import said, size_of
 from bench.records.store import Number, RecordError, check, parse, write_atomically
-from bench.run.distributed import World
+from bench.run.distributed import Ranks
 from bench.run.optimiser import TrainingState
+
+log = logging.getLogger("equibench.train")
 
 # of a state or of averaged weights; files without a checksum were written before there was one
 ABOUT = {"step": int, "seconds": Number, "sha256?": str}
 STATE, PREVIOUS = "state.safetensors", "previous.safetensors"  # the newest, and the one before
-
-log = logging.getLogger("equibench.train")
 
 
 class CheckpointError(RuntimeError):
@@ -51,7 +51,8 @@ def save_state(path: Path, state: TrainingState, keep: Path | None = None) -> No
         for key, value in state.optimiser.state(p).items():
             tensors[f"optimiser/{key}/{name}"] = value
     tensors["queue/norms"], tensors["queue/pushed"] = state.queue.norms, state.queue.pushed
-    write_tensors(path, tensors, {"step": state.step, "seconds": state.seconds}, keep)
+    about = {"step": state.step, "seconds": state.seconds}
+    write_tensors(path, tensors, about, keep)
 
 
 def load_state(path: Path, state: TrainingState) -> None:
@@ -78,45 +79,6 @@ def load_state(path: Path, state: TrainingState) -> None:
     for p, moment, value in moments:
         state.optimiser.state(p)[moment] = value.to(p.device)
     state.step, state.seconds = about["step"], float(about["seconds"])
-
-
-# ---------------------------------------------------------------------- choosing the checkpoint to resume from
-
-
-def resume(folder: Path, world: World, state: TrainingState) -> None:
-    """Restore the newest undamaged state, if there is any; rank 0 chooses it, the other ranks read the same.
-
-    Raises:
-        CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
-    """
-    chosen = world.of_first(_load_newest(folder, state) if world.writes else None)
-    if chosen is not None and not world.writes:
-        load_state(folder / chosen, state)
-
-
-def _load_newest(folder: Path, state: TrainingState) -> str | None:
-    """Restore the newest undamaged state; returns the name of its file, or None to start from step 0."""
-    damaged: dict[str, DamagedError] = {}
-    chosen = None
-    for name in (STATE, PREVIOUS):
-        if (folder / name).exists():
-            try:
-                load_state(folder / name, state)
-                chosen = name
-                break
-            except DamagedError as error:
-                damaged[name] = error
-    if damaged and chosen is None:
-        raise CheckpointError(" and ".join(str(error) for error in damaged.values()))
-    for name, error in damaged.items():
-        log.warning("%s; it is set aside as %s.damaged, training continues from %s", error, name, chosen)
-        (folder / name).replace(folder / f"{name}.damaged")  # or the next checkpoint would replace the good one with it
-    if chosen:
-        log.info("continuing at step %d", state.step)
-    return chosen
-
-
-# ---------------------------------------------------------------------- averaged weights
 
 
 def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
@@ -188,7 +150,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def about_of(path: Path) -> dict[str, Any]:
-    """Step and seconds of a checkpoint, from its header alone, whose checksum is not verified."""
+    """Step and seconds of a checkpoint, from its header alone, which is not checked."""
     try:
         size_of(path)
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
@@ -215,3 +177,39 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
         digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------- choosing the checkpoint to resume from
+
+
+def resume(folder: Path, ranks: Ranks, state: TrainingState) -> None:
+    """Restore the newest undamaged state, if there is any; rank 0 chooses it, the others read the same.
+
+    Raises:
+        CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
+    """
+    chosen = ranks.from_first(_newest(folder, state) if ranks.writes else None)
+    if chosen is not None and not ranks.writes:
+        load_state(folder / chosen, state)
+
+
+def _newest(folder: Path, state: TrainingState) -> str | None:
+    """Restore the newest undamaged state; returns the name of its file, or None: from the start."""
+    damaged: dict[str, DamagedError] = {}
+    for name in (STATE, PREVIOUS):
+        if not (folder / name).exists():
+            continue
+        try:
+            load_state(folder / name, state)
+        except DamagedError as error:
+            damaged[name] = error
+            continue
+        for other, fault in damaged.items():
+            log.warning("%s; it is set aside as %s.damaged, training continues from %s", fault, other, name)
+            # not over the good one before it, at the next checkpoint
+            (folder / other).replace(folder / f"{other}.damaged")
+        log.info("continuing at step %d", state.step)
+        return name
+    if damaged:
+        raise CheckpointError(" and ".join(str(error) for error in damaged.values()))
+    return None

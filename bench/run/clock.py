@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,26 +13,6 @@ def clock(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-class TimeUpError(KeyboardInterrupt):
-    """The time that was given is over; what is done is kept, and the same command goes on from there."""
-
-
-@dataclass
-class Deadline:
-    """When to stop, as a moment of time.monotonic(); by default never."""
-
-    at: float = math.inf
-
-    def passed(self, ahead: float = 0.0) -> bool:
-        """Whether it will have passed so many seconds from now."""
-        return time.monotonic() + ahead > self.at
-
-    def check(self) -> None:
-        """Raise TimeUpError once it has passed."""
-        if self.passed():
-            raise TimeUpError
 
 
 class Timer:

@@ -32,7 +32,7 @@ def compile_networks(model: Model, data: DataSet) -> str:
     device = next(model.parameters()).device
     networks = [model.denoiser.backbone, *model.method.children()]
     for network in networks:
-        network.forward = _compiled(network.forward)
+        network.forward = compiled(network.forward)
     x0 = model.task.encode(data.train.select(np.arange(min(2, len(data.train)))), device)
     try:
         training_loss(model, x0, Streams(0, device).at(0)).mean().backward()
@@ -49,13 +49,13 @@ def compile_networks(model: Model, data: DataSet) -> str:
     return "inductor"
 
 
-def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A network's function compiled; what is made once per layout is made outside, in numpy."""
-    compiled = torch.compile(forward, dynamic=True)
+def compiled(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """A network's function compiled for any shape; index lists, made once per layout in numpy, are made outside."""
+    function = torch.compile(forward, dynamic=True, **options)
 
     def call(z: State, *others: Any) -> Any:
         _ = pairs_of(z.layout), pairs_of(z.layout, include_self=True), slots_of(z.layout)
         _ = z.layout.molecule, z.layout.n_atoms, z.layout.n_total, z.layout.n_molecules
-        return compiled(z, *others)
+        return function(z, *others)
 
     return call

@@ -1,7 +1,7 @@
-"""Several ranks that train one run together: rank, world size, gradients and sums over ranks (torch.distributed).
+"""Several ranks of torch.distributed that train one run together.
 
-Each rank takes an ordinary share of every batch, with draws of its own (`Streams.at`); DistributedDataParallel averages
-the gradients. `bench.run.workers` starts the ranks.
+Each rank takes every n-th molecule of a batch, draws from streams of its own and computes that share of the mean loss;
+DistributedDataParallel averages the gradients. All ranks read the run's folder; rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,42 +20,48 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 @dataclass(frozen=True)
-class World:
-    """The ranks that train this run; a single one unless torch.distributed has been started."""
+class Ranks:
+    """This rank and how many there are; one, unless torch.distributed has been initialised."""
 
     rank: int = 0
-    size: int = 1
+    n: int = 1
 
     @classmethod
-    def here(cls) -> World:
-        started = dist.is_available() and dist.is_initialized()
-        return cls(dist.get_rank(), dist.get_world_size()) if started else cls()
+    def here(cls) -> Ranks:
+        initialised = dist.is_available() and dist.is_initialized()
+        return cls(dist.get_rank(), dist.get_world_size()) if initialised else cls()
 
     @property
     def writes(self) -> bool:
-        """Rank 0 alone writes into the run's folder."""
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over ranks, starting from the weights of rank 0."""
-        if self.size == 1:
+        """Gradients of the module's parameters become means over ranks; its weights those of rank 0."""
+        if self.n == 1:
             return module
         return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
-    @staticmethod
-    def accumulating(module: nn.Module) -> AbstractContextManager[None]:
-        """Leave gradients on this rank: they are averaged with those of the step's last micro-batch."""
-        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+    def synchronise(self, module: nn.Module, last: bool) -> Any:
+        """Context of a micro-batch: gradients are averaged over ranks after the last one alone."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, in place."""
-        if self.size > 1:
+        if self.n > 1:
             dist.all_reduce(values)
         return values
 
-    def of_first(self, value: Any) -> Any:
-        """Rank 0's value (a small object), on all ranks."""
-        if self.size == 1:
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of all ranks, one after the other."""
+        if self.n == 1:
+            return values
+        found = [torch.empty_like(values) for _ in range(self.n)]
+        dist.all_gather(found, values)
+        return torch.cat(found)
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 holds (a small object)."""
+        if self.n == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box)
@@ -64,7 +70,7 @@ class World:
 
 @contextmanager
 def joined(device: str, **init: Any) -> Iterator[None]:
-    """Join the process group; `init` as for torch.distributed, by default torchrun's environment."""
+    """This OS process as one rank; `init` as for torch.distributed, by default torchrun's environment."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or init.get("rank", 0)))
@@ -74,6 +80,6 @@ def joined(device: str, **init: Any) -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         if not on_gpu:
-            # A gloo thread may still hold the tensors of the last message; it releases them under Python's lock and
-            # aborts the worker if the interpreter has ended by then (torch 2.13). Microseconds are enough.
+            # A thread of gloo's may still hold the last message's tensors. It frees them under Python's lock, and
+            # aborts the OS process if Python has ended by then (torch 2.13); it needs microseconds of this time.
             time.sleep(0.2)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import platform
 import shutil
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,15 @@ import yaml
 from bench.config.run import ConfigError, RunConfig, read_run, weights_run
 from bench.records import store as records
 from bench.records.lock import locked
-from bench.run import workers
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.checkpoint import STATE, load_average
-from bench.run.clock import Deadline
 from bench.run.compile import compile_networks
-from bench.run.evaluate import evaluate_run, measure_run, sample_run
+from bench.run.evaluate import evaluate_run, measure_run, sample_run, versions
 from bench.run.model import Model
-from bench.run.provenance import describe, now, peak_memory_mb, training_cost
+from bench.run.provenance import code_version, describe, now, peak_memory_mb, training_cost
 from bench.run.sample import weights_file
+from bench.run.spawn import start, train_folder
 from bench.run.train import train
 from bench.structures.dataset import DataError, DataSet
 
@@ -51,16 +52,18 @@ def samples_are_older(folder: Path, weights_from: str | None) -> bool:
     return samples.exists() and weights.exists() and weights.stat().st_mtime > samples.stat().st_mtime
 
 
-TO_BE_SCORED = "trained and sampled, and not scored yet"
+class Until(StrEnum):
+    """How far a run is executed."""
+
+    SAMPLED = "sampled"  # trained, sampled and measured; needs no RDKit
+    EVALUATED = "evaluated"
 
 
 def execute(
     cfg: RunConfig,
     folder: Path,
     n_parallel: int = 1,
-    data: DataSet | None = None,
-    deadline: Deadline = Deadline(),  # noqa: B008 - it never passes
-    score: bool = True,
+    until: Until = Until.EVALUATED,
 ) -> None:
     """Do what is missing of one run. The outcome, also of a failure, stands in its manifest and log.
 
@@ -69,12 +72,9 @@ def execute(
 
     Args:
         n_parallel: runs that share the machine.
-        data: the run's data set, where it is not to be loaded as the configuration says.
-        deadline: when to stop as if interrupted, after a checkpoint.
-        score: also do what needs RDKit and no model; else the run stays 'running', for `bench.lease` to score.
+        until: where to stop; evaluating needs RDKit and no model, so it may be done elsewhere.
     Raises:
         BusyError: another process has the run.
-        TimeUpError: at the deadline.
         Exception: whatever stopped the run, after it was recorded.
     """
     with locked(folder):
@@ -90,7 +90,7 @@ def execute(
         for logger in loggers:
             logger.addHandler(handler)
         try:
-            _execute(cfg, folder, n_parallel, data, deadline, score)
+            _execute(cfg, folder, n_parallel, until)
         except Exception as error:
             reason = reason_of(error)
             log.error("%s", reason, exc_info=records.disk_error(error) is None)
@@ -102,11 +102,9 @@ def execute(
                 handler.close()
 
 
-def _execute(
-    cfg: RunConfig, folder: Path, n_parallel: int, data: DataSet | None, deadline: Deadline, score: bool
-) -> None:
+def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> None:
     check_device(cfg)
-    data = load_data(cfg) if data is None else data
+    data = load_data(cfg)
     check_data(cfg, data, folder)
     model = Model.build(cfg, data.facts).to(cfg.train.device)
     manifest = describe(cfg, folder.name, data.record(), n_parallel)
@@ -133,13 +131,13 @@ def _execute(
         manifest["environment"]["kernels"] = accelerate(model, cfg.train)
         if cfg.train.compile:
             manifest["environment"]["compile"] = compile_networks(model, data)
-        step = obtain_weights(cfg, model, data, folder, manifest, deadline)
+        step = obtain_weights(cfg, model, data, folder, manifest)
         save("running")
-        _, cost = sample_run(cfg, model, folder, deadline.check)
+        _, cost = sample_run(cfg, model, folder)
         manifest["cost"] |= cost
-        measure_run(cfg, model, step, data, folder, deadline.check)
-        if not score:
-            save("running", TO_BE_SCORED)
+        measure_run(cfg, model, step, data, folder)
+        if until is Until.SAMPLED:
+            save("sampled")
             return
         evaluate_run(cfg, data, folder, manifest)
     except Exception as error:
@@ -149,6 +147,26 @@ def _execute(
         raise
     save("done")
     log.info("done")
+
+
+def evaluate_folder(folder: Path) -> None:
+    """Evaluate a run that was executed `until` sampled, perhaps elsewhere; its record keeps the machine that sampled.
+
+    Raises:
+        BusyError: another OS process has the run. ConfigError: it is no run that was sampled. DataError: other data.
+    """
+    cfg = read_run(folder)
+    with locked(folder):
+        manifest = records.read_json(folder / "manifest.json", records.MANIFEST)
+        if manifest["status"] not in ("sampled", "done"):
+            status = manifest["status"]
+            raise ConfigError(f"{folder} is {status}, expected a sampled run; `equibench run --until sampled` first")
+        data = load_data(cfg)
+        check_data(cfg, data, folder)
+        here = {"code": code_version(), "platform": platform.platform(), "versions": versions(), "at": now()}
+        evaluate_run(cfg, data, folder, manifest)
+        manifest |= {"status": "done", "evaluated": here, "updated": now()}
+        records.write_json(folder / "manifest.json", manifest, records.MANIFEST)
 
 
 def check_data(cfg: RunConfig, data: DataSet, folder: Path) -> None:
@@ -178,17 +196,15 @@ def reason_of(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"
 
 
-def obtain_weights(
-    cfg: RunConfig, model: Model, data: DataSet, folder: Path, manifest: dict[str, Any], deadline: Deadline
-) -> int:
+def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, manifest: dict[str, Any]) -> int:
     """Train, or take the weights of the run that this one depends on; returns their optimiser step."""
     parent = weights_run(cfg)
     if parent is None:
         if cfg.train.n_processes > 1:
-            workers.start(workers.train_folder, cfg.train.n_processes, cfg.train.device, str(folder))
+            start(train_folder, cfg.train.n_processes, cfg.train.device, folder)
             step = load_average(folder / STATE, model.named_weights())
         else:
-            step = train(cfg, model, data.train, data.valid, folder, deadline=deadline)
+            step = train(cfg, model, data.train, data.valid, folder)
         manifest["cost"] |= training_cost(folder)
     else:
         manifest["weights_from"] = parent.run_name(data.fingerprint)

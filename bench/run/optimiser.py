@@ -1,4 +1,4 @@
-"""What surrounds a gradient step: clipping, moving average, learning rate; and the state of a training, all saved."""
+"""Optimisation around the gradient: clipping, AdamW and Muon, moving average, learning rate; and the training state."""
 
 from __future__ import annotations
 

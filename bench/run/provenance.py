@@ -74,8 +74,8 @@ def training_cost(folder: Path) -> dict[str, Any]:
     ends = [{"step": 0, "seconds": 0.0}, *steps]
     rates = [(b["seconds"] - a["seconds"]) / (b["step"] - a["step"]) for a, b in pairwise(ends)]
     calls = sum((b["step"] - a["step"]) * b.get("network_calls", 1) for a, b in pairwise(ends))
-    rate = statistics.median(rates[1:] or rates)
-    return {"train_seconds": steps[-1]["seconds"], "train_network_calls": round(calls), "step_seconds": rate}
+    cost = {"train_seconds": steps[-1]["seconds"], "train_network_calls": round(calls)}
+    return cost | {"step_seconds": statistics.median(rates[1:] or rates)}
 
 
 def peak_memory_mb(device: str) -> float:

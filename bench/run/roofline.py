@@ -1,10 +1,10 @@
-"""How fast a training step could be: the arithmetic it cannot do without, over what the machine can do.
+"""Roofline: a lower bound on the time of a training step.
 
-Operations are the multiplications and additions of the network's matrix products, counted on one forward pass as it
-runs in operations of torch (not compiled, no C) and tripled: the backward pass makes a product for the inputs' gradient
-and one for the weights' of each. Element-wise work is left out, and products that are made again in the backward pass
-are not counted, so what is gained by keeping or by recomputing shows in the time alone. Bytes are those of the state
-that a step must move whatever it computes: activations can stay in a cache.
+The step's arithmetic over the machine's peak rate, or its memory traffic over the bandwidth, whichever takes longer.
+Operations are the multiplications and additions of the network's matrix products, counted on one forward pass in plain
+torch (not compiled, no kernels) and tripled: the backward pass makes a product for the inputs' gradient and one for the
+weights' of each. Element-wise work and products repeated in the backward pass are left out. Bytes are those of the
+state that a step must move whatever it computes: activations can stay in a cache.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ EXTRA = {
 
 @torch.no_grad()
 def training_work(model: Model, x0: State, rng: StepStreams) -> Work:
-    """Work of one training step of a model on a batch.
+    """Work of one training step of a model on a batch, in plain torch.
 
     Args:
-        model: not compiled, since a compiler's kernels are not seen.
+        model: neither compiled nor with kernels, whose products are not counted.
         x0: clean scaled molecules.
     """
     level = model.process.path.draw(len(x0), rng.time)

@@ -121,7 +121,7 @@ def stepping(cfg: RunConfig, model: Model, streams: Streams) -> Callable[[int, S
     """The training step of a run, number and batch -> whatever, from its start."""
     settings = cfg.train
     state, loss_of = TrainingState.at_start(model.named_weights(), settings), BatchLoss(model)
-    return lambda i, x0: training_step(loss_of, [(x0, streams.at(i))], settings, state, settings.lr)
+    return lambda i, x0: training_step(loss_of, [x0], [streams.at(i)], settings, state, settings.lr)
 
 
 def seconds_of(action: Callable[[int, State], object], prepared: list[State], device: torch.device) -> list[float]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from bench.geometry.state import State
 from bench.records.store import STEP, append_line, as_line, check, read_steps, write_atomically
 from bench.run.batches import Batches
 from bench.run.checkpoint import PREVIOUS, STATE, resume, save_state
-from bench.run.clock import Deadline, Timer, TimeUpError
-from bench.run.distributed import World
+from bench.run.clock import Timer
+from bench.run.distributed import Ranks
 from bench.run.model import Model
 from bench.run.optimiser import TrainingState, learning_rate, progress
 from bench.run.watch import DIVERGED_FILE, Watch, record_fault
@@ -31,7 +30,7 @@ log = logging.getLogger("equibench.train")
 
 
 class TrainingError(RuntimeError):
-    """Training stopped: the loss diverged, or a batch cannot be shared as configured."""
+    """Training stopped: the loss diverged, or the batch cannot be cut as asked."""
 
 
 def training_loss(model: Model, clean: State, rng: StepStreams) -> Tensor:
@@ -64,43 +63,37 @@ class BatchLoss(nn.Module):
 
 def training_step(
     loss_of: nn.Module,
-    micro_batches: Sequence[tuple[State, StepStreams]],
+    shares: list[State],
+    rngs: list[StepStreams],
     settings: TrainConfig,
     state: TrainingState,
     rate: float,
-    world: World = World(),  # noqa: B008 - it is frozen
+    ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One optimiser step at a learning rate: what a run repeats, and what `equibench time` measures.
 
     Args:
-        loss_of: a `BatchLoss`, wrapped by `world`.
-        micro_batches: this rank's micro-batches, of equal size, each with the streams that it draws from.
+        loss_of: a `BatchLoss`.
+        shares: the batch, or the micro-batches of this rank's share of it, whose gradients are summed.
+        rngs: the streams of each.
         state: weights, average, optimiser and queue are changed.
+        ranks: that take the other shares.
     Returns:
-        losses [B] of the whole batch (0 for molecules of other ranks), gradient norm before clipping, whether it was
-        clipped (0. or 1.): on the device.
+        losses of all shares, one after the other; gradient norm before clipping, and whether it was clipped (0. or
+        1.): on the device.
     """
     state.optimiser.zero_grad()
-    losses = gradients(loss_of, micro_batches, settings, world)
-    norm, clipped = state.update(settings, rate)
-    return losses, norm, clipped
-
-
-def gradients(
-    loss_of: nn.Module, micro_batches: Sequence[tuple[State, StepStreams]], settings: TrainConfig, world: World
-) -> Tensor:
-    """Leave the gradient of the batch's mean loss in the weights; returns losses [B], 0 for other ranks' molecules."""
-    n_shares, first = len(micro_batches) * world.size, micro_batches[0][0]
-    losses = torch.zeros(n_shares * len(first), device=first.x.device)
-    for i, (clean, rng) in enumerate(micro_batches):
-        is_last = i == len(micro_batches) - 1
-        with nullcontext() if is_last else world.accumulating(loss_of):
-            with torch.autocast(clean.x.device.type, torch.bfloat16, enabled=settings.bf16):
+    n_molecules = sum(len(clean) for clean in shares)
+    losses = []
+    for i, (clean, rng) in enumerate(zip(shares, rngs, strict=True)):
+        with ranks.synchronise(loss_of, last=i == len(shares) - 1):
+            with torch.autocast(clean.layout.device.type, torch.bfloat16, enabled=settings.bf16):
                 mine = loss_of(clean, rng)
-                loss = mine.mean() / len(micro_batches)  # the mean over ranks is taken with the gradients
+                loss = mine.mean() if len(shares) == 1 else mine.sum() / n_molecules
             loss.backward()
-        losses[world.rank + i * world.size :: n_shares] = mine.detach().to(losses.dtype)
-    return losses
+        losses.append(mine.detach())
+    norm, clipped = state.update(settings, rate)
+    return torch.cat(losses), norm, clipped
 
 
 def train(
@@ -110,19 +103,17 @@ def train(
     valid: Structures,
     folder: Path,
     on_log: Callable[[int], None] = lambda _: None,
-    deadline: Deadline = Deadline(),  # noqa: B008 - it never passes
 ) -> int:
     """Train a run from its last checkpoint, or from the start, to its last step.
 
     Writes steps.jsonl and checkpoints into `folder`; a killed run that is called again gives, on a CPU with the same
-    number of threads, the same losses and weights bit for bit. Called on each of several ranks it trains the run with
-    them (`bench.run.distributed`); rank 0 writes.
+    number of threads, the same losses and weights bit for bit. Several ranks of torch.distributed train it together
+    (`bench.run.distributed`).
 
     Args:
         structures: training molecules.
         valid: validation molecules, of which `n_valid` are followed.
         on_log: called with the step after each logging interval.
-        deadline: of a single rank: the last logging interval that can end before it ends with a checkpoint.
     Returns:
         optimiser steps done; the model then holds the averaged weights.
     Raises:
@@ -130,71 +121,69 @@ def train(
             batch cannot be shared as configured.
         CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
         OSError: a file could not be written.
-        TimeUpError: at the deadline.
     """
-    settings, world = cfg.train, World.here()
-    n_shares = settings.accumulate * settings.n_processes
+    settings, ranks = cfg.train, Ranks.here()
     device = torch.device(settings.device)
     model.to(device)
     streams = Streams(cfg.seed, device)
     batches = Batches(structures, model.task, settings.batch_size, cfg.seed, settings.device)
-    if world.size != settings.n_processes:
-        raise TrainingError(f"started with {world.size} ranks, expected train.n_processes = {settings.n_processes}")
+    if ranks.n != settings.n_processes:
+        raise TrainingError(f"started on {ranks.n} ranks, expected train.n_processes = {settings.n_processes}")
+    n_shares = ranks.n * settings.accumulate
     if batches.batch_size % n_shares:
         raise TrainingError(
-            f"a batch of {batches.batch_size} molecules cannot be shared equally by train.accumulate * "
-            f"train.n_processes = {n_shares}; the training set has {len(structures)} molecules"
+            f"a batch of {batches.batch_size} molecules cannot be cut into {n_shares} equal shares (train.n_processes "
+            f"{ranks.n} times train.accumulate {settings.accumulate}); choose another train.batch_size"
         )
+    mine = [ranks.rank * settings.accumulate + i for i in range(settings.accumulate)]
     validation = Validation(model, valid, settings)
 
     state = TrainingState.at_start(model.named_weights(), settings)
-    resume(folder, world, state)
-    if world.writes:
+    resume(folder, ranks, state)
+    if ranks.writes:
         steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= state.step]
         if state.step != (steps[-1]["step"] if steps else 0):
             log.warning("%s: lines before step %d are missing, and not made again", folder / "steps.jsonl", state.step)
         _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
-    loss_of = world.wrap(BatchLoss(model))
-    saved = logged = time.monotonic()
+    loss_of = ranks.wrap(BatchLoss(model))
+    saved = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
     diagnostics: dict[str, Tensor] = {}  # sums of what the method reports
-    watch = Watch(state.step, batches.batch_size, device)
+    watch = Watch(state.step, batches.batch_size // ranks.n, device)
     timer = Timer(device)
     calls = 0  # of the network, in training steps since the last line
 
     while progress(state.step, state.seconds, settings) < 1:
         rate = learning_rate(state.step, state.seconds, settings)
-        micro_batches = [
-            (batches(state.step, share, n_shares), streams.at(state.step, share))
-            for share in range(world.rank, n_shares, world.size)
-        ]
+        shares = [batches(state.step, share, n_shares) for share in mine]
+        rngs = [streams.at(state.step, share) for share in mine]
 
         timer.start()
         before = model.denoiser.n_calls
-        losses, norm, clipped = training_step(loss_of, micro_batches, settings, state, rate, world)
+        losses, norm, clipped = training_step(loss_of, shares, rngs, settings, state, rate, ranks)
         loss = losses.mean()
         watch(loss, losses, norm)
         totals += torch.stack([loss.double(), norm.double(), clipped.double(), torch.ones_like(clipped).double()])
-        for name, value in model.method.diagnostics.items():  # of the last micro-batch
+        for name, value in model.method.diagnostics.items():
             diagnostics[name] = diagnostics.get(name, 0) + value.double()
         timer.stop()
-        calls += (model.denoiser.n_calls - before) // settings.accumulate
+        calls += (model.denoiser.n_calls - before) // len(shares)
         state.step += 1
         if settings.max_seconds is not None:  # waits for the device at each step
-            state.seconds = world.of_first(state.seconds + timer.read())
+            state.seconds = ranks.from_first(state.seconds + timer.read())
 
         finished = progress(state.step, state.seconds, settings) >= 1
         if state.step % settings.log_every == 0 or finished:
-            if fault := watch.fault(state.weights, world):
-                if world.writes:
-                    record_fault(folder, fault, state.step, model, batches, streams, settings)
+            if fault := watch.fault(state.weights, ranks):
+                if ranks.writes:
+                    record_fault(folder, fault, state.step, model, batches, streams, settings, n_shares)
                 raise TrainingError(
                     f"{fault.reason} at step {fault.step} ({DIVERGED_FILE} has its molecules); "
                     "lower train.lr, or clip harder; the last checkpoint is kept"
                 )
             state.seconds += timer.read()
-            world.sum(totals[:1])  # the other quantities are the same on all ranks
+            totals[:1] = ranks.sum(totals[:1]) / ranks.n  # the other quantities are the same everywhere
             line = {"step": state.step, "seconds": round(state.seconds, 4), "lr": rate}
             line |= dict(zip(("loss", "grad_norm", "clipped"), (totals[:3] / totals[3]).tolist(), strict=True))
             line["network_calls"] = calls / totals[3].item()
@@ -203,7 +192,7 @@ def train(
                 diagnostics = {}
             totals.zero_()
             calls = 0
-            if not world.writes:
+            if not ranks.writes:
                 continue
             if state.step % settings.valid_every == 0 or finished:
                 state.average.swap(state.weights)
@@ -213,14 +202,9 @@ def train(
             append_line(folder / "steps.jsonl", line)
             log.info("step %d of %d, loss %.4f", state.step, settings.n_steps, line["loss"])
             on_log(state.step)
-            now = time.monotonic()
-            time_is_up = deadline.passed(now - logged) and not finished
-            if finished or time_is_up or now - saved > settings.checkpoint_seconds:
+            if finished or time.monotonic() - saved > settings.checkpoint_seconds:
                 save_state(folder / STATE, state, keep=folder / PREVIOUS)
                 saved = time.monotonic()
-            if time_is_up:
-                raise TimeUpError
-            logged = now
     state.average.swap(state.weights)  # what is sampled and evaluated is the average
     return state.step
 

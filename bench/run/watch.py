@@ -1,4 +1,4 @@
-"""Detect losses that are no longer finite without waiting for the device, and record the batch in which they began."""
+"""Losses that are no longer finite: seen without waiting for the device, recorded with the batch that they began in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.config.run import TrainConfig
 from bench.records.store import write_json
 from bench.run.batches import Batches
 from bench.run.checkpoint import PREVIOUS, STATE, about_of
-from bench.run.distributed import World
+from bench.run.distributed import Ranks
 from bench.run.model import Model
 from bench.streams import Streams
 
@@ -34,9 +34,9 @@ class Fault:
 
 
 class Watch:
-    """Checks every step on the device; `fault` reads the flags, at logging intervals.
+    """Looks at every step without waiting for the device; `fault` reads what was seen, at logging intervals.
 
-    Losses and gradient norm are those of the last step or, once a step was not finite, of that first one.
+    What is kept is of the last step or, once a step was not finite, of that first one.
     """
 
     def __init__(self, start: int, batch_size: int, device: torch.device) -> None:
@@ -54,13 +54,13 @@ class Watch:
         self.n_sound += self.sound
         self.lowest = torch.minimum(self.lowest, loss)
 
-    def fault(self, weights: dict[str, nn.Parameter], world: World) -> Fault | None:
-        """What is wrong, on all ranks alike, or None. Weights are checked too: they are saved next."""
+    def fault(self, weights: dict[str, nn.Parameter], ranks: Ranks) -> Fault | None:
+        """What is wrong, for all ranks alike, or None. Weights are looked at too: they are saved next."""
         norms = torch.stack(torch._foreach_norm([p.detach() for p in weights.values()]))
         sound, finite = torch.stack([self.sound, torch.isfinite(norms).all()]).tolist()
         bad = torch.tensor([not sound, not finite, self.lowest.item() > DIVERGED], dtype=torch.float64)
         self.lowest = torch.full_like(self.lowest, math.inf)
-        not_sound, not_finite, high = (world.sum(bad.to(self.norm.device)) > 0).tolist()
+        not_sound, not_finite, high = (ranks.sum(bad.to(self.norm.device)) > 0).tolist()
         if not (not_sound or not_finite or high):
             return None
         if not_sound:
@@ -69,9 +69,9 @@ class Watch:
             reason = "weights not finite after the update"
         else:
             reason = f"loss above {DIVERGED:.0e} in every step of an interval"
-        # gradients are averaged over ranks, so one that is not finite stops all ranks at the same step
+        # a gradient that is not finite is everybody's, so all ranks stand at the same step
         step = self.start + int(self.n_sound.item()) - int(sound)
-        return Fault(reason, step, world.sum(self.losses.double()).tolist(), self.norm.item())
+        return Fault(reason, step, ranks.gather(self.losses.double()).tolist(), self.norm.item())
 
 
 def record_fault(
@@ -82,13 +82,10 @@ def record_fault(
     batches: Batches,
     streams: Streams,
     settings: TrainConfig,
+    n_shares: int = 1,
 ) -> None:
-    """Write diverged.json: the offending step with its molecules and times, which are functions of the step."""
-    order, n_shares = batches.in_order(fault.step), settings.accumulate * settings.n_processes
-    n_atoms, t = batches.structures.n_atoms[order], np.empty(len(order))
-    for share in range(n_shares):
-        drawn = model.process.draw(len(t[share::n_shares]), streams.at(fault.step, share).time).t
-        t[share::n_shares] = drawn.cpu().numpy()
+    """What there is to know of the offending step; batch and times are functions of the step."""
+    order, t, losses = _molecules(fault, model, batches, streams, n_shares)
     kept = [about_of(path)["step"] for name in (STATE, PREVIOUS) if (path := folder / name).exists()]
     record = {
         "reason": fault.reason,
@@ -101,13 +98,26 @@ def record_fault(
         "lr": settings.lr,
         "molecules": [
             {"index": int(i), "n_atoms": int(n), "t": time_, "loss": _number(loss)}
-            for i, n, time_, loss in zip(order, n_atoms, t.tolist(), fault.losses, strict=True)
+            for i, n, time_, loss in zip(order, batches.structures.n_atoms[order], t, losses, strict=True)
         ],
     }
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
         write_json(folder / DIVERGED_FILE, record)
 
 
+def _molecules(
+    fault: Fault, model: Model, batches: Batches, streams: Streams, n_shares: int
+) -> tuple[np.ndarray, list[float], list[float]]:
+    """Molecules of the offending step, share after share, with their times and losses."""
+    whole = batches.in_order(fault.step)
+    order = [whole[share::n_shares] for share in range(n_shares)]
+    t = [
+        model.process.draw(len(indices), streams.at(fault.step, share).time).t.tolist()
+        for share, indices in enumerate(order)
+    ]
+    return np.concatenate(order), [time for times in t for time in times], fault.losses
+
+
 def _number(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
+    """JSON has no word for what is not finite."""
     return value if math.isfinite(value) else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -22,6 +22,7 @@ class Permutations(StrEnum):
     ALL = "all"  # any atoms change places, and their features with them
 
 
+@runtime_checkable
 class PermutationOptions(Protocol):
     """What `draw_permutations` reads of a method's options."""
 

@@ -19,7 +19,7 @@ SITE = """
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if not getattr(finder, "__module__", "").startswith("__editable__")]
 """
-CONTRACT = "-q -x -p no:cacheprovider tests/contract/test_guarantees.py -k edm"
+CONTRACT = "-x -p no:cacheprovider tests/contract/test_guarantees.py -k edm"
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,12 @@ def test_the_copy_is_what_runs_and_has_no_kernels(copy):
 
 @pytest.mark.slow
 def test_a_study_runs_without_the_folder(copy):
-    done = python(copy, "-m", "bench.cli.main", *STUDY.split())
-    assert done.returncode == 0, done.stderr
+    ended = python(copy, "-m", "bench.cli.main", *STUDY.split())
+    assert ended.returncode == 0, ended.stderr
     manifests = [json.loads(path.read_text()) for path in copy.glob("runs/*/*/manifest.json")]
-    assert manifests
-    assert all(m["status"] == "done" and m["environment"]["kernels"] == [] for m in manifests)
+    done = [m["environment"]["kernels"] for m in manifests if m["status"] == "done"]
+    assert len(done) == len(manifests) - 1  # `edm` on a DiT is there to be refused
+    assert not any(done)
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_training_step(benchmark: Any, pair: tuple[str, str], kind: str):
     state, loss_of = TrainingState.at_start(model.named_weights(), cfg.train), BatchLoss(model)
     benchmark.group = f"step of {'-'.join(pair)}, {SIZE}, {len(x0)} molecules of {data.label}"
     rng = Streams(0).at(0)
-    benchmark.pedantic(lambda: training_step(loss_of, [(x0, rng)], cfg.train, state, cfg.train.lr), **ROUNDS)
+    benchmark.pedantic(lambda: training_step(loss_of, x0, rng, cfg.train, state, cfg.train.lr), **ROUNDS)
     if benchmark.stats is None:  # --benchmark-disable
         return
     seconds = benchmark.stats.stats.median

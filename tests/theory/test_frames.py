@@ -10,18 +10,18 @@ import torch
 from support import Z_MAX, generator, model_of, orthogonal, relative_error, states, turned, z_score
 from torch import Tensor
 
-from bench.geometry.groups import O3, SO3, Group, Translated
+from bench.geometry.groups import O3, SO3, RotationGroup, Translated
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.run.model import Model
-from bench.symmetry.contract import symmetrised
+from bench.symmetry.symmetrise import symmetrised
 from methods.frames import Frames, FramesAveraged, principal_axes
 
 GROUPS = [O3(), SO3()]
 
 
-def named(group: Group) -> str:
+def named(group: RotationGroup) -> str:
     return type(group).__name__
 
 
@@ -109,11 +109,11 @@ def test_principal_axes_of_multiples_of_one():
 # ---------------------------------------------------------------------- the frame as a set, and the draw from it
 
 
-def drawn(z: State, group: Group, seed: int) -> Tensor:
+def drawn(z: State, group: RotationGroup, seed: int) -> Tensor:
     return frames_of(model_of("frames", "egnn", group)).draw(z, generator(seed))
 
 
-def distance_to_signs(S: Tensor, group: Group) -> float:
+def distance_to_signs(S: Tensor, group: RotationGroup) -> float:
     """How far S [B, 3, 3] is from diagonal signs of the group."""
     off = (S - S.diagonal(dim1=1, dim2=2).sign().diag_embed()).abs().max().item()
     return off if not group.proper else max(off, (torch.linalg.det(S) - 1).abs().max().item())
@@ -156,7 +156,7 @@ def test_drawn_frames_predict_the_members_of_the_mean(group):
     one, mean = model_of("frames", "dit", group), model_of("frames_averaged", "dit", group)
     assert isinstance(mean.method, FramesAveraged)
     R = frames_of(one).draw(z, generator(7))
-    terms = [symmetrised(one.denoiser, z, level, R * s) for s in mean.method.signs]
+    terms = [symmetrised(group, R * s, one.denoiser, z, level) for s in mean.method.signs]
     average = reduce(lambda a, b: a.combine(b, torch.add), terms).combine(z, lambda total, _: total / len(terms))
     assert relative_error(mean.predict(z, level, generator(1)), average) < 1e-9
     for seed in range(3):
@@ -181,7 +181,7 @@ def test_mean_over_proper_frames_tells_mirror_images_apart():
     z = states()[3]
     level = level_of(len(z))
 
-    def error(group: Group, determinant: int) -> float:
+    def error(group: RotationGroup, determinant: int) -> float:
         model, Q = model_of("frames_averaged", "dit", group), orthogonal(determinant, 3)
         here = turned(model.predict(z, level, generator(1)), Q)
         return relative_error(model.predict(turned(z, Q), level, generator(2)), here)
@@ -231,7 +231,7 @@ def test_draw_within_a_tie_is_haar(tie):
 HAAR_INNER = {2: torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=torch.float64), 3: orthogonal(1, 9)}
 
 
-def tie_error(method: str, tie: str, coupled: bool, group: Group) -> float:
+def tie_error(method: str, tie: str, coupled: bool, group: RotationGroup) -> float:
     """|D(Q z) - Q D(z)| at a tie; draws of the two independent, or coupled by Q."""
     z, Q = copies(TIES[tie][0], 8), orthogonal(1, 8)
     level = level_of(8)

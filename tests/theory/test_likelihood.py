@@ -10,9 +10,9 @@ from support import (
     Z_MAX,
     core,
     generator,
+    likelihood_values,
     model_of,
     relative_error,
-    run_config,
     states,
     structures,
     subset,
@@ -20,14 +20,15 @@ from support import (
 )
 from torch import Tensor
 
+from bench.diffusion import likelihood
 from bench.diffusion.parametrisation import Predict
-from bench.diffusion.process import weighted_error
+from bench.diffusion.process import Process, weighted_error
 from bench.geometry.layout import Layout
-from bench.geometry.noised import Level
+from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
-from bench.run.evaluate import likelihood
 from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
+from bench.tasks.denovo import Denovo
 
 # standard deviation of the data -> bound in nats per dimension at T = 1000, and the data's entropy
 ORACLE = {0.5: (1.103939, 0.725791), 1.0: (1.801073, 1.418939), 2.0: (2.497228, 2.112086)}
@@ -54,7 +55,7 @@ def quadrature_bound(c_data: float, c_denoiser: float) -> float:
     The error of a linear denoiser is quadratic in (x0, eps), so states with |x0|^2 = c^2 d and |eps|^2 = d and both
     signs of eps give its mean exactly.
     """
-    diffusion, n = core(), 5
+    task, n = core(), 5
     T, d = task.process.path.n_levels, 3 * (n - 1)
     layout = Layout([n] * (2 * T))
 
@@ -89,8 +90,8 @@ def test_bound_of_a_denoiser_that_is_not_optimal_is_larger():
 
 
 def drawn_bounds(c: float, n_draws: int, seed: int) -> Tensor:
-    """`Diffusion.bound` per dimension at random times and noise, of Gaussian data."""
-    diffusion, n = core(), 3
+    """`likelihood.bound` per dimension at random times and noise, of Gaussian data."""
+    task, n = core(), 3
     rng = generator(seed)
     noise = task.process.noise(Layout([n] * n_draws), rng, torch.float64)
     x0 = noise.replace(x=c * noise.x, h=torch.zeros_like(noise.h))
@@ -118,7 +119,7 @@ def knowing(x0: State) -> Predict:
 
 def test_perfect_network_leaves_prior_and_constants_alone():
     """T4: diffusion and reconstruction terms vanish, C0 = 3 (N-1) (gamma_0 / 2 + 0.918939)."""
-    diffusion, (x0, _, _, _) = core(), states()
+    task, (x0, _, _, _) = core(), states()
     terms = likelihood.bound(task.process, x0, knowing(x0), generator(0), generator(1))
     assert terms["diffusion"].abs().max() < 1e-9
     assert terms["reconstruction"].abs().max() < 1e-9
@@ -128,7 +129,7 @@ def test_perfect_network_leaves_prior_and_constants_alone():
 
 def test_imperfect_network_does_not():
     """T4: the terms that vanish above do not for a network that returns zero."""
-    diffusion, (x0, _, _, _) = core(), states()
+    task, (x0, _, _, _) = core(), states()
     terms = likelihood.bound(
         task.process, x0, lambda z, level: z.replace(x=0 * z.x, h=0 * z.h), generator(0), generator(1)
     )
@@ -138,7 +139,7 @@ def test_imperfect_network_does_not():
 
 def test_kl_of_the_prior_is_that_of_two_gaussians():
     """T4: KL_T against torch.distributions, position by position on 3(N-1) dimensions and features on N F."""
-    diffusion, (x0, _, _, _) = core(), states(sizes=(6,))
+    task, (x0, _, _, _) = core(), states(sizes=(6,))
     level = task.process.path.at(torch.tensor([1000]), torch.float64)
     unit = torch.distributions.Normal(torch.zeros((), dtype=torch.float64), 1.0)
 
@@ -152,13 +153,13 @@ def test_kl_of_the_prior_is_that_of_two_gaussians():
     torch.testing.assert_close(likelihood.prior_kl(task.process, x0)[0], expected, rtol=1e-6, atol=1e-12)
 
 
-def exact_features(diffusion: Diffusion, shift: float = 0.0) -> Tensor:
+def exact_features(task: Denovo, shift: float = 0.0) -> Tensor:
     """-log p(h | z_0) per atom where z_0 = alpha_0 h, and z_0's charge off by `shift`."""
     x0 = states()[0]
     level = task.process.path.at(torch.zeros(len(x0), dtype=torch.int64), torch.float64)
     z_0 = task.process.noising(x0, x0.replace(x=0 * x0.x, h=0 * x0.h), level)
     h = z_0.h.clone()
-    h[:, -1] += shift / diffusion.cfg.scale_charge
+    h[:, -1] += shift / task.cfg.scale_charge
     return -task.process.decoder.feature_log_likelihood(x0, z_0.replace(h=h), level) / x0.n_atoms
 
 
@@ -172,7 +173,7 @@ def test_features_off_by_one_cost_the_floor():
     torch.testing.assert_close(
         exact_features(core(), shift=1.0), torch.full((6,), -math.log(1e-10), dtype=torch.float64)
     )
-    diffusion, x0 = core(), states()[0]
+    task, x0 = core(), states()[0]
     level = task.process.path.at(torch.zeros(len(x0), dtype=torch.int64), torch.float64)
     wrong = x0.replace(h=torch.cat([x0.h[:, :5].roll(1, dims=1), x0.h[:, 5:]], dim=1))
     cost = -task.process.decoder.feature_log_likelihood(x0, wrong, level) / x0.n_atoms
@@ -181,7 +182,7 @@ def test_features_off_by_one_cost_the_floor():
 
 def test_an_undecided_element_costs_its_share():
     """T5: with all one-hot channels alike the categorical term is -log(1 / n_elements): probabilities sum to one."""
-    diffusion, x0 = core(include_charges=False), states(sizes=(3,))[0]
+    task, x0 = core(include_charges=False), states(sizes=(3,))[0]
     x0 = x0.replace(h=x0.h[:, :5])
     level = task.process.path.at(torch.tensor([0]), torch.float64)
     cost = -task.process.decoder.feature_log_likelihood(x0, x0.replace(h=torch.zeros_like(x0.h)), level)
@@ -212,18 +213,21 @@ def data_set(train_sizes: list[int]) -> DataSet:
 
 def test_size_distribution_enters_the_likelihood_as_it_is():
     """T6: a uniform histogram over m sizes adds log m to the NLL, exactly; a skewed one something else."""
-    cfg, model = run_config("plain", "egnn"), model_of("plain", "egnn", dtype=torch.float32)
-    certain = likelihood(cfg, model, data_set([6, 6]))
-    uniform = likelihood(cfg, model, data_set([3, 4, 5, 6]))
-    skewed = likelihood(cfg, model, data_set([3, 3, 3, 6, 6]))
-    assert uniform["mean"] - certain["mean"] == pytest.approx(math.log(4), rel=1e-9)
-    assert skewed["mean"] - certain["mean"] == pytest.approx(math.log(5 / 2), rel=1e-9)
-    assert certain["mean"] == pytest.approx(sum(certain["terms"].values()), rel=1e-9)
+    model = model_of("plain", "egnn", dtype=torch.float32)
+
+    def measured(train_sizes: list[int]) -> dict[str, float]:
+        return {name: v.value for name, v in likelihood_values(model, data_set(train_sizes)).items() if v.value}
+
+    certain, uniform, skewed = measured([6, 6]), measured([3, 4, 5, 6]), measured([3, 3, 3, 6, 6])
+    assert uniform["nll"] - certain["nll"] == pytest.approx(math.log(4), rel=1e-9)
+    assert skewed["nll"] - certain["nll"] == pytest.approx(math.log(5 / 2), rel=1e-9)
+    terms = [value for name, value in certain.items() if name.startswith("nll_")]
+    assert certain["nll"] == pytest.approx(sum(terms), rel=1e-9)
 
 
 def test_terms_of_a_molecule_ignore_the_rest_of_the_batch():
     """T9: every term of the bound is the same alone and in company; the times of another molecule change it."""
-    diffusion, (x0, eps, _, _) = core(), states()
+    task, (x0, eps, _, _) = core(), states()
     eps_0 = task.process.noise(x0.layout, generator(3), torch.float64)
     model, times = model_of("plain", "egnn"), torch.tensor([1000, 1, 500, 20, 999, 300])
     together = likelihood.bound_terms(task.process, x0, model.denoiser, times, eps, eps_0)
@@ -243,34 +247,35 @@ def test_a_batch_of_one_has_the_loss_that_it_has_in_a_batch(i):
     x0, eps, _, _ = states()
     model = model_of("plain", "dit")
 
-    def difference(diffusion: Diffusion) -> float:
+    def difference(process: Process) -> float:
         def loss(x0: State, eps: State) -> Tensor:
-            level = task.process.path.at(torch.full((len(x0),), i), torch.float64)
-            z_t = task.process.noising(x0, eps, level)
-            eps_hat = model.denoiser(z_t, level)
-            return task.process.training_loss(weighted_error(eps_hat, eps, level), eps_hat, eps, x0, z_t, level)
+            level = process.path.at(torch.full((len(x0),), i), torch.float64)
+            both = process.noised(x0, eps, level)
+            eps_hat = model.denoiser(both.z_t, level)
+            return process.training_loss(weighted_error(eps_hat, eps), eps_hat, eps, both)
 
         together = loss(x0, eps)
         alone = torch.cat([loss(subset(x0, [k]), subset(eps, [k])) for k in range(len(x0))])
         assert alone.shape == (len(x0),)
         return relative_error(alone, together)
 
-    assert difference(core()) < 1e-9
-    assert difference(core(edm_compat=True)) > 1e-3
+    assert difference(core().process) < 1e-9
+    assert difference(core(edm_compat=True).process) > 1e-3
 
 
 def test_loss_weighs_each_atom_alike():
     """T39: the loss is the error over (3 + F) times the data's mean atom count, at t = 0 too."""
-    diffusion, (x0, eps, _, z_t) = core(), states()
+    task, (x0, eps, _, z_t) = core(), states()
     eps_hat = z_t
     for i in (0, 700):
         level = task.process.path.at(torch.full((len(x0),), i), torch.float64)
-        error = weighted_error(eps_hat, eps, level)
+        error = weighted_error(eps_hat, eps)
         at_zero = 0.5 * x0.sum_over_atoms(
             (eps_hat.x - eps.x).square().sum(1)
         ) - task.process.decoder.feature_log_likelihood(x0, z_t, level)
-        loss = task.process.training_loss(error, eps_hat, eps, x0, z_t, level)
-        torch.testing.assert_close(loss * (3 + task.n_features) * diffusion.mean_atoms, error if i else at_zero)
+        both = Noised(x0, eps, z_t, level, task.process.spaces)
+        loss = task.process.training_loss(error, eps_hat, eps, both)
+        torch.testing.assert_close(loss * (3 + task.n_features) * task.process.mean_atoms, error if i else at_zero)
 
 
 def test_noise_has_unit_covariance_on_the_centre_of_mass_free_space():
@@ -318,9 +323,13 @@ def test_encoding_and_decoding_are_inverse():
 
 def test_noise_target_of_another_x0_keeps_the_state():
     """The noise that goes with a target T gives the same z_t: alpha T + sigma eps' = alpha x0 + sigma eps."""
-    diffusion, (x0, eps, level, z_t) = core(), states()
+    task, (x0, eps, level, z_t) = core(), states()
     T = x0.replace(x=x0.centre(x0.x.roll(1, dims=0)))
-    same = task.process.noising(T, diffusion.noise_target(T, x0, eps, level), level)
+    both = task.process.noised(x0, eps, level)
+    same = task.process.noising(T, both.noise_of(T), level)
     assert relative_error(same, z_t) < 1e-9
     assert relative_error(task.process.noising(T, eps, level), z_t) > 1e-2
-    assert diffusion.noise_target(x0, x0, eps, level) is eps
+    assert both.noise_of(x0) is both.noise
+    assert torch.equal(both.noise.x, eps.x)
+    assert relative_error(both.clean_of(both.noise_of(T)), T) < 1e-9
+    assert both.clean_of(both.noise) is x0

@@ -2,22 +2,23 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import ELEMENTS, Z_MAX, core, generator, model_of, run_config, states, structures, z_score
+from support import ELEMENTS, Z_MAX, core, generator, likelihood_values, model_of, states, structures, z_score
 from torch import Tensor
 
-from bench.config.run import build
+from bench.diffusion import likelihood
+from bench.diffusion.likelihood import _gap_of_mean
 from bench.diffusion.parametrisation import Predict
-from bench.diffusion.process import _gap_of_mean
+from bench.diffusion.process import Process
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.records.store import EVALUATION, RecordError, check
-from bench.run.evaluate import likelihood
-from bench.run.model import Model
+from bench.records.store import RecordError
+from bench.records.values import Value
 from bench.structures.dataset import DataSet
 
 N_LEVELS = 10
@@ -47,7 +48,7 @@ def clean(n: int) -> State:
     )
 
 
-def two_values(diffusion: Diffusion, x0: State, rng: torch.Generator) -> Predict:
+def two_values(process: Process, x0: State, rng: torch.Generator) -> Predict:
     """The truth, plus or minus K standard deviations along one unit vector; at t = 0, where the truth is the data's
     own, that vector without it."""
     direction = torch.tensor([[0, 0.5**0.5, 0], [0, -(0.5**0.5), 0]], dtype=torch.float64).repeat(len(x0), 1)
@@ -55,7 +56,7 @@ def two_values(diffusion: Diffusion, x0: State, rng: torch.Generator) -> Predict
     def predict(z_t: State, level: Level) -> State:
         alpha, sigma = z_t.per_atom(level.alpha)[:, None], z_t.per_atom(level.sigma)[:, None]
         i = (level.t * N_LEVELS).round().long()
-        weight = torch.expm1(task.process.path.gamma[i] - task.process.path.gamma[(i - 1).clamp_min(0)])
+        weight = torch.expm1(process.path.gamma[i] - process.path.gamma[(i - 1).clamp_min(0)])
         step = torch.where(i == 0, 1.0, weight.clamp_min(1e-12).rsqrt())
         sign = torch.randint(0, 2, (len(z_t),), generator=rng).double() * 2 - 1
         true = z_t.combine(x0, lambda z, c: (z - alpha * c) / sigma)
@@ -67,9 +68,9 @@ def two_values(diffusion: Diffusion, x0: State, rng: torch.Generator) -> Predict
 
 def gaps(n_draws: int, n: int = 20_000) -> dict[str, Tensor]:
     """Gaps of the two-valued prediction, per molecule; that of the diffusion term over T."""
-    diffusion, x0 = core(n_levels=N_LEVELS), clean(n)
+    process, x0 = core(n_levels=N_LEVELS).process, clean(n)
     found = likelihood.jensen_gap(
-        task.process, x0, two_values(diffusion, x0, generator(3)), n_draws, generator(1), generator(2)
+        process, x0, two_values(process, x0, generator(3)), n_draws, generator(1), generator(2)
     )
     return {"diffusion": found["diffusion"] / N_LEVELS, "reconstruction": found["reconstruction"]}
 
@@ -86,18 +87,20 @@ def test_gap_has_its_closed_form(n_draws):
 def test_noise_of_the_step_belongs_into_the_mixture():
     """T19: without xi all draws would lie equally far from the truth, and the gap, here half a nat, be missed."""
 
-    class WithoutNoise(Diffusion):
+    class WithoutNoise(Process):
         """Control: z_s at the mean of q."""
 
-        def noise(self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> State:
-            eps = super().noise(layout, rng, dtype)
+        def noise(
+            self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32, context: Any = None
+        ) -> State:
+            eps = super().noise(layout, rng, dtype, context)
             self.calls = getattr(self, "calls", 0) + 1
             return eps.replace(x=0 * eps.x, h=0 * eps.h) if self.calls == 3 else eps
 
-    diffusion, x0 = core(n_levels=N_LEVELS), clean(20_000)
-    diffusion.__class__ = WithoutNoise
+    process, x0 = core(n_levels=N_LEVELS).process, clean(20_000)
+    process.__class__ = WithoutNoise
     found = likelihood.jensen_gap(
-        task.process, x0, two_values(diffusion, x0, generator(3)), 8, generator(1), generator(2)
+        process, x0, two_values(process, x0, generator(3)), 8, generator(1), generator(2)
     )
     assert closed_gap(8) == pytest.approx(0.5, abs=0.05)
     assert z_score(found["diffusion"] / N_LEVELS, closed_gap(8)) > Z_MAX
@@ -106,7 +109,7 @@ def test_noise_of_the_step_belongs_into_the_mixture():
 def exponents(method: str, backbone: str, n_draws: int, n: int = 400, **options) -> Tensor:
     """a_m of each draw [M, n], of the diffusion term, for one oriented molecule at a middle level."""
     model = model_of(method, backbone, dtype=torch.float32, **options)
-    diffusion = model.process
+    process = model.process
     one = states([4], seed=6, dtype=torch.float32)[0]
     x0 = State({"x": one.x.repeat(n, 1), "h": one.h.repeat(n, 1)}, Layout([4] * n))
     drawn: list[Tensor] = []
@@ -117,9 +120,9 @@ def exponents(method: str, backbone: str, n_draws: int, n: int = 400, **options)
 
     rng = generator(3)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr("bench.diffusion.process._gap_of_mean", keep)
+        patch.setattr("bench.diffusion.likelihood._gap_of_mean", keep)
         likelihood.jensen_gap(
-            task.process, x0, lambda z, level: model.predict(z, level, rng), n_draws, generator(1), generator(2)
+            process, x0, lambda z, level: model.predict(z, level, rng), n_draws, generator(1), generator(2)
         )
     return drawn[0]
 
@@ -157,28 +160,39 @@ def test_bounds_are_equal_where_the_prediction_does_not_depend_on_the_draw(metho
 # ---------------------------------------------------------------------- what is recorded
 
 
-def recorded(model: Model, n_draws: int, **changes: int) -> dict:
-    cfg = run_config("plain", "egnn")
-    cfg.evaluate = build(type(cfg.evaluate), {"n_nll_passes": 2, "n_mixture_draws": n_draws, **changes})
+def data_set() -> DataSet:
     test = structures([6, 4, 5, 6], seed=2)
-    return likelihood(cfg, model, DataSet("synthetic", "synthetic", "tests", ELEMENTS, test, test, test))
+    return DataSet("synthetic", "synthetic", "tests", ELEMENTS, test, test, test)
 
 
-def test_evaluation_records_the_mixture_bound_beside_the_single_draw_bound():
+def test_evaluation_records_the_mixture_bound_beside_the_single_draw_bound(monkeypatch):
     """T19: the single-draw bound is untouched, the mixture's is lower by the gap; a method without draws has none."""
-    symdiff = model_of("symdiff", "dit", dtype=torch.float32)
-    alone, beside = recorded(symdiff, 1), recorded(symdiff, 4)
-    mixture = beside.pop("mixture")
-    assert alone == beside
-    assert alone["stochastic"] is True
-    assert mixture["n_draws"] == 4
-    assert mixture["gap"] > 0
-    assert mixture["mean"] == pytest.approx(beside["mean"] - mixture["gap"], rel=1e-9)
-    assert mixture["gap"] == pytest.approx(sum(mixture["gap_terms"].values()), rel=1e-9)
+    gaps: list[Tensor] = []  # [2 terms, molecules] of each pass
 
-    plain = recorded(model_of("plain", "dit", dtype=torch.float32), 4)
-    assert plain["stochastic"] is False
-    assert "mixture" not in plain
-    check(beside | {"mixture": mixture}, EVALUATION["nll"], "nll")
-    with pytest.raises(RecordError, match="gap"):
-        check(beside | {"mixture": {"n_draws": 4, "mean": 1.0, "sem": 0.1}}, EVALUATION["nll"], "nll")
+    def keep(*args: Any) -> dict[str, Tensor]:
+        found = jensen_gap(*args)
+        gaps.append(torch.stack(list(found.values())))
+        return found
+
+    jensen_gap = likelihood.jensen_gap
+    monkeypatch.setattr(likelihood, "jensen_gap", keep)
+    symdiff = model_of("symdiff", "dit", dtype=torch.float32)
+    alone = likelihood_values(symdiff, data_set(), n_passes=2)
+    assert not gaps
+    beside = likelihood_values(symdiff, data_set(), n_passes=2, n_mixture_draws=4)
+    mixture, gap = beside.pop("nll_mixture"), beside.pop("jensen_gap")
+    assert alone == beside
+    assert alone["nll"].upper_bound
+    assert mixture.upper_bound
+    assert mixture.definition == gap.definition == "over 4 draws per step of the bound"
+    assert gap.value > 0
+    assert mixture.value == pytest.approx(beside["nll"].value - gap.value, rel=1e-9)
+    assert len(gaps) == 2
+    assert gap.value == pytest.approx(torch.stack(gaps).sum(1).mean().item(), rel=1e-9)
+
+    plain = likelihood_values(model_of("plain", "dit", dtype=torch.float32), data_set(), n_passes=2, n_mixture_draws=4)
+    assert not plain["nll"].upper_bound
+    assert not {"nll_mixture", "jensen_gap"} & set(plain)
+    assert Value.from_dict(mixture.to_dict()) == mixture
+    with pytest.raises(RecordError, match="value"):
+        Value.from_dict({"name": "nll_mixture", "label": "NLL, mixture bound"})

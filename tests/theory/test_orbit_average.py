@@ -23,7 +23,8 @@ from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.run.model import Model
-from bench.symmetry.contract import Setting, symmetrised_mean
+from bench.symmetry.contract import Setting
+from bench.symmetry.symmetrise import symmetrised_mean
 from methods.orbit_average import OrbitAverage, OrbitAverageConfig
 
 
@@ -76,7 +77,7 @@ class OneDraw(OrbitAverage):
 
     def predict(self, denoiser, z_t, level, rng):
         R = self.group.haar(len(z_t), rng, z_t.x.dtype)
-        return symmetrised_mean(denoiser, z_t, level, [R] * self.n_draws)
+        return symmetrised_mean(self.group, [R] * self.n_draws, denoiser, z_t, level)
 
 
 @torch.no_grad()
@@ -113,6 +114,7 @@ def test_average_brings_an_estimate_nearer_to_its_aim():
     rotations = [O3().haar(len(z_t), generator(i), torch.float64) for i in range(4)]
 
     def error(draws: list[Tensor], level: Level = level) -> Tensor:
-        return symmetrised_mean(model.denoiser, z_t, level, draws).combine(eps, torch.sub).squared_norm()
+        mean = symmetrised_mean(O3(), draws, model.denoiser, z_t, level)
+        return mean.combine(eps, torch.sub).squared_norm()
 
     assert (error(rotations) < torch.stack([error([R]) for R in rotations]).mean(0)).all()

@@ -6,23 +6,20 @@ from collections import Counter
 
 import pytest
 import torch
-from support import Z_MAX, generator, states
+from support import Z_MAX, generator, noised, states
 
 from bench.geometry.groups import SO3
 from bench.geometry.layout import Layout
 from bench.geometry.matrix_fisher import mean_SO3, moments, proper_svd
 from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.symmetry.orbit import (
-    OrbitAverageConfig,
+from bench.symmetry.orbit import OrbitAverageConfig, Proposal, orbit_average
+from bench.symmetry.permutations import (
     Permutations,
-    Proposal,
     atom_classes,
     automorphisms,
     draw_automorphisms,
     draw_permutations,
-    fisher_parameter,
-    orbit_average,
 )
 
 
@@ -93,7 +90,7 @@ def test_automorphisms_are_drawn_uniformly_and_for_each_molecule():
 def over_enumerated_group(x0: State, z_t: State, level: Level, group: torch.Tensor) -> torch.Tensor:
     """E[R x0_pi] for one molecule over all rotations, in closed form, and all listed permutations: sum_pi p_pi M_pi
     x0_pi with p_pi ~ c(F_pi)."""
-    F = fisher_parameter(x0.x[group.T], z_t, level)[0]
+    F = SO3().moment(x0.x[group.T], noised(x0, z_t, level))[0]
     p = moments(proper_svd(F)[1])[0].softmax(0)
     return torch.einsum("p,pij,pnj->ni", p, mean_SO3(F), x0.x[group])
 
@@ -116,13 +113,14 @@ def test_average_over_automorphisms_is_that_over_the_enumerated_group():
 
     groups = [automorphisms(*graph) for graph in graphs]
     states = [z_t.x[:4], z_t.x[4:]]
-    one = Level(*(v[:1] for v in (level.t, level.alpha, level.sigma, level.log_snr)))
+    one = level[:1]
     expected = torch.cat(
         [over_enumerated_group(m, m.replace(x=z), one, g) for m, z, g in zip(parts, states, groups, strict=True)]
     )
 
     def deviations(cfg: OrbitAverageConfig, order: torch.Tensor | None) -> list[float]:
-        found = orbit_average(x0, z_t, level, SO3(), generator(3), cfg, order).target
+        both = noised(x0, z_t, level)
+        found = both.clean_of(orbit_average(both, SO3(), generator(3), cfg, order).noise)
         assert torch.equal(found.h, x0.h)
         return [(found.x - expected)[atoms].abs().max().item() for atoms in (slice(4), slice(4, 10))]
 

@@ -14,6 +14,7 @@ from support import (
     generator,
     level_of,
     model_of,
+    noised,
     orthogonal,
     recorded_draws,
     relative_error,
@@ -26,25 +27,19 @@ from support import (
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from bench.diffusion.paths import VariancePreserving
-from bench.geometry.groups import O3, SO3, Envelope, Group
+from bench.diffusion.paths import VariancePreserving, polynomial_2
+from bench.geometry.groups import O3, SO3, Envelope, Group, RotationGroup
 from bench.geometry.layout import Layout
 from bench.geometry.matrix_fisher import mean_SO3, moments, proper_svd
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.symmetry.contract import NoOptions, Setting
-from bench.symmetry.orbit import (
-    OrbitAverageConfig,
-    Permutations,
-    Proposal,
-    draw_permutations,
-    fisher_parameter,
-    orbit_average,
-)
+from bench.symmetry.orbit import OrbitAverageConfig, Proposal, orbit_average
+from bench.symmetry.permutations import Permutations, draw_permutations
 from methods.orbit_rb_exact import OrbitRBExact
 
 N_ATOMS = 18
-SCHEDULE = VariancePreserving()
+PATH = VariancePreserving(polynomial_2(1000), 1000)
 
 
 def method(group=None) -> OrbitRBExact:
@@ -60,17 +55,33 @@ def cloud(n: int, seed: int, n_atoms: int = N_ATOMS, dims: int = 3) -> State:
     return State({"x": x.repeat(n, 1), "h": torch.zeros(n * n_atoms, 1, dtype=torch.float64)}, layout).centred()
 
 
-def noised(x0: State, i: int, seed: int) -> tuple[State, State, Level]:
+def noised_to(x0: State, i: int, seed: int) -> tuple[State, State, Level]:
     """z_t, eps and level at index i."""
     rng = torch.Generator().manual_seed(seed)
-    level = SCHEDULE.at(torch.full((len(x0),), i), torch.float64)
+    level = PATH.at(torch.full((len(x0),), i), torch.float64)
     eps = x0.replace(x=torch.randn(x0.x.shape, generator=rng, dtype=torch.float64)).centred()
     z_t = x0.replace(x=x0.per_atom(level.alpha)[:, None] * x0.x + x0.per_atom(level.sigma)[:, None] * eps.x)
     return z_t, eps, level
 
 
 def target(x0: State, z_t: State, level: Level, group=None) -> torch.Tensor:
-    return method(group).target(x0, z_t, level, torch.Generator()).x
+    """The expected clean positions that go with the closed form's expected noise."""
+    both = noised(x0, z_t, level)
+    return both.clean_of(method(group).target(both, torch.Generator())).x
+
+
+def averaged(
+    x0: State,
+    z_t: State,
+    level: Level,
+    group: Group,
+    rng: torch.Generator,
+    cfg: OrbitAverageConfig,
+    permutations: Tensor | None = None,
+) -> State:
+    """The expected clean state that goes with the sampled average of the noise."""
+    both = noised(x0, z_t, level)
+    return both.clean_of(orbit_average(both, group, rng, cfg, permutations).noise)
 
 
 Estimate = Callable[[State, State, Level], Tensor]
@@ -94,12 +105,12 @@ def has_the_limits(estimate: Estimate) -> list[bool]:
     near, apart = True, True
     for i in (1, 10, 100):
         x0 = cloud(50, 3)
-        z_t, _, level = noised(x0, i, 4)
+        z_t, _, level = noised_to(x0, i, 4)
         distance = x0.sum_over_atoms((estimate(x0, z_t, level) - x0.x).square().sum(1)).sqrt()
         near &= bool((distance <= 5 * level.sigma / level.alpha).all())
         apart &= bool((distance > 0).all())
     x0 = cloud(200, 1)
-    states_at = {i: noised(x0, i, 2) for i in (10, 200, 500, 700, 900, 990, 1000)}
+    states_at = {i: noised_to(x0, i, 2) for i in (10, 200, 500, 700, 900, 990, 1000)}
     sizes = [(estimate(x0, z_t, level).norm() / x0.x.norm()).item() for z_t, _, level in states_at.values()]
     return [near, apart, sizes == sorted(sizes, reverse=True), sizes[-1] < 0.05 < sizes[3]]
 
@@ -119,7 +130,7 @@ BOTH_GROUPS = pytest.mark.parametrize("group", [SO3(), O3()], ids=["SO3", "O3"])
 def test_target_turns_with_the_state_and_not_with_the_data(group):
     """T24: T(Q x_t, x0) = Q T(x_t, x0) and T(x_t, Q x0) = T(x_t, x0)."""
     x0 = cloud(6, 5)
-    z_t, _, level = noised(x0, 400, 6)
+    z_t, _, level = noised_to(x0, 400, 6)
     Q = group.haar(6, torch.Generator().manual_seed(7), torch.float64)
     plain = x0.replace(x=target(x0, z_t, level, group))
     assert (target(x0, z_t.rotate(Q), level, group) - plain.rotate(Q).x).abs().max() < 1e-5
@@ -134,7 +145,7 @@ def bias_score(factor: float, group: Group, n: int = 4000) -> float:
         products = []
         for part in range(0, n, 4000):  # what a cache holds
             x0 = haar_turned(cloud(4000, 8, n_atoms=4), i + part, group)
-            z_t, _, level = noised(x0, i, 9 + i + part)
+            z_t, _, level = noised_to(x0, i, 9 + i + part)
             spoilt = Level(level.t, level.alpha * factor, level.sigma, level.log_snr)
             difference = target(x0, z_t, spoilt, group) - x0.x
             psi = torch.stack([z_t.x, torch.tanh(2 * z_t.x), z_t.x.norm(dim=1, keepdim=True) * z_t.x], dim=1)
@@ -154,7 +165,7 @@ def test_target_is_the_posterior_mean(n, group):
 def removed(i: int, dims: int = 3, estimate: Estimate = target) -> float:
     """E|eps - eps*|^2 = (alpha / sigma)^2 E|x0 - T|^2 per molecule."""
     x0 = cloud(400, 10, dims=dims)
-    z_t, _, level = noised(x0, i, 11)
+    z_t, _, level = noised_to(x0, i, 11)
     ratio = x0.per_atom(level.alpha / level.sigma)[:, None]
     shift = ratio * (x0.x - estimate(x0, z_t, level))
     return x0.sum_over_atoms(shift.square().sum(1)).mean().item()
@@ -175,7 +186,7 @@ def test_averaging_never_raises_the_variance_of_the_target():
     """Var <exact, psi> <= Var <x0, psi>, strictly in the middle of the schedule."""
     x0 = cloud(2000, 12, n_atoms=5)
     x0 = x0.rotate(SO3().haar(len(x0), torch.Generator().manual_seed(13), torch.float64))
-    z_t, _, level = noised(x0, 500, 14)
+    z_t, _, level = noised_to(x0, 500, 14)
     averaged = x0.sum_over_atoms((target(x0, z_t, level) * z_t.x).sum(1))
     single = x0.sum_over_atoms((x0.x * z_t.x).sum(1))
     assert averaged.var() < single.var()
@@ -188,7 +199,7 @@ def test_float32_positions_are_enough(i, dims, group):
     """T22: the target from float32 positions and levels is that from float64 to 1e-5; positions in half precision are
     refused where they matter."""
     x0 = cloud(20, 15, dims=dims)
-    z_t, _, level = noised(x0, i, 16)
+    z_t, _, level = noised_to(x0, i, 16)
     single = Level(*(v.float() for v in (level.t, level.alpha, level.sigma, level.log_snr)))
 
     def error(precision: torch.dtype) -> float:
@@ -206,8 +217,10 @@ LEVELS = ((0.9, 0.2), (0.7, 0.7), (0.3, 0.95))  # alpha, sigma
 UNIFORM, LOCAL = Proposal.UNIFORM, Proposal.LOCAL
 
 
-class Given(Group):
+class Given(RotationGroup):
     """A group whose draws are given [k, 3, 3]: the same for every molecule, or [n k, 3, 3] for n of them."""
+
+    proper = False
 
     def __init__(self, R: Tensor) -> None:
         self.R = R
@@ -229,7 +242,7 @@ def at(alpha: float, sigma: float, n: int) -> Level:
 
 def noised_at(x0: State, alpha: float, sigma: float, seed: int) -> tuple[State, Level]:
     rng = generator(seed)
-    noise = x0.replace(*(torch.randn(v.shape, generator=rng, dtype=torch.float64) for v in (x0.x, x0.h)))
+    noise = x0.map(lambda part: torch.randn(part.shape, generator=rng, dtype=torch.float64))
     return x0.combine(noise.centred(), lambda clean, eps: alpha * clean + sigma * eps), at(alpha, sigma, len(x0))
 
 
@@ -246,8 +259,8 @@ def test_target_of_two_mirror_images_is_a_hyperbolic_tangent():
     z_t = x0.replace(x=x0.x * x0.per_atom(x_t)[:, None])
     signs = Given(-torch.eye(3)[None])
     for alpha, sigma in LEVELS:
-        found = orbit_average(x0, z_t, at(alpha, sigma, 61), signs, generator(0), OrbitAverageConfig(n_draws=2))
-        along = x0.sum_over_atoms((found.target.x * x0.x).sum(1))
+        T = averaged(x0, z_t, at(alpha, sigma, 61), signs, generator(0), OrbitAverageConfig(n_draws=2))
+        along = x0.sum_over_atoms((T.x * x0.x).sum(1))
         assert (along - torch.tanh(alpha * x_t / sigma**2)).abs().max() < 1e-6
         assert (along - torch.tanh(alpha * x_t / sigma)).abs().max() > 1e-3
 
@@ -266,7 +279,7 @@ def test_target_of_two_exchangeable_atoms_is_a_hyperbolic_tangent():
             clean = x0.replace(h=features)
             z_t, level = noised_at(clean, alpha, sigma, 2)
             cfg = OrbitAverageConfig(n_draws=1)
-            found = orbit_average(clean, z_t, level, SO3(), generator(0), cfg, order).target
+            found = averaged(clean, z_t, level, SO3(), generator(0), cfg, order)
             (a, b, c), (ha, hb, hc) = clean.x.view(n, 3, 3).unbind(1), features.view(n, 3, 2).unbind(1)
             z_x, z_h = z_t.x.view(n, 3, 3), z_t.h.view(n, 3, 2)
             inner = ((z_x[:, 0] - z_x[:, 1]) * (a - b)).sum(1)
@@ -276,7 +289,7 @@ def test_target_of_two_exchangeable_atoms_is_a_hyperbolic_tangent():
             H = torch.stack([(ha + hb) / 2 + (ha - hb) / 2 * tanh, (ha + hb) / 2 - (ha - hb) / 2 * tanh, hc], dim=1)
             assert (found.x - x.flatten(0, 1)).abs().max() < 1e-6
             assert (found.h - H.flatten(0, 1)).abs().max() < 1e-6
-            blind = orbit_average(clean, z_t.replace(h=z_t.h * 0), level, SO3(), generator(0), cfg, order).target
+            blind = averaged(clean, z_t.replace(h=z_t.h * 0), level, SO3(), generator(0), cfg, order)
             unlike.append((found.x - blind.x).abs().max().item())
     assert max(unlike[0::2]) == 0
     assert max(unlike[1::2]) > 1e-2
@@ -293,11 +306,11 @@ def distances(x: State) -> Tensor:
 def test_every_candidate_is_the_molecule_turned(proposal, permutations):
     """T25: a candidate has the norm and pairwise distances of x0 (1e-5); the released code's row sums (6.16) do not."""
     x0 = cloud(200, 3, n_atoms=7)
-    z_t, _, level = noised(x0, 600, 4)
+    z_t, _, level = noised_to(x0, 600, 4)
     alone = OrbitAverageConfig(
         1, include_generator=False, proposal=proposal, permutations=permutations, n_permutations=1
     )
-    candidate = orbit_average(x0, z_t, level, O3(), generator(5), alone).target
+    candidate = averaged(x0, z_t, level, O3(), generator(5), alone)
     assert (candidate.x - x0.x).abs().max() > 0.1
     assert (candidate.squared_norm() - x0.squared_norm()).abs().max() < 1e-5
     assert (distances(candidate) - distances(x0)).abs().max() < 1e-5
@@ -308,10 +321,10 @@ def test_every_candidate_is_the_molecule_turned(proposal, permutations):
 def test_sampled_target_tends_to_the_data_at_low_noise():
     """T23: sampled version, with uniform candidates and the generating element, T_hat = x0 to 1e-6 at t = 1."""
     x0 = cloud(50, 3)
-    z_t, _, level = noised(x0, 1, 4)
+    z_t, _, level = noised_to(x0, 1, 4)
     for include, close in ((True, True), (False, False)):
-        found = orbit_average(x0, z_t, level, SO3(), generator(5), OrbitAverageConfig(8, include_generator=include))
-        assert ((found.target.x - x0.x).abs().max() < 1e-6) == close
+        T = averaged(x0, z_t, level, SO3(), generator(5), OrbitAverageConfig(8, include_generator=include))
+        assert ((T.x - x0.x).abs().max() < 1e-6) == close
         assert (found.effective_sample_size - 1).abs().max() < 1e-6
 
 
@@ -319,13 +332,13 @@ def test_sampled_target_turns_with_state_and_candidates():
     """T24: sampled version, candidates h g_j with h x_t, or g_j h^-1 with h x0, turn T by h, or leave it; others do
     not."""
     x0 = cloud(6, 5)
-    z_t, _, level = noised(x0, 800, 6)
+    z_t, _, level = noised_to(x0, 800, 6)
     Q = orthogonal(-1)
     R = O3().haar(16, generator(7), torch.float64)
     cfg = OrbitAverageConfig(16, include_generator=False)
 
     def found(x: State, z: State, candidates: Tensor) -> State:
-        return orbit_average(x, z, level, Given(candidates), generator(0), cfg).target
+        return averaged(x, z, level, Given(candidates), generator(0), cfg)
 
     here = found(x0, z_t, R)
     assert (found(x0, turned(z_t, Q), Q @ R).x - turned(here, Q).x).abs().max() < 1e-5
@@ -376,7 +389,7 @@ def estimator_bias(
             z_t, level = noised_at(x0, alpha, sigma, part + 20 + seed)
             if wrong_factor:  # exp(-d^2 / sigma) for exp(-d^2 / (2 sigma^2))
                 level = Level(level.t, 2 * sigma * level.alpha, level.sigma, level.log_snr)
-            found = orbit_average(x0, z_t, level, group, generator(part + 30 + seed), cfg).target
+            found = averaged(x0, z_t, level, group, generator(part + 30 + seed), cfg)
             d, z = (torch.cat([m.x, m.h], dim=1) for m in (found.combine(x0, torch.sub), z_t))
             psi = torch.stack([z, torch.tanh(2 * z), z.norm(dim=1, keepdim=True) * z], dim=1)
             product = x0.sum_over_atoms((d[:, None] * psi).sum(2))
@@ -410,9 +423,9 @@ def test_target_from_shared_draws_is_unbiased(proposal):
 def test_one_uniform_draw_is_the_data():
     """T26: Ng = 1 gives T_hat = x0."""
     x0 = cloud(5, 8)
-    z_t, _, level = noised(x0, 500, 1)
+    z_t, _, level = noised_to(x0, 500, 1)
     for cfg in (OrbitAverageConfig(1), OrbitAverageConfig(1, proposal=LOCAL)):
-        assert torch.equal(orbit_average(x0, z_t, level, O3(), generator(0), cfg).target.x, x0.x)
+        assert torch.equal(averaged(x0, z_t, level, O3(), generator(0), cfg).x, x0.x)
 
 
 @pytest.mark.parametrize("proposal", list(Proposal))
@@ -449,7 +462,7 @@ def test_many_draws_approach_the_closed_form(proposal):
         x0 = cloud(1, 5, n_atoms=4)
         z_t, level = noised_at(x0, *LEVELS[2], 6)
         cfg = OrbitAverageConfig(1_000_000, include_generator=False, proposal=proposal)
-        found = orbit_average(x0, z_t, level, group, generator(7), cfg).target.x
+        found = averaged(x0, z_t, level, group, generator(7), cfg).x
         assert (found - target(x0, z_t, level, group)).abs().max() < 5e-3
         assert (found - target(x0, z_t, level, other)).abs().max() > 1e-2
 
@@ -480,7 +493,7 @@ def test_more_draws_never_raise_the_variance():
         return x0.sum_over_atoms((T * torch.tanh(2 * z_t.x)).sum(1))[resampled].var(1)
 
     def sampled_by(n_draws: int, group: Group) -> Tensor:
-        return variances(orbit_average(x0, z_t, level, group, generator(15), OrbitAverageConfig(n_draws)).target.x)
+        return variances(averaged(x0, z_t, level, group, generator(15), OrbitAverageConfig(n_draws)).x)
 
     def falls(*chain: Tensor) -> bool:
         return all((larger - smaller).quantile(0.025) > 0 for smaller, larger in pairwise(chain))
@@ -493,9 +506,9 @@ def test_more_draws_never_raise_the_variance():
 def removed_by(cfg: OrbitAverageConfig, i: int) -> float:
     """E|eps - eps*|^2 of the sampled target."""
     x0 = cloud(400, 10)
-    z_t, _, level = noised(x0, i, 11)
+    z_t, _, level = noised_to(x0, i, 11)
     ratio = x0.per_atom(level.alpha / level.sigma)[:, None]
-    found = orbit_average(x0, z_t, level, SO3(), generator(12), cfg).target.x
+    found = averaged(x0, z_t, level, SO3(), generator(12), cfg).x
     return x0.sum_over_atoms((ratio * (x0.x - found)).square().sum(1)).mean().item()
 
 
@@ -560,7 +573,7 @@ def gradient_change(make: Callable, rotated: bool, average: Callable) -> tuple[f
 
 
 def sampled(cfg: OrbitAverageConfig) -> Callable:
-    return lambda x0, z_t, level: orbit_average(x0, z_t, level, SO3(), generator(24), cfg).target.x
+    return lambda x0, z_t, level: averaged(x0, z_t, level, SO3(), generator(24), cfg).x
 
 
 NETWORKS = [(lambda: AnyNetwork(4), True), (EquivariantNetwork, False)]
@@ -601,7 +614,7 @@ def two_molecule_minimiser(z_t: State, level: Level, oriented: bool) -> Tensor:
     logits, means = [], []
     for seed in (31, 32):
         x_m = cloud(len(z_t), seed, n_atoms=4)
-        F = fisher_parameter(x_m.x[:, None], z_t, level)[:, 0]
+        F = SO3().moment(x_m.x[:, None], noised(x_m, z_t, level))[:, 0]
         log_c = F.diagonal(dim1=1, dim2=2).sum(1) if oriented else moments(proper_svd(F)[1])[0]
         logits.append(log_c - (level.alpha / level.sigma).square() * x_m.squared_norm() / 2)
         means.append(x_m.rotate(mean_SO3(F)).x)
@@ -632,10 +645,9 @@ def test_equivariant_network_has_the_same_loss_on_stored_and_turned_data(backbon
     model = model_of("plain", backbone)
 
     def loss(x: State, noise: State, candidates: Tensor) -> Tensor:
-        z = model.process.noising(x, noise, level)
-        T = orbit_average(x, z, level, Given(candidates), generator(0), OrbitAverageConfig(9)).target
-        wanted = model.process.noise_target(T, x, noise, level)
-        return model.method.loss(model.predict(z, level, generator(0)), wanted, level)
+        both = model.process.noised(x, noise, level)
+        wanted = orbit_average(both, Given(candidates), generator(0), OrbitAverageConfig(9)).noise
+        return model.method.loss(model.predict(both.z_t, level, generator(0)), wanted, both)
 
     here, there = loss(x0, eps, R), loss(turned(x0, Q), turned(eps, Q), Q @ R @ Q.T)
     assert (relative_error(there, here) < 1e-9) == (backbone == "egnn")
@@ -660,10 +672,10 @@ def batch_error(cfg: OrbitAverageConfig, molecules: list[int], n_shared: int | N
     x0, _, level, z_t = states()
     atoms = atoms_of(x0.layout, molecules)
     with recorded_draws() as drawn:
-        here = orbit_average(x0, z_t, level, O3(), generator(1), cfg).target
+        here = averaged(x0, z_t, level, O3(), generator(1), cfg)
     with replayed_draws(drawn, x0.layout, molecules, atoms, n_shared):
         parts = (subset(x0, molecules), subset(z_t, molecules), level_of(level, molecules))
-        there = orbit_average(*parts, O3(), generator(1), cfg).target
+        there = averaged(*parts, O3(), generator(1), cfg)
     return relative_error(there, here.replace(x=here.x[atoms], h=here.h[atoms]))
 
 
@@ -688,9 +700,11 @@ def test_draws_that_follow_no_molecule_are_noticed():
 def test_sampled_target_in_float32(cfg, precision):
     """Centre of mass, and the float64 target to single precision, for every option."""
     x0, _, level, z_t = states(dtype=precision)
-    found = orbit_average(x0, z_t, level, O3(), generator(1), cfg)
-    assert found.target.x.dtype == found.target.h.dtype == precision
-    assert found.target.sum_over_atoms(found.target.x).abs().max() < 10 * TOLERANCE[precision]
+    both = noised(x0, z_t, level)
+    found = orbit_average(both, O3(), generator(1), cfg)
+    target = both.clean_of(found.noise)
+    assert target.x.dtype == target.h.dtype == precision
+    assert target.sum_over_atoms(target.x).abs().max() < 10 * TOLERANCE[precision]
     count = cfg.n_draws * (1 if cfg.permutations is Permutations.NONE else cfg.n_permutations)
     assert ((found.effective_sample_size > 1 - 1e-9) & (found.effective_sample_size < count + 1e-9)).all()
 

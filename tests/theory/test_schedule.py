@@ -24,6 +24,10 @@ REFERENCE = {
 }
 
 
+def path_of(n_levels: int = 1000) -> VariancePreserving:
+    return VariancePreserving(polynomial_2(n_levels), n_levels)
+
+
 def agrees_with_reference(gamma: np.ndarray) -> bool:
     """To the digits that the specification prints: 1e-6 in gamma, 1e-6 relative in alpha^2."""
     alpha2 = 1 / (1 + np.exp(gamma))
@@ -62,17 +66,17 @@ def test_gamma_increases_and_only_the_last_step_is_clipped():
 
 def test_alpha_and_sigma_are_variance_preserving():
     """T1: alpha^2 + sigma^2 = 1 to 1e-12 and log_snr = log(alpha^2 / sigma^2), for every level in float64."""
-    level = VariancePreserving().at(torch.arange(1001), torch.float64)
+    level = path_of().at(torch.arange(1001), torch.float64)
     assert (level.alpha**2 + level.sigma**2 - 1).abs().max() < 1e-12
     torch.testing.assert_close(level.log_snr, (level.alpha**2 / level.sigma**2).log(), rtol=1e-9, atol=1e-9)
     assert torch.equal(level.t, torch.arange(1001, dtype=torch.float64) / 1000)
 
 
 def step_error(
-    schedule: VariancePreserving, alpha_ts: torch.Tensor, sigma2_ts: torch.Tensor, s: torch.Tensor, t: torch.Tensor
+    path: VariancePreserving, alpha_ts: torch.Tensor, sigma2_ts: torch.Tensor, s: torch.Tensor, t: torch.Tensor
 ) -> float:
     """How far steps s -> t are from carrying the marginal at s into that at t."""
-    at_s, at_t = schedule.at(s, torch.float64), schedule.at(t, torch.float64)
+    at_s, at_t = path.at(s, torch.float64), path.at(t, torch.float64)
     of_alpha = (alpha_ts * at_s.alpha / at_t.alpha - 1).abs().max()
     of_sigma = ((alpha_ts**2 * at_s.sigma**2 + sigma2_ts) / at_t.sigma**2 - 1).abs().max()
     return max(of_alpha.item(), of_sigma.item())
@@ -80,31 +84,31 @@ def step_error(
 
 def test_steps_carry_one_marginal_into_the_next():
     """T2: alpha_t = alpha_{t|s} alpha_s, sigma_t^2 = alpha_{t|s}^2 sigma_s^2 + sigma_{t|s}^2, steps of any length."""
-    schedule = VariancePreserving()
+    path = path_of()
     for stride in (1, 7, 100):
         t = torch.arange(stride, 1001)
-        alpha_ts, sigma2_ts = schedule.step(t - stride, t)
-        assert step_error(schedule, alpha_ts, sigma2_ts, t - stride, t) < 1e-6
-        assert step_error(schedule, alpha_ts, 1.01 * sigma2_ts, t - stride, t) > 1e-3  # control
-        assert step_error(schedule, 1.01 * alpha_ts, sigma2_ts, t - stride, t) > 1e-3
+        alpha_ts, sigma2_ts = path.step(t - stride, t)
+        assert step_error(path, alpha_ts, sigma2_ts, t - stride, t) < 1e-6
+        assert step_error(path, alpha_ts, 1.01 * sigma2_ts, t - stride, t) > 1e-3  # control
+        assert step_error(path, 1.01 * alpha_ts, sigma2_ts, t - stride, t) > 1e-3
 
 
 def test_single_steps_compose_to_the_whole():
     """T2: the product of all single steps is alpha_T / alpha_0."""
-    schedule = VariancePreserving()
+    path = path_of()
     t = torch.arange(1, 1001)
-    alpha_ts, _ = schedule.step(t - 1, t)
-    ends = schedule.at(torch.tensor([0, 1000]), torch.float64)
+    alpha_ts, _ = path.step(t - 1, t)
+    ends = path.at(torch.tensor([0, 1000]), torch.float64)
     assert alpha_ts.prod().item() == pytest.approx((ends.alpha[1] / ends.alpha[0]).item(), rel=1e-6)
 
 
 def test_times_are_uniform_over_all_levels():
     """Levels 0..T are drawn alike, both ends included; `lowest` cuts t = 0 off."""
-    schedule = VariancePreserving(10)
+    path = path_of(10)
     rng = torch.Generator().manual_seed(0)
-    counts = torch.bincount((schedule.draw(110_000, rng).t * 10).round().long(), minlength=11).double()
+    counts = torch.bincount((path.draw(110_000, rng).t * 10).round().long(), minlength=11).double()
     assert ((counts - 10_000).abs() / 10_000**0.5 < 5).all()
-    assert schedule.draw(1000, rng, lowest=1).t.min() > 0
+    assert path.draw(1000, rng, lowest=1).t.min() > 0
 
 
 def test_scales_that_drown_in_the_decoders_noise_are_refused():

@@ -1,4 +1,10 @@
-"""torch.compile's fall-back, and bf16 training steps."""
+"""torch.compile of networks and its fall-back, and bf16 training steps."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +57,20 @@ def test_a_working_compiler_is_used_and_stated(method, backbone, n, monkeypatch)
     calls.clear()
     assert loss(model) == before
     assert len(calls) == n
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pair", ["edm egnn", "plain gdm", "plain dit"])
+def test_networks_are_compiled_for_any_sizes(pair):
+    """With the same values and gradients, at most three times for five batches of other sizes."""
+    script = Path(__file__).with_name("graphs.py")
+    paths = os.pathsep.join(map(str, (script.parents[3], script.parents[2])))
+    command = [sys.executable, str(script), *pair.split()]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 0 < found["graphs"] <= 3
+    assert found["difference"] < 1e-12
 
 
 @pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit"), ("edm", "e3"), ("plain", "gdm")], ids=str)

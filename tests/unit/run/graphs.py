@@ -1,4 +1,4 @@
-"""How often a model's networks are compiled for batches of other sizes: `graphs.py METHOD BACKBONE DYNAMIC`.
+"""How often a model's networks are compiled for batches of other sizes: `graphs.py METHOD BACKBONE`.
 
 Prints a JSON object: `graphs`, and the largest `difference` of predictions and gradients from those not compiled.
 """
@@ -6,12 +6,10 @@ Prints a JSON object: `graphs`, and the largest `difference` of predictions and 
 import json
 import sys
 
-import torch
 from support import generator, model_of, relative_error, states
 from torch import Tensor
 
-from bench.kernels.native import operations_of_torch
-from bench.nn import static
+from bench.run.compile import compiled
 from bench.run.model import Model
 
 SIZES = (3, 5, 5, 9, 1, 2)  # not sorted, and one atom alone
@@ -30,21 +28,17 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     return max(relative_error(x, y) for x, y in zip(found, expected, strict=True) if y.abs().max() > 0)
 
 
-def main(method: str, backbone: str, dynamic: bool | None) -> dict[str, float]:
+def main(method: str, backbone: str) -> dict[str, float]:
     from torch._dynamo.testing import CompileCounterWithBackend
 
-    static.DEVICES = {"cpu"}
-    compiled, plain = model_of(method, backbone), model_of(method, backbone)
+    model, plain = model_of(method, backbone), model_of(method, backbone)
     counter = CompileCounterWithBackend("aot_eager")
-    for module in compiled.modules():
-        if name := getattr(module, "static_function", None):
-            function = torch.compile(getattr(module, name), backend=counter, fullgraph=True, dynamic=dynamic)
-            setattr(module, name, function)
+    for network in (model.denoiser.backbone, *model.method.children()):
+        network.forward = compiled(network.forward, backend=counter)
     batches = (SIZES, (4, 4, 4), (9, 8, 7, 6, 5, 4, 3), (2, 2, 2, 2, 11), (6,) * 9)
-    worst = max(difference(step(compiled, sizes), step(plain, sizes)) for sizes in batches)
+    worst = max(difference(step(model, sizes), step(plain, sizes)) for sizes in batches)
     return {"graphs": counter.frame_count, "difference": worst}
 
 
 if __name__ == "__main__":
-    with operations_of_torch():
-        print(json.dumps(main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))))
+    print(json.dumps(main(*sys.argv[1:])))

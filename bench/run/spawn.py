@@ -1,11 +1,11 @@
 """Start the ranks that train one run together (`bench.run.distributed`).
 
 `train.n_processes` starts them on one machine. On several nodes, with a folder that all of them see and in which
-`equibench run` has written the configuration, torchrun starts them:
+`equibench run` has written the configuration, torchrun starts as many:
 
-    torchrun --nnodes=2 --nproc-per-node=4 ... -m bench.run.workers runs/STUDY/RUN
+    torchrun --nnodes=2 --nproc-per-node=4 ... -m bench.run.spawn runs/STUDY/RUN
 
-with `train.n_processes` ranks in all, after which `equibench run` samples and evaluates.
+after which `equibench run` samples and evaluates.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +25,47 @@ from bench.config.run import read_run
 from bench.records.store import disk_error
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
-from bench.run.distributed import World, joined
+from bench.run.distributed import Ranks, joined
 from bench.run.model import Model
 from bench.run.parent import die_with
 from bench.run.train import train
 
 
-def start(target: Any, n: int, device: str, *args: Any) -> None:
-    """Call target(*args) in n new workers that form a process group; the first error ends all and is raised here.
+def start(target: Callable[..., None], n: int, device: str, *args: Any) -> None:
+    """Call target(*args) on n new ranks of this machine; the first error ends all and is raised here.
 
-    The workers end with this one, however it ends.
+    The ranks end with this OS process, however it ends.
 
     Raises:
-        OSError: a worker's disk is full.
-        RuntimeError: any other error of a worker, in one line.
+        OSError: the disk is full. RuntimeError: any other failure, in one line.
     """
-    # a queue of our own: a full disk may leave no room for torch's note of the error, and another worker, which loses
-    # its connection, may end first
+    # A full disk may leave no room for torch's own note of the error, and another rank, which loses its connection,
+    # may end first.
     full = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as store:
         given = (n, os.getpid(), f"file://{store}/store", device, full, target, args)
         try:
-            mp.spawn(_worker, given, n)
+            mp.spawn(_rank, given, n)
         except (mp.ProcessRaisedException, mp.ProcessExitedException, EOFError) as error:
             if not full.empty():
                 raise OSError(*full.get()) from error
             if isinstance(error, EOFError):
-                raise RuntimeError(f"one of {n} workers died without an error message") from error
-            raise RuntimeError(f"rank {error.error_index} of {n}: {str(error).strip().splitlines()[-1]}") from error
+                raise RuntimeError(f"one of {n} ranks died without an error message") from error
+            last_line = str(error).strip().splitlines()[-1]
+            raise RuntimeError(f"rank {error.error_index} of {n}: {last_line}") from error
 
 
-def _worker(
-    rank: int, n: int, parent: int, store: str, device: str, full: Any, target: Any, args: tuple[Any, ...]
+def _rank(
+    rank: int,
+    n: int,
+    parent: int,
+    store: str,
+    device: str,
+    full: Any,
+    target: Callable[..., None],
+    args: tuple[Any, ...],
 ) -> None:
-    die_with(parent)  # SIGKILL: a rank that waits for another one's message hears no other signal
+    die_with(parent)  # SIGKILL: a rank that waits for another rank's message handles no other signal
     with joined(device, init_method=store, rank=rank, world_size=n):
         try:
             target(*args)
@@ -67,12 +75,12 @@ def _worker(
             raise
 
 
-def train_folder(folder: str) -> None:
-    """Train the run of a folder that holds its configuration; called on each rank."""
-    cfg = read_run(Path(folder))
-    if World.here().writes:
+def train_folder(folder: Path) -> None:
+    """Train the run of a folder whose configuration is written; called on each rank."""
+    cfg = read_run(folder)
+    if Ranks.here().writes:
         logging.basicConfig(
-            filename=Path(folder) / "log.txt",
+            filename=folder / "log.txt",
             level=logging.INFO,
             format="%(asctime)s %(name)s %(levelname)s %(message)s",
         )
@@ -80,9 +88,10 @@ def train_folder(folder: str) -> None:
     data = load_data(cfg)
     model = Model.build(cfg, data.facts)
     accelerate(model, cfg.train)
-    train(cfg, model, data.train, data.valid, Path(folder))
+    train(cfg, model, data.train, data.valid, folder)
 
 
 if __name__ == "__main__":
-    with joined(read_run(Path(sys.argv[1])).train.device):
-        train_folder(sys.argv[1])
+    run = Path(sys.argv[1])
+    with joined(read_run(run).train.device):
+        train_folder(run)

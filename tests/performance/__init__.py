@@ -1,0 +1,1 @@
+"""Ours against the padded reference: `make perf`, `make performance`."""
