@@ -1,31 +1,52 @@
-"""The registry that methods, backbones and data sets enter by one decorator.
+"""The registry: methods, backbones, data sets, tasks and measures enter it by one decorator, `@register(name, Config)`.
 
-A plug-in is a file in `methods/`, `bench/backbones/` or `bench/data/` whose class or function carries
-`@register(name, Config)`. `discover` imports every file of a package at run time, so nothing has to be edited when a
-file is added; a file that fails to import is remembered with its error and listed as unavailable.
+A plug-in is found in one of three places, none of which has to be edited when it is added:
+
+- a file of the package that belongs to its kind (`methods/`, `bench/backbones/`, `bench/data/`, `bench/tasks/`,
+  `bench/measure/`). These lie where `bench` is installed, and are found there whatever `sys.path` holds: a folder
+  `methods/` in the working directory does not hide ours. A package that is absent counts as empty.
+- an installed package with an entry point in the group `equibench.plugins`, which names the module to import.
+- a file that the user names (`--plugin FILE`, `plugins: [FILE]` in a study file), which `load_file` executes.
+
+A file of a package, or an entry point, that fails to import is listed as unavailable with its error.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import pkgutil
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
+from bench.references import Reference
+
 T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[1]  # of the installation: holds `bench` and `methods`
+GROUP = "equibench.plugins"
 
 
 class UnknownNameError(ValueError):
     """A name that no plug-in carries; the message names the nearest one."""
 
 
+class PluginError(ValueError):
+    """A plug-in file that cannot be used; one line: the file and why."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' for the closest known name, or the list of known names."""
+    """'did you mean X?' for the closest known name, or the list of known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known) or 'none (there are none yet)'}"
 
 
 @dataclass(frozen=True)
@@ -37,24 +58,36 @@ class Entry:
     config: type
     summary: str
 
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """What to cite for it: of a class its attribute `references`, of a function what the decorator was given."""
+        return tuple(getattr(self.build, "references", ()))
+
 
 @dataclass
 class Registry:
-    """Plug-ins of one kind, found in one package.
+    """Plug-ins of one kind.
 
     Attributes:
         kind: what an entry is called in messages, e.g. 'method'.
         package: import name of the package whose files are the plug-ins.
+        root: folder that the package's top level lies in.
+        unavailable: file or entry point -> why it could not be imported.
     """
 
     kind: str
     package: str
+    root: Path = ROOT
     entries: dict[str, Entry] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     _discovered: bool = False
 
-    def register(self, name: str, config: type) -> Callable[[T], T]:
-        """Class or function decorator; raises ValueError when two plug-ins claim one name."""
+    def register(self, name: str, config: type, references: tuple[Reference, ...] = ()) -> Callable[[T], T]:
+        """Class or function decorator; raises ValueError when two plug-ins claim one name.
+
+        Args:
+            references: papers to cite; a class may hold them in its attribute `references` instead.
+        """
 
         def enter(build: Any) -> Any:
             other = self.entries.get(name)
@@ -65,20 +98,24 @@ class Registry:
             summary = (build.__doc__ or "").strip().splitlines()[0] if build.__doc__ else ""
             self.entries[name] = Entry(name, build, config, summary)
             build.registered_name = name
+            if references:
+                build.references = references
             return build
 
         return enter
 
     def discover(self) -> None:
-        """Import every file of the package once; a file that does not import is listed with its error."""
+        """Import every file of the package once, then the entry points of installed packages."""
         if self._discovered:
             return
+        names = _files(self.package, self.root)
         self._discovered = True
-        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+        for name in names:
             try:
-                importlib.import_module(f"{self.package}.{module.name}")
+                importlib.import_module(f"{self.package}.{name}")
             except Exception as error:  # any fault of a user's file must not take the listing down
-                self.unavailable[module.name] = f"{type(error).__name__}: {error}"
+                self.unavailable[name] = f"{type(error).__name__}: {error}"
+        _load_entry_points()
 
     def __getitem__(self, name: str) -> Entry:
         self.discover()
@@ -90,7 +127,7 @@ class Registry:
             raise UnknownNameError(f"unknown {self.kind} {name!r}; {nearest(name, self.entries)}")
         return self.entries[name]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         self.discover()
         return iter(sorted(self.entries))
 
@@ -100,3 +137,142 @@ backbones = Registry("backbone", "bench.backbones")
 datasets = Registry("data set", "bench.data")
 tasks = Registry("task", "bench.tasks")
 measures = Registry("measure", "bench.measure")
+REGISTRIES = (methods, backbones, datasets, tasks, measures)
+
+
+def _files(package: str, root: Path) -> list[str]:
+    """Names of the modules of a package that lies under `root`, after the package itself has been imported from there.
+
+    Raises:
+        ImportError: a package of that name from elsewhere is in use already.
+    """
+    folder = root.joinpath(*package.split("."))
+    init = folder / "__init__.py"
+    if not init.exists():
+        return []
+    loaded = sys.modules.get(package)
+    if loaded is None:
+        spec = importlib.util.spec_from_file_location(package, init, submodule_search_locations=[str(folder)])
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[package] = loaded
+        spec.loader.exec_module(loaded)
+    elif Path(loaded.__file__ or "").resolve() != init.resolve():
+        raise ImportError(
+            f"a package {package!r} from {loaded.__file__ or list(loaded.__path__)} was imported before that of "
+            f"EquiBench ({init}); import `bench.registry` and list `bench.registry.methods` first, or rename it"
+        )
+    return [module.name for module in pkgutil.iter_modules([str(folder)])]
+
+
+# ---------------------------------------------------------------------- plug-ins from outside
+
+
+unavailable_entry_points: dict[str, str] = {}  # 'NAME (package)' -> why it could not be imported
+_loaded_files: dict[str, ModuleType] = {}  # SHA-256 of its content -> module
+_entry_points_are_loaded = False
+
+
+def _discover_ours() -> None:
+    """All of our own plug-ins, so that it is the stranger's file that is refused where two claim one name."""
+    for registry in REGISTRIES:
+        registry.discover()
+
+
+def _load_entry_points() -> None:
+    global _entry_points_are_loaded
+    if _entry_points_are_loaded:
+        return
+    _entry_points_are_loaded = True
+    found = entry_points(group=GROUP)
+    if found:
+        _discover_ours()
+    for point in found:
+        try:
+            point.load()
+        except Exception as error:
+            package = f" ({point.dist.name})" if point.dist else ""
+            unavailable_entry_points[point.name + package] = f"{type(error).__name__}: {error}"
+
+
+@dataclass
+class PluginFile:
+    """A Python file that registers plug-ins: where it lies (absolute) and the SHA-256 of its content."""
+
+    path: str
+    sha256: str
+
+    @classmethod
+    def at(cls, path: Path) -> PluginFile:
+        """The file as it is now.
+
+        Raises:
+            PluginError: there is no such file, or it cannot be read.
+        """
+        return cls(str(path.absolute()), hashlib.sha256(_content(path)).hexdigest())
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a file of this content has been executed."""
+        return self.sha256 in _loaded_files
+
+    def load(self) -> ModuleType:
+        """Execute it; see `load_file`."""
+        return load_file(Path(self.path), self.sha256)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PluginError(f"plug-in {path} does not exist; expected a Python file that registers one") from None
+    except OSError as error:
+        raise PluginError(f"plug-in {path} cannot be read: {error.strerror}") from error
+
+
+def load_file(path: Path, sha256: str | None = None) -> ModuleType:
+    """Execute a Python file, whose `@register` decorators enter what it holds. The same content is executed once.
+
+    This runs the file's code: only for files that the user has named.
+
+    Args:
+        sha256: what the file's content has to have, where a record says it.
+    Raises:
+        PluginError: no such file, another content than recorded, an error while it is executed, or nothing registered.
+    """
+    content = _content(path)
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise PluginError(
+            f"plug-in {path} has changed: its SHA-256 is {found[:12]}..., expected {sha256[:12]}...; "
+            "execute the study again, which makes new runs"
+        )
+    if found in _loaded_files:
+        return _loaded_files[found]
+    _discover_ours()
+    before = [dict(registry.entries) for registry in REGISTRIES]
+    module = ModuleType(f"equibench_plugin_{path.stem}_{found[:12]}")
+    module.__file__ = str(path.absolute())
+    sys.modules[module.__name__] = module  # where dataclasses look for the types of fields
+    try:
+        exec(compile(content, module.__file__, "exec"), module.__dict__)
+        if not registered_by(module):
+            raise ValueError("it registers nothing; decorate a class, as with @methods.register(name, Options)")
+    except Exception as error:
+        del sys.modules[module.__name__]
+        for registry, entries in zip(REGISTRIES, before, strict=True):
+            registry.entries = entries
+        raise PluginError(f"plug-in {path} cannot be used: {type(error).__name__}: {error}") from error
+    _loaded_files[found] = module
+    return module
+
+
+def registered_by(module: ModuleType) -> list[tuple[Registry, Entry]]:
+    """What a module has registered."""
+    return [
+        (registry, entry)
+        for registry in REGISTRIES
+        for entry in registry.entries.values()
+        if entry.build.__module__ == module.__name__
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.references import HOOGEBOOM_2022
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, NoOptions
 from bench.symmetry.published import PublishedWeights
@@ -14,7 +15,7 @@ class EDM(Method):
     guarantee = Guarantee.EXACT
     needs_equivariant_backbone = True
     otherwise = "plain"
-    references = ("Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003",)
+    references = (HOOGEBOOM_2022,)
     published = PublishedWeights(
         "EDM's EGNN_dynamics_QM9",
         frozenset({"egnn"}),

@@ -44,6 +44,7 @@ from bench.diffusion.parametrisation import Predict
 from bench.geometry.groups import RotationGroup
 from bench.geometry.noised import Level
 from bench.geometry.state import State
+from bench.references import Reference
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, NoOptions, Setting
 from bench.symmetry.symmetrise import TURNED_BACK, symmetrised, symmetrised_mean
@@ -90,6 +91,35 @@ def principal_axes(C: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
     return torch.where(reverse, V.flip(2), V)
 
 
+PUNY_2021 = Reference(
+    "puny2021frame",
+    "Frame Averaging for Invariant and Equivariant Network Design",
+    (
+        *("Puny, Omri", "Atzmon, Matan", "Ben-Hamu, Heli", "Misra, Ishan", "Grover, Aditya", "Smith, Edward J."),
+        "Lipman, Yaron",
+    ),
+    2021,
+    arxiv="2110.03336",
+)
+DUVAL_2023 = Reference(  # stochastic frame averaging
+    "duval2023faenet",
+    "FAENet: Frame Averaging Equivariant GNN for Materials Modeling",
+    (
+        *("Duval, Alexandre", "Schmidt, Victor", "Hernandez Garcia, Alex", "Miret, Santiago"),
+        *("Malliaros, Fragkiskos D.", "Bengio, Yoshua", "Rolnick, David"),
+    ),
+    2023,
+    arxiv="2305.05577",
+)
+DYM_2024 = Reference(
+    "dym2024equivariant",
+    "Equivariant Frames and the Impossibility of Continuous Canonicalization",
+    ("Dym, Nadav", "Lawrence, Hannah", "Siegel, Jonathan W."),
+    2024,
+    arxiv="2402.16077",
+)
+
+
 @methods.register("frames", NoOptions)
 class Frames(Method):
     """One of the molecule's PCA frames, drawn at random at every call; equivariant in law at any weights."""
@@ -97,10 +127,7 @@ class Frames(Method):
     guarantee = Guarantee.IN_LAW
     needs_group = RotationGroup
     on_equivariant_backbone = TURNED_BACK
-    references = (
-        "Puny et al., Frame averaging for invariant and equivariant network design, arXiv:2110.03336",
-        "Duval et al., FAENet, arXiv:2305.05577 (stochastic frame averaging)",
-    )
+    references = (PUNY_2021, DUVAL_2023)
 
     def draw(self, z_t: State, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R in F(z_t), one per molecule; 3x3 arithmetic in float64."""
@@ -124,7 +151,7 @@ class FramesAveraged(Frames):
     """Mean over all 8 (O3) or 4 (SO3) PCA frames; equivariant but on a null set of states, at 8 or 4 network calls."""
 
     guarantee = Guarantee.EXACT
-    references = (*Frames.references[:1], "Dym et al., Impossibility of continuous canonicalization, arXiv:2402.16077")
+    references = (PUNY_2021, DYM_2024)
     signs: Tensor
 
     def __init__(self, cfg: NoOptions, setting: Setting) -> None:

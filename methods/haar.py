@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench.geometry.state import State
+from bench.references import ZHANG_2024
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, NoOptions
 
@@ -20,7 +21,7 @@ class Haar(Method):
 
     guarantee = Guarantee.AT_OPTIMUM
     on_equivariant_backbone = "a turned example has the loss of the stored one, with the noise turned along"
-    references = ("Zhang et al., SymDiff, arXiv:2410.06262 (DiT-Aug)",)
+    references = (ZHANG_2024,)  # DiT-Aug
 
     def augment(self, clean: State, rng: torch.Generator) -> State:
         return self.group.act(self.group.haar(len(clean), rng, clean.dtype), clean)

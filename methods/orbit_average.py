@@ -20,6 +20,7 @@ import torch
 from bench.diffusion.parametrisation import Predict
 from bench.geometry.noised import Level
 from bench.geometry.state import State
+from bench.references import ZHANG_2024, Reference
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, Setting
 from bench.symmetry.symmetrise import TURNED_BACK, symmetrised_mean
@@ -48,8 +49,14 @@ class OrbitAverage(Method):
     on_equivariant_backbone = TURNED_BACK
     weights_of = "haar"
     references = (
-        "Zhang et al., SymDiff, arXiv:2410.06262 (K = 1: SymDiff-H)",
-        "Kim et al., Learning probabilistic symmetrization for architecture agnostic equivariance, arXiv:2306.02866",
+        ZHANG_2024,  # K = 1: SymDiff-H
+        Reference(
+            "kim2023learning",
+            "Learning Probabilistic Symmetrization for Architecture Agnostic Equivariance",
+            ("Kim, Jinwoo", "Nguyen, Tien Dat", "Suleymanzade, Ayhan", "An, Hyeokjun", "Hong, Seunghoon"),
+            2023,
+            arxiv="2306.02866",
+        ),
     )
 
     def __init__(self, cfg: OrbitAverageConfig, setting: Setting) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from bench.geometry.noised import Noised
 from bench.geometry.state import State
+from bench.references import TONG_2025
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method
 from bench.symmetry.orbit import OrbitAverageConfig, orbit_average
@@ -19,7 +20,7 @@ class OrbitRB(Method):
     """Haar augmentation with the orbit average as target, sampled; unbiased for every number of draws."""
 
     guarantee = Guarantee.AT_OPTIMUM
-    references = ("Tong et al., Orbit Diffusion (Rao-Blackwell gradient estimators), arXiv:2502.09890",)
+    references = (TONG_2025,)
 
     cfg: OrbitAverageConfig
 

@@ -18,6 +18,7 @@ import torch
 
 from bench.geometry.noised import Noised
 from bench.geometry.state import State
+from bench.references import TONG_2025
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, NoOptions
 
@@ -27,7 +28,7 @@ class OrbitRBExact(Method):
     """Haar augmentation with the exact orbit average as target; the features' target is unchanged by rotations."""
 
     guarantee = Guarantee.AT_OPTIMUM
-    references = ("Tong et al., Orbit Diffusion (Rao-Blackwell gradient estimators), arXiv:2502.09890",)
+    references = (TONG_2025,)
 
     def augment(self, clean: State, rng: torch.Generator) -> State:
         return self.group.act(self.group.haar(len(clean), rng, clean.dtype), clean)

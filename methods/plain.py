@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.references import HOOGEBOOM_2022, ZHANG_2024
 from bench.registry import methods
 from bench.symmetry.contract import Method, NoOptions
 from bench.symmetry.published import PublishedWeights
@@ -11,6 +12,7 @@ from bench.symmetry.published import PublishedWeights
 class Plain(Method):
     """Plain diffusion on the data as stored; the network may exploit stored orientations."""
 
+    references = (HOOGEBOOM_2022, ZHANG_2024)  # the core without its network; the row 'DiT'
     published = PublishedWeights(
         "SymDiff's DiTGaussian_dynamics",
         frozenset({"gaussian_embedder", "xh_embedder", "pos_embedder", "model"}),

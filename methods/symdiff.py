@@ -22,6 +22,7 @@ from bench.geometry.groups import RotationGroup, gram_schmidt, product
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.nn.linear import Float32Linear
+from bench.references import ZHANG_2024
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, Setting
 from bench.symmetry.symmetrise import TURNED_BACK, symmetrised
@@ -109,7 +110,7 @@ class SymDiff(Method):
         "published": {"kernel_width": 128, "kernel_depth": 8, "kernel_heads": 4, "decoder_width": 64},
         "published_large": {"kernel_width": 216, "kernel_depth": 10, "kernel_heads": 8, "decoder_width": 80},
     }
-    references = ("Zhang et al., SymDiff: Equivariant diffusion via stochastic symmetrisation, arXiv:2410.06262",)
+    references = (ZHANG_2024,)
 
     def __init__(self, cfg: SymDiffConfig, setting: Setting) -> None:
         super().__init__(cfg, setting)
@@ -118,7 +119,9 @@ class SymDiff(Method):
             embedding, time_scale = backbone.pair_embedding, backbone.trunk.time.time_scale
         else:
             embedding, time_scale = GaussianPairEmbedding(cfg.pair_gaussians, cfg.pair_width), 1.0
-        self.kernel = RotationKernel(cfg, embedding, time_scale, setting.channels.get("h", 0), cast(RotationGroup, self.group).proper)
+        self.kernel = RotationKernel(
+            cfg, embedding, time_scale, setting.channels.get("h", 0), cast(RotationGroup, self.group).proper
+        )
 
     def draw(self, z_t: State, level: Level, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R ~ gamma(. | z_t), one per molecule; gradients flow into the kernel."""

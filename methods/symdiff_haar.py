@@ -7,6 +7,7 @@ import torch
 from bench.diffusion.parametrisation import Predict
 from bench.geometry.noised import Level
 from bench.geometry.state import State
+from bench.references import ZHANG_2024
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method, NoOptions
 from bench.symmetry.symmetrise import TURNED_BACK, symmetrised
@@ -24,7 +25,7 @@ class SymDiffHaar(Method):
     guarantee = Guarantee.IN_LAW
     on_equivariant_backbone = TURNED_BACK
     weights_of = "haar"
-    references = ("Zhang et al., SymDiff, arXiv:2410.06262 (SymDiff-H)",)
+    references = (ZHANG_2024,)  # SymDiff-H
 
     def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:
         g = self.group.haar(len(z_t), rng, z_t.dtype)

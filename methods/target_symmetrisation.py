@@ -21,6 +21,7 @@ import torch
 
 from bench.geometry.noised import Noised
 from bench.geometry.state import State
+from bench.references import TONG_2025
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method
 from bench.symmetry.orbit import OrbitAverageConfig, orbit_average
@@ -33,7 +34,7 @@ class TargetSymmetrisation(Method):
     guarantee = Guarantee.EXACT
     needs_equivariant_backbone = True
     otherwise = "orbit_rb"
-    references = ("Tong et al., Orbit Diffusion (Rao-Blackwell gradient estimators), arXiv:2502.09890",)
+    references = (TONG_2025,)
 
     cfg: OrbitAverageConfig
 

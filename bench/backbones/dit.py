@@ -28,6 +28,7 @@ from bench.geometry.state import State
 from bench.nn.linear import Float32Linear, answer, features_of
 from bench.nn.padded import Slots, slots_of
 from bench.nn.pairs import differences, pairs_of, sum_over_partners
+from bench.references import ZHANG_2024, Reference
 from bench.registry import backbones
 
 EPS = 1e-6  # of the norms
@@ -199,8 +200,15 @@ class DiT(nn.Module):
     """Diffusion transformer with Gaussian pair embedding (the network of SymDiff); not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
-    references: ClassVar[tuple[str, ...]] = (
-        "Peebles & Xie, Scalable diffusion models with transformers, arXiv:2212.09748",
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "peebles2022scalable",
+            "Scalable Diffusion Models with Transformers",
+            ("Peebles, William", "Xie, Saining"),
+            2022,
+            arxiv="2212.09748",
+        ),
+        ZHANG_2024,  # on molecules, with Gaussian embeddings of distances
     )
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 32, "depth": 2, "n_heads": 2, "embedding_width": 16},

@@ -38,6 +38,7 @@ from bench.geometry.state import State
 from bench.nn.linear import Float32Linear, answer, features_of, without_autocast
 from bench.nn.padded import Slots, slots_of
 from bench.nn.pairs import Pairs, differences, pair_linear, pairs_of
+from bench.references import Reference
 from bench.registry import backbones
 
 SOFTENING = 0.1  # distance below which two atoms look as if in one place
@@ -221,9 +222,24 @@ class E3(nn.Module):
     """Equivariant message passing with features up to degree lmax (tensor field network on e3nn)."""
 
     equivariant: ClassVar[bool] = True
-    references: ClassVar[tuple[str, ...]] = (
-        "Thomas et al., Tensor field networks, arXiv:1802.08219",
-        "Geiger & Smidt, e3nn: Euclidean neural networks, arXiv:2207.09453",
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "thomas2018tensor",
+            "Tensor field networks: Rotation- and translation-equivariant neural networks for 3D point clouds",
+            (
+                *("Thomas, Nathaniel", "Smidt, Tess", "Kearnes, Steven", "Yang, Lusann", "Li, Li"),
+                *("Kohlhoff, Kai", "Riley, Patrick"),
+            ),
+            2018,
+            arxiv="1802.08219",
+        ),
+        Reference(
+            "geiger2022e3nn",
+            "e3nn: Euclidean Neural Networks",
+            ("Geiger, Mario", "Smidt, Tess"),
+            2022,
+            arxiv="2207.09453",
+        ),
     )
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 8, "depth": 2, "lmax": 2, "n_groups": 4},

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bench.geometry.state import State
 from bench.nn.linear import Float32Linear, answer, features_of
 from bench.nn.pairs import Pairs, differences, pair_linear, pairs_of, sum_over_partners
+from bench.references import Reference
 from bench.registry import backbones
 
 
@@ -98,8 +99,14 @@ class EGNN(nn.Module):
     """E(n)-equivariant message passing on all pairs (the network of EDM)."""
 
     equivariant: ClassVar[bool] = True
-    references: ClassVar[tuple[str, ...]] = (
-        "Satorras et al., E(n) equivariant graph neural networks, arXiv:2102.09844",
+    references: ClassVar[tuple[Reference, ...]] = (
+        Reference(
+            "satorras2021en",
+            "E(n) Equivariant Graph Neural Networks",
+            ("Satorras, Victor Garcia", "Hoogeboom, Emiel", "Welling, Max"),
+            2021,
+            arxiv="2102.09844",
+        ),
     )
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 16, "depth": 2},

@@ -25,6 +25,7 @@ from bench.backbones.egnn import MessagePassing
 from bench.geometry.state import State
 from bench.nn.linear import Float32Linear, answer, features_of
 from bench.nn.pairs import Pairs, pairs_of
+from bench.references import HOOGEBOOM_2022, Reference
 from bench.registry import backbones
 
 
@@ -51,9 +52,7 @@ class GDM(nn.Module):
     """Message passing on coordinates as features (EDM's baseline GDM); not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
-    references: ClassVar[tuple[str, ...]] = (
-        "Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003 (GDM)",
-    )
+    references: ClassVar[tuple[Reference, ...]] = (HOOGEBOOM_2022,)  # its GDM
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 16, "depth": 2},
         "small": {"width": 64, "depth": 4},

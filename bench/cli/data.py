@@ -8,19 +8,22 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
+from bench.cli.verbs import AddVerb, add_plugin
 from bench.registry import datasets
 
 if TYPE_CHECKING:
     from bench.structures.dataset import DataSet
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of the command; options that a data set lacks are refused when it is named."""
+def add_verbs(add: AddVerb) -> None:
+    """`equibench data`; options that a data set lacks are refused when it is named."""
+    parser = add("data", run, "fetch, verify and describe a data set")
     parser.add_argument("name", help="data set, as listed by `equibench list`: qm9, mini, folder, ...")
     parser.add_argument("--dir", help="folder with the data (for qm9 also the environment variable QM9_DIR)")
     parser.add_argument("--max-atoms", type=int, metavar="N", help="keep molecules of at most N atoms")
     parser.add_argument("--n-train", type=int, metavar="N", help="keep N training molecules, drawn with a fixed seed")
     parser.add_argument("--json", action="store_true", help="print the manifest's entry as JSON and nothing else")
+    add_plugin(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -22,7 +22,17 @@ from bench.diffusion.process import DiffusionConfig
 from bench.diffusion.sampler import Sampler
 from bench.records.inputs import cut, is_folder_name
 from bench.records.pages import PageError, read_page
-from bench.registry import Registry, backbones, datasets, measures, methods, nearest, tasks
+from bench.registry import (
+    PluginError,
+    PluginFile,
+    Registry,
+    backbones,
+    datasets,
+    measures,
+    methods,
+    nearest,
+    tasks,
+)
 from bench.symmetry.contract import Method
 
 MAX_LEVELS = 1_000_000
@@ -173,6 +183,7 @@ class RunConfig:
     method: dict[str, Any]
     backbone: dict[str, Any]
     data: dict[str, Any]
+    plugins: list[PluginFile] = field(default_factory=list)  # files whose plug-ins it may use beside ours
     seed: int = 0
     task: dict[str, Any] = field(default_factory=lambda: {"name": "denovo"})
     group: str = "O3"
@@ -183,6 +194,9 @@ class RunConfig:
     measures: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for file in self.plugins:  # a record of a stranger must not make us execute a file
+            if not file.is_loaded:
+                raise ConfigError(f"needs plug-in {file.path}; if you trust that file, give --plugin {file.path}")
         self.task = _complete(tasks, self.task, "task")
         self.measures = {
             name: None if options is None else _complete(measures, {"name": name, **options}, "measures")
@@ -209,8 +223,8 @@ class RunConfig:
     def identity(self, fingerprint: str) -> str:
         """Hash of all that decides the trained weights, the data's content included.
 
-        Not part of it: what is logged, which kernels run, how the result is sampled and evaluated, and where the data
-        lies.
+        Of plug-in files the content counts. Not part of it: what is logged, which kernels run, how the result is
+        sampled and evaluated, and where the data lies.
         """
         page = self.page()
         for key in ("study", "sample", "measures"):
@@ -218,6 +232,8 @@ class RunConfig:
         for key in ("log_every", "valid_every", "n_valid", "checkpoint_seconds", "kernels"):
             del page["train"][key]
         page["data"] = fingerprint
+        hashes = sorted(file["sha256"] for file in page.pop("plugins"))
+        page |= {"plugins": hashes} if hashes else {}
         return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()[:10]
 
     def run_name(self, fingerprint: str) -> str:
@@ -337,8 +353,31 @@ def naming(where: str | Path) -> Iterator[None]:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def read_run(folder: Path) -> RunConfig:
-    """The configuration of a run's folder."""
+def trusted_run(page: Any) -> RunConfig:
+    """The configuration that a launcher hands to its worker; the plug-in files that it names are executed."""
+    load_plugins(page)
+    return build(RunConfig, page)
+
+
+def load_plugins(page: Any) -> None:
+    """Execute the plug-in files that a run's configuration names, each as recorded.
+
+    Raises:
+        ConfigError: a file is missing, has changed or does not work.
+    """
+    try:
+        for file in page.get("plugins") or ():
+            build(PluginFile, file, "plugins").load()
+    except PluginError as error:
+        raise ConfigError(str(error)) from error
+
+
+def read_run(folder: Path, trusted: bool = False) -> RunConfig:
+    """The configuration of a run's folder.
+
+    Args:
+        trusted: execute the plug-in files that it names. Else they have to be loaded already.
+    """
     path = folder / "config.yaml"
     try:
         page = read_page(path)
@@ -347,7 +386,7 @@ def read_run(folder: Path) -> RunConfig:
     except (PageError, OSError) as error:
         raise ConfigError(str(error)) from error
     with naming(path):
-        return build(RunConfig, page)
+        return trusted_run(page) if trusted else build(RunConfig, page)
 
 
 def weights_run(cfg: RunConfig) -> RunConfig | None:

@@ -2,23 +2,24 @@
 
 A page has a `base` (any part of a run's configuration), a `grid` (lists whose product are the runs; a list of grids is
 their union) and `launch` (how to execute, which never changes a result). OmegaConf merges pages and `key=value`
-arguments.
+arguments. `plugins` lists Python files, relative to the page, that register plug-ins; to load the study executes them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.config.run import ConfigError, LaunchConfig, RunConfig, build, naming, require, shown
+from bench.config.run import ConfigError, LaunchConfig, RunConfig, build, load_plugins, naming, require, shown
 from bench.records.inputs import cut, said
 from bench.records.pages import PageError, read_page
-from bench.registry import nearest
+from bench.registry import PluginError, PluginFile, nearest
 
 STUDIES = Path(__file__).parent / "studies"  # those that come with the package
 MAX_RUNS = 10_000  # of one study
@@ -40,10 +41,15 @@ def study_names() -> list[str]:
     return sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
 
-def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
+KEYS = ("study", "plugins", "base", "grid", "launch")
+
+
+def load_study(name: str, overrides: list[str] | None = None, plugins: Sequence[Path] = ()) -> StudyConfig:
     """Read a study by name or by path and apply `key=value` arguments (`launch.` keys or keys of `base`; not what the
     grid sets). The config.yaml of a run is a study too, of this run alone, named after its own with '-again'.
 
+    Args:
+        plugins: files with plug-ins, beside those that the page names.
     Raises:
         ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
     """
@@ -59,9 +65,16 @@ def load_study(name: str, overrides: list[str] | None = None) -> StudyConfig:
     except (PageError, OSError) as error:
         raise ConfigError(str(error)) from error
     if isinstance(plain, dict) and "method" in plain:
-        base = {key: value for key, value in plain.items() if key != "study"}
-        plain = {"study": f"{plain.get('study')}-again", "base": base}
+        base = {key: value for key, value in plain.items() if key not in ("study", "plugins")}
+        plain = {"study": f"{plain.get('study')}-again", "plugins": plain.get("plugins") or [], "base": base}
     _check_shape(plain, str(path))
+    with naming(path):
+        files = [
+            _plugin(item, path.parent)
+            for item in [*(plain.get("plugins") or []), *map(str, map(Path.absolute, plugins))]
+        ]
+        plain["plugins"] = [dataclasses.asdict(file) for file in files]
+        load_plugins(plain)
     try:
         page = OmegaConf.create(plain)
         for item in overrides or []:
@@ -85,12 +98,12 @@ def _check_shape(page: Any, where: str) -> None:
     if not isinstance(page, dict):
         raise ConfigError(f"{where}: expected a mapping with study, base, grid and launch")
     for key in page:
-        if key not in ("study", "base", "grid", "launch"):
-            raise ConfigError(
-                f"{where}: unknown key {shown(key)}; {nearest(str(key), ('study', 'base', 'grid', 'launch'))}"
-            )
+        if key not in KEYS:
+            raise ConfigError(f"{where}: unknown key {shown(key)}; {nearest(str(key), KEYS)}")
     if not isinstance(page.get("study"), str):
         raise ConfigError(f"{where}: 'study' is missing; give the study a name")
+    if not isinstance(page.get("plugins") or [], list):
+        raise ConfigError(f"{where}: 'plugins' is {shown(page['plugins'])}, expected a list of Python files")
     grids = page.get("grid") or {}
     grids = grids if isinstance(grids, list) else [grids]
     for name, value in (*((key, page.get(key) or {}) for key in ("base", "launch")), *(("grid", g) for g in grids)):
@@ -108,6 +121,18 @@ def _check_shape(page: Any, where: str) -> None:
         )
     if _has_interpolation(page):
         raise ConfigError(f"{where}: holds '${{...}}', which is not filled in here; write the value out")
+
+
+def _plugin(item: Any, folder: Path) -> PluginFile:
+    """A plug-in file from a path relative to `folder`, or from what a run or study has recorded of it."""
+    if isinstance(item, dict):
+        return build(PluginFile, item, "plugins")
+    if not isinstance(item, str):
+        raise ConfigError(f"'plugins' holds {shown(item)}, expected the path of a Python file")
+    try:
+        return PluginFile.at(folder / item)
+    except PluginError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _has_interpolation(value: Any) -> bool:
@@ -142,7 +167,7 @@ def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
             with naming(where):
                 for key, value in zip(grid, combination, strict=True):
                     set_dotted(run, key, value)
-                runs.append(build(RunConfig, {"study": page["study"], **run}))
+                runs.append(build(RunConfig, {"study": page["study"], "plugins": page.get("plugins") or [], **run}))
     with naming(where):
         launch = build(LaunchConfig, page.get("launch") or {}, "launch")
         require("launch", cluster=(launch.cluster, launch.cluster in CLUSTERS, "local, debug or slurm"))

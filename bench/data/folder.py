@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.references import EQUIBENCH
 from bench.registry import datasets
 from bench.structures import files
 from bench.structures.dataset import SPLITS, DataError, DataSet, grouped
@@ -36,7 +37,8 @@ class FolderConfig:
     n_train: int | None = None
 
 
-@datasets.register("folder", FolderConfig)
+# the reader alone: whose molecules they are, the user knows
+@datasets.register("folder", FolderConfig, references=(EQUIBENCH,))
 def load(cfg: FolderConfig) -> DataSet:
     """A folder of your own: xyz, extxyz, sdf or npz files; elements, sizes and split are found.
 

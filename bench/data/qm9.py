@@ -18,6 +18,7 @@ import numpy as np
 from bench.data import mini
 from bench.records import npz
 from bench.records.store import write_atomically
+from bench.references import HOOGEBOOM_2022, Reference
 from bench.registry import datasets
 from bench.structures import gdb9
 from bench.structures.dataset import SPLITS, DataError, DataSet, grouped, read_with
@@ -40,7 +41,17 @@ class QM9Config:
     n_train: int | None = None
 
 
-@datasets.register("qm9", QM9Config)
+RAMAKRISHNAN_2014 = Reference(
+    "ramakrishnan2014quantum",
+    "Quantum chemistry structures and properties of 134 kilo molecules",
+    ("Ramakrishnan, Raghunathan", "Dral, Pavlo O.", "Rupp, Matthias", "von Lilienfeld, O. Anatole"),
+    2014,
+    doi="10.1038/sdata.2014.22",
+    venue="Scientific Data",
+)
+
+
+@datasets.register("qm9", QM9Config, references=(RAMAKRISHNAN_2014, HOOGEBOOM_2022))
 def load(cfg: QM9Config) -> DataSet:
     """QM9, EDM's split: up to 29 atoms of H, C, N, O, F; folder, download or, offline, the set 'mini'.
 

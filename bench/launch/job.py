@@ -24,6 +24,7 @@ from typing import IO, Any, cast
 
 from bench.records import store as records
 from bench.records.lock import BusyError, locked
+from bench.run.interpreter import environment, python
 
 BUSY = "another process is working on it"
 GRACE_SECONDS = 5.0  # of a run that is asked to stop, before it is killed
@@ -47,13 +48,17 @@ class Job:
     def watch(self, page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
         """Start the run's process and wait for what it says, or for its death."""
         ours, theirs = os.pipe()
-        arguments = [folder, str(n_parallel), until, str(theirs), str(os.getpid())]
-        command = [sys.executable, "-m", "bench.launch.job", *arguments]
+        command = python("bench.launch.job", folder, str(n_parallel), until, str(theirs), str(os.getpid()))
         try:
             with blocked(LEFT):  # for the child too, until it ignores them
                 # a group of its own, so that the processes that it starts can be ended with it
                 self.child = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, pass_fds=(theirs,), process_group=0, text=True
+                    command,
+                    stdin=subprocess.PIPE,
+                    pass_fds=(theirs,),
+                    process_group=0,
+                    text=True,
+                    env=environment(),
                 )
             os.close(theirs)
             # in a thread: `checkpoint` interrupts this one, and would wait for the lock that a wait here holds
@@ -111,12 +116,12 @@ def blocked(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
 
 def work(page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
     """The run itself; None, or a line on why there is no result."""
-    from bench.config.run import RunConfig, build
+    from bench.config.run import trusted_run
     from bench.run.execute import Until, execute, reason_of
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     try:
-        execute(build(RunConfig, page), Path(folder), n_parallel, Until(until))
+        execute(trusted_run(page), Path(folder), n_parallel, Until(until))
     except BusyError:
         return BUSY
     except Exception as error:  # a run must not take the study down

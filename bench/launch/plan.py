@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.config.run import RunConfig, build, reason_to_skip, weights_run
+from bench.config.run import RunConfig, reason_to_skip, trusted_run, weights_run
 from bench.config.study import StudyConfig
 from bench.launch.status import duration
 from bench.launch.submit import Item
@@ -35,6 +35,7 @@ from bench.run.batches import load_data
 from bench.run.clock import clock
 from bench.run.evaluate import active_measures, subject_of
 from bench.run.execute import reason_of
+from bench.run.interpreter import environment, python
 from bench.run.model import Model
 from bench.run.provenance import device_name, forget_peak_memory, memory_mb, peak_memory_mb
 from bench.run.sample import sample_prompt
@@ -142,8 +143,8 @@ def measure_apart(cfg: RunConfig, available: float) -> dict[str, float]:
     Raises:
         MemoryShortError: it ran out of memory. ValueError: it failed otherwise.
     """
-    command = [sys.executable, "-m", "bench.launch.plan", str(available)]
-    done = subprocess.run(command, input=json.dumps(cfg.page()), capture_output=True, text=True)
+    command = python("bench.launch.plan", str(available))
+    done = subprocess.run(command, input=json.dumps(cfg.page()), capture_output=True, text=True, env=environment())
     name = f"{cfg.method['name']} on {cfg.backbone['name']}"
     lines = done.stdout.splitlines()
     result = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
@@ -208,7 +209,7 @@ def total(cfg: RunConfig, one: dict[str, float]) -> Cost:
 
 def main() -> None:
     """python -m bench.launch.plan MIB, the run's page on the standard input; one JSON object on the standard output."""
-    cfg = build(RunConfig, json.load(sys.stdin))
+    cfg = trusted_run(json.load(sys.stdin))
     if torch.device(cfg.train.device).type == "cpu":
         most = int(float(sys.argv[1]) * 2**20)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))

@@ -32,6 +32,7 @@ from bench.records.lock import BusyError, Holder, holder, locked
 from bench.run.batches import load_data
 from bench.run.evaluate import package_version
 from bench.run.execute import Until, is_done
+from bench.run.interpreter import environment
 from bench.run.provenance import describe, now, planned
 from bench.structures.dataset import DataSet
 
@@ -260,6 +261,7 @@ class Submission:
         self.executors: dict[Needs, Any] = {}
         self.not_before = -math.inf
         self.asked, self.queued = -math.inf, set[str]()
+        os.environ.update(environment())  # for submitit's own children, which are started with `python -m`
         # each run computes with its own number of threads; libraries that start earlier must not take all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(launch.cpus_per_task))
         if launch.cluster == "slurm":

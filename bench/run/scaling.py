@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from bench.config.run import RunConfig, build, reason_to_skip
 from bench.registry import backbones, methods
+from bench.run.interpreter import environment, python
 from bench.run.provenance import now
 
 log = logging.getLogger("equibench")
@@ -77,8 +77,9 @@ def _pairs(chosen_methods: Sequence[str] | None, chosen_backbones: Sequence[str]
 
 def time_cell(arguments: Sequence[str], n_atoms: int, batch: int) -> dict[str, Any]:
     """Result of one `equibench time`, with `step_memory_mb`, what a step adds to the process; or {'error': line}."""
-    command = [sys.executable, "-m", "bench.cli.main", "--quiet", "time", "--json", "--atoms", str(n_atoms)]
-    done = subprocess.run([*command, "--batch", str(batch), *arguments], capture_output=True, text=True)
+    command = python("bench.cli.main", "--quiet", "time", "--json", "--atoms", str(n_atoms))
+    command += ["--batch", str(batch), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         killed = f"ended by signal {-done.returncode}, as where memory runs out"

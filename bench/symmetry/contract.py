@@ -16,6 +16,7 @@ from bench.diffusion.process import weighted_error
 from bench.geometry.groups import Group
 from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
+from bench.references import Reference
 from bench.symmetry.published import PublishedWeights
 
 
@@ -65,8 +66,8 @@ class Method(nn.Module):
         on_equivariant_backbone: why it changes nothing but cost on an exactly equivariant backbone; None: it does.
         weights_of: name of the method whose trained weights this one uses; it then trains nothing. An option of this
             name lets a study choose another one that defines no `predict`, with its options.
-        references: papers to cite for it.
-        published: the public code whose weights this method reads (`bench.published`), where there is one.
+        references: papers to cite for it, at least one (`equibench cite`).
+        published: the public code whose weights this method reads (`bench.published.weights`), where there is one.
 
     Attributes:
         diagnostics: scalars of the last training step, detached and on its device, by name (`target` and the other
@@ -79,7 +80,7 @@ class Method(nn.Module):
     otherwise: ClassVar[str | None] = None
     on_equivariant_backbone: ClassVar[str | None] = None
     weights_of: ClassVar[str | None] = None
-    references: ClassVar[tuple[str, ...]] = ()
+    references: ClassVar[tuple[Reference, ...]] = ()
     published: ClassVar[PublishedWeights | None] = None
 
     def __init__(self, cfg: object, setting: Setting) -> None:

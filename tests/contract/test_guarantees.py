@@ -1,42 +1,45 @@
 """The declared guarantee of every registered method on every backbone that it accepts.
 
-Methods and backbones are discovered, so a new plug-in is tested without an edit here. Each check is one function, and
-each is shown a deliberately wrong model that it must catch.
+Methods and backbones are discovered, so a new plug-in is tested without an edit here. Each check is a function of
+`bench.run.contract`, and each is shown a deliberately wrong model that it must catch.
 """
 
 import pytest
 import torch
-from support import (
+from torch import Tensor, nn
+
+from bench.geometry.groups import O3, SO3, Group
+from bench.geometry.state import State
+from bench.registry import backbones, methods
+from bench.run.contract import (
     ELEMENTS_OF_GROUPS,
     GROUP_NAMES,
     TOLERANCE,
     Z_MAX,
     atoms_of,
+    batch_error,
+    batch_loss_error,
+    centre_of_mass_drift,
+    coincident_gradients_are_finite,
     core,
+    drift,
     fitting_pairs,
     generator,
-    level_of,
+    gradients,
+    law_change,
     model_of,
     orthogonal,
-    permutation,
-    permuted,
+    permutation_error,
     recorded_draws,
     relative_error,
     replayed_draws,
+    rotation_error,
     run_config,
     states,
-    structures,
     subset,
+    translated_error,
     turned,
-    z_score,
 )
-from torch import Tensor, nn
-
-from bench.geometry.groups import O3, SO3, Group, Translated
-from bench.geometry.layout import Layout
-from bench.geometry.state import State
-from bench.registry import backbones, methods
-from bench.run.model import Model
 from bench.run.train import training_loss
 from bench.streams import Streams
 from bench.symmetry.contract import Guarantee, Method
@@ -50,14 +53,6 @@ def with_guarantee(guarantee: Guarantee) -> list[tuple[str, str]]:
 
 
 # ---------------------------------------------------------------------- exact
-
-
-def rotation_error(model: Model, dtype: torch.dtype, determinant: int) -> float:
-    """|D(Q z) - Q D(z)| for one Q, draws of the method fixed."""
-    _, _, level, z_t = states(dtype=dtype)
-    Q = orthogonal(determinant)
-    here = model.predict(z_t, level, generator(1))
-    return relative_error(model.predict(turned(z_t, Q), level, generator(1)), turned(here, Q))
 
 
 @OVER_GROUPS
@@ -82,15 +77,6 @@ def test_other_backbones_do_not_turn_with_their_input(backbone):
 
 
 # ---------------------------------------------------------------------- in law
-
-
-def translated_error(make, dtype: torch.dtype, group: Group, determinant: int) -> float:
-    """|D(Q z; draws Q R) - Q D(z; draws R)|, where `make(group)` builds the model: 'in law' as an identity."""
-    _, _, level, z_t = states(dtype=dtype)
-    Q = orthogonal(determinant)
-    here = make(group).predict(z_t, level, generator(1))
-    there = make(Translated(group, Q)).predict(turned(z_t, Q), level, generator(1))
-    return relative_error(there, turned(here, Q))
 
 
 @OVER_GROUPS
@@ -151,41 +137,6 @@ def test_augmentation_changes_nothing_on_an_equivariant_backbone():
 
 
 # ---------------------------------------------------------------------- at the optimum
-
-
-def law_change(
-    method: Method, n_draws: int, i: int, determinants: tuple[int, ...] = (1, -1), n_batches: int = 1
-) -> float:
-    """|z| of the change of the law of (z_t, target) when both are turned by one Q, over low moments.
-
-    One oriented molecule is drawn n times. First and second moments of (z_t, T), and bounded functions of them, are
-    compared between (z_t, T) and (Q z_t, Q T); they agree for every Q only where the law is invariant, and then the
-    minimiser of the loss, the mean of T given z_t, is equivariant. Of several batches the means are scored, as the
-    molecules of one may share draws.
-    """
-    task = core()
-    one = structures([4], seed=3)
-    x0 = task.encode(one, dtype=torch.float64)
-    x = x0.x * torch.tensor([2.0, 1.0, 0.1], dtype=torch.float64)  # far from isotropic
-    copies = State({"x": x.repeat(n_draws, 1), "h": x0.h.repeat(n_draws, 1)}, Layout([4] * n_draws))
-    level = task.process.path.at(torch.full((n_draws,), i), torch.float64)
-
-    def moments(z: State, T: State) -> Tensor:
-        z_x, T_x = z.x.view(n_draws, 12), T.x.view(n_draws, 12)
-        products = torch.cat([z_x[:, :, None] * T_x[:, None], T_x[:, :, None] * T_x[:, None]], dim=1).flatten(1)
-        return torch.cat([z_x, T_x, products, torch.tanh(3 * z_x) * torch.tanh(T_x).roll(1, 1)], dim=1)
-
-    changes = []
-    for batch in range(n_batches):
-        augmented = method.augment(copies, generator(11 + 10 * batch))
-        eps = task.process.noise(copies.layout, generator(12 + 10 * batch), torch.float64)
-        z_t = task.process.noising(augmented, eps, level)
-        target = method.target(augmented, z_t, level, generator(13 + 10 * batch))
-        here = moments(z_t, target)
-        turns = (orthogonal(determinant, seed=5) for determinant in determinants)
-        change = torch.cat([moments(turned(z_t, Q), turned(target, Q)) - here for Q in turns], dim=1)
-        changes.append(change if n_batches == 1 else change.mean(0, keepdim=True))
-    return z_score(torch.cat(changes))
 
 
 @pytest.mark.parametrize("i", [200, 700])
@@ -249,28 +200,6 @@ def test_targets_over_rotations_tell_mirror_images_apart(method):
 # ---------------------------------------------------------------------- permutations and batches
 
 
-def permutation_error(model: Model) -> float:
-    """|D(pi z) - pi D(z)|, atom-wise draws permuted along."""
-    _, _, level, z_t = states()
-    order = permutation(z_t.layout)
-    with recorded_draws() as drawn:
-        here = model.predict(z_t, level, generator(1))
-    with replayed_draws(drawn, z_t.layout, list(range(len(z_t))), order):
-        there = model.predict(permuted(z_t, order), level, generator(1))
-    return relative_error(there, permuted(here, order))
-
-
-def batch_error(model: Model, molecules: list[int]) -> float:
-    """|prediction within a batch - prediction for a selection of it|, draws following their molecules."""
-    _, _, level, z_t = states()
-    atoms = atoms_of(z_t.layout, molecules)
-    with recorded_draws() as drawn:
-        here = model.predict(z_t, level, generator(1))
-    with replayed_draws(drawn, z_t.layout, molecules, atoms):
-        there = model.predict(subset(z_t, molecules), level_of(level, molecules), generator(1))
-    return relative_error(there, here.replace(x=here.x[atoms], h=here.h[atoms]))
-
-
 class OrderDependent(nn.Module):
     """Control: a network that sees the index of an atom."""
 
@@ -325,14 +254,7 @@ def test_batch_dependent_network_is_caught():
 @pytest.mark.parametrize(("method", "backbone"), PAIRS)
 def test_training_loss_of_a_molecule_ignores_the_rest_of_the_batch(method, backbone):
     """T9: losses of a batch equal those of its molecules alone, every draw following its molecule."""
-    model = model_of(method, backbone)
-    x0 = states()[0]
-    with recorded_draws() as drawn:
-        together = training_loss(model, x0, Streams(0).at(0))
-    for i in range(len(x0)):
-        with replayed_draws(drawn, x0.layout, [i], atoms_of(x0.layout, [i])):
-            alone = training_loss(model, subset(x0, [i]), Streams(0).at(0))
-        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-9, atol=0)
+    assert batch_loss_error(model_of(method, backbone)) < 1e-9
 
 
 def test_padded_denominator_makes_the_loss_depend_on_the_batch():
@@ -350,22 +272,10 @@ def test_padded_denominator_makes_the_loss_depend_on_the_batch():
 # ---------------------------------------------------------------------- centre of mass, gradients
 
 
-def drift(z: State) -> float:
-    """Largest |sum_n x_n| of a molecule over the largest |x|."""
-    return (z.sum_over_atoms(z.x).abs().max() / z.x.abs().max()).item()
-
-
 @pytest.mark.parametrize(("method", "backbone"), PAIRS)
 def test_states_targets_and_predictions_have_no_centre_of_mass(method, backbone, precision):
     """T7: |sum_n x_n| < 1e-4 max |x| for states, targets and outputs."""
-    model = model_of(method, backbone, dtype=precision)
-    x0, _, level, _ = states(dtype=precision)
-    x0 = model.method.augment(x0, generator(1))
-    eps = model.process.noise(x0.layout, generator(2), precision)
-    z_t = model.process.noising(x0, eps, level)
-    target = model.method.target(x0, z_t, level, generator(3))
-    for z in (x0, eps, z_t, target, model.predict(z_t, level, generator(4))):
-        assert drift(z) < TOLERANCE[precision]
+    assert centre_of_mass_drift(model_of(method, backbone, dtype=precision), precision) < TOLERANCE[precision]
 
 
 @pytest.mark.parametrize("backbone", list(backbones))
@@ -393,28 +303,16 @@ def test_prediction_ignores_where_a_centred_state_came_from(backbone):
 @pytest.mark.parametrize(("method", "backbone"), [(m, b) for m, b in PAIRS if methods[m].build.weights_of is None])
 def test_every_weight_receives_a_finite_gradient(method, backbone):
     """No weight is idle: of those that the loss can reach, all have finite and some non-zero gradients."""
-    model = model_of(method, backbone, dtype=torch.float32)
-    x0 = states(dtype=torch.float32)[0]
-    training_loss(model, x0, Streams(0).at(0)).mean().backward()
-    idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    found = gradients(model_of(method, backbone, dtype=torch.float32))
+    assert found.not_finite == set()
     if not backbones[backbone].build.equivariant:  # a rotation kernel moves nothing around an equivariant network
-        assert idle == set()
+        assert found.idle == set()
 
 
 def test_coincident_atoms_give_finite_gradients():
     """Two atoms in one place, where a distance has no derivative, do not spoil a step."""
     for backbone in backbones:
-        model = model_of("plain", backbone, dtype=torch.float32)
-        _, _, level, z_t = states(dtype=torch.float32)
-        x = z_t.x.clone()
-        x[1] = x[0]
-        z = z_t.replace(x=x.requires_grad_())
-        out = model.predict(z, level, generator(0))
-        (out.x.sum() + out.h.square().sum()).backward()
-        assert x.grad is not None
-        assert torch.isfinite(x.grad).all()
-        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        assert coincident_gradients_are_finite(model_of("plain", backbone, dtype=torch.float32))
 
 
 def test_battery_finds_every_registered_plug_in():

@@ -4,20 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support import (
-    ELEMENTS,
-    Z_MAX,
-    core,
-    generator,
-    model_of,
-    orthogonal,
-    randomise,
-    relative_error,
-    states,
-    turned,
-    two_sample_z,
-    z_score,
-)
 from torch import Tensor, nn
 
 from bench.backbones.dit import DiT, GaussianPairEmbedding
@@ -27,6 +13,21 @@ from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.nn.pairs import differences, pairs_of
+from bench.run.contract import (
+    ELEMENTS,
+    Z_MAX,
+    core,
+    generator,
+    law_z,
+    model_of,
+    orthogonal,
+    randomise,
+    relative_error,
+    states,
+    turned,
+    two_sample_z,
+    z_score,
+)
 from bench.run.model import Model
 from bench.symmetry.contract import symmetrised
 from methods.symdiff import SymDiff, kernel_statistics
@@ -45,28 +46,6 @@ def strong(model: Model) -> Model:
 
 def as_released() -> Model:
     return strong(model_of("symdiff_as_released", "dit", dtype=torch.float32))
-
-
-@torch.no_grad()
-def law_z(model: Model, n_draws: int, determinant: int, chunk: int = 5000) -> float:
-    """|z| between the law of eps_hat at Q z and of Q eps_hat at z: means and second moments, independent draws."""
-    n = 4
-    _, _, level, z_t = states([n], seed=6, dtype=torch.float32)
-    Q = orthogonal(determinant, seed=2)
-
-    def statistics(z: State, back: Tensor, seed: int) -> Tensor:
-        """Draws in the frame of z_t: positions, products of two of them, features."""
-        rng, rows = generator(seed), []
-        copies = State({"x": z.x.repeat(chunk, 1), "h": z.h.repeat(chunk, 1)}, Layout([n] * chunk))
-        levels = Level(*(getattr(level, name).expand(chunk) for name in ("t", "alpha", "sigma", "log_snr")))
-        for _ in range(n_draws // chunk):
-            out = turned(model.predict(copies, levels, rng), back)
-            x = out.x.reshape(chunk, 3 * n)
-            i, j = torch.triu_indices(3 * n, 3 * n)
-            rows.append(torch.cat([x, x[:, i] * x[:, j], out.h.reshape(chunk, -1)], dim=1))
-        return torch.cat(rows)
-
-    return two_sample_z(statistics(z_t, torch.eye(3), 1), statistics(turned(z_t, Q), Q.T, 2))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""The examples of docs/extending.md, taken from the page and run as a user would."""
+"""The examples of docs/extending.md, taken from the page and run as a user would: from a folder of their own."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,19 +13,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "extending.md"
 MAX_LINES = 40
 METHODS = {"plain": "none", "about_z": "none", "orbit_average": "in_law"}  # of the page's study
-
-# Stands in for files laid into the packages: the folders of `root` are searched after those of the checkout.
-LAID = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-import bench.backbones, bench.data, methods
-for package in (methods, bench.backbones, bench.data):
-    package.__path__.append(str(Path(*package.__name__.split("."))))
-"""
-RUN = f"{LAID}\nfrom bench.cli.main import main\nsys.exit(main(sys.argv[1:]))"
-CONTRACT = f"{LAID}\nimport pytest\nsys.exit(pytest.main(sys.argv[1:]))"
-GUARANTEES = ROOT / "tests" / "property" / "test_guarantees.py"
+PLUGINS = ("about_z.py", "pointwise.py", "stretched.py")
+START = "import sys\nfrom bench.cli.main import main\nsys.exit(main(sys.argv[1:]))"  # as the script `equibench` does
 
 
 def examples(text: str) -> dict[str, str]:
@@ -36,36 +26,29 @@ def examples(text: str) -> dict[str, str]:
 def user(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("user")
     for path, content in examples(PAGE.read_text()).items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(content)
     return root
 
 
 def equibench(cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return python(RUN, cwd, *args)
+    line = [sys.executable, "-P", "-c", START, *args]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False, env=environment)
 
 
-def contract(cwd: Path, which: str) -> subprocess.CompletedProcess[str]:
-    """The tests of guarantees, as they stand, with the user's files in place."""
-    # without the project's addopts: shape checks would have to be installed before our packages are imported
-    options = ("-q", "-o", "addopts=", "-p", "no:cacheprovider")
-    return python(CONTRACT, cwd, *options, str(GUARANTEES), "-k", which)
-
-
-def python(code: str, cwd: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-P", "-c", code, *args]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
+def named(*files: str) -> list[str]:
+    return [part for file in files for part in ("--plugin", file)]
 
 
 def test_each_example_fits_a_screen():
     blocks = examples(PAGE.read_text())
-    assert len(blocks) == 4
+    assert set(blocks) == {*PLUGINS, "study.yaml"}
     assert {path: n for path, block in blocks.items() if (n := len(block.splitlines())) > MAX_LINES} == {}
 
 
 def test_the_plug_ins_of_the_page_are_listed(user):
     """With the guarantee that a method declares, whether a backbone is equivariant, and the docstring's first line."""
-    listing = equibench(user, "list").stdout
+    listing = equibench(user, "list", *named(*PLUGINS)).stdout
     for line in (
         r"about_z\s+\[none\]\s+Augmentation by turns about the z axis",
         r"pointwise\s+\[not equivariant\]\s+Each atom by itself.* Sizes: small\.",
@@ -73,26 +56,53 @@ def test_the_plug_ins_of_the_page_are_listed(user):
     ):
         assert re.search(rf"^  {line}", listing, flags=re.MULTILINE), listing
     assert "unavailable" not in listing
+    assert "about_z" not in equibench(user, "list").stdout
 
 
-def test_the_method_of_the_page_meets_the_contract_tests(user, tmp_path):
-    """They find it, and every backbone with it, and refuse it once it promises what it does not keep."""
-    held = contract(user, "about_z")
-    assert held.returncode == 0, held.stdout
-    n_passed = int(re.findall(r"(\d+) passed", held.stdout)[0])
-    assert n_passed > 3 * 5  # at least five properties on each of three backbones, one of them the page's own
+def test_the_plug_ins_of_the_page_meet_the_contract(user):
+    """The method on every backbone, one of them the page's own, and the backbone under every method."""
+    done = equibench(user, "check", "about_z.py", "pointwise.py", "stretched.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.findall(r"^pass  (\w+ on \w+)", done.stdout, flags=re.MULTILINE)
+    assert {"about_z on egnn", "about_z on dit", "plain on pointwise", "symdiff on pointwise"} <= set(passed)
+    assert passed.count("about_z on pointwise") >= 10
+    assert "FAIL" not in done.stdout
+    assert "declares none: nothing is promised" in done.stdout
+    assert "nothing to check of a data set" in done.stdout
 
-    (tmp_path / "methods").mkdir()
-    promising = (user / "methods" / "about_z.py").read_text().replace("Guarantee.NONE", "Guarantee.AT_OPTIMUM")
-    (tmp_path / "methods" / "about_z.py").write_text(promising)
-    refused = contract(tmp_path, "about_z and at_optimum")
-    assert refused.returncode == 1, refused.stdout
-    assert re.search(r"FAILED .*invariant\[O3-about_z-", refused.stdout)
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "line"),
+    [
+        ("about_z.py", "Guarantee.NONE", "Guarantee.AT_OPTIMUM", r"about_z +law of \(z_t, target\) invariant"),
+        ("about_z.py", "Guarantee.NONE", "Guarantee.EXACT", "about_z on dit +exact, O3 proper, float64"),
+        ("about_z.py", "Guarantee.NONE", "Guarantee.IN_LAW", r"about_z on dit +in law, 20 000 draws, det Q = \+1"),
+        ("about_z.py", "references = ", "cites = ", "about_z +is cited +0 references"),
+        ("pointwise.py", "equivariant = False", "equivariant = True", r"pointwise +turns with its input, det Q = \+1"),
+        (
+            "pointwise.py",
+            "t)[:, None]]",
+            "t)[:, None] + z.h.mean()]",
+            "plain on pointwise +prediction ignores the rest",
+        ),
+        ("pointwise.py", "out[:, 3:]", "out[:, 3:] / z.x[:, :1].round()", "plain on pointwise +finite gradients"),
+        ("pointwise.py", "out[:, 3:]", "out[:, 3:] + len(z.x) * 0.1", "plain on pointwise +loss ignores the rest"),
+        ("pointwise.py", "out[:, 3:]", "out[:, 3:].cumsum(0)", "plain on pointwise +permutes with atoms, float64"),
+    ],
+)
+def test_a_plug_in_that_breaks_the_contract_fails_with_a_line(user, tmp_path, file, right, wrong, line):
+    text = (user / file).read_text()
+    assert right in text
+    (tmp_path / file).write_text(text.replace(right, wrong))
+    done = equibench(tmp_path, "check", file)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(rf"^FAIL  {line}", done.stdout, flags=re.MULTILINE), done.stdout
+    assert re.search(r"^\w+ \w+: \d+ of \d+ checks failed$", done.stdout, flags=re.MULTILINE)
 
 
 def test_the_study_of_the_page_runs_to_its_table(user):
-    """Runner, records and report: each method has its run and its row, one of them on the weights of the user's own."""
-    done = equibench(user, "run", "page.yaml")
+    """Workers, records and report: each method has its run and its row, one of them on weights of the user's own."""
+    done = equibench(user, "run", "study.yaml")
     assert done.returncode == 0, done.stderr
     manifests = [json.loads(path.read_text()) for path in user.glob("runs/stretched/*/manifest.json")]
     runs = {m["method"]["name"]: m for m in manifests}
@@ -106,11 +116,22 @@ def test_the_study_of_the_page_runs_to_its_table(user):
     for name in METHODS:  # a mark at the name says that the code had uncommitted changes
         assert re.search(rf"^{name}\W*\s+pointwise small .*complete$", report.stdout, flags=re.MULTILINE), report.stdout
 
+    run = f"runs/stretched/{runs['about_z']['run']}"
+    refused = equibench(user, "sample", run, "-n", "2", "-o", "two.xyz")
+    assert refused.returncode == 2
+    assert re.search(r"needs plug-in .*about_z\.py; if you trust that file, give --plugin", refused.stderr)
+    sampled = equibench(user, "sample", run, "-n", "2", "-o", "two.xyz", *named(*PLUGINS))
+    assert sampled.returncode == 0, sampled.stderr
+    for what in ("stretched", run):
+        cited = equibench(user, "cite", what, *named(*PLUGINS))
+        assert cited.returncode == 0, cited.stderr
+        assert "@misc{equibench," in cited.stdout
+    assert "kim2023learning" in equibench(user, "cite", "study.yaml").stdout  # orbit_average
+    assert "kim2023learning" not in equibench(user, "cite", run, *named(*PLUGINS)).stdout
 
-def test_a_plug_in_that_does_not_import_is_named_and_harms_no_other(user, tmp_path):
-    (tmp_path / "methods").mkdir()
-    (tmp_path / "methods" / "broken.py").write_text("import nothing_of_that_name\n")
-    listing = equibench(tmp_path, "list").stdout
-    assert re.search(r"broken\s+unavailable: ModuleNotFoundError", listing)
-    assert "about_z" not in listing
-    assert "plain" in listing
+
+def test_a_plug_in_that_does_not_import_is_named_in_one_line(tmp_path):
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    listing = equibench(tmp_path, "list", "--plugin", "broken.py")
+    assert listing.returncode == 2
+    assert re.fullmatch(r"equibench: plug-in broken\.py cannot be used: ModuleNotFoundError: .*\n", listing.stderr)

@@ -99,9 +99,7 @@ def test_noise_of_the_step_belongs_into_the_mixture():
 
     process, x0 = core(n_levels=N_LEVELS).process, clean(20_000)
     process.__class__ = WithoutNoise
-    found = likelihood.jensen_gap(
-        process, x0, two_values(process, x0, generator(3)), 8, generator(1), generator(2)
-    )
+    found = likelihood.jensen_gap(process, x0, two_values(process, x0, generator(3)), 8, generator(1), generator(2))
     assert closed_gap(8) == pytest.approx(0.5, abs=0.05)
     assert z_score(found["diffusion"] / N_LEVELS, closed_gap(8)) > Z_MAX
 

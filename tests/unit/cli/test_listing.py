@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import pytest
 from support import run_config
 
-from bench.cli.listing import matrix
 from bench.cli.main import main
+from bench.cli.plugins import matrix
 from bench.config.run import reason_to_skip
 from bench.registry import Entry, backbones, methods
 from bench.symmetry.contract import Method

@@ -1,0 +1,116 @@
+"""Verbs on a study: run, evaluate, plan, status, logs, publish."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from bench.cli.verbs import FOLDER_HELP, RESULTS, RUNS, AddVerb, add_plugin, add_study, study_folder
+
+
+def add_verbs(add: AddVerb) -> None:
+    command = add("run", run_study, "execute what is missing of a study, resume what was cut")
+    add_study(command)
+    command.add_argument("--retry", action="store_true", help="also execute runs that have failed before")
+    command.add_argument(
+        "--until",
+        choices=["sampled", "evaluated"],
+        default="evaluated",
+        help="sampled: needs no RDKit (see `evaluate`)",
+    )
+
+    command = add("evaluate", evaluate, "evaluate runs that were executed --until sampled, perhaps elsewhere")
+    command.add_argument("run_folders", metavar="RUN", nargs="+", type=Path, help="folders of runs")
+    add_plugin(command)
+
+    command = add("plan", plan, "measure what a study would take and refuse what does not fit the memory")
+    add_study(command)
+    command.add_argument("--memory", type=float, metavar="GIB", help="of the machine or GPU (default: this one's)")
+
+    command = add("status", status, "how the runs of a study stand, also while it goes")
+    command.add_argument("study", help=FOLDER_HELP)
+
+    command = add("logs", logs, "the end of a run's log and of its job's errors")
+    command.add_argument("run_name", metavar="RUN", help="name of a run, a prefix that no other has, or a folder")
+    command.add_argument("-n", type=int, default=40, metavar="LINES", help="of each (default 40)")
+    command.add_argument("--follow", action="store_true", help="go on printing the log until the run stops")
+
+    command = add("publish", publish, "copy a study's records, curves and small weights into results/")
+    command.add_argument("study")
+    add_plugin(command)
+
+
+def run_study(args: argparse.Namespace) -> int:
+    """`equibench run`; 1 when a run has failed."""
+    from bench.config.study import load_study
+    from bench.launch.submit import run_study as execute_study
+    from bench.run.execute import Until
+
+    log = logging.getLogger("equibench")
+    study = load_study(args.study, args.overrides, args.plugin)
+    items = execute_study(study, RUNS, args.retry, args.study, Until(args.until))
+    unfinished = [item for item in items if item.status not in ("done", "skipped")]
+    for item in unfinished:
+        log.error("%s: %s; `equibench logs %s`", item.folder.name, item.outcome or item.reason, item.folder.name)
+    before = sum(item.outcome is None for item in unfinished)
+    if before:
+        log.error("%d failed before and left alone; `equibench run %s --retry` takes them up again", before, args.study)
+    done, skipped = (sum(item.status == word for item in items) for word in ("done", "skipped"))
+    words = "%s: %d done, %d skipped, %d not finished; now `equibench report %s`"
+    log.info(words, study.name, done, skipped, len(unfinished), study.name)
+    return 1 if unfinished else 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """`equibench evaluate`."""
+    from bench.run.execute import evaluate_folder
+
+    for folder in args.run_folders:
+        evaluate_folder(folder)
+        print(f"evaluated: {folder}")  # noqa: T201
+    return 0
+
+
+def plan(args: argparse.Namespace) -> int:
+    """`equibench plan`; 1 when something does not fit."""
+    from bench.config.study import load_study
+    from bench.launch.plan import MemoryShortError, estimate, table
+
+    study = load_study(args.study, args.overrides, args.plugin)
+    try:
+        print(table(estimate(study, RUNS, args.memory)))  # noqa: T201
+    except MemoryShortError as error:
+        logging.getLogger("equibench").error("equibench: %s", error)
+        return 1
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """`equibench status`."""
+    from bench.launch.status import status as display
+
+    print(display(study_folder(args.study)))  # noqa: T201
+    return 0
+
+
+def logs(args: argparse.Namespace) -> int:
+    """`equibench logs`."""
+    from bench.launch import status
+
+    folder = status.find_run(args.run_name, [RUNS])
+    print(status.logs(folder, args.n), flush=True)  # noqa: T201
+    for text in status.follow(folder) if args.follow else ():
+        print(text, end="", flush=True)  # noqa: T201
+    return 0
+
+
+def publish(args: argparse.Namespace) -> int:
+    """`equibench publish`."""
+    from analysis.report import build
+    from bench.config.study import study_of
+    from bench.launch.publish import publish as copy
+
+    target = copy(study_of(args.study), RUNS, RESULTS)
+    print(f"published: {build(target)}")  # noqa: T201
+    return 0
