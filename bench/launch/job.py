@@ -1,15 +1,14 @@
-"""What submitit executes: one run, in a process of its own under one that watches, so that no death goes unrecorded.
+"""The submitit job: a supervisor that executes a run in a child process (the worker) and records crashes.
 
-    launcher (equibench run) -> submitit's controller -> `Job`, which watches -> `python -m bench.launch.job`, the run
+    launcher (equibench run) -> submitit's controller or Slurm -> `Job`, the supervisor -> python -m bench.launch.job
 
-The watching process loads neither torch nor data, and survives where memory runs out. It dies of what ends submitit's
-jobs; the run under it dies with it, or, of SIGTERM and SIGUSR2, which Slurm sends to both, leaves the answer to it.
+The supervisor loads neither torch nor data, so it survives when memory runs out. The worker dies with it (Linux). Slurm
+sends SIGTERM and SIGUSR2 to both: the worker ignores them, submitit's handlers in the supervisor answer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -25,33 +24,34 @@ from typing import IO, Any, cast
 from bench.records import store as records
 from bench.records.lock import BusyError, locked
 from bench.run.interpreter import environment, python
+from bench.run.parent import die_with
 
-BUSY = "another process is working on it"
-GRACE_SECONDS = 5.0  # of a run that is asked to stop, before it is killed
-SETTLE_SECONDS = 1.0  # where the whole job is being killed, the run is not to blame, and this process dies meanwhile
-ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # to stop; of any other signal a run dies as a failure
-LEFT = (signal.SIGTERM, signal.SIGUSR2)  # by a run to the process that watches it
+BUSY = "another worker has it"
+GRACE_SECONDS = 5.0  # between SIGINT to a worker and SIGKILL
+SETTLE_SECONDS = 1.0  # if the whole job is being killed, the supervisor dies meanwhile and records no failure
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # requests to stop; death by any other signal is a failure
+SUPERVISED = (signal.SIGTERM, signal.SIGUSR2)  # ignored by the worker, answered by the supervisor
 
 
 class Job:
-    """One run. A failure is in the manifest already, so it is returned, not raised."""
+    """One run, as submitit calls it. The worker records failures, so they are returned and not raised."""
 
     def __init__(self, here: bool = False) -> None:
-        """here: in this process, for a debugger; then nothing watches."""
+        """here: execute the run in this process, without a supervisor, e.g. for a debugger."""
         self.here = here
         self.child: subprocess.Popen | None = None
 
-    def __call__(self, page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
-        """None, or a line on why there is no result."""
-        return (work if self.here else self.watch)(page, folder, n_parallel, until)
+    def __call__(self, config: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
+        """None, or one line on why the run was not executed to its end."""
+        return (work if self.here else self.supervise)(config, folder, n_parallel, until)
 
-    def watch(self, page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
-        """Start the run's process and wait for what it says, or for its death."""
+    def supervise(self, config: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
+        """Start the worker and wait for its result, or for its death."""
         ours, theirs = os.pipe()
         command = python("bench.launch.job", folder, str(n_parallel), until, str(theirs), str(os.getpid()))
         try:
-            with blocked(LEFT):  # for the child too, until it ignores them
-                # a group of its own, so that the processes that it starts can be ended with it
+            with blocked(SUPERVISED):  # inherited by the worker, until it ignores them
+                # in a process group of its own, so that whatever it starts can be killed with it
                 self.child = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
@@ -61,31 +61,31 @@ class Job:
                     env=environment(),
                 )
             os.close(theirs)
-            # in a thread: `checkpoint` interrupts this one, and would wait for the lock that a wait here holds
+            # in a thread: the signal handler calls `checkpoint` in this one, and `stop` would wait for Popen's lock
             waiter = threading.Thread(target=self.child.wait, daemon=True)
             waiter.start()
             with contextlib.suppress(BrokenPipeError), cast(IO[str], self.child.stdin) as stdin:
-                stdin.write(json.dumps(page))  # to no avail where the process is dead already; its code says why
+                stdin.write(json.dumps(config))  # a broken pipe means that the worker is dead; see its exit code
             waiter.join()
         except subprocess.SubprocessError as error:
-            # `scontrol requeue`, which submitit calls after `checkpoint`, has failed: Slurm queues the job again by
-            # itself, or never will. A result would tell the launcher that the job is over; without one it looks
+            # `scontrol requeue`, which submitit calls after `checkpoint`, has failed: Slurm requeues the job by itself,
+            # or never. With a result the launcher would take the job as finished; without one it asks squeue
             raise SystemExit(1) from error
         finally:
             self.stop()
         with os.fdopen(ours) as pipe:
-            said = pipe.read()
-        if said:
-            return json.loads(said)
+            result = pipe.read()
+        if result:
+            return json.loads(result)
         why = death(self.child.returncode)
-        if -self.child.returncode in ASKED:
+        if -self.child.returncode in STOPS:
             return f"{why}; {records.CONTINUES}"
         time.sleep(SETTLE_SECONDS)
         record_failure(Path(folder), why)
         return why
 
     def stop(self) -> None:
-        """End the run, if it has not ended, and what it has left behind."""
+        """Stop the worker, if it runs, and kill whatever it has started."""
         if self.child is None:
             return
         if self.child.poll() is None:
@@ -97,7 +97,7 @@ class Job:
         self.child.wait()
 
     def checkpoint(self, *args: Any) -> Any:
-        """On a time limit or a preemption: the same job once more, which goes on from the run's own checkpoint."""
+        """Called by submitit on a time limit or a preemption: requeue the job; the run resumes from its checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         self.stop()
@@ -106,7 +106,7 @@ class Job:
 
 @contextlib.contextmanager
 def blocked(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Signals that come to this thread in here come at the end; a process that starts in here has them blocked."""
+    """Hold back signals to this thread until the end of the block; a child started within inherits the mask."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -114,32 +114,32 @@ def blocked(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def work(page: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
-    """The run itself; None, or a line on why there is no result."""
+def work(config: dict[str, Any], folder: str, n_parallel: int, until: str) -> str | None:
+    """Execute the run in this process; None, or one line on why it was not executed to its end."""
     from bench.config.run import trusted_run
     from bench.run.execute import Until, execute, reason_of
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stdout)
     try:
-        execute(trusted_run(page), Path(folder), n_parallel, Until(until))
+        execute(trusted_run(config), Path(folder), n_parallel, Until(until))
     except BusyError:
         return BUSY
-    except Exception as error:  # a run must not take the study down
+    except Exception as error:  # a failed run must not stop the study
         return reason_of(error)
     return None
 
 
 def death(code: int) -> str:
-    """A line on a process that ended without saying why."""
+    """One line on a worker that died without a result, from its exit code."""
     if code >= 0:
-        return f"ended with exit code {code} and no word; see `equibench logs`"
+        return f"died with exit code {code} and without a result; see `equibench logs`"
     name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
     memory = ", as where memory runs out" if -code == signal.SIGKILL else ""
     return f"killed by signal {-code} ({name}{memory})"
 
 
 def record_failure(folder: Path, reason: str) -> None:
-    """Write into a run's record, if it has one that says 'running', that it has failed."""
+    """Record a failure in the manifest of a run that says 'running'."""
     path = folder / "manifest.json"
     with contextlib.suppress(BusyError, FileNotFoundError, records.RecordError), locked(folder):
         manifest = records.read_json(path, records.MANIFEST)
@@ -147,25 +147,16 @@ def record_failure(folder: Path, reason: str) -> None:
             records.write_json(path, manifest | {"status": "failed", "reason": reason}, records.MANIFEST)
 
 
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent is gone (Linux; elsewhere it finishes its run alone)."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # gone before this was asked for
-            sys.exit(1)
-
-
 def main() -> None:
     """python -m bench.launch.job FOLDER N_PARALLEL UNTIL PIPE PARENT, the configuration on the standard input."""
     folder, n_parallel, until, pipe, parent = sys.argv[1], int(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:6])
     die_with(parent)
-    for number in LEFT:
+    for number in SUPERVISED:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEFT)  # which `Job` has blocked
-    said = json.dumps(work(json.load(sys.stdin), folder, n_parallel, until))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SUPERVISED)  # blocked by `Job.supervise`
+    result = json.dumps(work(json.load(sys.stdin), folder, n_parallel, until))
     with os.fdopen(pipe, "w") as file:
-        file.write(said)
+        file.write(result)
 
 
 if __name__ == "__main__":

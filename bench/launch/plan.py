@@ -1,9 +1,9 @@
-"""`equibench plan`: what a study would take, from a few steps of each distinct configuration on this machine.
+"""`equibench plan`: time and memory of a study, from a few steps of each distinct configuration on this machine.
 
-A configuration is that of a run without its seed. Each is measured in a process of its own, by the code that runs
-execute: training steps (`bench.run.timing`), validation, one chunk of samples for a few steps, a batch of the likelihood.
-Scoring is left out: it is seconds. Nothing is written. On a CPU the process may not take more memory than there is, so
-that what does not fit is refused and the machine survives the measurement.
+Runs that differ in the seed alone share a configuration. Each is measured in a fresh interpreter by the code that runs
+execute: training steps (`bench.run.timing`), validation, some sampling steps of three prompts, a batch of a measure.
+Evaluation, which takes seconds, is left out. Nothing is written. On a CPU the interpreter's memory is limited to what
+there is, so that what does not fit is refused and the machine survives the measurement.
 """
 
 from __future__ import annotations
@@ -162,8 +162,18 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     measures; and the peak of memory over all of it."""
     found = {"step_seconds": 0.0, "forward_seconds": 0.0, "peak_memory_mb": 0.0}
     if weights_run(cfg) is None:
-        timed = time_steps(cfg, TRAINING_STEPS)
+        # one micro-batch; ranks work at the same time, each in memory of its own
+        train = cfg.train
+        share = max(1, train.batch_size // (train.accumulate * train.n_processes))
+        timed = time_steps(
+            dataclasses.replace(cfg, train=dataclasses.replace(train, batch_size=share, accumulate=1, n_processes=1)),
+            TRAINING_STEPS,
+        )
         found = {key: timed[key] for key in found}
+        found["step_seconds"] *= train.accumulate
+        found["forward_seconds"] *= train.batch_size / share
+        if torch.device(train.device).type == "cpu":
+            found["peak_memory_mb"] *= train.n_processes
     torch.set_num_threads(cfg.train.n_threads)
     device = torch.device(cfg.train.device)
     data = load_data(cfg)

@@ -68,7 +68,7 @@ def last_job(folder: Path) -> dict[str, str] | None:
 
 
 def queued_jobs(folders: Iterable[Path]) -> dict[str, QueuedJob] | None:
-    """Run -> its job, of the runs whose last job Slurm still has; None where Slurm must be asked and does not answer."""
+    """Run -> job, of those runs whose last job Slurm still has; None if Slurm has to be asked and does not answer."""
     jobs = {folder.name: job["job"] for folder in folders if (job := last_job(folder)) and job["cluster"] == "slurm"}
     if not jobs:
         return {}

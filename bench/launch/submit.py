@@ -1,7 +1,8 @@
-"""A study's runs through submitit: what is missing is executed, what was cut is resumed, what failed is reported.
+"""The launcher: submits the runs of a study through submitit, executes what is missing, resumes what was interrupted.
 
-Several launchers may work on one study: each run is held by one process at a time (`bench.records.lock`), and a launcher takes
-what others have finished. On Slurm it also waits for what others, alive or dead, have left in the queue.
+Several launchers may work on one study. The lock of a run's folder (`bench.records.lock`) admits one worker, and a
+launcher takes over what others have finished. On Slurm it also waits for jobs that other launchers, alive or dead, have
+left in the queue (`bench.launch.queue`).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ POLL_SECONDS = 0.5
 LINE_SECONDS = 30.0  # between progress lines where there is no terminal
 QUEUE_SECONDS = 15.0  # between questions to Slurm, once a job is older than twice that
 AGAIN_SECONDS = 60.0  # before Slurm is asked again to take what it has refused
-LITTLE = 1 << 16  # bytes; what a job says of itself takes less
+LITTLE = 1 << 16  # bytes; a job's result takes less
 MAX_TIMEOUTS = 100  # of one job, each of which its run survives
 
 
@@ -53,7 +54,7 @@ class Item:
     Attributes:
         data: `DataSet.record()` of its data set.
         outcome: one line on how its last job ended, where that was not with a result.
-        shared: another launcher was seen at work on it.
+        shared: another launcher works, or has worked, on it.
         until: how far it is to be executed.
     """
 
@@ -68,17 +69,15 @@ class Item:
 
     @property
     def status(self) -> str:
-        """done | skipped | failed | running | new, as far as the records tell."""
+        """done (executed `until` then) | skipped | failed | running | new, as far as the records tell."""
         if reason_to_skip(self.cfg):
             return "skipped"
-        if is_done(self.cfg, self.folder):
+        if is_done(self.cfg, self.folder, self.until):
             return "done"
         try:
             status = str(records.read_json(self.folder / "manifest.json")["status"])
         except (FileNotFoundError, records.RecordError):
             return "new"
-        if status == self.until.value:
-            return "done"
         return status if status in ("failed", "running") else "new"
 
     @property
@@ -162,7 +161,7 @@ def run_study(
         argument: the study as the user named it.
         until: how far each run is executed.
     Raises:
-        KeyboardInterrupt: interrupted; jobs that run may still be running.
+        KeyboardInterrupt: interrupted. Jobs on this machine are told to stop; those in Slurm go on.
     """
     items = plan(study, runs_root, until)
     study_folder = runs_root / study.name
@@ -175,8 +174,16 @@ def run_study(
             waiting.append(item)
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
     if waiting:
+        submit = Submission(study.launch, study_folder)
         with Progress(len(waiting)) as progress:
-            work_off(waiting, study.launch, Submission(study.launch, study_folder), progress)
+            try:
+                work_off(waiting, study.launch, submit, progress)
+            except KeyboardInterrupt:
+                if study.launch.cluster == "local":  # where a terminal's Ctrl-C did not reach them
+                    for item in items:
+                        if item.job is not None and not item.job.done():
+                            item.job.cancel()
+                raise
     return items
 
 
@@ -194,7 +201,7 @@ def work_off(waiting: list[Item], launch: LaunchConfig, submit: Submission, prog
                 continue
             progress.finished(item, item.outcome or "done")
         ready, elsewhere = sort_waiting(waiting, submit.by_others(waiting))
-        # two launchers on one machine share its places; one on another machine has places of its own
+        # launchers on one machine share `n_parallel`; one on another machine counts for itself
         taken = len(running) + sum(
             launch.cluster == "slurm" or (who is not None and who.is_here) for who in elsewhere.values()
         )
@@ -220,8 +227,12 @@ def work_off(waiting: list[Item], launch: LaunchConfig, submit: Submission, prog
 
 
 def sort_waiting(waiting: list[Item], queued: set[str]) -> tuple[list[Item], dict[Path, Holder | None]]:
-    """Items that can be started, and who works on which other folder, or None where the run waits in Slurm's queue; the
-    rest waits for its parent."""
+    """Split what waits, leaving out items whose parent is not done yet.
+
+    Returns:
+        items that can start, and folders that other launchers are at, with the holder of the lock or, of a run that
+        waits in Slurm's queue, None.
+    """
     ready: list[Item] = []
     elsewhere: dict[Path, Holder | None] = {}
     for item in waiting:
@@ -248,7 +259,7 @@ class Needs:
 
 
 def needs(cfg: RunConfig, launch: LaunchConfig) -> Needs:
-    """A core for each thread of a run and a GPU for each process that uses one, also where the page does not say so."""
+    """At least a core for each thread of each rank, and a GPU for each rank that uses one."""
     gpus = max(launch.gpus_per_node, cfg.train.n_processes) if cfg.train.device != "cpu" else 0
     return Needs(max(launch.cpus_per_task, cfg.train.n_processes * cfg.train.n_threads), gpus)
 
@@ -290,7 +301,7 @@ class Submission:
                 self.submit(self.executors[wanted], group)
             except FailedJobError as error:
                 each = f"{wanted.cpus} cores and {wanted.gpus} GPUs each"
-                line = f"{self.launch.cluster} refuses {len(group)} runs that need {each}: {word(error)}"
+                line = f"{self.launch.cluster} refuses {len(group)} runs that need {each}: {last_line(error)}"
                 if first:
                     raise ConfigError(line) from error
                 log.warning("%s; trying again every %d s", line, AGAIN_SECONDS)
@@ -374,12 +385,12 @@ def watch_queue() -> None:
     slurm.SlurmJob.watcher = Watcher(int(QUEUE_SECONDS))
 
 
-# the last line of the first kind that there is: of the node's daemon, of sbatch or srun, of a traceback, any
+# in this order: the last line of the node's daemon, of sbatch or srun, of a traceback, any
 TELLING = (r"^slurmstepd\S*: error: (.+)", r"^\w+: error: (.+)", r"^[\w.]+(?:Error|Exception): .+", r"^.+")
 
 
-def word(error: Exception) -> str:
-    """The line that says most of what submitit raises, which may hold all that a job has written."""
+def last_line(error: Exception) -> str:
+    """The most telling line of an error of submitit, which may hold all output of a job."""
     for kind in TELLING:
         if found := re.findall(kind, str(error), flags=re.MULTILINE):
             return found[-1].strip("* ")
@@ -387,20 +398,20 @@ def word(error: Exception) -> str:
 
 
 def outcome(item: Item) -> str | None:
-    """None where a job ended with a result; else one line. A job killed as a whole is no failure of the run."""
+    """None if the run was executed, else one line. A job that was killed as a whole is no failure of its run."""
     try:
         line = item.job.result()
-    except Exception as error:  # killed, lost by the cluster, or no room for its word
+    except Exception as error:  # killed, lost by the cluster, or no room for its result
         left = shutil.disk_usage(item.folder.parent).free
-        why = word(error) if left > LITTLE else f"{os.strerror(errno.ENOSPC)}: {left} bytes for {item.folder}"
-        return f"ended without a word ({why}); {records.CONTINUES}"
+        why = last_line(error) if left > LITTLE else f"{os.strerror(errno.ENOSPC)}: {left} bytes for {item.folder}"
+        return f"ended without a result ({why}); {records.CONTINUES}"
     if line and line != BUSY and not line.endswith(records.CONTINUES):
         item.record_failure(line)
     return line
 
 
 class Progress:
-    """Bars on a terminal, plain lines elsewhere; all from the runs' own records."""
+    """Bars on a terminal, plain lines elsewhere, from the runs' records."""
 
     def __init__(self, n_runs: int) -> None:
         self.n_runs, self.n_finished = n_runs, 0

@@ -1,4 +1,4 @@
-"""One run from configuration to evaluation: train, sample, bound, score; each part resumes where it was cut."""
+"""One run from configuration to evaluation: train, sample, measure, evaluate; each stage resumes where it was cut."""
 
 from __future__ import annotations
 
@@ -31,11 +31,19 @@ from bench.structures.dataset import DataError, DataSet
 log = logging.getLogger("equibench")
 
 
-def is_done(cfg: RunConfig, folder: Path) -> bool:
-    """Whether the folder holds the finished evaluation of exactly this configuration, on the newest weights."""
+class Until(StrEnum):
+    """How far a run is executed."""
+
+    SAMPLED = "sampled"  # trained, sampled and measured; needs no RDKit
+    EVALUATED = "evaluated"
+
+
+def is_done(cfg: RunConfig, folder: Path, until: Until = Until.EVALUATED) -> bool:
+    """Whether exactly this configuration was executed so far, on the newest weights."""
     try:
         manifest = records.read_json(folder / "manifest.json")
-        if manifest["status"] != "done" or not (folder / "eval.json").exists():
+        evaluated = manifest["status"] == "done" and (folder / "eval.json").exists()
+        if not evaluated and (manifest["status"], until) != ("sampled", Until.SAMPLED):
             return False
         if read_run(folder).page() != cfg.page():  # options that came later have their defaults
             return False
@@ -50,13 +58,6 @@ def samples_are_older(folder: Path, weights_from: str | None) -> bool:
         return False
     samples, weights = folder / "samples.npz", weights_file(folder, weights_from)
     return samples.exists() and weights.exists() and weights.stat().st_mtime > samples.stat().st_mtime
-
-
-class Until(StrEnum):
-    """How far a run is executed."""
-
-    SAMPLED = "sampled"  # trained, sampled and measured; needs no RDKit
-    EVALUATED = "evaluated"
 
 
 def execute(
@@ -78,7 +79,7 @@ def execute(
         Exception: whatever stopped the run, after it was recorded.
     """
     with locked(folder):
-        if is_done(cfg, folder):
+        if is_done(cfg, folder, until):
             return
         for leftover in folder.glob(".*"):  # of a write that was cut
             leftover.unlink()

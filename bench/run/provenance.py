@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import resource
@@ -14,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from bench.config.run import RunConfig, weights_run
@@ -82,7 +82,7 @@ def peak_memory_mb(device: str) -> float:
     """Peak of the device's allocations, or, on a CPU, of the process (libraries and data set included), in MiB."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    # not ru_maxrss where it can be helped: a new process starts with that of the one that has started it
+    # psutil has no peak on Linux, and ru_maxrss of a child starts at that of its parent
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -115,7 +115,7 @@ def memory_mb(device: str) -> float:
     """What can be used at most, in MiB: the GPU's memory, or the machine's, within the control group's limit."""
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(device).total_memory / 2**20
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [psutil.virtual_memory().total]
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
         with contextlib.suppress(OSError, ValueError):  # absent, or 'max'
             limits.append(int(path.read_text()))
@@ -133,10 +133,6 @@ def driver(device: str) -> str | None:
     return None
 
 
-# environment variable with the version, as JSON, of a copy that came without its repository (`bench.lease`)
-CODE_VARIABLE = "EQUIBENCH_CODE"
-
-
 def code_version() -> dict[str, Any]:
     """Package version and, in a checkout, its commit and whether its code differs from that."""
     home = Path(__file__).parent
@@ -150,11 +146,9 @@ def code_version() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    # results are no code: publishing them must not mark the next run as modified
+    # publishing results must not mark the next run as modified
     changes = git("status", "--porcelain", "--", ":(top)bench", ":(top)methods")
     commit = git("rev-parse", "HEAD")
-    if commit is None and CODE_VARIABLE in os.environ:
-        return json.loads(os.environ[CODE_VARIABLE])
     return {
         "version": package_version(),
         "commit": commit,

@@ -1,4 +1,4 @@
-"""The process that watches a run."""
+"""The supervisor of a run."""
 
 import signal
 import subprocess
@@ -13,17 +13,17 @@ from bench.launch.job import Job
 job = Job()
 
 def on_signal(*_):
-    again = job.checkpoint({}, sys.argv[1], 1)  # as submitit does on a time limit, in the middle of the waiting
+    again = job.checkpoint({}, sys.argv[1], 1, "evaluated")  # as submitit does on a time limit
     assert again.function.child is None and job.child.returncode is not None
     if sys.argv[2] == "queued again":
         sys.exit(3)
     raise subprocess.CalledProcessError(1, ["scontrol", "requeue"])
 
 signal.signal(signal.SIGALRM, on_signal)
-signal.setitimer(signal.ITIMER_REAL, 1.0)  # the run's process imports torch until then, or has been refused
+signal.setitimer(signal.ITIMER_REAL, 1.0)  # the worker is importing torch then, or has refused the configuration
 try:
     while True:
-        job.watch({}, sys.argv[1], 1)
+        job.supervise({}, sys.argv[1], 1, "evaluated")
 except Exception:  # would be the result of submitit's job
     sys.exit(9)
 """
@@ -47,19 +47,19 @@ Popen = subprocess.Popen
 
 def started(*args, **kwargs):
     child = Popen(*args, **kwargs)
-    os.kill(child.pid, getattr(signal, sys.argv[2]))  # Python has not come to the first line of the run's process
+    os.kill(child.pid, getattr(signal, sys.argv[2]))  # before the worker's first line of Python
     return child
 
 subprocess.Popen = started
-print(Job().watch({}, sys.argv[1], 1))
+print(Job().supervise({}, sys.argv[1], 1, "evaluated"))
 """
 
 
 @pytest.mark.parametrize(("name", "dies"), [("SIGTERM", False), ("SIGUSR2", False), ("SIGHUP", True)])
-def test_a_run_that_starts_leaves_slurms_signals_to_its_watcher(tmp_path, name, dies):
+def test_a_worker_that_starts_leaves_slurms_signals_to_its_supervisor(tmp_path, name, dies):
     """It would end with a result, and the job would be over instead of queued again; SIGHUP is the negative control."""
     line = [sys.executable, "-c", SIGNALLED, str(tmp_path), name]
     done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
-    refusal = f"killed by signal {signal.SIGHUP.value}" if dies else "is missing"  # the run's, of an empty page
+    refusal = f"killed by signal {signal.SIGHUP.value}" if dies else "is missing"  # of an empty configuration
     assert refusal in done.stdout, done.stdout

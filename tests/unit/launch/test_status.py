@@ -1,4 +1,4 @@
-"""`equibench status`, `logs` and `cancel` on made-up records and processes: no training, no torch."""
+"""`equibench status` and `logs` on made-up records and processes: no training, no torch."""
 
 from __future__ import annotations
 
@@ -6,28 +6,24 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from fabricated_study import edit, manifest, run_name, write_study
+from unit.analysis.fabricated_study import edit, manifest, run_name, write_study
 
 from bench.cli.main import main
-from bench.launch import launches, status
+from bench.launch import queue, status
 from bench.records import store as records
 from bench.records.store import write_json
 
 TRAIN = {"n_steps": 400, "max_seconds": None}
 PAGE = {"train": TRAIN, "sample": {"n_molecules": 10, "batch_size": 4}}
 HOLD = """
-import sys, signal, time
+import sys, time
 from pathlib import Path
-from bench.records.lock import hold, write_line
-if "deaf" in sys.argv:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-with hold(Path(sys.argv[1])) as file:
-    write_line(file, {"cluster": "local"})
+from bench.records.lock import hold
+with hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -35,11 +31,11 @@ with hold(Path(sys.argv[1])) as file:
 
 @pytest.fixture
 def start():
-    """Start processes that hold a lock file, with 'deaf' ones that cannot be interrupted."""
+    """Start processes that hold a lock file."""
     started = []
 
-    def hold(path: Path, *how: str) -> subprocess.Popen:
-        line = [sys.executable, "-c", HOLD, str(path), *how]
+    def hold(path: Path) -> subprocess.Popen:
+        line = [sys.executable, "-c", HOLD, str(path)]
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         started.append(process)
         assert process.stdout is not None
@@ -139,7 +135,7 @@ def test_the_last_lines_are_those_of_the_whole_file(tmp_path: Path):
 
 
 def test_status_loads_nothing_heavy():
-    code = "import sys, bench.cli.main, bench.launch.status, bench.launch.launches; print(*sys.modules)"
+    code = "import sys, bench.cli.main, bench.launch.status; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "pandas", "submitit", "omegaconf"}.isdisjoint(done.stdout.split())
 
@@ -187,73 +183,37 @@ def test_following_ends_with_the_last_words_of_the_run(study: Path, start):
     assert "".join(parts) == "last words\n"
 
 
-# ---------------------------------------------------------------------- cancel
+# ---------------------------------------------------------------------- Slurm
 
 
-def test_cancel_interrupts_launchers_and_workers_and_kills_the_deaf(study: Path, start):
-    launcher = start(study / ".launchers/here-1.jsonl")
-    worker = start(study / run_name("bare", "dit", 0) / "lock")
-    deaf = start(study / run_name("turned", "dit", 0) / "lock", "deaf")
-    stranger = start(study.parent / "other/lock")
-    lines = launches.cancel(study, grace=0.5)
-    assert (launcher.wait(), worker.wait(), deaf.wait()) == (-2, -2, -9)
-    assert stranger.poll() is None
-    assert "killed after 0.5 s: 1 processes that did not end" in lines
-    assert len([line for line in lines if line.startswith("run stopped")]) == 2
-    assert not list((study / ".launchers").iterdir())
-    assert launches.cancel(study) == []
-
-
-def test_cancel_says_what_is_out_of_reach(study: Path, start, capsys: pytest.CaptureFixture[str]):
-    folder = study / run_name("bare", "dit", 0)
-    process = start(folder / "lock")
-    (folder / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": ""}) + "\n")
-    assert main(["cancel", "made_up"]) == 1
-    assert f"not stopped: {folder.name}, by process 1 on elsewhere" in capsys.readouterr().out
-    assert process.poll() is None
-
-
-def test_a_launcher_stops_when_its_entry_is_gone(tmp_path: Path):
-    with launches.registered(tmp_path, "local") as register:
-        register.submitted("a-run", "17")
-        assert not register.cancelled
-        (entry,) = (tmp_path / ".launchers").iterdir()
-        assert '{"run": "a-run", "job": "17"}' in entry.read_text()
-        entry.unlink()
-        assert register.cancelled
-
-
-def test_slurm_jobs_are_cancelled_by_number(study: Path, monkeypatch: pytest.MonkeyPatch):
-    """With commands of Slurm's names that write down how they are called: those that Slurm still has are cancelled."""
+def test_runs_that_wait_in_slurm_are_known_by_their_last_job(study: Path, monkeypatch: pytest.MonkeyPatch):
+    """With a command of the name `squeue`. A job that Slurm does not have, or another cluster's number, is none."""
     tools = Path("tools").absolute()
     tools.mkdir()
     known = r"41|RUNNING|None\n42|PENDING|Priority\n50_1|PENDING|Resources\n"
-    for name, does in (("squeue", f"printf '{known}'"), ("scancel", f'echo "$@" > {tools}/called')):
-        (tools / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tools / name).chmod(0o755)
+    (tools / "squeue").write_text(f"#!/bin/sh\nprintf '{known}'\n")
+    (tools / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    entry = study / ".launchers/login-1.jsonl"
-    entry.parent.mkdir()
-    waiting, ended = run_name("bare", "dit", 7), run_name("bare", "dit", 1)
-    head = [{"host": "login", "pid": 1, "since": ""}, {"cluster": "slurm"}]
-    jobs = [{"run": waiting, "job": "40"}, {"run": waiting, "job": "42"}, {"run": ended, "job": "39"}]
-    entry.write_text("".join(json.dumps(line) + "\n" for line in [*head, *jobs]))
-    in_slurm = dict(launches.slurm_jobs(study) or [])
-    assert status.state(study / waiting, in_slurm[waiting]).words == "Slurm job 42, pending (Priority)"
-    lines = launches.cancel(study)
-    assert lines == [f"Slurm job cancelled: 42, {waiting}"]
-    assert (tools / "called").read_text() == "42\n"
+    waiting, ended, local = run_name("bare", "dit", 7), run_name("bare", "dit", 0), run_name("turned", "dit", 0)
+    for run, cluster, job in [
+        (waiting, "slurm", "40"),
+        (waiting, "slurm", "42"),
+        (ended, "slurm", "39"),
+        (local, "local", "41"),
+    ]:
+        queue.submitted(study / run, cluster, job)
+    jobs = queue.queued_jobs(study / run for run in (waiting, ended, local))
+    assert jobs is not None
+    assert {run: job.number for run, job in jobs.items()} == {waiting: "42"}
+    assert status.state(study / waiting, jobs[waiting]).words == "Slurm job 42, pending (Priority)"
+    assert (shown(study)[waiting], shown(study)[ended]) == ("queued", "killed")
+
+    (tools / "squeue").write_text("#!/bin/sh\nexit 1\n")
+    assert queue.queued_jobs([study / waiting]) is None
+    assert queue.queued_jobs([study / local]) == {}  # and Slurm is not asked
 
 
-def test_a_process_number_given_again_is_no_controller(study: Path):
-    """Control: a process with the right words in its command line is one, and only of its own study."""
-    assert not launches.is_controller(os.getpid(), study)
-    words = ["submitit.local._local", f"{study.absolute()}/.submitit/%j"]
-    line = [sys.executable, "-c", "import time; time.sleep(60)", *words]
-    with subprocess.Popen(line) as process:
-        deadline = time.monotonic() + 10
-        while not launches.is_controller(process.pid, study) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert launches.is_controller(process.pid, study)
-        assert not launches.is_controller(process.pid, study.parent / "made")
-        process.kill()
+def test_a_sampled_run_stands_as_such(study: Path):
+    folder = study / run_name("bare", "dit", 0)
+    edit(folder / "manifest.json", status="sampled")
+    assert shown(study)[folder.name] == "sampled"

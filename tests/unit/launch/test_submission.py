@@ -6,19 +6,21 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from submitit.core.utils import FailedJobError
 from support import run_config
 
 from bench.config.run import ConfigError, LaunchConfig
-from bench.launch import submit as runners
-from bench.launch.launches import Register
-from bench.launch.submit import Item, Needs, Submission, needs, word
+from bench.config.study import StudyConfig
+from bench.launch import submit as launcher
+from bench.launch.queue import last_job
+from bench.launch.submit import Item, Needs, Submission, last_line, needs
 from bench.records.store import CONTINUES
+from bench.run.execute import Until
 
 REFUSAL = FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Job violates policy")
 
@@ -42,15 +44,8 @@ class Executor:
         return SimpleNamespace(job_id=str(self.n_jobs))
 
 
-@pytest.fixture
-def register(tmp_path) -> Iterator[Register]:
-    path = tmp_path / "register.jsonl"
-    with path.open("ab", buffering=0) as file:
-        yield Register(path, file, "local")
-
-
-def items(n: int, **train) -> list[Item]:
-    return [Item(run_config("haar", "dit", **train), Path(f"run{i}"), {}) for i in range(n)]
+def items(folder: Path, n: int) -> list[Item]:
+    return [Item(run_config("haar", "dit"), folder / f"run{i}", {}) for i in range(n)]
 
 
 def test_a_run_asks_for_its_threads_processes_and_gpus():
@@ -62,13 +57,13 @@ def test_a_run_asks_for_its_threads_processes_and_gpus():
     assert needs(run_config("haar", "dit", device="cuda", n_processes=2), LaunchConfig()) == Needs(cpus=2, gpus=2)
 
 
-def test_what_is_refused_later_is_tried_again_after_a_while(register, monkeypatch, caplog):
+def test_what_is_refused_later_is_tried_again_after_a_while(tmp_path, monkeypatch, caplog):
     """Control: where nothing was ever taken, it is an error of the page."""
     executor, clock = Executor(), iter(range(0, 1000, 40))
-    monkeypatch.setattr(runners, "make_executor", lambda *_: executor)
-    monkeypatch.setattr(runners, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    submit = Submission(LaunchConfig(), Path("study"), register)
-    first, second = items(2), items(1)
+    monkeypatch.setattr(launcher, "make_executor", lambda *_: executor)
+    monkeypatch.setattr(launcher, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    submit = Submission(LaunchConfig(), tmp_path)
+    first, second = items(tmp_path, 2), items(tmp_path, 1)
     assert submit(first) == []
     executor.error = REFUSAL
     assert submit(second) == second
@@ -77,23 +72,26 @@ def test_what_is_refused_later_is_tried_again_after_a_while(register, monkeypatc
     assert submit(second) == second  # not asked, within the minute
     assert executor.n_jobs == before
     assert submit(second) == []
-    submitted = [json.loads(line)["run"] for line in register.path.read_text().splitlines()[1:]]
-    assert submitted == ["run0", "run1", "run0"]
+    assert [last_job(tmp_path / run) for run in ("run0", "run1", "run2")] == [
+        {"cluster": "local", "job": "4"},
+        {"cluster": "local", "job": "2"},
+        None,
+    ]
 
-    monkeypatch.setattr(runners, "make_executor", lambda *_: Executor(REFUSAL))
+    monkeypatch.setattr(launcher, "make_executor", lambda *_: Executor(REFUSAL))
     with pytest.raises(ConfigError, match="Job violates policy"):
-        Submission(LaunchConfig(), Path("study"), register)(first)
+        Submission(LaunchConfig(), tmp_path)(first)
 
 
-def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(register, monkeypatch):
+def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(tmp_path, monkeypatch):
     """Control: on a full disk the files of submitit are named, and that nothing is lost."""
     missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "sbatch")
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = []
     for error in (missing, full):
-        monkeypatch.setattr(runners, "make_executor", lambda *_, error=error: Executor(error))
+        monkeypatch.setattr(launcher, "make_executor", lambda *_, error=error: Executor(error))
         with pytest.raises(OSError, match="No ") as caught:
-            Submission(LaunchConfig(), Path("study"), register)(items(1))
+            Submission(LaunchConfig(), tmp_path)(items(tmp_path, 1))
         said.append(str(caught.value))
     assert said[0] == str(missing) == "[Errno 2] No such file or directory: 'sbatch'"
     assert f"could not write {Executor.folder}; nothing already written was lost, {CONTINUES}" in said[1]
@@ -112,4 +110,50 @@ def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(regist
     ],
 )
 def test_the_most_telling_line_is_shown(text, expected):
-    assert word(RuntimeError(text)) == expected
+    assert last_line(RuntimeError(text)) == expected
+
+
+# ---------------------------------------------------------------------- until sampled
+
+
+def test_a_run_is_done_when_it_was_executed_as_far_as_asked(tmp_path):
+    """A sampled run is done for `--until sampled`, and not otherwise; controls: other settings, a failed run."""
+    cfg = run_config("haar", "dit")
+    item = Item(cfg, tmp_path / "run", {}, until=Until.SAMPLED)
+    assert item.status == "new"
+    item.folder.mkdir()
+    for status, until, expected in [
+        ("sampled", Until.SAMPLED, "done"),
+        ("sampled", Until.EVALUATED, "new"),
+        ("running", Until.SAMPLED, "running"),
+        ("failed", Until.SAMPLED, "failed"),
+    ]:
+        (item.folder / "config.yaml").write_text(yaml.safe_dump(cfg.page()))
+        (item.folder / "manifest.json").write_text(json.dumps({"status": status, "weights_from": None}))
+        assert Item(cfg, item.folder, {}, until=until).status == expected, (status, until)
+    other = run_config("haar", "dit")
+    other.sample.n_steps = 3
+    (item.folder / "manifest.json").write_text(json.dumps({"status": "sampled", "weights_from": None}))
+    assert Item(cfg, item.folder, {}, until=Until.SAMPLED).status == "done"
+    assert Item(other, item.folder, {}, until=Until.SAMPLED).status == "new"
+
+
+def test_an_interrupted_launcher_stops_its_jobs_on_this_machine(tmp_path, monkeypatch):
+    """Those of a cluster go on (control)."""
+    stopped: list[str] = []
+
+    def interrupted(waiting, *_):
+        for item, ended in zip(waiting, (True, False), strict=True):
+            name = item.folder.name
+            item.job = SimpleNamespace(done=lambda ended=ended: ended, cancel=lambda name=name: stopped.append(name))
+        raise KeyboardInterrupt
+
+    for name in ("write_plan", "watch_queue"):
+        monkeypatch.setattr(launcher, name, lambda *_: None)
+    monkeypatch.setattr(launcher, "plan", lambda *_: items(tmp_path, 2))
+    monkeypatch.setattr(launcher, "work_off", interrupted)
+    for cluster, expected in (("slurm", []), ("local", ["run1"])):
+        study = StudyConfig("study", [], LaunchConfig(cluster=cluster), {})
+        with pytest.raises(KeyboardInterrupt):
+            launcher.run_study(study, tmp_path)
+        assert stopped == expected
