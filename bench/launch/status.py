@@ -144,8 +144,11 @@ def status(study_folder: Path) -> str:
     name = plan["argument"] or study_folder.name
     if counts["failed"]:
         lines.append(f"failed runs are left alone; `equibench run {name} --retry` takes them up again")
-    if counts["queued"] + counts["killed"] and not counts["running"]:
-        lines.append(f"nothing runs; `equibench run {name}` does the rest")
+    if counts["sampled"]:
+        lines.append(f"sampled runs: `equibench evaluate RUN`, or `equibench run {name}`, evaluates them")
+    left = [one for one in found if one.status == "killed" or (one.status == "queued" and not one.words)]
+    if left and not counts["running"]:
+        lines.append(f"nothing works on {len(left)} runs; `equibench run {name}` continues")
     return "\n".join(lines)
 
 

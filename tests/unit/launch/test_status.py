@@ -61,7 +61,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     keys = ("run", "study", "method", "backbone", "seed", "guarantee", "n_steps", "data")
     runs = [{key: one[key] for key in keys} | {"config": PAGE} for one in whole]
     plan = {
-        "schema": 1,
+        "schema": records.SCHEMA_VERSION,
         "written_by": "0.1.0",
         "study": "made_up",
         "argument": "page.yaml",
@@ -80,7 +80,7 @@ def test_every_run_stands_under_what_is_true_of_it(study: Path, start, capsys: p
     """The same record says 'running' where a process holds the lock, and 'killed' where none does."""
     bare = run_name("bare", "dit", 0)
     assert shown(study)[bare] == "killed"
-    start(study / bare / "lock")
+    worker = start(study / bare / "lock")
     assert shown(study) == {
         bare: "running",
         run_name("bare", "dit", 7): "queued",
@@ -100,9 +100,12 @@ def test_every_run_stands_under_what_is_true_of_it(study: Path, start, capsys: p
         "needs an equivariant backbone",
         "10 runs: 6 done, 1 running, 1 queued, 1 failed, 1 skipped",
         "equibench run page.yaml --retry",
-        "no launcher works on the rest; `equibench run page.yaml` continues",
     ):
         assert words in told
+    assert "nothing works on" not in told
+    worker.kill()
+    worker.wait()
+    assert "nothing works on 2 runs; `equibench run page.yaml` continues" in status.status(study)
 
 
 def test_progress_and_time_left_follow_from_the_records(study: Path):
@@ -217,3 +220,4 @@ def test_a_sampled_run_stands_as_such(study: Path):
     folder = study / run_name("bare", "dit", 0)
     edit(folder / "manifest.json", status="sampled")
     assert shown(study)[folder.name] == "sampled"
+    assert "`equibench evaluate RUN`, or `equibench run page.yaml`, evaluates them" in status.status(study)
