@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from safetensors.numpy import load_file
@@ -36,7 +37,7 @@ TINY = {
             "checkpoint_seconds": 0.0,
         },
         "sample": {"n_molecules": 24, "n_steps": 8, "batch_size": 8},
-        "evaluate": {"n_nll_molecules": 16, "n_nll_passes": 1},
+        "measures": {"likelihood": {"n_molecules": 16, "n_passes": 1}},
     },
     "grid": [
         {"method": ["symdiff_haar", "haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]},
@@ -48,6 +49,7 @@ TINY = {
     ],
     "launch": {"cluster": "debug"},
 }
+ONE = [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -81,7 +83,9 @@ def contents(runs: Path) -> dict[str, object]:
             with np.load(folder / "samples.npz", allow_pickle=False) as samples:
                 found |= {f"{folder.name}/samples/{name}": samples[name].tobytes() for name in samples.files}
             evaluation = read_json(folder / "eval.json")
-            found[f"{folder.name}/eval"] = {k: evaluation[k] for k in ("metrics", "nll", "intervals", "step")}
+            values = [value for value in evaluation["values"] if value.get("kind") != "cost"]
+            assert values
+            found[f"{folder.name}/eval"] = {"step": evaluation["step"], "values": values}
     return found
 
 
@@ -128,14 +132,12 @@ def test_a_second_call_finds_everything_done(straight):
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Submitit's job processes that work in a folder."""
+    """Submitit's processes that work in a folder."""
     found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(folder) in (entry / "cmdline").read_text() and "submitit" in (entry / "cmdline").read_text():
-                found.append(int(entry.name))
-        except OSError:
-            continue
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if str(folder) in line and "submitit" in line:
+            found.append(process.pid)
     return found
 
 
@@ -220,48 +222,76 @@ def test_the_comparison_notices_another_seed(straight, tmp_path):
     assert np.load(ours)["positions"].tobytes() != np.load(theirs)["positions"].tobytes()
 
 
-def test_extending_a_run_equals_planning_it_longer(straight, tmp_path):
-    grid = [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}]
-    for n_steps in (24, 40):
-        path = write_study(tmp_path, grid=grid)
+def test_another_number_of_steps_is_another_run(straight, tmp_path):
+    """Nothing of the first is lost; the same number again is the same run."""
+    path = write_study(tmp_path, grid=ONE)
+    for n_steps, to_do in ((24, 1), (40, 1), (24, 0)):
         done = command("run", str(path), f"train.n_steps={n_steps}", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        assert f"{to_do} to do" in done.stderr
+    assert len(list((tmp_path / "runs/tiny").glob("haar-*/eval.json"))) == 2
     ours, theirs = contents(tmp_path / "runs/tiny"), contents(straight / "runs/tiny")
+    of_straight = [key for key in theirs if key.startswith("haar-")]
+    assert of_straight
+    assert [key for key in of_straight if ours[key] != theirs[key]] == []
+
+
+WITHOUT_RDKIT = """
+import sys
+sys.modules["rdkit"] = None
+from bench.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_run_is_sampled_without_rdkit_and_evaluated_later(straight, tmp_path):
+    """It ends with the bits of the run executed at once. Controls: `evaluate` needs RDKit, and a sampled run."""
+
+    def without_rdkit(*args: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-c", WITHOUT_RDKIT, *args]
+        return subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+    path, runs = write_study(tmp_path, grid=ONE), tmp_path / "runs/tiny"
+    done = without_rdkit("run", str(path), "--until", "sampled")
+    assert done.returncode == 0, done.stderr
+    (folder,) = runs.glob("haar-*")
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "sampled"
+    assert "0 to do" in command("run", str(path), "--until", "sampled", cwd=tmp_path).stderr
+    assert without_rdkit("evaluate", str(folder)).returncode != 0
+    evaluated = command("evaluate", str(folder), cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["status"] == "done"
+    assert manifest["evaluated"]["versions"]["rdkit"]
+    assert "0 to do" in command("run", str(path), cwd=tmp_path).stderr
+    ours, theirs = contents(runs), contents(straight / "runs/tiny")
+    assert ours
     assert [key for key in ours if ours[key] != theirs[key]] == []
-    shorter = command("run", str(path), "train.n_steps=24", cwd=tmp_path)
-    assert shorter.returncode == 1
-    assert "can be extended but not cut" in shorter.stderr
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    refused = command("evaluate", str(folder), cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "expected a sampled run" in refused.stderr
 
 
 @SLOW
-def test_several_processes_train_one_run(straight, tmp_path):
-    """By option, and by torchrun on a run's folder: the losses of one process, which the manifest tells apart."""
-    grid = [{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [0]}]
-    path = write_study(tmp_path, grid=grid)
+def test_several_ranks_train_one_run(straight, tmp_path):
+    """By option, and by torchrun on a run's folder. Control: they are another run than that of one rank."""
+    path = write_study(tmp_path, grid=ONE)
     done = command("run", str(path), "train.n_processes=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs/tiny").glob("haar-*")
     assert json.loads((folder / "manifest.json").read_text())["environment"]["n_processes"] == 2
+    assert not (straight / "runs/tiny" / folder.name).exists()
 
     def losses(run: Path) -> list[float]:
-        return [json.loads(line)["loss"] for line in (run / "steps.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in read_steps(run / "steps.jsonl")]
 
-    assert losses(folder) == pytest.approx(losses(straight / "runs/tiny" / folder.name), rel=1e-4)
     other = tmp_path / "torchrun" / folder.name
     other.mkdir(parents=True)
     shutil.copy(folder / "config.yaml", other)
-    line = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "bench.run.parallel",
-    ]
-    done = subprocess.run(
-        [*line, str(other)], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True
-    )
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "bench.run.spawn"]
+    line = [sys.executable, "-m", *torchrun, str(other)]
+    done = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert losses(other) == pytest.approx(losses(folder), rel=1e-6)
 

@@ -41,8 +41,8 @@ DAMAGED = 10  # truncations, and flips, of each file of each state
 STAGES: dict[str, tuple[str, int, float]] = {
     "training": ("bench.run.train.training_step", 12, 0.005),
     "checkpointing": ("bench.run.train.save_state", 2, 0.004),
-    "sampling": ("bench.run.evaluate.sample_chunk", 3, 0.05),
-    "scoring": ("bench.run.execute.score_run", 1, 0.1),
+    "sampling": ("bench.run.evaluate.sample_prompt", 3, 0.05),
+    "evaluation": ("bench.run.execute.evaluate_run", 1, 0.1),
     "record writing": ("bench.records.store.write_atomically", 8, 0.001),
 }
 
@@ -172,7 +172,7 @@ def damage(home: Path) -> list[dict[str, Any]]:
     study = load_study(str(write_study(home / "damage", **{**STUDY, "grid": grid})))
     states = {
         "cut in training": ("bench.run.train.training_step", 18),
-        "cut in sampling": ("bench.run.evaluate.sample_chunk", 3),
+        "cut in sampling": ("bench.run.evaluate.sample_prompt", 3),
         "done": None,
     }
     trials, losses, ends = Counter[tuple[str, str]](), Counter[tuple[str, str]](), {}

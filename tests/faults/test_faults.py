@@ -1,4 +1,4 @@
-"""What a study survives: killed and failing runs, two launchers at once, cancelling; and `equibench plan`."""
+"""What a study survives: killed and failing runs, two launchers at once, interruptions; and `equibench plan`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from test_study import TINY, command, contents, straight, write_study
 
-from bench.launch.launches import alive
 from bench.records.lock import holder
 
 __all__ = ["straight"]  # a fixture
@@ -50,19 +50,18 @@ def n_done(runs: Path) -> int:
 
 @pytest.fixture
 def started():
-    """Start `equibench run`; what is left of it at the end is cancelled."""
-    calls: list[tuple[subprocess.Popen, Path]] = []
+    """Start `equibench run`; what is left of it at the end, jobs included, is killed."""
+    calls: list[subprocess.Popen] = []
 
     def start(path: Path, *arguments: str) -> subprocess.Popen:
         process = command("run", str(path), *arguments, cwd=path.parent, start=True)
-        calls.append((process, path.parent))
+        calls.append(process)
         return process
 
     yield start
-    for process, folder in calls:
-        command("cancel", "tiny", cwd=folder)
+    for process in calls:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -127,25 +126,23 @@ def test_two_launchers_share_a_study_without_clobbering(straight, tmp_path, star
 
 
 @pytest.mark.parametrize("cluster", ["local", "debug"])
-def test_cancel_stops_all_and_leaves_it_resumable(straight, tmp_path, started, cluster):
-    path, runs = (
-        write_study(tmp_path, grid=TWO, launch={**LOCAL, "cluster": cluster}, base=LONG),
-        tmp_path / "runs/tiny",
-    )
+def test_an_interrupted_launcher_stops_its_runs_and_leaves_them_resumable(tmp_path, started, cluster):
+    """SIGINT to the launcher alone. Control: before it, the workers are alive and nothing is left to continue."""
+    launch = {**LOCAL, "cluster": cluster}
+    path, runs = write_study(tmp_path, grid=TWO, launch=launch, base=LONG), tmp_path / "runs/tiny"
     process = started(path)
     wait_for(training(runs))
     held = [who.pid for lock in runs.glob("*/lock") if (who := holder(lock))]
     assert held
-    done = command("cancel", "tiny", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "run stopped: haar-dit-s" in done.stdout
-    process.wait(timeout=60)
-    assert not any(map(alive, held))
+    assert all(map(psutil.pid_exists, held))
+    assert "continues" not in command("status", "tiny", cwd=tmp_path).stdout
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    wait_for(lambda: not any(map(psutil.pid_exists, held)), 30.0)
     status = command("status", "tiny", cwd=tmp_path).stdout
     assert "killed" in status
-    assert "no launcher works on the rest" in status
+    assert f"`equibench run {path}` continues" in status
     assert "failed" not in {m["status"] for m in manifests(runs).values()}
-    assert command("cancel", "tiny", cwd=tmp_path).stdout == "nothing was running\n"
 
 
 def test_plan_measures_and_writes_nothing(tmp_path):
