@@ -229,15 +229,8 @@ def _read_values(records: list[Any], key: str, file: Path) -> Iterator[dict[str,
     seen = set()
     for i, record in enumerate(records):
         where = f"{file}: {key}[{i}]"
-        try:
-            value = Value.from_dict(record, where)
-        except RecordError:
-            raise
-        except ValueError as error:  # no such direction or kind
-            raise RecordError(f"{where}: {error}") from error
-        position = tuple(sorted(value.at.items()))
-        if any(isinstance(place, bool) or not isinstance(place, (int, float, str)) for _, place in position):
-            raise RecordError(f"{where}: 'at' is {dict(position)}, expected numbers or words")
+        value = Value.from_dict(record, where)
+        position = sorted(value.at.items())
         words = tuple((axis, place) for axis, place in position if isinstance(place, str))
         numbers = {f"{AT}{axis}": place for axis, place in position if not isinstance(place, str)}
         column = column_name(value.name, value.at)

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from bench.geometry.noised import Level, Noised
+from bench.geometry.spaces import Centred, Euclidean, Spaces
+from bench.geometry.state import State
+from bench.records.values import Value
+from bench.registry import measures
 from bench.run.contract import (  # noqa: F401
     ELEMENTS,
     ELEMENTS_OF_GROUPS,
@@ -34,6 +40,22 @@ from bench.run.contract import (  # noqa: F401
     two_sample_z,
     z_score,
 )
+from bench.run.evaluate import subject_of
+from bench.run.model import Model
+from bench.structures.dataset import DataSet
+
+
+def noised(clean: State, z_t: State, level: Level) -> Noised:
+    """Two states as the hooks of a method see them: the noise is what lies between them."""
+    spaces = Spaces({"x": Centred(3), "h": Euclidean(clean.h.shape[1])})
+    return Noised(clean, spaces.displacement(z_t, clean, level), z_t, level, spaces)
+
+
+def likelihood_values(model: Model, data: DataSet, **options: Any) -> dict[str, Value]:
+    """What the measure `likelihood` finds of a model, by name."""
+    entry = measures["likelihood"]
+    subject = subject_of(run_config("plain", "egnn"), model, data)
+    return {value.name: value for value in entry.build(subject, entry.config(**options))}
 
 
 def with_another_term(source: Path, right: str, wrong: str, folder: Path) -> Path:

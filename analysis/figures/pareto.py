@@ -45,10 +45,12 @@ def _axes(study: Study) -> tuple[list[Column], list[Column]]:
     """The first values of quality (of likelihood where there is none), and the first costs in units of time."""
     qualities = directed(study.of_kind(Kind.QUALITY)) or directed(study.of_kind(Kind.LIKELIHOOD))
     measured = study.scalars[study.scalars["value"].notna()]
-    names, timed = set(measured["column"]), set(measured[measured["unit"].str.fullmatch("s(/.*)?")]["column"])
+    units = dict(zip(measured["column"], measured["unit"], strict=True))
     return (
-        [column for column in qualities if column.name in names][:N_QUALITIES],
-        [column for column in study.of_kind(Kind.COST) if column.name in timed][:N_COSTS],
+        [column for column in qualities if column.name in units][:N_QUALITIES],
+        [column for column in study.of_kind(Kind.COST) if units.get(column.name, "").partition("/")[0] == "s"][
+            :N_COSTS
+        ],
     )
 
 

@@ -43,8 +43,8 @@ def caption(study: Study) -> str:
     bounds = any(summarise(study, group, column).upper_bound for group in study.groups for column in _shown(study))
     return (
         "All values but costs, and but diagnostics that are the same for all runs. Large symbols: mean over seeds; "
-        "small: one seed each; bars: 95 % interval of the mean from the finite number of samples. Dashed: what the data "
-        "set itself gets. Arrows: the better direction."
+        "small: one seed each; bars: 95 % interval of the mean from the finite number of samples. Dashed: what the "
+        "data set itself gets. Arrows: the better direction."
         f"{' ≤: an upper bound.' if bounds else ''}"
     )
 

@@ -107,7 +107,11 @@ def print_table(study: Study, width: int = 120) -> str:
     table, shown = main_table(study), shown_columns(study)
     short = ["method", "backbone", "guarantee", "seeds", *(column.short for column in shown), "status"]
     # The interval from sampling stands in the written table alone: it would take the room of a column.
-    rows = [[Cell(cell.text, cell.small.split(" (")[0].replace("± ", "±")) for cell in row] for row in table.rows]
+    spreads = [[cell.small.partition("(")[0].strip().replace("± ", "±") for cell in row] for row in table.rows]
+    rows = [
+        [Cell(cell.text, spread) for cell, spread in zip(row, line, strict=True)]
+        for row, line in zip(table.rows, spreads, strict=True)
+    ]
     plain = Table(short, rows, "", table.n_text, table.last_is_text, table.rule_after)
     first, n_compared = N_TEXT + 1, len(study.compared)
     compared, cost = range(first, first + n_compared), range(first + n_compared, first + len(shown))

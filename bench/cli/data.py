@@ -56,7 +56,7 @@ def _table(data: DataSet) -> str:
     import numpy as np
 
     from bench.structures.dataset import grouped
-    from bench.structures.files import SYMBOL
+    from bench.structures.elements import SYMBOL
 
     rows = [["split", "molecules", "atoms", *(SYMBOL[z] for z in data.elements), "smallest", "mean", "largest"]]
     for name, split in data.splits.items():

@@ -1,7 +1,7 @@
 """The data card of the embedded set, docs/mini.md and docs/figures/mini.png: `mini` beside QM9 of at most 14 atoms.
 
 Both sets are described from their geometries alone, by the same code; bonds are those of EDM's distance rule. Called
-by `python -m bench.mini.make --card`. Only these statistics of QM9 are written, none of its molecules.
+by `python -m bench.mini.card`. Only these statistics of QM9 are written, none of its molecules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench.mini.make import COMMAND, DATA
 from bench.records.store import read_json, write_atomically
 from bench.registry import datasets
 from bench.structures.dataset import DataSet, grouped
-from bench.structures.files import SYMBOL
+from bench.structures.elements import SYMBOL
 from bench.structures.structures import Structures
 
 ROOT = Path(__file__).parents[2]
@@ -223,7 +223,7 @@ def write_card() -> None:
 
 TEXT = """# The embedded data set `mini`
 
-<!-- Written by `python -m bench.mini.make --card`; do not edit by hand. -->
+<!-- Written by `python -m bench.mini.card`; do not edit by hand. -->
 
 {n} small molecules of H, C, N, O and F with at most 14 atoms, hydrogens counted, in GFN2-xTB geometries. It ships
 with the package ({size} MB), so that every command runs where neither QM9 nor a network is at hand.
@@ -276,3 +276,7 @@ Both columns come from the geometries alone, through the same code; bonds are th
   orientation, such as `plain`, finds a preferred frame to profit from.
 - Chirality is whatever the embedding drew; there are no charges, radicals, zwitterions or molecules in several pieces.
 """
+
+
+if __name__ == "__main__":
+    write_card()

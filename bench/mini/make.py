@@ -1,7 +1,7 @@
 """Makes the embedded data set `mini` and its data card.
 
     OMP_NUM_THREADS=1 python -m bench.mini.make            relax, filter, split, write bench/data/mini.{npz,json}
-    QM9_DIR=... python -m bench.mini.make --card           write docs/mini.md and docs/figures/mini.png
+    QM9_DIR=... python -m bench.mini.card           write docs/mini.md and docs/figures/mini.png
 
 Random graphs (bench.mini.graphs) get an ETKDG conformer and are relaxed with GFN2-xTB; a molecule is kept when
 EDM's distance rule finds in the relaxed geometry exactly the bonds of its graph, and every valence filled. Relaxed
@@ -185,19 +185,13 @@ def make(work: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.mini.make", description="Makes the embedded data set mini.")
-    parser.add_argument("--card", action="store_true", help="write docs/mini.md and its figure instead (reads QM9_DIR)")
     parser.add_argument("--work", type=Path, default=Path("build/mini"), help="folder of relaxed chunks (build/mini)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if arguments.card:
-        from bench.mini.card import write_card
-
-        write_card()
-    else:
-        try:
-            make(arguments.work)
-        except ModuleNotFoundError as error:
-            raise SystemExit(f"making mini needs the package {error.name!r}; pip install -e '.[mini]'") from error
+    try:
+        make(arguments.work)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"making mini needs the package {error.name!r}; pip install -e '.[mini]'") from error
 
 
 if __name__ == "__main__":

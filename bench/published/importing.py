@@ -29,7 +29,7 @@ from bench.run.model import Model
 from bench.run.provenance import describe, now
 from bench.run.sample import facts_of
 from bench.structures.dataset import grouped
-from bench.structures.files import MAX_NUMBER
+from bench.structures.elements import MAX_NUMBER
 from bench.symmetry.published import PublishedError
 
 SCHEDULE_TOLERANCE = 1e-5  # of max |gamma|; the file's table is float32

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from bench.records.store import Number, check
+from bench.records.store import Number, RecordError, check
 
 
 class Better(StrEnum):
@@ -72,12 +72,23 @@ class Value:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], where: str = "value") -> Value:
-        """Inverse of `to_dict`; raises RecordError for anything else."""
+        """Inverse of `to_dict`; numbers become floats. Raises RecordError for anything else."""
         check(record, VALUE, where)
-        known = {"better": Better, "kind": Kind}
-        return cls(**{key: known[key](value) if key in known else value for key, value in record.items()})
+        at = record.get("at", {})
+        if isinstance(record["value"], bool) or any(
+            isinstance(place, bool) or not isinstance(place, (*Number, str)) for place in at.values()
+        ):
+            raise RecordError(f"{where}: 'value' is {record['value']!r} at {at!r}, expected numbers, or words in 'at'")
+        plain = {key: float(value) if key in NUMBERS and value is not None else value for key, value in record.items()}
+        plain["at"] = {axis: place if isinstance(place, str) else float(place) for axis, place in at.items()}
+        try:
+            kinds = {"better": Better(record.get("better", "neither")), "kind": Kind(record.get("kind", "quality"))}
+        except ValueError as error:
+            raise RecordError(f"{where}: {error}") from error
+        return cls(**(plain | kinds))
 
 
+NUMBERS = ("value", "low", "high", "sem")
 ALWAYS = ("name", "label", "value")
 DEFAULTS: dict[str, Any] = {f.name: {} if f.default is MISSING else f.default for f in fields(Value)}
 VALUE: dict[str, Any] = {

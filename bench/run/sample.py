@@ -24,7 +24,7 @@ from bench.run.denormals import denormals_are_zero
 from bench.run.model import Model
 from bench.streams import Streams
 from bench.structures.dataset import Facts
-from bench.structures.files import MAX_NUMBER
+from bench.structures.elements import MAX_NUMBER
 from bench.structures.sizes import SizeDistribution
 from bench.structures.structures import Structures
 from bench.tasks.contract import Prompt

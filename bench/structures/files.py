@@ -27,25 +27,13 @@ import numpy as np
 from bench.records import npz
 from bench.records.inputs import cut, said, size_of
 from bench.records.store import write_atomically
+from bench.structures.elements import MAX_LINE, MAX_NUMBER, SYMBOL, FileError
 from bench.structures.structures import Structures
 
 T = TypeVar("T")
-MAX_LINE = 1 << 20  # characters of a line of xyz
 EXTENDED = "Properties=species:S:1:pos:R:3"
 
 
-class FileError(ValueError):
-    """A file of molecules that cannot be read or written; one line: file, place, what came, what was expected."""
-
-
-# Written out, because a training run reads xyz files and loads no RDKit.
-SYMBOLS = (  # noqa: SIM905
-    "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb "
-    "Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au "
-    "Hg Tl Pb Bi Po At Rn"
-).split()
-MAX_NUMBER = len(SYMBOLS)  # 86, radon
-SYMBOL = dict(enumerate(SYMBOLS, start=1))  # nuclear charge -> element symbol
 _ISOTOPES = {"D": 1, "T": 1}
 _NUMBERS = {  # every spelling -> nuclear charge
     spelling: number
@@ -145,7 +133,7 @@ def parse_xyz(lines: Iterable[str], name: str) -> Structures:
                 positions.append(_coordinate(word, f"{name}:{at}: {frame}"))
         sizes.append(n_atoms)
         after_gdb = re.match(r"gdb\s+\d+\s", comment) is not None
-    return to_structures(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
+    return Structures.from_sizes(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[str]:
@@ -257,7 +245,7 @@ def _read_npz(path: Path) -> Structures:
     elif num_atoms.sum() != len(charges):
         raise FileError(f"{path}: num_atoms sums to {num_atoms.sum()}, but there are {len(charges)} charges")
     else:
-        structures = to_structures(charges, positions, num_atoms)
+        structures = Structures.from_sizes(charges, positions, num_atoms)
     if fault := _fault(structures):
         raise FileError(f"{path}: {fault}")
     return structures
@@ -299,12 +287,6 @@ def _write_npz(structures: Structures, _: object) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, num_atoms=n_atoms, charges=charges, positions=positions)
     return buffer.getvalue()
-
-
-def to_structures(numbers, positions: np.ndarray, sizes) -> Structures:
-    """Molecules from nuclear charges [A], positions [A, 3] and sizes [M]."""
-    ptr = np.concatenate([[0], np.cumsum(np.asarray(sizes, dtype=np.int64))]).astype(np.int64)
-    return Structures(np.asarray(numbers, dtype=np.int64), positions, ptr)
 
 
 _READERS: dict[str, Callable[[Path], Structures]] = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from rdkit import Chem, rdBase
 
-from bench.structures.files import MAX_LINE, MAX_NUMBER, FileError, to_structures
+from bench.structures.elements import MAX_LINE, MAX_NUMBER, FileError
 from bench.structures.structures import Structures
 
 BOND_TYPES = {1: Chem.BondType.SINGLE, 2: Chem.BondType.DOUBLE, 3: Chem.BondType.TRIPLE}
@@ -53,7 +53,7 @@ def read_sdf(path: Path) -> Structures:
                 )
             positions.frombytes(x.tobytes())
             sizes.append(mol.GetNumAtoms())
-    return to_structures(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
+    return Structures.from_sizes(numbers, np.frombuffer(positions).reshape(-1, 3), sizes)
 
 
 def _records(path: Path) -> Iterator[bool]:

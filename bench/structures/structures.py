@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,12 @@ class Structures:
             positions=np.concatenate([np.asarray(x) for _, x in molecules] or [np.zeros((0, 3))]),
             ptr=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
         )
+
+    @classmethod
+    def from_sizes(cls, numbers: ArrayLike, positions: np.ndarray, sizes: ArrayLike) -> Structures:
+        """From nuclear charges [A], positions [A, 3] and the number of atoms of each molecule [M]."""
+        ptr = np.concatenate([[0], np.cumsum(np.asarray(sizes, dtype=np.int64))]).astype(np.int64)
+        return cls(np.asarray(numbers, dtype=np.int64), positions, ptr)
 
     @classmethod
     def from_padded(cls, num_atoms: np.ndarray, charges: np.ndarray, positions: np.ndarray) -> Structures:

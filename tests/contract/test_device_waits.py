@@ -13,16 +13,17 @@ from unittest import mock
 
 import pytest
 import torch
-from support import generator, model_of, states
+from support import core, generator, model_of, states
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bench.geometry import matrix_fisher
 from bench.geometry.groups import O3, SO3, Group
-from bench.geometry.noised import Level
+from bench.geometry.noised import Noised
 from bench.geometry.state import State
 from bench.symmetry.contract import Method, NoOptions, Setting
-from bench.symmetry.orbit import OrbitAverageConfig, Permutations, Proposal
+from bench.symmetry.orbit import OrbitAverageConfig, Proposal
+from bench.symmetry.permutations import Permutations
 from methods.orbit_rb import OrbitRB
 from methods.orbit_rb_exact import OrbitRBExact
 
@@ -75,13 +76,13 @@ HOOKS = {
 }
 
 
-def batch(device: str) -> tuple[State, State, Level]:
-    """x0, z_t, level; which atom belongs to which molecule is on the device, as after noising."""
-    x0, _, level, z_t = states(dtype=torch.float32)
+def batch(device: str) -> Noised:
+    """A noised batch; which atom belongs to which molecule is on the device, as after noising."""
+    x0, eps, level, z_t = states(dtype=torch.float32)
     x0 = x0.to(device)
-    z_t = State({"x": z_t.x.to(device), "h": z_t.h.to(device)}, x0.layout)
     x0.mean_over_atoms(x0.x)
-    return x0, z_t, Level(*(v.to(device) for v in (level.t, level.alpha, level.sigma, level.log_snr)))
+    eps, z_t = (State({"x": z.x.to(device), "h": z.h.to(device)}, x0.layout) for z in (eps, z_t))
+    return Noised(x0, eps, z_t, level.to(device), core().process.spaces)
 
 
 @contextmanager
@@ -96,11 +97,11 @@ def drawn_on(device: str) -> Iterator[None]:
 
 
 def target(method: Method, device: str) -> None:
-    x0, z_t, level = batch(device)
+    both = batch(device)
     with drawn_on(device):
-        method.target(x0, z_t, level, generator(0))  # the first call copies the quadrature's nodes
+        method.target(both, generator(0))  # the first call copies the quadrature's nodes
     with drawn_on(device), NoWaits(device):
-        method.target(x0, z_t, level, generator(0))
+        method.target(both, generator(0))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -117,10 +118,10 @@ NETWORKS = [("plain", "dit"), ("edm", "egnn"), ("plain", "gdm"), ("edm", "e3"), 
 def test_networks_never_wait_for_the_device(pair, monkeypatch):
     """Forward and backward. Control: a network that looks at what it computed."""
     model = model_of(*pair, dtype=torch.float32)
-    _, z_t, level = batch("cpu")
+    both = batch("cpu")
 
     def step() -> None:
-        out = model.predict(z_t, level, generator(0))
+        out = model.predict(both.z_t, both.level, generator(0))
         (out.x.square().sum() + out.h.square().sum()).backward()
 
     step()  # the first call makes the index lists
@@ -171,13 +172,13 @@ def test_host_tensors_are_noticed():
 @pytest.mark.parametrize("name", HOOKS)
 def test_cuda_sees_no_wait(name):
     """T22: as above, by the debug mode of CUDA."""
-    x0, z_t, level = batch("cuda")
+    both = batch("cuda")
     rng = torch.Generator("cuda").manual_seed(0)
-    HOOKS[name].target(x0, z_t, level, rng)
+    HOOKS[name].target(both, rng)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        HOOKS[name].target(x0, z_t, level, rng)
+        HOOKS[name].target(both, rng)
         with pytest.raises(RuntimeError, match="synchroniz"):
-            torch.linalg.svd(level.alpha[:1, None, None].expand(1, 3, 3))
+            torch.linalg.svd(both.level.alpha[:1, None, None].expand(1, 3, 3))
     finally:
         torch.cuda.set_sync_debug_mode("default")

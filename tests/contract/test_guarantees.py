@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.geometry.groups import O3, SO3, Group
+from bench.geometry.groups import O3, SO3, RotationGroup
 from bench.geometry.state import State
 from bench.registry import backbones, methods
 from bench.run.contract import (
@@ -28,6 +28,7 @@ from bench.run.contract import (
     gradients,
     law_change,
     model_of,
+    noised,
     orthogonal,
     permutation_error,
     recorded_draws,
@@ -123,14 +124,14 @@ def test_a_method_that_changes_nothing_on_an_equivariant_backbone_says_so(method
 
 def test_augmentation_changes_nothing_on_an_equivariant_backbone():
     """With the noise turned along, example by example; on DiT it does."""
-    x0, eps, level, z_t = states()
+    x0, eps, level, _ = states()
     R = O3().haar(len(x0), generator(5), torch.float64)
-    turned_along = core().process.noising(x0.rotate(R), eps.rotate(R), level), eps.rotate(R)
+    process = core().process
+    pairs = process.noised(x0, eps, level), process.noised(x0.rotate(R), eps.rotate(R), level)
     for backbone in backbones:
         model = model_of("haar", backbone)
         here, there = (
-            model.method.loss(model.predict(z, level, generator(1)), noise, level)
-            for z, noise in ((z_t, eps), turned_along)
+            model.method.loss(model.predict(both.z_t, level, generator(1)), both.noise, both) for both in pairs
         )
         error = relative_error(there, here)
         assert error < 1e-9 if backbones[backbone].build.equivariant else error > 1e-2
@@ -188,9 +189,10 @@ def test_targets_over_rotations_tell_mirror_images_apart(method):
     level = core().process.path.at(torch.full((3,), 300), torch.float64)
     Q = orthogonal(-1)
 
-    def change(group: Group) -> float:
+    def change(group: RotationGroup) -> float:
         hook = model_of(method, "dit", group, **options).method
-        targets = [hook.target(x, z_t, level, generator(1)) for x in (x0, turned(x0, Q))]
+        pairs = [noised(x, z_t, level) for x in (x0, turned(x0, Q))]
+        targets = [both.clean_of(hook.target(both, generator(1))) for both in pairs]
         return relative_error(targets[1].x, targets[0].x)
 
     assert change(O3()) < (0.05 if options else 1e-9)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bench.backbones.dit import DiT, GaussianPairEmbedding
 from bench.diffusion.process import weighted_error
-from bench.geometry.groups import O3, SO3, Group, Translated, gram_schmidt
+from bench.geometry.groups import O3, SO3, RotationGroup, Translated, gram_schmidt
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
@@ -29,7 +29,7 @@ from bench.run.contract import (
     z_score,
 )
 from bench.run.model import Model
-from bench.symmetry.contract import symmetrised
+from bench.symmetry.symmetrise import symmetrised
 from methods.symdiff import SymDiff, kernel_statistics
 
 
@@ -87,7 +87,7 @@ def test_rotations_lie_in_the_group(method):
     z_t = State({"x": x.x.repeat(200, 1), "h": x.h.repeat(200, 1)}, Layout([6] * 200))
     level = core().process.path.at(torch.full((200,), 300), torch.float64)
 
-    def determinants(group: Group, released: bool = False) -> Tensor:
+    def determinants(group: RotationGroup, released: bool = False) -> Tensor:
         kernel = strong(model_of(method, "dit", group)).method
         assert isinstance(kernel, SymDiff)
         if released:
@@ -234,10 +234,10 @@ def losses(
 ) -> tuple[Tensor, Tensor]:
     """(symmetrised loss on (x0, eps) with rotation R, plain loss on (R^-1 x0, R^-1 eps)), each [B]."""
     assert R is not None
-    diffusion, denoiser = model.process, model.denoiser
-    symmetric = weighted_error(symmetrised(denoiser, task.process.noising(x0, eps, level), level, R), eps, level)
+    process, denoiser = model.process, model.denoiser
+    symmetric = weighted_error(symmetrised(O3(), R, denoiser, process.noising(x0, eps, level), level), eps)
     back, noise = x0.rotate(R.mT), eps.rotate(R.mT) if rotate_noise else eps
-    return symmetric, weighted_error(denoiser(task.process.noising(back, noise, level), level), noise, level)
+    return symmetric, weighted_error(denoiser(process.noising(back, noise, level), level), noise)
 
 
 def test_symmetrised_loss_is_the_augmentation_loss(precision):
@@ -257,7 +257,7 @@ def test_symmetrised_loss_is_the_augmentation_loss(precision):
 
 def projected_gradients(model: Model, how: str, n_batches: int, seed: int) -> Tensor:
     """Batch gradients of one training loss, projected on 16 fixed random directions [n_batches, 16]."""
-    diffusion, denoiser = core(), model.denoiser
+    task, denoiser = core(), model.denoiser
     weights = list(denoiser.parameters())
     directions = [torch.randn(16, p.numel(), generator=generator(i)) / p.numel() ** 0.5 for i, p in enumerate(weights)]
     x = torch.tensor([[1.5, 0, 0], [-1, 0.5, 0], [-0.5, -0.5, 0.1]])  # an oriented molecule
@@ -270,8 +270,8 @@ def projected_gradients(model: Model, how: str, n_batches: int, seed: int) -> Te
         eps, R = task.process.noise(x0.layout, rng), O3().haar(B, rng)
         clean = x0.rotate(R) if how == "augmented" else x0
         z_t = task.process.noising(clean, eps, level)
-        eps_hat = symmetrised(denoiser, z_t, level, R) if how == "symmetrised" else denoiser(z_t, level)
-        gradients = torch.autograd.grad(weighted_error(eps_hat, eps, level).mean(), weights)
+        eps_hat = symmetrised(O3(), R, denoiser, z_t, level) if how == "symmetrised" else denoiser(z_t, level)
+        gradients = torch.autograd.grad(weighted_error(eps_hat, eps).mean(), weights)
         rows.append(sum(d @ g.flatten() for d, g in zip(directions, gradients, strict=True)))
     return torch.stack(rows)
 

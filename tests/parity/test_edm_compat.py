@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from support import (
     ELEMENTS,
+    FACTS,
     MEAN_ATOMS,
     SIZES,
     generator,
+    noised,
     plug_in,
     randomise,
     relative_error,
@@ -25,20 +27,20 @@ from support import (
 from torch import Tensor
 
 from bench.backbones.dit import DiTConfig, GaussianPairEmbedding, TimeEmbedding
-from bench.config.run import ConfigError, RunConfig, build
+from bench.config.run import ConfigError, RunConfig, SampleConfig, build
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
 from bench.registry import backbones, methods
 from bench.run.model import Model
-from bench.run.sample import plan_chunks, sample_chunk
-from bench.structures.sizes import SizeDistribution
+from bench.run.sample import sample_prompt
+from bench.structures.dataset import Facts
 
 
-def model_with(edm_compat: bool, method: str = "symdiff") -> Model:
+def model_with(edm_compat: bool, method: str = "symdiff", facts: Facts = FACTS) -> Model:
     """A tiny DiT model as a run builds it, with random weights."""
     page = {"study": "tests", "method": plug_in(methods, method), "backbone": plug_in(backbones, "dit")}
     cfg = build(RunConfig, page | {"data": {"name": "mini"}, "diffusion": {"edm_compat": edm_compat}})
-    model = Model.build(cfg, ELEMENTS, MEAN_ATOMS)
+    model = Model.build(cfg, facts)
     randomise(model, seed=1)
     return model
 
@@ -95,12 +97,14 @@ def test_predictions_depend_on_padding_with_the_switch_alone(method):
 
 def test_samples_are_padded_to_the_largest_size_known():
     """T9: published samplers pad to 29 atoms whatever is sampled, training to the batch: only the switch shows it."""
-    small, with_large = SizeDistribution({3: 10, 5: 10}), SizeDistribution({3: 10, 5: 10, 29: 0})
+    histograms = {3: 10, 5: 10}, {3: 10, 5: 10, 29: 0}
     for edm_compat in (False, True):
-        model = model_with(edm_compat, "plain")
-        chunks = [plan_chunks(sizes, 6, 6, seed=3)[0] for sizes in (small, with_large)]
-        assert chunks[0].sizes.tolist() == chunks[1].sizes.tolist()
-        first, second = (torch.from_numpy(sample_chunk(model, chunk, 5, seed=3).positions) for chunk in chunks)
+        models = [model_with(edm_compat, "plain", Facts(ELEMENTS, MEAN_ATOMS, sizes)) for sizes in histograms]
+        prompts = [model.task.prompts(6, 6, seed=3)[0] for model in models]
+        assert prompts[0].sizes.tolist() == prompts[1].sizes.tolist()
+        settings = SampleConfig(n_steps=5, seed=3)
+        samples = [sample_prompt(model, prompt, settings) for model, prompt in zip(models, prompts, strict=True)]
+        first, second = (torch.from_numpy(sample.positions) for sample in samples)
         assert (relative_error(second, first) > 1e-3) is edm_compat
 
 
@@ -145,11 +149,12 @@ def test_time_features_see_times_up_to_one():
 def test_training_error_is_divided_by_the_padded_count_with_the_switch_alone():
     """T39: one molecule padded to twice its size weighs half as much; by default it weighs the same."""
     for edm_compat in (False, True):
-        diffusion = model_with(edm_compat).diffusion
+        task = model_with(edm_compat).task
         x0 = task.encode(structures((9,)), dtype=torch.float64)
         level = task.process.path.at(torch.tensor([500]), torch.float64)
         losses = []
         for n_padded in (9, 18):
             z = State({"x": x0.x, "h": x0.h}, Layout([9], n_padded=n_padded))
-            losses.append(task.process.training_loss(torch.ones(1, dtype=torch.float64), z, z, z, z, level))
+            error, both = torch.ones(1, dtype=torch.float64), noised(z, z, level)
+            losses.append(task.process.training_loss(error, z, z, both))
         assert (losses[0] / losses[1]).item() == pytest.approx(2.0 if edm_compat else 1.0, rel=1e-9)

@@ -15,16 +15,22 @@ from support import generator
 
 from bench.cli.main import main
 from bench.diffusion.denoiser import Denoiser
+from bench.geometry.groups import O3
+from bench.geometry.spaces import Centred, Euclidean, Spaces
 from bench.published import parity
 from bench.published.parity import Comparison, Fixture, FixtureError, compare
-from bench.published.weights import egnn_names, transformer_names
-from bench.symmetry.contract import symmetrised
+from bench.published.weights import Reading, egnn_names, transformer_names
 from bench.symmetry.published import PublishedError, StateDict
+from bench.symmetry.symmetrise import symmetrised
 from methods.symdiff_as_released import PUBLISHED_NAMES
 
 FOLDER = Path(__file__).parent
 FILES = sorted(FOLDER.glob("*.npz"))
 TOLERANCE = 1e-5  # the command allows 1e-4
+
+
+def spaces_of(reading: Reading) -> Spaces:
+    return Spaces({"x": Centred(3), "h": Euclidean(reading.n_features)})
 
 
 @functools.cache
@@ -105,8 +111,8 @@ def test_an_output_changed_by_three_in_a_thousand_is_refused(file, array):
 def test_one_changed_weight_breaks_parity(name):
     """The fixtures see every part of a network: each parameter changed alone moves the output beyond tolerance."""
     fixture = stored(name)
-    _, backbone, _ = parity.build(fixture)
-    denoiser = Denoiser(backbone)
+    reading, backbone, _ = parity.build(fixture)
+    denoiser = Denoiser(backbone, spaces_of(reading))
 
     def close() -> bool:
         eps = denoiser(fixture.state("z_t"), fixture.level)
@@ -140,7 +146,7 @@ def test_symdiff_as_released_gives_the_published_output():
     reading, backbone, method = parity.build(fixture)
     z_t, level, base = fixture.state("z_t"), fixture.level, fixture["base_rotation"]
     R = reading.weights.own.rotation(method.kernel, z_t, base, fixture["encoder_noise"], level.t)
-    corrected = symmetrised(Denoiser(backbone), z_t, level, base @ (R @ base))
+    corrected = symmetrised(O3(), base @ (R @ base), Denoiser(backbone, spaces_of(reading)), z_t, level)
     assert not Comparison.of("eps", corrected, fixture["eps"]).passes
 
 

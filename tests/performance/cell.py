@@ -60,9 +60,8 @@ def config(
 
 def step(n_steps: int, reference: bool = False, **given: Any) -> dict[str, Any]:
     """`equibench time`, on our networks or on the reference's."""
-    from performance.padded import use_reference
-
     from bench.run.timing import time_steps
+    from performance.padded import use_reference
 
     return time_steps(config(**given), n_steps, **({"change": use_reference} if reference else {}))
 
@@ -87,12 +86,12 @@ def in_turn(n_rounds: int, one: Clocked, others: dict[str, Clocked], n_each: int
 def stepper(reference: bool = False, **given: Any) -> Clocked:
     """The seconds of a training step on the batch of a round, by a model of its own that has made a few before."""
     import torch
-    from performance.padded import use_reference
 
     from bench.run.batches import Batches
     from bench.run.clock import clock
     from bench.run.timing import WARM_UP, stepping
     from bench.streams import Streams
+    from performance.padded import use_reference
 
     cfg, model, data = built(**given)
     if reference:
@@ -131,11 +130,11 @@ def sampling(n_molecules: int, n_steps: int, n_rounds: int = 3, **given: Any) ->
     """
     import numpy as np
     import torch
-    from performance.padded import use_reference
 
     from bench.run.clock import clock
     from bench.run.sample import Chunk, plan_chunks, sample_chunk
     from bench.structures.sizes import SizeDistribution
+    from performance.padded import use_reference
 
     def sampler(reference: bool, times: list[float]) -> Clocked:
         cfg, model, data = built(**given)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from performance.padded import use_reference
 from support import generator, model_of, relative_error, run_config, states
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from bench.kernels import chunks, install
 from bench.run.model import Model
 from bench.run.train import training_loss
 from bench.streams import Streams
+from performance.padded import use_reference
 
 PAIRS = [("edm", "egnn"), ("plain", "dit"), ("symdiff", "dit")]
 # the padded sums run in another order: rounding only, but a gradient of a few numbers is a sum of many

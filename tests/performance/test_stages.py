@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from performance.cell import N_SCORED, measured
 from performance.ratios import compared
 

@@ -1,6 +1,7 @@
 """Ancestral sampling against Gaussian data, whose exact denoiser and exact law at every step are known (spec 1.6)."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 from support import (
     ELEMENTS,
     ELEMENTS_OF_GROUPS,
+    FACTS,
     GROUP_NAMES,
-    MEAN_ATOMS,
     Z_MAX,
     atoms_of,
     core,
@@ -25,19 +26,21 @@ from support import (
 )
 
 from bench.backbones import e3
+from bench.config.run import SampleConfig
 from bench.diffusion.parametrisation import Predict
-from bench.diffusion.paths import polynomial_2
-from bench.diffusion.sampler import reverse_coefficients, sample, time_grid
-from bench.geometry.groups import O3, SO3, Group, Translated
+from bench.diffusion.paths import polynomial_2, time_grid
+from bench.diffusion.process import Process
+from bench.diffusion.sampler import reverse_coefficients, sample
+from bench.geometry.groups import O3, SO3, RotationGroup, Translated
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.registry import backbones, methods
 from bench.run.model import Model
-from bench.run.sample import plan_chunks, sample_chunk
+from bench.run.sample import sample_prompt
 from bench.run.train import training_loss
 from bench.streams import Streams
-from bench.structures.sizes import SizeDistribution
+from bench.structures.structures import Structures
 from bench.symmetry.contract import Guarantee
 
 
@@ -78,7 +81,7 @@ def sampled_squares(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Squares of sampled positions (unit variance on U) and features, one row per molecule of two atoms."""
     layout = Layout([2] * n_molecules)
-    state = sample(core(), predict or gaussian_denoiser(c), layout, n_steps, generator(0))
+    state = sample(core().process, predict or gaussian_denoiser(c), layout, n_steps, generator(0))
     # two atoms: U is spanned by (x_1 - x_2) / sqrt 2
     difference = (state.x[0::2] - state.x[1::2]) / 2**0.5
     return difference.square(), state.h.view(n_molecules, -1).square()
@@ -143,7 +146,7 @@ def test_sampling_calls_the_network_once_a_step_and_once_more():
         calls.append(round(level.t[0].item() * 1000))
         return predict(z, level)
 
-    sample(core(), counted, Layout([3]), 4, generator(0), lambda: steps.append(1))
+    sample(core().process, counted, Layout([3]), 4, generator(0), lambda: steps.append(1))
     assert calls == [1000, 750, 500, 250, 0]
     assert len(steps) == 5
 
@@ -155,13 +158,17 @@ def test_sampling_calls_the_network_once_a_step_and_once_more():
 def test_samples_are_a_function_of_the_seed(method):
     """T37: equal seeds give equal samples bit for bit, whatever torch's global generator holds; other seeds do not."""
     model = model_of(method, "dit", dtype=torch.float32)
-    chunk = plan_chunks(SizeDistribution({3: 1, 5: 2, 8: 1}), 6, 6, seed=3)[0]
-    first = sample_chunk(model, chunk, 5, seed=3)
+    (prompt,) = model.task.prompts(6, 6, seed=3)
+
+    def of_seed(seed: int) -> Structures:
+        return sample_prompt(model, prompt, SampleConfig(n_steps=5, seed=seed))
+
+    first = of_seed(3)
     torch.manual_seed(123)
-    again = sample_chunk(model, chunk, 5, seed=3)
+    again = of_seed(3)
     assert np.array_equal(first.positions, again.positions)
     assert np.array_equal(first.numbers, again.numbers)
-    assert not np.array_equal(first.positions, sample_chunk(model, chunk, 5, seed=4).positions)
+    assert not np.array_equal(first.positions, of_seed(4).positions)
 
 
 def sampled(model, layout: Layout) -> State:
@@ -189,30 +196,34 @@ def test_samples_have_no_centre_of_mass():
     def biased(z: State, level: Level) -> State:
         return z.replace(x=z.x + 0.01)
 
-    diffusion, layout = core(), Layout([4, 9])
-    state = sample(diffusion, biased, layout, 50, generator(0))
+    process, layout = core().process, Layout([4, 9])
+    state = sample(process, biased, layout, 50, generator(0))
     assert state.mean_over_atoms(state.x).abs().max() < 1e-4
     grid = torch.tensor(time_grid(1000, 50))
-    assert sum(0.01 * step.remove for step in reverse_coefficients(task.process.path, grid[1:], grid[:-1])) > 1e-2
-    unbiased = sample(diffusion, gaussian_denoiser(1.0), layout, 50, generator(0))
+    assert sum(0.01 * step.remove for step in reverse_coefficients(process.path, grid[1:], grid[:-1])) > 1e-2
+    unbiased = sample(process, gaussian_denoiser(1.0), layout, 50, generator(0))
     assert unbiased.mean_over_atoms(unbiased.x).abs().max() < 1e-6
 
 
-def turned_sample_error(method: str, translated: bool, inner: Group, determinant: int) -> float:
+def turned_sample_error(method: str, translated: bool, inner: RotationGroup, determinant: int) -> float:
     """|sample from turned noise and translated draws - turned sample|: invariance of what is generated, pathwise."""
     Q = orthogonal(determinant, seed=9)
     layout = Layout([5, 7])
 
-    class TurnedNoise(Diffusion):
+    class PlainNoise(Process):
+        def noise(
+            self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32, context: Any = None
+        ) -> State:
+            return super().noise(layout, rng, torch.float64, context)
+
+    class TurnedNoise(Process):
         """Control of the experiment: the same noise, turned."""
 
-        def noise(self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> State:
-            eps = super().noise(layout, rng, torch.float64)
+        def noise(
+            self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32, context: Any = None
+        ) -> State:
+            eps = super().noise(layout, rng, torch.float64, context)
             return eps.rotate(Q.expand(len(eps), 3, 3))
-
-    class PlainNoise(Diffusion):
-        def noise(self, layout: Layout, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> State:
-            return super().noise(layout, rng, torch.float64)
 
     out = []
     for kind, group in ((PlainNoise, inner), (TurnedNoise, Translated(inner, Q) if translated else inner)):
@@ -221,8 +232,7 @@ def turned_sample_error(method: str, translated: bool, inner: Group, determinant
         rng = generator(2)
 
         def predict(z: State, level: Level, model=model, rng=rng) -> State:
-            double = Level(*(getattr(level, name).double() for name in ("t", "alpha", "sigma", "log_snr")))
-            return model.predict(z, double, rng)
+            return model.predict(z, level.to(dtype=torch.float64), rng)
 
         out.append(sample(model.process, predict, layout, 5, generator(1)))
     return relative_error(out[1], out[0].rotate(Q.expand(2, 3, 3)))
@@ -242,7 +252,7 @@ def test_stochastic_symmetrisation_carries_through_the_whole_sampler(method, gro
 
 def untrained_samples(backbone: str) -> State:
     """20 steps from the weights that a run starts with, for molecules of QM9's sizes and beyond."""
-    model = Model.build(run_config("plain", backbone), ELEMENTS, MEAN_ATOMS)
+    model = Model.build(run_config("plain", backbone), FACTS)
     rng = generator(2)
     return sample(model.process, lambda z, level: model.predict(z, level, rng), Layout([3, 18, 29] * 4), 20, rng)
 

@@ -6,9 +6,10 @@ import shutil
 import pandas as pd
 import pytest
 import yaml
-from fabricated_study import edit, run_name, write_study
+from fabricated_study import edit, edit_value, run_name, write_study
 
 from analysis.load import load
+from bench.records.store import read_json
 
 
 @pytest.fixture
@@ -48,9 +49,12 @@ def test_run_that_trains_nothing_takes_its_parents_training_cost(folder):
     later, parent = row(study, "turned_later", "dit", 0), row(study, "turned", "dit", 0)
     assert later["borrowed"]
     assert not parent["borrowed"]
-    assert later["cost.train_seconds"] == parent["cost.train_seconds"] == 120.0
+    assert later["value.train_seconds"] == parent["value.train_seconds"] == 120.0
+    path = folder / run_name("turned_later", "dit", 0) / "eval.json"
+    edit_value(path, "step_seconds", value=0.5, unit="s", kind="cost", label="Training step")
+    assert row(load(folder), "turned_later", "dit", 0)["value.step_seconds"] == 0.5  # what it measured stays
     shutil.rmtree(folder / run_name("turned", "dit", 0))
-    assert pd.isna(row(load(folder), "turned_later", "dit", 0)["cost.train_seconds"])
+    assert pd.isna(row(load(folder), "turned_later", "dit", 0)["value.train_seconds"])
 
 
 def test_missing_seed_is_found_and_skipped_cells_are_not_missed(folder):
@@ -61,7 +65,7 @@ def test_missing_seed_is_found_and_skipped_cells_are_not_missed(folder):
     assert study.progress == (5, 8)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 1}', '{"schema": 99}', "\xff\xfe"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"schema": 2}', '{"schema": 99}', "\xff\xfe"])
 def test_broken_manifest_is_one_line_and_leaves_the_others(folder, content):
     name = run_name("bare", "dit", 0)
     (folder / name / "manifest.json").write_text(content, encoding="latin-1")
@@ -78,6 +82,54 @@ def test_broken_evaluation_does_not_count(folder):
     study = load(folder)
     assert row(study, "bare", "dit", 0)["status"] == "unreadable"
     assert len(study.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"better": "up"}, "'up' is not a valid Better"),
+        ({"kind": "luxury"}, "'luxury' is not a valid Kind"),
+        ({"value": "high"}, "'value' is 'high'"),
+        ({"surprise": 1}, "unknown key 'surprise'"),
+        ({"value": True}, "expected numbers"),
+        ({"at": {"t": [1]}}, "or words in 'at'"),
+        ({"at": {"t": True}}, "or words in 'at'"),
+        ({"name": "validity", "at": {}}, "comes twice"),
+    ],
+)
+def test_a_broken_value_is_one_line_that_names_it(folder, change, words):
+    path = folder / run_name("bare", "dit", 0) / "eval.json"
+    record = read_json(path)
+    record["values"][0] |= change
+    path.write_text(json.dumps(record))
+    study = load(folder)
+    (problem,) = study.problems
+    assert words in problem
+    assert "eval.json: values[" in problem
+    assert "\n" not in problem
+    assert row(study, "bare", "dit", 0)["status"] == "unreadable"
+    assert study.progress == (5, 8)
+
+
+def test_values_of_one_name_at_several_positions_are_no_fault(folder):
+    path = folder / run_name("bare", "dit", 0) / "eval.json"
+    for at in ({"t": 0.1}, {"t": 0.2}, {"t": 0.1, "weights": "best"}, {"weights": "best"}):
+        edit_value(path, "validity", at=at, label="Validity", unit="fraction", value=0.5)
+    study = load(folder)
+    assert study.problems == ()
+    own = study.values[(study.values["run"] == path.parent.name) & (study.values["name"] == "validity")]
+    assert own["scalar"].tolist() == [True, False, False, False, True, True]  # the last is of the data
+    assert {column.name for column in study.columns} >= {"validity", "validity[weights=best]"}
+    assert own["at.t"].dropna().tolist() == [0.1, 0.2, 0.1]
+
+
+def test_a_value_in_another_unit_is_left_out_and_told(folder):
+    edit_value(folder / run_name("bare", "dit", 0) / "eval.json", "step_seconds", unit="ms", value=20.0)
+    study = load(folder)
+    (problem,) = study.problems
+    assert "step_seconds is in 'ms', but in 's' in newer runs; left out" in problem
+    assert study.runs.set_index("run").loc[run_name("bare", "dit", 1), "value.step_seconds"] == 0.02
+    assert pd.isna(row(study, "bare", "dit", 0)["value.step_seconds"])
 
 
 def test_broken_curve_costs_the_curve_alone(tmp_path):

@@ -4,10 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from fabricated_study import write_study
+from fabricated_study import edit_value, run_name, write_study
 from scipy import stats as reference
 
-from analysis.labels import ATOM_STABILITY, NLL
 from analysis.load import load
 from analysis.stats import (
     Summary,
@@ -21,6 +20,7 @@ from analysis.stats import (
     summarise,
     t_interval,
 )
+from bench.records.values import Better
 
 
 def summary(*values):
@@ -114,24 +114,24 @@ ROWS = {
 
 
 def test_a_tie_is_not_a_win():
-    assert best_group(ROWS, higher_is_better=True) == {("a", "x"), ("b", "x")}
-    assert best_group(ROWS, higher_is_better=False) == {("c", "x")}
+    assert best_group(ROWS, better=Better.HIGHER) == {("a", "x"), ("b", "x")}
+    assert best_group(ROWS, better=Better.LOWER) == {("c", "x")}
 
 
 def test_nothing_is_marked_when_seeds_separate_nothing():
     tie = {group: ROWS[group] for group in list(ROWS)[:2]}
-    assert best_group(tie, higher_is_better=True) == set()
+    assert best_group(tie, better=Better.HIGHER) == set()
 
 
 def test_one_seed_says_nothing():
     rows = {("a", "x"): summary(0.9), ("b", "x"): summary(0.1)}
-    assert separated_from_best(rows, higher_is_better=True) == {}
-    assert best_group(rows, higher_is_better=True) == set()
+    assert separated_from_best(rows, better=Better.HIGHER) == {}
+    assert best_group(rows, better=Better.HIGHER) == set()
 
 
 def test_rows_of_one_seed_are_not_marked_with_the_best():
     rows = {**ROWS, ("d", "x"): summary(0.99)}
-    assert best_group(rows, higher_is_better=True) == best_group(ROWS, higher_is_better=True)
+    assert best_group(rows, better=Better.HIGHER) == best_group(ROWS, better=Better.HIGHER)
 
 
 def test_two_rows_are_compared_by_the_paired_t_test():
@@ -139,7 +139,7 @@ def test_two_rows_are_compared_by_the_paired_t_test():
     for _ in range(20):
         shared = rng.normal(size=4)
         a, b = shared + rng.normal(0.8, 0.5, size=4), shared + rng.normal(0, 0.5, size=4)
-        verdicts = separated_from_best({("a", "x"): summary(*a), ("b", "x"): summary(*b)}, higher_is_better=True)
+        verdicts = separated_from_best({("a", "x"): summary(*a), ("b", "x"): summary(*b)}, better=Better.HIGHER)
         assert any(verdicts.values()) == (reference.ttest_rel(a, b).pvalue < 0.05)
 
 
@@ -147,7 +147,7 @@ def test_a_row_below_a_worse_one_is_worse_too():
     # control: with a scatter of its own for each pair, 'b' (differences 0.2, 0.6) would tie and 'c' would not
     rows = {("a", "x"): summary(0.9, 0.9), ("b", "x"): summary(0.7, 0.3), ("c", "x"): summary(0.6, 0.601)}
     assert paired(rows["a", "x"], rows["b", "x"]).p > 0.05 > paired(rows["a", "x"], rows["c", "x"]).p
-    worse = separated_from_best(rows, higher_is_better=True)
+    worse = separated_from_best(rows, better=Better.HIGHER)
     assert worse["b", "x"] or not worse["c", "x"]
 
 
@@ -158,7 +158,7 @@ def false_alarms(shift: float) -> float:
     found = 0
     for _ in range(600):
         v = rng.normal(size=(4, 3)) + 5 * rng.normal(size=3) + offsets
-        found += bool(best_group({(str(i), "x"): summary(*row) for i, row in enumerate(v)}, higher_is_better=True))
+        found += bool(best_group({(str(i), "x"): summary(*row) for i, row in enumerate(v)}, better=Better.HIGHER))
     return found / 600
 
 
@@ -170,17 +170,40 @@ def test_equal_rows_are_seldom_told_apart():
 
 def test_rows_that_differ_by_the_same_on_every_seed_are_told_apart():
     rows = {("a", "x"): summary(0.3, 0.5), ("b", "x"): summary(0.2, 0.4), ("c", "x"): summary(0.3, 0.5)}
-    assert separated_from_best(rows, higher_is_better=True) == {("a", "x"): False, ("b", "x"): True, ("c", "x"): False}
+    assert separated_from_best(rows, better=Better.HIGHER) == {("a", "x"): False, ("b", "x"): True, ("c", "x"): False}
+
+
+def test_rows_without_a_direction_or_of_differing_bounds_are_not_ranked():
+    assert best_group(ROWS, Better.NEITHER) == set()
+    group = ("b", "x")
+    bounded = {**ROWS, group: Summary(ROWS[group].values, upper_bound=True)}
+    assert best_group(bounded, Better.HIGHER) == set() != best_group(ROWS, Better.HIGHER)
+    every = {group: Summary(summary.values, upper_bound=True) for group, summary in ROWS.items()}
+    assert best_group(every, Better.HIGHER) == best_group(ROWS, Better.HIGHER)
+
+
+def column(study, name):
+    return next(known for known in study.columns if known.name == name)
 
 
 def test_summary_of_a_study(tmp_path):
     study = load(write_study(tmp_path / "study"))
-    found = summarise(study, ("bare", "dit small"), ATOM_STABILITY)
+    atoms, nll = column(study, "atom_stability"), column(study, "nll")
+    found = summarise(study, ("bare", "dit small"), atoms)
     assert found.values == {0: 0.70, 1: 0.72}
     assert found.sampling == pytest.approx(0.004 / math.sqrt(2))
-    assert summarise(study, ("bare", "dit small"), NLL).sampling == pytest.approx(1.96 * 0.5 / math.sqrt(2))
-    assert summarise(study, ("strict", "egnn small"), ATOM_STABILITY).n == 1  # the failed seed is no zero
-    assert summarise(study, ("strict", "dit small"), ATOM_STABILITY).n == 0
+    assert summarise(study, ("bare", "dit small"), nll).sampling == pytest.approx(1.96 * 0.5 / math.sqrt(2))
+    assert math.isnan(summarise(study, ("bare", "dit small"), column(study, "validity")).sampling)
+    assert summarise(study, ("strict", "egnn small"), atoms).n == 1  # the failed seed is no zero
+    assert summarise(study, ("strict", "dit small"), atoms).n == 0
+
+
+def test_an_interval_of_its_own_goes_before_the_standard_error(tmp_path):
+    folder = write_study(tmp_path / "study")
+    for seed in (0, 1):
+        edit_value(folder / run_name("bare", "dit", seed) / "eval.json", "nll", low=-40.0, high=-34.0)
+    study = load(folder)
+    assert summarise(study, ("bare", "dit small"), column(study, "nll")).sampling == pytest.approx(3 / math.sqrt(2))
 
 
 def test_reference_is_the_method_that_promises_nothing(tmp_path):

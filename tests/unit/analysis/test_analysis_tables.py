@@ -5,9 +5,9 @@ import io
 import shutil
 
 import pytest
-from fabricated_study import edit, run_name, write_study
+from fabricated_study import edit, edit_value, run_name, write_study
 
-from analysis.labels import Column, significant
+from analysis.labels import Column, display, significant
 from analysis.load import load
 from analysis.tables import main, paired
 from analysis.tables.render import Cell, Table, html, latex, markdown, tex, text
@@ -32,7 +32,7 @@ def rows_of(folder, out):
 def test_data_row_is_on_top(folder, tmp_path):
     _, rows = rows_of(folder, tmp_path / "out")
     first = next(iter(rows.values()))
-    assert first["Method"] == "Data (test split)"
+    assert first["Method"] == "Data"
     assert first["Atom stability (%)"] == "99.3"
     assert first["Valid and unique (%)"] == "97.8"
     assert first["NLL (nats/molecule)"] == "–"
@@ -45,9 +45,9 @@ def test_row_holds_mean_spread_and_sampling_noise(folder, tmp_path):
     assert bare["Atom stability (%)"] == "71.0 ± 1.4 (0.3)"
     assert bare["Guarantee"] == "none"
     assert bare["Seeds"] == "2"
-    assert bare["Training step (ms)"] == "20.0 ± 0.0"
+    assert bare["Training step (ms)"] == "20.0"
     assert bare["Training (min)"] == "2.05 ± 0.07"
-    assert bare["Sampling (ms/molecule)"] == "50.0 ± 0.0"
+    assert bare["Sampling (ms/molecule)"] == "50.0"
     assert bare["Peak memory (MB)"] == "700 ± 1"
     assert bare["Status"] == "complete"
 
@@ -73,24 +73,37 @@ def test_likelihood_of_a_stochastic_method_is_marked_as_a_bound(folder, tmp_path
     assert not any(row["NLL (nats/molecule)"].startswith("≤") for key, row in rows.items() if key[0] != "turned_later")
 
 
-def test_a_record_itself_says_whether_its_likelihood_is_a_bound(folder, tmp_path):
-    """A method without a guarantee can draw too, and one with it need not."""
+def test_the_record_says_whether_a_value_is_a_bound_not_the_guarantee(folder, tmp_path):
+    """A method without a guarantee can draw too, and one in law need not."""
     for method, drawn in (("bare", True), ("turned_later", False)):
         for path in folder.glob(f"{method}-*/eval.json"):
-            edit(path, nll__stochastic=drawn)
+            edit_value(path, "nll", upper_bound=drawn)
     _, rows = rows_of(folder, tmp_path / "out")
     assert rows["bare", "dit small"]["NLL (nats/molecule)"].startswith("≤ ")
     assert not rows["turned_later", "dit small"]["NLL (nats/molecule)"].startswith("≤")
 
 
-def test_measured_gap_of_the_bound_stands_in_a_note(folder):
-    """Mean over seeds, and the standard errors of the seeds combined; no note where nothing was measured."""
-    assert not any("More draws" in note for note in main.notes(load(folder)))
-    mixture = {"n_draws": 8, "mean": -41.0, "sem": 0.5, "gap_sem": 0.3, "gap_terms": {}}
-    for path in folder.glob("bare-*/eval.json"):
-        edit(path, nll__mixture=mixture | {"gap": 1.5 + path.parent.name.count("-s1")})
-    (note,) = (note for note in main.notes(load(folder)) if "More draws" in note)
-    assert note.endswith("by: bare / dit small 2.00 ± 0.21 (8 draws).")
+def test_definitions_stand_in_the_notes(folder):
+    assert any("NLL: variational bound." in note for note in main.notes(load(folder)))
+    for path in folder.glob("*/eval.json"):
+        edit_value(path, "nll", definition="")
+    assert not any("NLL" in note for note in main.notes(load(folder)))
+
+
+def test_a_data_row_on_which_runs_disagree_says_so(folder, tmp_path):
+    assert not any("disagree" in note for note in main.notes(load(folder)))
+    edit_value(folder / run_name("strict", "egnn", 0) / "eval.json", "validity", "data_values", value=0.5)
+    assert "Runs disagree on the data row's Validity; that of the newest run is shown." in main.notes(load(folder))
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert rows["Data", "–"]["Validity (%)"] == "50.0"
+
+
+def test_no_data_row_without_values_of_the_data(folder, tmp_path):
+    for path in folder.glob("*/eval.json"):
+        edit(path, data_values=[])
+    header, rows = rows_of(folder, tmp_path / "out")
+    assert "Atom stability (%)" in header
+    assert not any(name.startswith("Data") for name, _ in rows)
 
 
 def test_likelihoods_that_bound_differently_are_not_ranked(folder):
@@ -101,17 +114,35 @@ def test_likelihoods_that_bound_differently_are_not_ranked(folder):
 
     for path in folder.glob("*/eval.json"):
         seed = int(path.parent.name.split("-s")[1][0])
-        edit(path, nll__mean=-30.0 - seed - (20 if path.parent.name.startswith("turned-") else 0))
+        edit_value(path, "nll", value=-30.0 - seed - (20 if path.parent.name.startswith("turned-") else 0))
     assert bold(folder) == set()
-    for path in folder.glob("turned_later*/manifest.json"):
-        edit(path, guarantee="at_optimum")
+    for path in folder.glob("turned_later*/eval.json"):
+        edit_value(path, "nll", upper_bound=False)
     assert bold(folder) == {"turned"}
 
 
 def test_difference_of_a_bound_is_a_bound(folder):
-    table = paired.paired_table(load(folder))
-    shown = {row[0].text: row[-1].text.startswith("≤") for row in table.rows}
-    assert shown == {"turned": False, "turned_later": True, "strict": False}
+    def shown(folder):
+        return {row[0].text: row[-1].text[0] for row in paired.paired_table(load(folder)).rows}
+
+    assert shown(folder) == {"turned": "−", "turned_later": "≤", "strict": "−"}
+    for seed in (0, 1):  # the reference is the bound
+        edit_value(folder / run_name("bare", "dit", seed) / "eval.json", "nll", upper_bound=True)
+    assert shown(folder) == {"turned": "≥", "turned_later": "−", "strict": "≥"}
+
+
+def test_a_value_minus_an_upper_bound_shows_no_decrease(folder):
+    def bold(folder):
+        return paired.paired_table(load(folder)).rows[0][-1].bold  # 'turned'
+
+    for method, nll in (("bare", -30.0), ("turned", -50.0)):
+        for seed in (0, 1):
+            path = folder / run_name(method, "dit", seed) / "eval.json"
+            edit_value(path, "nll", value=nll - seed * 1.001)
+    assert bold(folder)
+    for seed in (0, 1):
+        edit_value(folder / run_name("bare", "dit", seed) / "eval.json", "nll", upper_bound=True)
+    assert not bold(folder)
 
 
 def test_borrowed_training_cost_is_marked(folder, tmp_path):
@@ -156,13 +187,13 @@ def test_partial_study_is_called_partial_and_a_whole_one_is_not(folder):
     assert not main.caption(load(folder)).startswith("PARTIAL")
 
 
-@pytest.mark.parametrize("name", ["main.md", "main.csv", "main.tex"])
+@pytest.mark.parametrize("name", ["main.md", "main.csv", "main.tex", "values.csv"])
 def test_both_layouts_give_the_same_main_table(tmp_path, name):
     live, published = tmp_path / "runs" / "made_up", tmp_path / "results" / "made_up"
     for folder, is_published in ((live, False), (published, True)):
         main.build(load(write_study(folder, is_published)), folder / "report")
     assert (live / "report" / name).read_bytes() == (published / "report" / name).read_bytes()
-    edit(published / run_name("bare", "dit", 0) / "eval.json", metrics__atom_stability=0.71)  # control
+    edit_value(published / run_name("bare", "dit", 0) / "eval.json", "atom_stability", value=0.71)  # control
     main.build(load(published), published / "report")
     assert (live / "report" / name).read_bytes() != (published / "report" / name).read_bytes()
 
@@ -173,7 +204,7 @@ def test_csv_keeps_the_records_numbers(folder, tmp_path):
     assert float(data["atom_stability"]) == 0.993
     assert float(bare["atom_stability"]) == pytest.approx(0.71)
     assert float(bare["step_seconds"]) == pytest.approx(0.02)
-    assert float(bare["nll_mean"]) == pytest.approx((-37.0 - 38.2) / 2)
+    assert float(bare["nll"]) == pytest.approx((-37.0 - 38.2) / 2)
 
 
 def test_study_without_any_finished_run_still_gives_a_table(folder, tmp_path):
@@ -243,8 +274,53 @@ def test_three_significant_figures(value, digits):
 
 
 def test_values_show_in_the_columns_unit():
-    column = Column("x", "X", "%", "x %", True, scale=100.0, digits=1)
+    column = Column("x", "X", "%", scale=100.0, digits=1)
+    assert column.title == "X (%)"
     assert column.show(0.8761) == "87.6"
     assert column.show(-0.01) == "−1.0"
     assert column.show(0.01, signed=True) == "+1.0"
     assert column.show(None) == column.show(float("nan")) == "–"
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "shown"),
+    [
+        ("fraction", 0.123, "12.3 %"),
+        ("s", 2e-4, "200 µs"),
+        ("s", 0.04, "40.0 ms"),
+        ("s", 12.0, "12.0 s"),
+        ("s", 267.0, "4.45 min"),
+        ("s", 7200.0, "2.00 h"),
+        ("s/molecule", 0.026, "26.0 ms/molecule"),
+        ("MB", 700.4, "700 MB"),
+        ("count", 91.0, "91 "),
+        ("count", 652_000.0, "652 10³"),
+        ("count", 29_300_000.0, "29 10⁶"),
+        ("nats/molecule", -32.25, "−32.2 nats/molecule"),
+        ("nats", 0.213, "0.213 nats"),
+        ("angstrom", 0.0123, "0.0123 angstrom"),
+        ("furlong", 3.0, "3.00 furlong"),
+        ("", 0.5, "0.500 "),
+    ],
+)
+def test_units_are_shown_as_people_read_them(unit, value, shown):
+    known, scale, digits = display(unit, abs(value))
+    assert f"{Column('x', 'X', known, scale=scale, digits=digits).show(value)} {known}" == shown
+
+
+def test_a_column_has_one_unit_for_all_its_values(folder, tmp_path):
+    """The largest decides, so that rows compare."""
+    edit_value(folder / run_name("strict", "egnn", 0) / "eval.json", "step_seconds", value=3.0)
+    header, rows = rows_of(folder, tmp_path / "out")
+    assert "Training step (s)" in header
+    assert rows["bare", "dit small"]["Training step (s)"] == "0.0200"
+
+
+def test_terminal_table_shares_out_columns_among_blocks(folder):
+    assert main.print_table(load(folder)).count("backbone") == 2
+    for path in folder.glob("*/eval.json"):
+        for i in range(9):
+            edit_value(path, f"extra{i}", label=f"Extraordinary quantity {i}", value=1.0, at={})
+    printed = main.print_table(load(folder))
+    assert printed.count("backbone") == 4
+    assert max(map(len, printed.splitlines())) <= 120

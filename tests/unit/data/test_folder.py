@@ -4,7 +4,7 @@ import pytest
 from bench.data import folder
 from bench.structures import files
 from bench.structures.dataset import DataError
-from bench.structures.files import FileError
+from bench.structures.elements import FileError
 from bench.structures.structures import Structures
 
 

@@ -12,8 +12,8 @@ from bench.data import mini, qm9
 from bench.registry import datasets
 from bench.structures import gdb9
 from bench.structures.dataset import DataError
+from bench.structures.elements import FileError
 from bench.structures.fetch import Artefact, cache_folder
-from bench.structures.files import FileError
 
 QM9_DIR = os.environ.get("QM9_DIR")
 EXCLUDED = np.array([0, 7, 8])

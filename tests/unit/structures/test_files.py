@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rdkit import Chem
 
 from bench.structures import files
-from bench.structures.files import FileError
+from bench.structures.elements import FileError
 from bench.structures.structures import Structures
 
 WATER = "3\nwater\nO 0.0 0.0 0.1\nH 0.0 0.7 -0.5\nH 0.0 -0.7 -0.5\n"
