@@ -1,4 +1,4 @@
-"""A study through a real Slurm of one node (`make test-slurm`): arrays, needs, deaths, cancelling, and what Slurm does.
+"""A study through a real Slurm of one node (`make test-slurm`): arrays, needs, deaths, `scancel`, and what Slurm does.
 
 Where Slurm's packages are not there and cannot be installed, the tests are skipped with the reason.
 """
@@ -83,8 +83,8 @@ def executed_once(study: Study) -> bool:
     return all(path.read_text().count("INFO done\n") == 1 for path in study.runs.glob("*/log.txt"))
 
 
-def test_what_runs_need_is_asked_for_and_cancelled_while_it_waits(held, study_of):
-    """One array for each distinct need; `status` shows them queued, `cancel` empties the queue."""
+def test_what_runs_need_is_asked_for_and_cancelled_by_the_studys_name(held, study_of):
+    """One array for each distinct need; `status` shows them queued. Control: another name cancels nothing."""
     cells = [
         {**grid([0, 1])[0]},
         {**grid([2])[0], "train.n_threads": [3]},
@@ -103,10 +103,12 @@ def test_what_runs_need_is_asked_for_and_cancelled_while_it_waits(held, study_of
     assert len(shown) == 4
     assert all(line.startswith("queued") and "Slurm job" in line for line in shown.values()), shown
 
-    cancelled = study.call("cancel", "tiny")
-    assert cancelled.returncode == 0, cancelled.stderr
-    assert cancelled.stdout.count("Slurm job cancelled") == 4
+    held.ask("scancel", "--name=equibench-tin")
+    assert len(held.ask("squeue", "--array", "--noheader").splitlines()) == 4
+    launcher.send_signal(signal.SIGINT)
     assert study.end(launcher) == 130
+    assert len(held.ask("squeue", "--array", "--noheader").splitlines()) == 4
+    held.ask("scancel", "--name=equibench-tiny")
     wait_for(lambda: not held.ask("squeue", "--noheader"), "an empty queue")
 
 
@@ -162,14 +164,12 @@ def test_the_jobs_of_a_killed_launcher_are_taken_up(straight, study_of):
     assert same(study, straight, 1)
 
 
-def test_cancel_ends_a_running_job_and_leaves_its_run_resumable(cluster, straight, study_of):
+def test_scancel_by_name_ends_a_running_job_and_leaves_its_run_resumable(cluster, straight, study_of):
     study = study_of(grid([0]))
     launcher = study.start()
     study.wait_paused(1)
-    cancelled = study.call("cancel", "tiny")
-    assert cancelled.returncode == 0, cancelled.stderr
-    assert "Slurm job cancelled" in cancelled.stdout
-    assert study.end(launcher) == 130
+    cluster.ask("scancel", "--name=equibench-tiny")
+    assert study.end(launcher) == 1
     wait_for(lambda: not cluster.ask("squeue", "--noheader"), "the job to end")
     assert lines(study)["haar-dit-s0"].startswith("killed")
     study.go_on()
