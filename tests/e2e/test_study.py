@@ -19,7 +19,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from bench.records.store import read_json, read_steps
+from bench.records.store import read_json, read_steps, write_json
 
 TINY = {
     "study": "tiny",
@@ -267,7 +267,7 @@ def test_a_run_is_sampled_without_rdkit_and_evaluated_later(straight, tmp_path):
     ours, theirs = contents(runs), contents(straight / "runs/tiny")
     assert ours
     assert [key for key in ours if ours[key] != theirs[key]] == []
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    write_json(folder / "manifest.json", read_json(folder / "manifest.json") | {"status": "running"})
     refused = command("evaluate", str(folder), cwd=tmp_path)
     assert refused.returncode == 2
     assert "expected a sampled run" in refused.stderr
