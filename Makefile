@@ -4,6 +4,7 @@ VENV ?= .venv
 PRESET ?= laptop
 STUDY ?= qm9_$(PRESET)
 ARGS ?=
+TOYS ?= toys_groups toys_flow_velocity toys_flow_clean
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -11,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-all test-slurm test-faults perf performance smoke ablation-qm9 report publish readme clean
+.PHONY: help install lint format test test-all test-slurm test-faults perf performance smoke ablation-qm9 ablation-toys report publish readme clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -58,6 +59,9 @@ smoke: ## Run every method and backbone for a few steps on the embedded set (two
 
 ablation-qm9: $(INSTALLED) ## Run the comparison and print its table (PRESET=smoke|laptop|workstation|paper ARGS='key=value ...')
 	@$(BIN)/equibench run qm9_$(PRESET) $(ARGS); ran=$$?; $(BIN)/equibench report qm9_$(PRESET) && exit $$ran
+
+ablation-toys: $(INSTALLED) ## Run the toys whose law is known in closed form (minutes; TOYS=toys_sign_flip: the published toy, hours)
+	@for toys in $(TOYS); do $(BIN)/equibench run $$toys $(ARGS) && $(BIN)/equibench report $$toys || exit 1; done
 
 report: $(INSTALLED) ## Build the report of a study from its records (STUDY=..., by default the preset's)
 	$(BIN)/equibench report $(STUDY)

@@ -18,18 +18,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.labels import Column, column_name, columns
-from bench.records.store import (
-    EVALUATION,
-    MANIFEST,
-    PLAN,
-    STEP,
-    RecordError,
-    flatten,
-    read_config,
-    read_json,
-    read_steps,
-    run_folders,
-)
+from bench.records.schema import EVALUATION, MANIFEST, PLAN, STEP, RecordError
+from bench.records.store import RunFolder, StudyFolder, flatten, read_config, read_json, read_steps
 from bench.records.values import Kind, Value
 
 # A pandas DataFrame. Typed loosely: pandas' own annotations give unions for every selection, too wide to check.
@@ -172,7 +162,7 @@ def load(folder: Path) -> Study:
     """
     folder = Path(folder)
     rows, values, curves, problems = [], [], [], []
-    for path in run_folders(folder):
+    for path in StudyFolder(folder).runs():
         row, entries, faults = _read_run(path)
         curve, fault = _read_curve(path, row) if row["status"] != "unreadable" else (pd.DataFrame(), None)
         problems += [*faults, *([fault] if fault else [])]
@@ -203,13 +193,13 @@ def load(folder: Path) -> Study:
 def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
     """A run's row, its values, and what could not be read."""
     try:
-        row = flatten(read_json(path / "manifest.json", MANIFEST))
+        row = flatten(read_json(RunFolder(path).manifest, MANIFEST))
     except (RecordError, OSError) as error:
         return {"run": path.name, "path": path, "status": "unreadable", "reason": str(error)}, [], [str(error)]
     row |= {"path": path, "run": path.name}
     settings, faults = _read_config(path)
     row |= settings
-    if not (path / "eval.json").exists():
+    if not RunFolder(path).eval.exists():
         if row["status"] == "done":
             row |= {
                 "status": "not evaluated",
@@ -217,8 +207,8 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
             }
         return row, [], faults
     try:
-        evaluation = read_json(path / "eval.json", EVALUATION)
-        values = [entry for key in LISTS for entry in _read_values(evaluation.pop(key), key, path / "eval.json")]
+        evaluation = read_json(RunFolder(path).eval, EVALUATION)
+        values = [entry for key in LISTS for entry in _read_values(evaluation.pop(key), key, RunFolder(path).eval)]
     except (RecordError, OSError) as error:
         return row | {"status": "unreadable", "reason": str(error)}, [], [*faults, str(error)]
     return row | flatten(evaluation, "eval."), [{"run": path.name, **entry} for entry in values], faults
@@ -292,7 +282,7 @@ def _attached(values: Frame, runs: Frame) -> Frame:
 
 def _queued(folder: Path, begun: set[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of runs that the newest plan asks for and that have no record yet."""
-    path = folder / "runs.json"
+    path = StudyFolder(folder).plan
     try:
         runs = read_json(path, PLAN)["runs"] if path.exists() else []
         return [
@@ -310,7 +300,7 @@ def _queued(folder: Path, begun: set[str]) -> tuple[list[dict[str, Any]], list[s
 
 def _read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
     try:
-        page = read_config(path)
+        page = read_config(RunFolder(path))
     except (RecordError, OSError) as error:
         return {}, [f"{path.name}: settings left out: {error}"]
     return _settings(page), []
@@ -324,10 +314,10 @@ def _settings(page: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_curve(path: Path, run: Mapping[str, Any]) -> tuple[Frame, str | None]:
     try:
-        if (path / "steps.jsonl").exists():
+        if RunFolder(path).steps.exists():
             until = run.get("eval.step") if run["status"] == "done" else None
-            return pd.DataFrame([flatten(step) for step in read_steps(path / "steps.jsonl", until)]), None
-        file = path / "curves.csv"
+            return pd.DataFrame([flatten(step) for step in read_steps(RunFolder(path).steps, until)]), None
+        file = RunFolder(path).curves
         if not file.exists() or not file.read_text().strip():
             return pd.DataFrame(), None
         curve = pd.read_csv(file)

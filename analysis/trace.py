@@ -10,6 +10,7 @@ from pathlib import Path
 from analysis.labels import MISSING, Column
 from analysis.load import Frame, Study
 from analysis.stats import Group, summarise
+from bench.records.store import RunFolder
 
 DATA_ROW = "data"
 
@@ -100,16 +101,16 @@ def _run(run: Frame, value: Frame | None) -> list[str]:
     shown, record = MISSING, MISSING
     if value is not None:
         shown = f"{float(value['value'])!r}"
-        record = f"{folder.parent / value['source'] / 'eval.json'}: {value['entry']}.value"
+        record = f"{RunFolder(folder.parent / value['source']).eval}: {value['entry']}.value"
     lines = {
         "run": f"{run['run']}, seed {int(run['seed'])}",
         "value": shown,
         "record": record,
         "commit": f"{commit if known else 'unknown'}{changed}",
-        "config": str(folder / "config.yaml"),
+        "config": str(RunFolder(folder).config),
         "data": f"{run['data.label']}, fingerprint {run['data.fingerprint']}",
     }
     if isinstance(run["weights_from"], str):
         lines["weights"] = f"of {run['weights_from']}"
-    lines["again"] = f"equibench run {shlex.quote(str(folder / 'config.yaml'))}"
+    lines["again"] = f"equibench run {shlex.quote(str(RunFolder(folder).config))}"
     return [f"{key:8}{line}" for key, line in lines.items()]

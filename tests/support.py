@@ -13,6 +13,7 @@ from bench.registry import measures
 from bench.run.contract import (  # noqa: F401
     ELEMENTS,
     ELEMENTS_OF_GROUPS,
+    FACTS,
     GROUP_NAMES,
     MEAN_ATOMS,
     SIZES,

@@ -17,6 +17,7 @@ from rdkit.Chem.Draw import rdMolDraw2D
 from analysis.figures.style import GREY, STYLE, WIDTH, colours, save
 from analysis.load import Study
 from analysis.stats import Group
+from bench.records.store import RunFolder
 
 N_SHOWN = 6
 PIXELS = (340, 270)  # width, height
@@ -66,7 +67,7 @@ def caption(n_shown: int = N_SHOWN) -> str:
 def drawn_file(study: Study, group: Group) -> Path | None:
     """drawn.sdf of the row's lowest counted seed that has one."""
     runs = study.of(*group)
-    files = [path / "drawn.sdf" for path in runs[runs["counted"]].sort_values("seed")["path"]]
+    files = [RunFolder(path).drawn for path in runs[runs["counted"]].sort_values("seed")["path"]]
     return next((file for file in files if file.exists()), None)
 
 

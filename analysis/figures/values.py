@@ -68,7 +68,7 @@ def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> Non
         half, mean = summary.sampling * column.scale, summary.mean * column.scale
         axes.errorbar(mean, y, xerr=half if half == half else None, **look, elinewidth=0.8, zorder=3)
         if summary.upper_bound:
-            axes.annotate("≤", (mean, y), (0, 2), textcoords="offset points", fontsize=6, ha="center")
+            axes.annotate("≤", (mean, y), (0, 3.5), textcoords="offset points", fontsize=6, ha="center")
     for value in set(study.data_values(column)):
         axes.axvline(value * column.scale, **DATA)
     axes.xaxis.set_major_locator(MaxNLocator(4))

@@ -96,6 +96,8 @@ def html(table: Table) -> str:
 _TEX = {"\\": r"\textbackslash{}", "–": "--", "−": "$-$", "±": r"$\pm$", "≤": r"$\le$", "†": r"$^\dagger$"}
 _TEX |= {
     "≥": r"$\ge$",
+    "⁶": "$^6$",
+    "µ": r"$\mu$",
     "‡": r"$^\ddagger$",
     "§": r"$^\S$",
     "³": "$^3$",

@@ -73,13 +73,13 @@ def _configurations(what: str) -> list[RunConfig]:
     """Of a study by its name or file, of a run's folder, or of all runs in a study's folder."""
     from bench.config.run import read_run
     from bench.config.study import load_study, study_names
+    from bench.records.store import RunFolder, StudyFolder
 
     folder = Path(what)
     if folder.suffix in (".yaml", ".yml") or what in study_names():
         return load_study(what).runs
-    if not (folder / "config.yaml").is_file():
-        folder = study_folder(what)
-        return [read_run(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
+    if not RunFolder(folder).config.is_file():
+        return [read_run(path) for path in StudyFolder(study_folder(what)).runs()]
     return [read_run(folder)]
 
 

@@ -39,10 +39,11 @@ def add_study(command: argparse.ArgumentParser) -> None:
 def study_folder(name: str) -> Path:
     """Where a study's records lie: a path, else runs/NAME, else results/NAME."""
     from bench.config.study import study_of
+    from bench.records.store import StudyFolder
 
     study = study_of(name)
     candidates = [Path(name), RUNS / study, RESULTS / study]
     for folder in candidates:
-        if (folder / "runs.json").exists() or (folder.is_dir() and any(folder.glob("*/manifest.json"))):
+        if StudyFolder(folder).plan.exists() or StudyFolder(folder).runs():
             return folder
     raise ValueError(f"no records of study {name!r} in {RUNS}/ or {RESULTS}/; execute `equibench run {name}` first")

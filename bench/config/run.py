@@ -20,8 +20,8 @@ from typing import Any
 
 from bench.diffusion.process import DiffusionConfig
 from bench.diffusion.sampler import Sampler
-from bench.records.inputs import cut, is_folder_name
-from bench.records.pages import PageError, read_page
+from bench.records.inputs import YamlError, is_folder_name, read_yaml, truncate
+from bench.records.store import RunFolder
 from bench.registry import (
     PluginError,
     PluginFile,
@@ -43,7 +43,7 @@ class ConfigError(ValueError):
 
 
 def shown(value: Any) -> str:
-    return cut(repr(value))
+    return truncate(repr(value))
 
 
 def require(where: str, **conditions: tuple[Any, bool, str]) -> None:
@@ -83,6 +83,9 @@ class TrainConfig:
     lr: float = 2e-4
     warmup_steps: int = 0  # linear from zero
     cooldown_fraction: float = 0.0  # linear to zero over the last part of the run
+    # the learning rate is multiplied by `lr_decay` every `lr_decay_every` steps
+    lr_decay: float = 1.0
+    lr_decay_every: int = 1000
     # equal seconds instead of equal steps: stop after this many seconds of training steps; n_steps still bounds
     max_seconds: float | None = None
     optimiser: OptimiserName = OptimiserName.ADAMW
@@ -115,6 +118,7 @@ class TrainConfig:
             "n_threads",
             "accumulate",
             "n_processes",
+            "lr_decay_every",
         )
         require("train", **{key: (n := getattr(self, key), n >= 1, "at least 1") for key in counts})
         require(
@@ -122,6 +126,7 @@ class TrainConfig:
             lr=(self.lr, 0 < self.lr < math.inf, "a positive number"),
             warmup_steps=(self.warmup_steps, self.warmup_steps >= 0, "0 or more"),
             cooldown_fraction=(self.cooldown_fraction, 0 <= self.cooldown_fraction <= 1, "a number from 0 to 1"),
+            lr_decay=(self.lr_decay, 0 < self.lr_decay <= 1, "a number above 0 and at most 1"),
             adam_beta2=(self.adam_beta2, 0 <= self.adam_beta2 < 1, "a number from 0 to below 1"),
             ema_decay=(self.ema_decay, 0 <= self.ema_decay < 1, "a number from 0 to below 1"),
             clip_norm=(self.clip_norm, self.clip_norm > 0, "a positive number"),
@@ -254,7 +259,7 @@ def build(cls: Any, values: Any, where: str = "") -> Any:
     for key in values:
         if key not in known:
             hint = nearest(str(key), known) if known else "it has no options"
-            raise ConfigError(f"unknown key '{prefix}{cut(str(key))}'; {hint}")
+            raise ConfigError(f"unknown key '{prefix}{truncate(str(key))}'; {hint}")
     for f in dataclasses.fields(cls):
         if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"'{prefix}{f.name}' is missing; it has no default")
@@ -378,12 +383,12 @@ def read_run(folder: Path, trusted: bool = False) -> RunConfig:
     Args:
         trusted: execute the plug-in files that it names. Else they have to be loaded already.
     """
-    path = folder / "config.yaml"
+    path = RunFolder(folder).config
     try:
-        page = read_page(path)
+        page = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(f"{folder} is no run folder: it has no config.yaml") from None
-    except (PageError, OSError) as error:
+    except (YamlError, OSError) as error:
         raise ConfigError(str(error)) from error
     with naming(path):
         return trusted_run(page) if trusted else build(RunConfig, page)
@@ -408,6 +413,8 @@ def reason_to_skip(cfg: RunConfig) -> str | None:
             f"method {cfg.method['name']!r} needs an equivariant backbone, got {cfg.backbone['name']!r}; "
             f"choose {' or '.join(fitting)}, or {other}"
         )
+    if getattr(backbone, "one_size", False) and not tasks[cfg.task["name"]].build.one_size:
+        return f"backbone {cfg.backbone['name']!r} takes states of one size, those of task {cfg.task['name']!r} differ"
     parent = weights_run(cfg)
     if parent is None:
         return None

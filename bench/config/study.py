@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config.run import ConfigError, LaunchConfig, RunConfig, build, load_plugins, naming, require, shown
-from bench.records.inputs import cut, said
-from bench.records.pages import PageError, read_page
+from bench.records.inputs import YamlError, one_line, read_yaml, truncate
 from bench.registry import PluginError, PluginFile, nearest
 
 STUDIES = Path(__file__).parent / "studies"  # those that come with the package
@@ -61,8 +60,8 @@ def load_study(name: str, overrides: list[str] | None = None, plugins: Sequence[
         hint = "" if path.parent != STUDIES else f"; {nearest(name, study_names())}"
         raise ConfigError(f"no study at {name!r}{hint}")
     try:
-        plain = read_page(path)
-    except (PageError, OSError) as error:
+        plain = read_yaml(path)
+    except (YamlError, OSError) as error:
         raise ConfigError(str(error)) from error
     if isinstance(plain, dict) and "method" in plain:
         base = {key: value for key, value in plain.items() if key not in ("study", "plugins")}
@@ -84,7 +83,7 @@ def load_study(name: str, overrides: list[str] | None = None, plugins: Sequence[
             page = OmegaConf.merge(page, OmegaConf.from_dotlist([key]))
         resolved: Any = OmegaConf.to_container(page, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {said(error)}") from error
+        raise ConfigError(f"{path}: {one_line(error)}") from error
     _refuse_hidden(resolved, overrides or [])
     return resolve_study(resolved, str(path))
 
@@ -180,11 +179,11 @@ def set_dotted(page: dict[str, Any], dotted: str, value: Any) -> None:
     for parent in parents:
         page = page.setdefault(parent, {})
         if not isinstance(page, dict):
-            raise ConfigError(f"'{cut(dotted)}' cannot be set: '{parent}' is {shown(page)}, expected a mapping")
+            raise ConfigError(f"'{truncate(dotted)}' cannot be set: '{parent}' is {shown(page)}, expected a mapping")
     page[last] = value
 
 
 def study_of(name: str) -> str:
     """The study that one of our pages adds to (several may add to one); any other name stands for itself."""
     path = STUDIES / f"{name}.yaml"
-    return str(read_page(path)["study"]) if path.is_file() else name
+    return str(read_yaml(path)["study"]) if path.is_file() else name

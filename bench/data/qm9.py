@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.data import mini
-from bench.records import npz
+from bench.records import inputs
 from bench.records.store import write_atomically
 from bench.references import HOOGEBOOM_2022, Reference
 from bench.registry import datasets
@@ -120,7 +120,7 @@ def _parsed_once(path: Path) -> Structures:
     cached = cache_folder() / f"qm9-{gdb9.ARCHIVE.sha256[:16]}.npz"
     if cached.is_file():
         try:
-            numbers, positions, ptr = npz.read_arrays(cached, ("numbers", "positions", "ptr")).values()
+            numbers, positions, ptr = inputs.read_arrays(cached, ("numbers", "positions", "ptr")).values()
             molecules = Structures(numbers.astype(np.int64), positions, ptr.astype(np.int64))
             if (molecules.n_atoms < 1).any() or positions.dtype != np.float32:
                 raise ValueError("unexpected arrays")

@@ -128,7 +128,8 @@ class LinearPath(Path):
     """alpha = 1 - t, sigma = t: the straight line between data and noise. Places are the times themselves.
 
     Args:
-        margin: times are drawn from [margin, 1], since the noise that goes with a clean state is undefined at t = 0.
+        margin: times are drawn from [margin, 1 - margin], since the noise that goes with a clean state is undefined at
+            t = 0, and the clean state that goes with a noise at t = 1.
     """
 
     def __init__(self, margin: float = 1e-3) -> None:
@@ -138,7 +139,7 @@ class LinearPath(Path):
     def draw(self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32) -> Level:
         del lowest
         u = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64)
-        return self.at(self.margin + (1 - self.margin) * u, dtype)
+        return self.at(self.margin + (1 - 2 * self.margin) * u, dtype)
 
     def grid(self, n_steps: int, device: torch.device | str) -> Float[Tensor, "S_plus_1"]:
         if n_steps < 1:

@@ -77,7 +77,8 @@ class Process(nn.Module):
         if decoder is not None:
             if cfg.parametrisation is not Parametrisation.NOISE or cfg.path is PathName.LINEAR:
                 raise ValueError("a decoder of discrete features needs parametrisation 'noise' and a path of levels")
-            decoder.check(self.path.at(torch.zeros(1, dtype=torch.long)).sigma.item())
+            # on the CPU, where tables are made, also while a model is outlined on the meta device
+            decoder.check(self.path.at(torch.zeros(1, dtype=torch.long, device="cpu")).sigma.item())
 
     @property
     def channels(self) -> dict[str, int]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bench.geometry.matrix_fisher import Envelope, mean_O3, mean_SO3
+from bench.geometry.matrix_fisher import Envelope, log_normaliser_SO3, mean_O3, mean_SO3
 from bench.geometry.noised import Noised
 from bench.geometry.state import State
 
@@ -112,6 +111,16 @@ class Group(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no closed-form posterior mean; sample it (orbit_rb)")
 
+    def log_evidence(self, noised: Noised) -> Float[Tensor, "B"]:
+        """log of the mean of p(z_t | g x0) over the group, float64, up to the constant of `log_likelihood`.
+
+        Between several candidates for x0 it decides which orbit made z_t.
+
+        Raises:
+            NotImplementedError: it is not known for this group.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form evidence of an orbit")
+
     def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
         """A distribution near the posterior, to draw from.
 
@@ -159,6 +168,16 @@ class MatrixGroup(Group):
     def mean(self, F: Float[Tensor, "B D D"]) -> Float[Tensor, "B D D"]:
         """Mean of p(R) ~ exp(tr(F^T R)) over the group."""
 
+    @abstractmethod
+    def log_normaliser(self, F: Float[Tensor, "B D D"]) -> Float[Tensor, "B"]:
+        """log of the mean of exp(tr(F^T R)) over the group."""
+
+    @torch.no_grad()
+    def log_evidence(self, noised: Noised) -> Float[Tensor, "B"]:
+        F = self.moment(noised.clean.parts[self.part][:, None], noised)[:, 0]
+        here = noised.spaces.log_likelihood(noised.z_t, noised.clean, noised.level).double()
+        return here - F.diagonal(dim1=1, dim2=2).sum(1) + self.log_normaliser(F)
+
     @torch.no_grad()
     def posterior_mean(self, noised: Noised) -> State:
         """The noise that goes with E[x0 | z_t, orbit] = M x0, M the mean of p(R) ~ exp(tr(F^T R))."""
@@ -179,6 +198,11 @@ class Sign(MatrixGroup):
     def mean(self, F: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B 1 1"]:
         return torch.tanh(F)
 
+    def log_normaliser(self, F: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B"]:
+        """log cosh F."""
+        f = F[:, 0, 0]
+        return torch.logaddexp(f, -f) - math.log(2)
+
 
 class SO2(MatrixGroup):
     """Rotations of the plane: the posterior of the angle is von Mises, with mean I1(k)/I0(k) in the direction of F."""
@@ -192,6 +216,11 @@ class SO2(MatrixGroup):
     @staticmethod
     def rotation(cos: Float[Tensor, "n"], sin: Float[Tensor, "n"]) -> Float[Tensor, "n 2 2"]:
         return torch.stack([torch.stack([cos, -sin], dim=-1), torch.stack([sin, cos], dim=-1)], dim=-2)
+
+    def log_normaliser(self, F: Float[Tensor, "B 2 2"]) -> Float[Tensor, "B"]:
+        """log I0(k)."""
+        k = torch.hypot(F[:, 0, 0] + F[:, 1, 1], F[:, 1, 0] - F[:, 0, 1])
+        return torch.special.i0e(k).log() + k
 
     def mean(self, F: Float[Tensor, "B 2 2"]) -> Float[Tensor, "B 2 2"]:
         # tr(F^T R) = (F11 + F22) cos + (F21 - F12) sin = k cos(angle - mu)
@@ -225,6 +254,10 @@ class O3(RotationGroup):
     def mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return mean_O3(F)
 
+    def log_normaliser(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B"]:
+        halves = torch.stack([log_normaliser_SO3(F), log_normaliser_SO3(-F)])
+        return halves.logsumexp(0) - math.log(2)
+
     def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
         return Envelope(F, improper=True)
 
@@ -239,6 +272,9 @@ class SO3(RotationGroup):
 
     def mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return mean_SO3(F)
+
+    def log_normaliser(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B"]:
+        return log_normaliser_SO3(F)
 
     def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
         return Envelope(F, improper=False)
@@ -255,6 +291,9 @@ class Translated(RotationGroup):
 
     def mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return self.inner.mean(F)  # Haar measure is invariant: no coupling enters an average
+
+    def log_normaliser(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B"]:
+        return self.inner.log_normaliser(F)
 
     def envelope(self, F: Float[Tensor, "N 3 3"]) -> Envelope:
         return self.inner.envelope(F)
@@ -274,7 +313,7 @@ class TorusShift(Group):
     part = "frac"
     REACH = 12.0  # standard deviations of the posterior, sigma / sqrt(N), on either side of its centre
 
-    def __init__(self, n_nodes: int = 256) -> None:
+    def __init__(self, n_nodes: int = 128) -> None:
         self.n_nodes = n_nodes
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3"]:
@@ -294,39 +333,41 @@ class TorusShift(Group):
         del g
         return noise
 
-    def nodes(self, centre: Float[Tensor, "B 3"], sigma: Float[Tensor, "B"], n_atoms: Tensor) -> Tensor:
-        """Nodes of tau [B, 3, K]: around the centre, or on the whole circle where that interval would exceed it."""
-        half = (self.REACH * sigma / n_atoms.to(sigma.dtype).sqrt()).clamp(max=0.5)
-        steps = (torch.arange(self.n_nodes, device=sigma.device, dtype=sigma.dtype) + 0.5) / self.n_nodes
-        return centre[..., None] + half[:, None, None] * (2 * steps - 1)
+    def nodes(self, noised: Noised) -> tuple[Float[Tensor, "B 3 K"], Float[Tensor, "B"]]:
+        """Nodes of tau around the circular mean of z - x0, or on the whole circle where that interval would exceed it;
+        and the distance between two of them."""
+        state, sigma = noised.z_t, noised.level.sigma.double()
+        turn = 2 * math.pi * (state.parts[self.part].double() - noised.clean.parts[self.part].double())
+        centre = torch.atan2(state.sum_over_atoms(turn.sin()), state.sum_over_atoms(turn.cos())) / (2 * math.pi)
+        half = (self.REACH * sigma / state.n_atoms.double().sqrt()).clamp(max=0.5)
+        steps = (torch.arange(self.n_nodes, device=sigma.device, dtype=torch.float64) + 0.5) / self.n_nodes
+        return centre[..., None] + half[:, None, None] * (2 * steps - 1), 2 * half / self.n_nodes
+
+    def _quadrature(self, noised: Noised) -> tuple[Float[Tensor, "B 3 K"], Float[Tensor, "A 3 K"], Float[Tensor, "B"]]:
+        """log prod_n WN(z_na - x0_na - tau_a) and E[eps | d_na - tau_a] at the nodes, and the distance between them."""
+        state, space = noised.z_t, noised.spaces[self.part]
+        d = state.parts[self.part].double() - noised.clean.parts[self.part].double()
+        tau, spacing = self.nodes(noised)
+        moved = (d[..., None] - state.per_atom(tau)).reshape(-1, 1)  # each axis of each atom at each node on its own
+        sigma = (
+            state.per_atom(noised.level.sigma.double())[:, None, None].expand(len(d), 3, self.n_nodes).reshape(-1, 1)
+        )
+        zero, one = torch.zeros_like(moved), torch.ones_like(moved)
+        shape = (len(d), 3, self.n_nodes)
+        log_w = state.sum_over_atoms(space.log_likelihood(moved, zero, one, sigma).view(shape))
+        return log_w, space.displacement(moved, zero, one, sigma).view(shape), spacing
 
     @torch.no_grad()
     def posterior_mean(self, noised: Noised) -> State:
         """E[noise | z_t, orbit]: T_na = E_tau[ E[eps | d_na - tau_a] ], float64."""
-        state, space = noised.z_t, noised.spaces[self.part]
-        d = state.parts[self.part].double() - noised.clean.parts[self.part].double()
-        turn = 2 * math.pi * d
-        centre = torch.atan2(state.sum_over_atoms(turn.sin()), state.sum_over_atoms(turn.cos())) / (2 * math.pi)
-        tau = self.nodes(centre, noised.level.sigma.double(), state.n_atoms)
-        sigma = noised.level.sigma.double()
-        rows = state.per_atom(sigma)[:, None]
-        shifts = state.per_atom(tau.flatten(1)).view(len(d), -1, self.n_nodes)
-        zero, one = torch.zeros_like(d), torch.ones_like(rows)
-        log_w, noise = [], []
-        for k in range(self.n_nodes):  # one node at a time keeps memory flat
-            moved = d - shifts[..., k]
-            # the likelihood of a row sums over axes, and here each axis is on its own
-            log_w.append(state.sum_over_atoms(_by_axis(space.log_likelihood, moved, zero, one, rows)))
-            noise.append(space.displacement(moved, zero, one, rows))
-        weight = torch.stack(log_w, dim=-1).softmax(-1)
-        mean = (state.per_atom(weight.flatten(1)).view_as(shifts) * torch.stack(noise, dim=-1)).sum(-1)
+        log_w, noise, _ = self._quadrature(noised)
+        mean = (noised.z_t.per_atom(log_w.softmax(-1)) * noise).sum(-1)
         return noised.noise.replace(**{self.part: mean.to(noised.noise.dtype)})
 
-
-def _by_axis(log_likelihood: Callable[..., Tensor], z: Tensor, clean: Tensor, one: Tensor, sigma: Tensor) -> Tensor:
-    """A row-wise log likelihood of each column alone [A, C]."""
-    columns = range(z.shape[1])
-    return torch.stack([log_likelihood(z[:, [a]], clean[:, [a]], one, sigma) for a in columns], dim=1)
+    @torch.no_grad()
+    def log_evidence(self, noised: Noised) -> Float[Tensor, "B"]:
+        log_w, _, spacing = self._quadrature(noised)
+        return (log_w.logsumexp(-1) + spacing.log()[:, None]).sum(1)
 
 
 class Permutations(Group):
@@ -365,6 +406,12 @@ class Permutations(Group):
         g = [element.expand(len(noised), -1) for element in self.elements.to(noised.z_t.ptr.device)]
         return weighted_noise(self, g, torch.stack([self.log_likelihood(element, noised) for element in g]), noised)
 
+    @torch.no_grad()
+    def log_evidence(self, noised: Noised) -> Float[Tensor, "B"]:
+        g = [element.expand(len(noised), -1) for element in self.elements.to(noised.z_t.ptr.device)]
+        each = torch.stack([self.log_likelihood(element, noised).double() for element in g])
+        return each.logsumexp(0) - math.log(len(g))
+
 
 def weighted_noise(group: Group, g: list[Tensor], log_weights: Float[Tensor, "K B"], noised: Noised) -> State:
     """E[noise | z_t, {g_k x0}] for candidates g_k with normalised weights: the mean of their displacements."""
@@ -375,6 +422,3 @@ def weighted_noise(group: Group, g: list[Tensor], log_weights: Float[Tensor, "K 
         term = noise.map(lambda part, state=noise, weight=weight: state.spread(weight, part) * part)
         total = term if total is None else total.combine(term, torch.add)
     return total
-
-
-GROUPS: dict[GroupName, type[RotationGroup]] = {GroupName.O3: O3, GroupName.SO3: SO3}

@@ -21,8 +21,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import BusyError, locked
+from bench.records.store import RunFolder
 from bench.run.interpreter import environment, python
 from bench.run.parent import die_with
 
@@ -140,11 +142,11 @@ def death(code: int) -> str:
 
 def record_failure(folder: Path, reason: str) -> None:
     """Record a failure in the manifest of a run that says 'running'."""
-    path = folder / "manifest.json"
-    with contextlib.suppress(BusyError, FileNotFoundError, records.RecordError), locked(folder):
-        manifest = records.read_json(path, records.MANIFEST)
+    path = RunFolder(folder).manifest
+    with contextlib.suppress(BusyError, FileNotFoundError, schema.RecordError), locked(folder):
+        manifest = records.read_json(path, schema.MANIFEST)
         if manifest["status"] == "running":
-            records.write_json(path, manifest | {"status": "failed", "reason": reason}, records.MANIFEST)
+            records.write_json(path, manifest | {"status": "failed", "reason": reason}, schema.MANIFEST)
 
 
 def main() -> None:

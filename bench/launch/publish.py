@@ -8,26 +8,17 @@ import logging
 import shutil
 from pathlib import Path
 
-from bench.records import store as records
-from bench.records.store import (
-    EVALUATION,
-    MANIFEST,
-    STEP,
-    flatten,
-    read_json,
-    read_steps,
-    run_folders,
-    write_atomically,
-)
+from bench.records import schema
+from bench.records.schema import EVALUATION, MANIFEST, STEP
+from bench.records.store import RunFolder, StudyFolder, flatten, read_json, read_steps, write_atomically
 from bench.records.values import Kind
 from bench.run.checkpoint import save_average
-from bench.run.sample import WEIGHTS, weights_file
+from bench.run.sample import weights_file
 
 log = logging.getLogger("equibench")
 
 N_CURVE_POINTS = 200
 MAX_WEIGHTS_BYTES = 1_000_000
-COPIED = ("config.yaml", "manifest.json", "data.json", "eval.json", "drawn.sdf")
 
 
 def publish(study: str, runs_root: Path, results_root: Path) -> Path:
@@ -39,28 +30,31 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
         FileNotFoundError: the study has no runs.
     """
     source, target = runs_root / study, results_root / study
-    folders = list(run_folders(source))
+    folders = list(StudyFolder(source).runs())
     if not folders:
         raise FileNotFoundError(f"no runs of study {study!r} in {runs_root}; execute `equibench run {study}` first")
     asked = {folder.name for folder in folders}
-    if (source / "runs.json").exists():
-        asked |= {run["run"] for run in read_json(source / "runs.json", records.PLAN)["runs"]}
-    for folder in run_folders(target):  # runs that are no longer part of the study
+    if StudyFolder(source).plan.exists():
+        asked |= {run["run"] for run in read_json(StudyFolder(source).plan, schema.PLAN)["runs"]}
+    for folder in StudyFolder(target).runs():  # runs that are no longer part of the study
         if folder.name not in asked:
             shutil.rmtree(folder)
-    write_atomically(target / "study.yaml", (source / "study.yaml").read_bytes())
+    write_atomically(StudyFolder(target).study, StudyFolder(source).study.read_bytes())
     for folder in folders:
-        manifest = read_json(folder / "manifest.json", MANIFEST)
-        for name in COPIED:
-            if (folder / name).exists():
-                write_atomically(target / folder.name / name, (folder / name).read_bytes())
+        manifest = read_json(RunFolder(folder).manifest, MANIFEST)
+        for file in RunFolder(folder).published():
+            copy = target / folder.name / file.name
+            if file.exists():
+                write_atomically(copy, file.read_bytes())
             else:
-                (target / folder.name / name).unlink(missing_ok=True)
-        if steps := read_steps(folder / "steps.jsonl"):
-            write_atomically(target / folder.name / "curves.csv", curves(steps).encode())
+                copy.unlink(missing_ok=True)
+        if steps := read_steps(RunFolder(folder).steps):
+            write_atomically(RunFolder(target / folder.name).curves, curves(steps).encode())
         if manifest["status"] == "done":
             publish_weights(folder, target / folder.name, manifest["parameters"]["total"])
-    write_atomically(target / "runs.csv", table([published_row(folder) for folder in run_folders(target)]).encode())
+    write_atomically(
+        StudyFolder(target).table, table([published_row(folder) for folder in StudyFolder(target).runs()]).encode()
+    )
     return target
 
 
@@ -69,7 +63,7 @@ def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
     weights = weights_file(folder, None)
     if weights.exists() and 4 * n_parameters < MAX_WEIGHTS_BYTES:
         target.mkdir(parents=True, exist_ok=True)
-        save_average(target / WEIGHTS, weights)
+        save_average(RunFolder(target).weights, weights)
 
 
 def curves(steps: list[dict]) -> str:
@@ -84,9 +78,9 @@ def curves(steps: list[dict]) -> str:
 
 def published_row(folder: Path) -> dict:
     """Line of runs.csv of a folder in results/."""
-    has_result = (folder / "eval.json").exists()
-    evaluation = read_json(folder / "eval.json", EVALUATION) if has_result else None
-    return row(read_json(folder / "manifest.json", MANIFEST), evaluation)
+    has_result = RunFolder(folder).eval.exists()
+    evaluation = read_json(RunFolder(folder).eval, EVALUATION) if has_result else None
+    return row(read_json(RunFolder(folder).manifest, MANIFEST), evaluation)
 
 
 def row(manifest: dict, evaluation: dict | None) -> dict:

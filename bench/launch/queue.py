@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.records.store import RecordError, read_json, write_json
+from bench.records.schema import RecordError
+from bench.records.store import RunFolder, read_json, write_json
 
 # a line for each job of this user that waits, runs, ends or is about to be queued again
 COMMAND = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
@@ -56,13 +57,13 @@ JOB = {"cluster": str, "job": str}
 
 def submitted(folder: Path, cluster: str, job: str) -> None:
     """Write down the job that was submitted for a run."""
-    write_json(folder / "job.json", {"cluster": cluster, "job": job}, JOB)
+    write_json(RunFolder(folder).job, {"cluster": cluster, "job": job}, JOB)
 
 
 def last_job(folder: Path) -> dict[str, str] | None:
     """The job submitted for a run last; None where none was, or nobody can read which."""
     try:
-        return read_json(folder / "job.json", JOB)
+        return read_json(RunFolder(folder).job, JOB)
     except (OSError, RecordError):
         return None
 

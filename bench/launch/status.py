@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bench.launch.queue import QueuedJob, last_job, queued_jobs
+from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import holder, last_holder
+from bench.records.store import RunFolder, StudyFolder
 
 # in the order in which totals name them
 STATES = ("done", "sampled", "running", "queued", "killed", "failed", "skipped", "imported", "unreadable")
@@ -56,16 +56,16 @@ class State:
 def position(folder: Path) -> Position:
     """Where a run that is being worked on is."""
     try:
-        page = yaml.safe_load((folder / "config.yaml").read_text())
-        trains = records.read_json(folder / "manifest.json")["n_steps"] > 0
+        page = records.read_config(RunFolder(folder))
+        trains = records.read_json(RunFolder(folder).manifest)["n_steps"] > 0
         sample, train = page["sample"], page["train"]
-    except (OSError, KeyError, TypeError, records.RecordError, yaml.YAMLError):
+    except (OSError, KeyError, TypeError, schema.RecordError):
         return Position("starting", 0, 0)
-    if (folder / "samples.json").exists():
+    if RunFolder(folder).sample_costs.exists():
         return Position("scoring", 0, 0)
-    chunks = sorted((folder / "chunks").glob("*.json"))
+    chunks = sorted(RunFolder(folder).chunks.glob("*.json"))
     n_chunks = -(-sample["n_molecules"] // sample["batch_size"])
-    steps = records.last_steps(folder / "steps.jsonl") if trains else []
+    steps = records.last_steps(RunFolder(folder).steps) if trains else []
     trained = bool(steps) and progress(steps[-1], train) >= 1
     if chunks or trained or not trains:
         pace = sum(records.read_json(path)["seconds"] for path in chunks) / len(chunks) if chunks else None
@@ -91,25 +91,25 @@ def progress(line: dict[str, Any], train: dict[str, Any]) -> float:
 def states(study_folder: Path) -> list[State]:
     """Every run that the study's newest plan asks for, and every other one that lies in its folder."""
     planned = [run["run"] for run in read_plan(study_folder)["runs"]]
-    others = sorted(folder.name for folder in records.run_folders(study_folder) if folder.name not in planned)
+    others = sorted(folder.name for folder in StudyFolder(study_folder).runs() if folder.name not in planned)
     waiting = queued_jobs(study_folder / run for run in planned) or {}
     return [state(study_folder / run, waiting.get(run)) for run in (*planned, *others)]
 
 
 def read_plan(study_folder: Path) -> dict[str, Any]:
     """The newest plan; one without runs where none was written (published studies, older ones)."""
-    path = study_folder / "runs.json"
-    return records.read_json(path, records.PLAN) if path.exists() else {"runs": [], "argument": ""}
+    path = StudyFolder(study_folder).plan
+    return records.read_json(path, schema.PLAN) if path.exists() else {"runs": [], "argument": ""}
 
 
 def state(folder: Path, slurm_job: QueuedJob | None = None) -> State:
     """How one run stands; `slurm_job`: a job of it that Slurm still has."""
-    who = holder(folder / "lock")
+    who = holder(RunFolder(folder).lock)
     try:
-        manifest = records.read_json(folder / "manifest.json", records.MANIFEST)
+        manifest = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
     except FileNotFoundError:
         manifest = {"status": "queued"}
-    except (records.RecordError, OSError) as error:
+    except (schema.RecordError, OSError) as error:
         return State(folder.name, "unreadable", str(error))
     status = manifest["status"]
     if who is not None:
@@ -118,7 +118,7 @@ def state(folder: Path, slurm_job: QueuedJob | None = None) -> State:
     if slurm_job is not None and status in ("queued", "running"):
         return State(folder.name, "queued", str(slurm_job))
     if status == "running":
-        last = last_holder(folder / "lock")
+        last = last_holder(RunFolder(folder).lock)
         why = manifest.get("reason") or "no process works on it" + (f", last held by {last}" if last else "")
         return State(folder.name, "killed", f"{why}; was at: {position(folder)}")
     if status == "done":
@@ -169,9 +169,9 @@ def find_run(name: str, roots: list[Path]) -> Path:
     Raises:
         ValueError: none or several runs are meant.
     """
-    if (Path(name) / "log.txt").exists() or (Path(name) / "manifest.json").exists():
+    if RunFolder(Path(name)).log.exists() or RunFolder(Path(name)).manifest.exists():
         return Path(name)
-    folders = [folder for root in roots for folder in sorted(root.glob("*/*/")) if (folder / "lock").exists()]
+    folders = [folder for root in roots for folder in sorted(root.glob("*/*/")) if RunFolder(folder).lock.exists()]
     exact = [folder for folder in folders if folder.name == name]
     fitting = exact or [folder for folder in folders if folder.name.startswith(name)]
     if len(fitting) == 1:
@@ -185,7 +185,7 @@ def find_run(name: str, roots: list[Path]) -> Path:
 
 def logs(folder: Path, n_lines: int) -> str:
     """The end of a run's log, and of what its last job wrote to the standard error."""
-    parts = [f"--- {folder / 'log.txt'}", tail(folder / "log.txt", n_lines)]
+    parts = [f"--- {RunFolder(folder).log}", tail(RunFolder(folder).log, n_lines)]
     for path in job_errors(folder):
         parts += [f"--- {path}", tail(path, n_lines)]
     return "\n".join(parts)
@@ -193,9 +193,9 @@ def logs(folder: Path, n_lines: int) -> str:
 
 def job_errors(folder: Path) -> list[Path]:
     """Standard error of the job that worked on a run last, or that was submitted for it and never came so far."""
-    submitted, last = last_job(folder), last_holder(folder / "lock")
+    submitted, last = last_job(folder), last_holder(RunFolder(folder).lock)
     jobs = [job for job in (submitted and submitted["job"], last and last.job) if job]
-    found = (folder.parent / ".submitit").glob("*/*_log.err")
+    found = StudyFolder(folder.parent).jobs.glob("*/*_log.err")
     return sorted(path for path in found if any(path.name.startswith(f"{job}_") for job in jobs))
 
 
@@ -213,10 +213,10 @@ def tail(path: Path, n_lines: int) -> str:
 
 def follow(folder: Path, poll: float = 0.5, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
     """What is appended to a run's log from now on, until no process works on the run any more."""
-    path = folder / "log.txt"
+    path = RunFolder(folder).log
     seen = path.stat().st_size if path.exists() else 0
     while True:
-        working = holder(folder / "lock") is not None  # asked first, so that last words are not missed
+        working = holder(RunFolder(folder).lock) is not None  # asked first, so that last words are not missed
         if path.exists() and path.stat().st_size > seen:
             with path.open("rb") as file:
                 file.seek(seen)

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from bench.config.run import ConfigError, LaunchConfig, RunConfig, reason_to_skip, weights_run
@@ -28,8 +27,10 @@ from bench.config.study import StudyConfig
 from bench.launch.job import BUSY, Job
 from bench.launch.queue import COMMAND, queued_jobs, read_queue, submitted
 from bench.launch.status import position
+from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import BusyError, Holder, holder, locked
+from bench.records.store import RunFolder, StudyFolder
 from bench.run.batches import load_data
 from bench.run.evaluate import package_version
 from bench.run.execute import Until, is_done
@@ -75,8 +76,8 @@ class Item:
         if is_done(self.cfg, self.folder, self.until):
             return "done"
         try:
-            status = str(records.read_json(self.folder / "manifest.json")["status"])
-        except (FileNotFoundError, records.RecordError):
+            status = str(records.read_json(RunFolder(self.folder).manifest)["status"])
+        except (FileNotFoundError, schema.RecordError):
             return "new"
         return status if status in ("failed", "running") else "new"
 
@@ -84,20 +85,19 @@ class Item:
     def reason(self) -> str:
         """Why it failed, as its record says."""
         try:
-            return str(records.read_json(self.folder / "manifest.json")["reason"])
-        except (FileNotFoundError, records.RecordError):
+            return str(records.read_json(RunFolder(self.folder).manifest)["reason"])
+        except (FileNotFoundError, schema.RecordError):
             return "no record"
 
     def record(self, status: str, reason: str) -> None:
         """Write a manifest of a run that has none of its own."""
         manifest = describe(self.cfg, self.folder.name, self.data, 1) | {"status": status, "reason": reason}
-        config = yaml.safe_dump(self.cfg.page(), sort_keys=False).encode()
-        records.write_atomically(self.folder / "config.yaml", config)
-        records.write_json(self.folder / "manifest.json", manifest, records.MANIFEST)
+        records.write_yaml(RunFolder(self.folder).config, self.cfg.page())
+        records.write_json(RunFolder(self.folder).manifest, manifest, schema.MANIFEST)
 
     def record_failure(self, reason: str) -> None:
         """Where a job failed before it came to its record, or could not write it, say so in its place, if possible."""
-        path = self.folder / "manifest.json"
+        path = RunFolder(self.folder).manifest
         with contextlib.suppress(BusyError, OSError), locked(self.folder):
             if not path.exists():
                 self.record("failed", reason)
@@ -131,19 +131,19 @@ def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) ->
 
 def write_plan(study: StudyConfig, items: list[Item], study_folder: Path, argument: str) -> None:
     """What `status` and `report` need to know of runs that have not begun, and the records of skipped cells."""
-    records.write_atomically(study_folder / "study.yaml", yaml.safe_dump(study.page, sort_keys=False).encode())
+    records.write_yaml(StudyFolder(study_folder).study, study.page)
     record = {
-        "schema": records.SCHEMA_VERSION,
+        "schema": schema.SCHEMA_VERSION,
         "written_by": package_version(),
         "study": study.name,
         "argument": argument,
         "created": now(),
         "runs": [planned(i.cfg, i.folder.name, i.data) | {"config": i.cfg.page()} for i in items],
     }
-    records.write_json(study_folder / "runs.json", record, records.PLAN)
+    records.write_json(StudyFolder(study_folder).plan, record, schema.PLAN)
     for item in items:
         reason = reason_to_skip(item.cfg)
-        if reason and not (item.folder / "manifest.json").exists():
+        if reason and not RunFolder(item.folder).manifest.exists():
             item.record("skipped", reason)
 
 
@@ -239,7 +239,7 @@ def sort_waiting(waiting: list[Item], queued: set[str]) -> tuple[list[Item], dic
         needs = item.needs
         if needs is not None and (needs in waiting or (needs.job is not None and not needs.job.done())):
             continue
-        who = holder(item.folder / "lock")
+        who = holder(RunFolder(item.folder).lock)
         if who is None and item.folder.name not in queued:
             ready.append(item)
         else:
@@ -345,7 +345,7 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
     on_slurm = launch.cluster == "slurm"
     more: dict[str, Any] = {"slurm_max_num_timeout": MAX_TIMEOUTS} if on_slurm else {}
     try:
-        executor = submitit.AutoExecutor(folder=study_folder / ".submitit" / "%j", cluster=launch.cluster, **more)
+        executor = submitit.AutoExecutor(folder=StudyFolder(study_folder).jobs / "%j", cluster=launch.cluster, **more)
     except RuntimeError as error:
         line = f"launch.cluster={launch.cluster}: {error} Use launch.cluster=local on one machine"
         raise ConfigError(line) from error

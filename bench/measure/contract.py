@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from bench.diffusion.process import Process
-from bench.geometry.noised import Level
+from bench.geometry.groups import Group
+from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
+from bench.streams import StepStreams
 from bench.structures.dataset import DataSet, Facts
 from bench.structures.structures import Structures
 
@@ -23,7 +26,13 @@ class Subject:
 
     Attributes:
         process: the diffusion process.
+        group: symmetry group of the data.
         predict: (z_t, level, rng) -> the model's estimate, with averaged weights; a stochastic method draws from `rng`.
+        example: (clean, rng, level) -> a noised batch and what the network regresses on, as the method makes them in
+            training.
+        losses: (clean, rng, level) -> training loss of each molecule [B].
+        weights: all trained weights, by name.
+        trains: whether the method trains these weights itself; else they are another method's.
         encode: structures -> clean states.
         data: with the split that is measured on.
         facts: of the training set.
@@ -32,7 +41,12 @@ class Subject:
     """
 
     process: Process
+    group: Group
     predict: Callable[[State, Level, torch.Generator], State]
+    example: Callable[[State, StepStreams, Level], tuple[Noised, State]]
+    losses: Callable[[State, StepStreams, Level], Tensor]
+    weights: Mapping[str, nn.Parameter]
+    trains: bool
     encode: Encode
     data: DataSet
     facts: Facts

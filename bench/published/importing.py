@@ -14,15 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from bench.config.run import ConfigError, RunConfig, build, naming, reason_to_skip
 from bench.diffusion.paths import polynomial_2
 from bench.published.weights import ELEMENTS, Checkpoint, Reading, read_checkpoint, understand
+from bench.records import schema
 from bench.records import store as records
-from bench.records.inputs import cut, said
-from bench.records.pages import PageError
-from bench.records.pages import read_page as read_yaml
+from bench.records.inputs import YamlError, one_line, read_yaml, truncate
+from bench.records.store import RunFolder
 from bench.run.batches import load_data
 from bench.run.checkpoint import write_average
 from bench.run.model import Model
@@ -64,7 +63,7 @@ def read_page(path: Path | None) -> ImportConfig:
         return ImportConfig()
     try:
         page = read_yaml(path)
-    except (PageError, OSError) as error:
+    except (YamlError, OSError) as error:
         raise ConfigError(str(error)) from None
     with naming(path):
         return build(ImportConfig, {} if page is None else page)
@@ -124,10 +123,10 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
     manifest["updated"] = now()
 
     # the manifest last: without it, no reader takes the folder for a run
-    records.write_atomically(folder / "config.yaml", yaml.safe_dump(cfg.page(), sort_keys=False).encode())
-    records.write_json(folder / "data.json", about)
-    write_average(folder / "weights.safetensors", model.named_weights(), {"step": 0, "seconds": 0.0})
-    records.write_json(folder / "manifest.json", manifest, records.MANIFEST)
+    records.write_yaml(RunFolder(folder).config, cfg.page())
+    records.write_json(RunFolder(folder).data, about)
+    write_average(RunFolder(folder).weights, model.named_weights(), {"step": 0, "seconds": 0.0})
+    records.write_json(RunFolder(folder).manifest, manifest, schema.MANIFEST)
     return summary(cfg, manifest)
 
 
@@ -182,12 +181,12 @@ def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, An
         return {"elements": list(data.elements), "mean_atoms": data.mean_atoms, "sizes": sizes}, data.record()
     elements = list(ELEMENTS) if page.elements is None else page.elements
     if elements != sorted(set(elements)) or not elements or not 1 <= elements[0] <= elements[-1] <= MAX_NUMBER:
-        raise ConfigError(f"'elements' is {cut(str(elements))}, expected nuclear charges in ascending order")
+        raise ConfigError(f"'elements' is {truncate(str(elements))}, expected nuclear charges in ascending order")
     try:
         counts = {int(n): int(count) for n, count in page.sizes.items()}
         facts_of({"elements": elements, "mean_atoms": 1, "sizes": {str(n): c for n, c in counts.items()}}, Path("page"))
     except (ValueError, TypeError, OverflowError) as error:
-        raise ConfigError(f"'sizes' is not a mapping from numbers of atoms to molecules ({said(error)})") from None
+        raise ConfigError(f"'sizes' is not a mapping from numbers of atoms to molecules ({one_line(error)})") from None
     total = sum(counts.values())
     mean = sum(n * count for n, count in counts.items()) / total
     about = {"elements": elements, "mean_atoms": mean, "sizes": {str(n): counts[n] for n in sorted(counts)}}

@@ -33,8 +33,7 @@ from bench.geometry.noised import Level
 from bench.geometry.spaces import Centred, Euclidean, Spaces
 from bench.geometry.state import State
 from bench.published.weights import CONFIG_NAMES, ELEMENTS, Reading, recognise, understand
-from bench.records.inputs import cut, said
-from bench.records.npz import NpzError, read_arrays
+from bench.records.inputs import NpzError, one_line, read_arrays, truncate
 from bench.records.store import parse
 from bench.registry import backbones, methods, tasks
 from bench.structures.dataset import Facts
@@ -66,13 +65,13 @@ class Fixture:
         try:
             return cls(read_arrays(path))
         except OSError as error:
-            raise FixtureError(said(error)) from error
+            raise FixtureError(one_line(error)) from error
         except NpzError as error:
             raise FixtureError(str(error)) from error
 
     def array(self, name: str) -> np.ndarray:
         if name not in self.arrays:
-            raise FixtureError(f"array {name!r} is missing; it has {cut(', '.join(self.arrays), 200)}")
+            raise FixtureError(f"array {name!r} is missing; it has {truncate(', '.join(self.arrays), 200)}")
         return self.arrays[name]
 
     def __getitem__(self, name: str) -> Tensor:
@@ -143,7 +142,7 @@ def compare(fixture: Fixture) -> tuple[str, list[Comparison]]:
             if not fixture.weights:
                 raise FixtureError(
                     f"of no known kind; expected a noise schedule ({SCHEDULE}*), metrics (bond_order_sum) or a "
-                    f"network (param:*), got {cut(', '.join(fixture.arrays), 200) or 'no arrays'}"
+                    f"network (param:*), got {truncate(', '.join(fixture.arrays), 200) or 'no arrays'}"
                 )
             reading, backbone, method = build(fixture)
             spaces = Spaces({"x": Centred(3), "h": Euclidean(reading.n_features)})
@@ -155,7 +154,7 @@ def compare(fixture: Fixture) -> tuple[str, list[Comparison]]:
     except PublishedError as error:
         raise FixtureError(str(error)) from error
     except Exception as error:  # arrays or config that fit nothing fail wherever they are first used together
-        raise FixtureError(f"its arrays do not fit together ({type(error).__name__}: {said(error)})") from error
+        raise FixtureError(f"its arrays do not fit together ({type(error).__name__}: {one_line(error)})") from error
 
 
 def build(fixture: Fixture) -> tuple[Reading, nn.Module, nn.Module]:
@@ -189,9 +188,9 @@ def _schedule(fixture: Fixture) -> Iterator[Comparison]:
     for name, stored in fixture.arrays.items():
         match = re.fullmatch(rf"{SCHEDULE}(\d+)_s(.+)", name)
         if match is None:
-            raise FixtureError(f"array {cut(name)!r} is not named {SCHEDULE}<levels>_s<precision>")
+            raise FixtureError(f"array {truncate(name)!r} is not named {SCHEDULE}<levels>_s<precision>")
         if match[1] != str(len(stored) - 1):
-            raise FixtureError(f"array {cut(name)!r} has {len(stored)} levels, T = 0 included")
+            raise FixtureError(f"array {truncate(name)!r} has {len(stored)} levels, T = 0 included")
         yield Comparison.of(name, polynomial_2(int(match[1]), float(match[2])), stored)
 
 

@@ -21,8 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.records.inputs import cut, said, size_of
-from bench.records.npz import read_arrays
+from bench.records.inputs import one_line, read_arrays, size_of, truncate
 from bench.registry import Registry, backbones, methods
 from bench.symmetry.published import PublishedError, PublishedWeights, StateDict
 
@@ -372,12 +371,12 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
         raise
     except pickle.UnpicklingError as error:
         strange = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds {cut(strange[1])}" if strange else "it is no file of torch.save, or damaged"
+        why = f"it holds {truncate(strange[1])}" if strange else "it is no file of torch.save, or damaged"
         raise PublishedError(f"{path}: {why}; a state dict of tensors alone is read, and nothing is executed") from None
     except OSError as error:
-        raise PublishedError(f"{path}: {said(error)}") from None
+        raise PublishedError(f"{path}: {one_line(error)}") from None
     except Exception as error:  # of a damaged file, torch raises whatever its pickle leads to
-        raise PublishedError(f"{path}: cut short or damaged ({said(error)})") from None
+        raise PublishedError(f"{path}: cut short or damaged ({one_line(error)})") from None
     if not isinstance(content, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in content.items()):
         raise PublishedError(f"{path}: holds {type(content).__name__}, expected a state dict: names -> float arrays")
     if not content:

@@ -1,22 +1,15 @@
-"""Locks on files that die with their process, and who holds one.
+"""Who works on a run: a lock file that is free again as soon as its process has ended, however it ended.
 
-POSIX record locks: they work on network file systems, a crash leaves none behind, and children (a pool that scores) do
-not inherit them. Two traps: they hold between processes, not within one, and a process that closes any handle of the
-file gives its lock up, so the holder must not open the file a second time.
-
-Whoever holds a lock writes into the file who it is; the line stays when the lock is gone and then says who was there
-last.
+The lock is `filelock`'s (flock). Its holder writes into the file who it is; the line stays after the lock is released
+and then says who was there last.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
-import struct
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -24,10 +17,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from bench.records.store import writing
+from filelock import FileLock, Timeout
 
-# struct flock of 64-bit Linux: l_type, l_whence, l_start, l_len, l_pid
-FLOCK = "hhqqi"
+from bench.records.store import RunFolder, writing
+
+# `holder` takes a free lock for a moment to see that it is free; whoever wants it meanwhile waits this long
+PATIENCE_SECONDS = 1.0
 
 
 class BusyError(RuntimeError):
@@ -54,6 +49,8 @@ class Holder:
         return self.host == socket.gethostname()
 
     def __str__(self) -> str:
+        if not self.pid:
+            return "a process that has not said who it is"
         job = f", Slurm job {self.job}" if self.slurm else ""
         return f"process {self.pid} on {self.host}{job}"
 
@@ -68,6 +65,11 @@ def this_process() -> Holder:
     return Holder(socket.gethostname(), os.getpid(), since, job, on_slurm)
 
 
+def _lock(path: Path, timeout: float) -> FileLock:
+    # no second-rate lock where flock is missing: it would outlive a killed process
+    return FileLock(path, timeout=timeout, mode=0o644, fallback_to_soft=False, poll_interval=0.02)
+
+
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[FileIO]:
     """Hold a lock file, whose first line then says who does; yields it for more lines.
@@ -77,12 +79,13 @@ def hold(path: Path) -> Iterator[FileIO]:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:  # 'w' would wipe what a holder wrote
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BusyError(f"{path.parent} is being worked on by another process") from None
-        file.truncate(0)
+            stack.enter_context(_lock(path, PATIENCE_SECONDS))
+        except Timeout:
+            by = last_holder(path) or "another process"
+            raise BusyError(f"{path.parent} is being worked on by {by}") from None
+        file = stack.enter_context(path.open("wb", buffering=0))
         write_line(file, asdict(this_process()))
         yield file
 
@@ -106,7 +109,7 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: another process has the run.
     """
-    with hold(folder / "lock"):
+    with hold(RunFolder(folder).lock):
         yield
 
 
@@ -120,33 +123,13 @@ def last_holder(path: Path) -> Holder | None:
 
 
 def holder(path: Path) -> Holder | None:
-    """Who holds a lock file now, or None. On Linux asking takes no lock, so it disturbs nobody."""
+    """Who holds a lock file now, or None."""
+    if not path.exists():
+        return None
     try:
-        pid = _asked(path) if sys.platform == "linux" else _tried(path)
-    except FileNotFoundError:
-        return None
-    if pid is None:
-        return None
-    written = last_holder(path)
-    # between taking the lock and writing, the file names the one before, or nobody; the kernel knows better
-    if written is None or (written.is_here and pid > 0 and pid != written.pid):
-        return Holder(socket.gethostname(), pid, "")
-    return written
-
-
-def _asked(path: Path) -> int | None:
-    """Process that the kernel names (0 or below: of another machine or container), None where the lock is free."""
-    with path.open("rb") as file:
-        query = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, query))
-    return None if kind == fcntl.F_UNLCK else pid
-
-
-def _tried(path: Path) -> int | None:
-    """The same where `struct flock` is laid out otherwise: take the lock for a moment."""
-    with path.open("r+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return 0
-    return None
+        with _lock(path, 0.0):
+            return None
+    except Timeout:
+        return last_holder(path) or Holder("", 0, "")
+    except PermissionError:  # the folder of somebody else; what it says is all there is to know
+        return last_holder(path)

@@ -1,21 +1,8 @@
-"""What a run leaves behind, and the only way to write and read it (standard library alone, so tables need no torch).
+"""Files that runs and studies leave: where they lie, and how they are written and read (no torch).
 
-A run's folder holds
-
-    config.yaml        the resolved configuration, one page
-    manifest.json      who, what, where, when: `MANIFEST`
-    steps.jsonl        one line per logging interval: `STEP`
-    eval.json          values of the samples, of measures and of costs: `EVALUATION`
-    samples.npz        the sampled molecules, EDM's layout (num_atoms, charges, positions); samples.json  their cost
-    measures.json      what was measured besides the samples: `MEASURED`
-    drawn.sdf          the first few samples with their inferred bonds, for the figures
-    state.safetensors  checkpoint; previous.safetensors  the one before; stable.safetensors  where the cool-down began
-    diverged.json      of a run that stopped because its loss was no longer finite: the offending step
-    log.txt            the log
-
-and beside the runs of a study, runs.json: the runs that its newest plan asks for, `PLAN`.
-
-Every file is written to a temporary name, synced and renamed, so that a reader sees the old one or the new one.
+Only `RunFolder` and `StudyFolder` know file names. Every file is written under a temporary name, synced and renamed, so
+that a reader sees the old content or the new one. A JSON record carries one checksum, because a flipped bit in a digit
+breaks no schema; lines of steps.jsonl carry none: a line cut short is no JSON, and missing ones are counted.
 """
 
 from __future__ import annotations
@@ -27,171 +14,164 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.records.inputs import cut, said, size_of
+from bench.records.inputs import YamlError, as_yaml, one_line, read_yaml, size_of, truncate
+from bench.records.schema import STEP, RecordError, check
 
-SCHEMA_VERSION = 2
 MAX_BYTES = 1 << 26  # of a record; steps.jsonl may be longer
 MAX_LINE_BYTES = 1 << 20  # of steps.jsonl
-CHECKSUM = "checksum"  # a key of every record on disk, CRC-32 of its values; readers give records without it
-
+CHECKSUM = "checksum"  # key of a JSON record on disk: CRC-32 of its values; readers give records without it
 
 CONTINUES = "the same command continues it"  # end of the line on a run that was stopped and has not failed
 # that there is no space, no quota, or that a file system is read-only, passes, and is no fault of a run
 OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-class RecordError(ValueError):
-    """A record that is not what its schema says; the message names file, key, what came and what was expected."""
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, under `runs/<study>/` or, published, under `results/<study>/`: paths of its files."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, defaults written out."""
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """Who, what, where, when: `schema.MANIFEST`."""
+        return self.path / "manifest.json"
+
+    @property
+    def steps(self) -> Path:
+        """One line per logging interval: `schema.STEP`."""
+        return self.path / "steps.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        """The same thinned, of a published run."""
+        return self.path / "curves.csv"
+
+    @property
+    def eval(self) -> Path:
+        """Values of the samples, of measures and of costs: `schema.EVALUATION`."""
+        return self.path / "eval.json"
+
+    @property
+    def measures(self) -> Path:
+        """What was measured besides the samples: `schema.MEASURED`."""
+        return self.path / "measures.json"
+
+    @property
+    def samples(self) -> Path:
+        """All samples."""
+        return self.path / "samples.npz"
+
+    @property
+    def sample_costs(self) -> Path:
+        """What the samples cost; written after them."""
+        return self.path / "samples.json"
+
+    @property
+    def chunks(self) -> Path:
+        """Folder of the samples drawn so far, until all are there."""
+        return self.path / "chunks"
+
+    def chunk(self, number: int) -> Path:
+        """Samples of one prompt; what they cost lies beside them, with the suffix .json."""
+        return self.chunks / f"{number:05d}.npz"
+
+    @property
+    def drawn(self) -> Path:
+        """The first few samples with their inferred bonds, for the figures."""
+        return self.path / "drawn.sdf"
+
+    @property
+    def data(self) -> Path:
+        """What loading the model needs to know of the data set: `schema.DATA`."""
+        return self.path / "data.json"
+
+    @property
+    def state(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "state.safetensors"
+
+    @property
+    def previous(self) -> Path:
+        """The checkpoint before it."""
+        return self.path / "previous.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        """Averaged weights alone, of a published or imported run."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def diverged(self) -> Path:
+        """The offending step, of a run whose loss was no longer finite."""
+        return self.path / "diverged.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def job(self) -> Path:
+        """The job that was submitted for the run last."""
+        return self.path / "job.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever works on the run."""
+        return self.path / "lock"
+
+    def published(self) -> list[Path]:
+        """Files that are published as they are."""
+        return [self.config, self.manifest, self.data, self.eval, self.drawn]
+
+    def leftovers(self) -> Iterator[Path]:
+        """Temporary files of writes that were interrupted."""
+        return self.path.glob(".*")
 
 
-# A schema maps a key to the types its value may have; a nested mapping is a nested object. Keys ending in '?' may be
-# absent. `dict` stands for a free object, for what differs between plug-ins.
-Number = (int, float)
-CODE: dict[str, Any] = {"version": str, "commit": (str, type(None)), "dirty": (bool, type(None))}
-MANIFEST: dict[str, Any] = {
-    "schema": int,
-    "run": str,  # the folder's name
-    "study": str,
-    "status": str,  # running | sampled | done | failed | skipped | imported
-    "reason": (str, type(None)),  # of a failure, a skip or a full disk, one line
-    "method": dict,  # name and options
-    "backbone": dict,  # name, size and options
-    "seed": int,
-    "guarantee": str,  # exact | in_law | at_optimum | none
-    "n_steps": int,  # planned optimiser steps; 0 where nothing is trained
-    "weights_from": (str, type(None)),  # run whose weights are used, for methods that train nothing
-    "data": {
-        "name": str,
-        "label": str,  # as tables state it: 'QM9, at most 14 atoms, without fluorine'
-        "source": str,
-        "fingerprint": str,
-        "n_train": int,
-        "n_valid": int,
-        "n_test": int,
-        "mean_atoms": Number,
-        "elements": list,
-        "notes": list,
-    },
-    "code": CODE,
-    "environment": {
-        "device": str,
-        "dtype": str,
-        "n_threads": int,
-        "n_processes?": int,  # that trained this run together, where there was more than one
-        "compile": str,  # 'eager', 'inductor', or 'eager (reason why it fell back)'
-        "kernels?": list,  # of `bench.kernels`, by name, that ran in place of plain torch
-        "tf32?": bool,  # whether float32 products on a GPU may be made in it
-        "versions": dict,  # package -> version
-        "platform": str,
-        "n_cores?": int,  # of the machine
-        "memory_mb?": Number,  # of the machine, or what its control group allows; of the device, on a GPU
-        "driver?": (str, type(None)),  # of the GPU
-    },
-    "parameters": {"backbone": int, "method": int, "total": int},
-    "cost": {  # filled as the run goes
-        "step_seconds?": Number,  # median over steps, without warm-up, input and evaluation
-        "train_seconds?": Number,  # sum over steps
-        "sample_seconds_per_molecule?": Number,
-        "sample_network_calls?": int,  # per molecule
-        "train_network_calls?": int,
-        "peak_memory_mb?": Number,
-        "n_parallel?": int,  # runs that shared the machine
-    },
-    "imported?": {  # of a run whose weights come from a public code's checkpoint; its status is 'imported'
-        "file": str,
-        "sha256": str,
-        "network": str,  # the public class
-        "schedule": str,  # where it is known from
-        "unused": list,  # arrays that the file holds and nothing needs
-        "notes": list,  # what differs from the public code, and what is assumed
-    },
-    "evaluated?": {  # by `equibench evaluate`, where `code` and `environment` are of the machine that sampled
-        "code": CODE,
-        "platform": str,
-        "versions": dict,
-        "at": str,
-    },
-    "created": str,
-    "updated": str,
-}
-STEP: dict[str, Any] = {
-    "step": int,  # optimiser steps done
-    "seconds": Number,  # spent in training steps so far
-    "loss?": Number,  # mean training loss since the last line
-    "grad_norm?": Number,  # mean over the same steps, before clipping
-    "clipped?": Number,  # fraction of those steps
-    "lr?": Number,
-    "network_calls?": Number,  # per training step
-    "diagnostics?": dict,  # what the method reports: name -> mean since the last line
-    "valid_loss?": Number,  # same loss, EMA weights, fixed times and noise, validation split
-}
-DATA: dict[str, Any] = {  # data.json: what sampling needs to know of the data set
-    "elements": list,  # nuclear charges, ascending
-    "mean_atoms": Number,
-    "sizes": dict,  # number of atoms -> training molecules
-}
-MEASURED: dict[str, Any] = {"step": int, "values": list}  # of these weights
-EVALUATION: dict[str, Any] = {
-    "schema": int,
-    "run": str,
-    "step": int,  # optimiser steps of the weights evaluated
-    "weights": str,  # 'ema'
-    "n_sampling_steps": int,
-    "sampling_seed": int,
-    "n_samples": int,
-    "values": list,  # `bench.records.values.VALUE`: of the samples, of measures, of costs
-    "data_values": list,  # the same of the data's own test split
-    "versions": dict,
-    "written_by?": str,  # version of equibench; a manifest has it under code
-}
-PLAN: dict[str, Any] = {
-    "schema": int,
-    "written_by": str,
-    "study": str,
-    "argument": str,  # the study as the user named it, for messages
-    "created": str,
-    "runs": list,  # of each run the keys of its manifest that `provenance.planned` gives, and its config
-}
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder of a study: paths of its files and the folders of its runs."""
 
+    path: Path
 
-def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
-    """Raise RecordError unless `record` has the keys and types of `schema`, and no others."""
-    if not isinstance(record, dict):
-        raise RecordError(f"{where}: expected an object, got {type(record).__name__}")
-    version = record.get("schema", SCHEMA_VERSION)
-    if "schema" in schema and version != SCHEMA_VERSION:
-        raise RecordError(
-            f"{where}: written{_writer(record)} with record schema {cut(repr(version))}, this equibench reads schema "
-            f"{SCHEMA_VERSION}; use the version that wrote it, or a newer one"
-        )
-    known = {key.rstrip("?") for key in schema}
-    for key in sorted(set(record) - known):
-        raise RecordError(f"{where}: unknown key {cut(key)!r}; expected {', '.join(sorted(known))}")
-    for key, expected in schema.items():
-        name = key.rstrip("?")
-        if name not in record:
-            if key.endswith("?"):
-                continue
-            raise RecordError(f"{where}: key {name!r} is missing")
-        value = record[name]
-        if isinstance(expected, Mapping):
-            check(value, expected, f"{where}: {name}")
-        elif not isinstance(value, expected) or (isinstance(value, bool) and expected in (int, Number)):
-            raise RecordError(f"{where}: {name!r} is {cut(repr(value))}, expected {_names(expected)}")
+    @property
+    def study(self) -> Path:
+        """The study as it was called."""
+        return self.path / "study.yaml"
 
+    @property
+    def plan(self) -> Path:
+        """The runs that the newest plan asks for: `schema.PLAN`."""
+        return self.path / "runs.json"
 
-def _writer(record: Mapping[str, Any]) -> str:
-    """' by equibench 0.3.0', where a record of any schema says so."""
-    code = record.get("code")
-    version = code.get("version") if isinstance(code, dict) else record.get("written_by")
-    return f" by equibench {cut(version, 30)}" if isinstance(version, str) else ""
+    @property
+    def table(self) -> Path:
+        """One line per run, of a published study."""
+        return self.path / "runs.csv"
 
+    @property
+    def cache(self) -> Path:
+        """What evaluations share, such as the data set's own values."""
+        return self.path / ".cache"
 
-def _names(types: Any) -> str:
-    return " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
+    @property
+    def jobs(self) -> Path:
+        """Files of submitit."""
+        return self.path / ".submitit"
+
+    def runs(self) -> list[Path]:
+        """Folders of runs that have a manifest, in name order."""
+        return sorted(path.parent for path in self.path.glob(f"*/{RunFolder(self.path).manifest.name}"))
 
 
 def write_atomically(path: Path, content: bytes, keep: Path | None = None) -> None:
@@ -274,32 +254,19 @@ def write_json(path: Path, record: Mapping[str, Any], schema: Mapping[str, Any] 
     """Check against the schema, if one is given, and write; NaN is refused because it is not JSON."""
     if schema is not None:
         check(record, schema, str(path))
-    write_atomically(path, (json.dumps(sealed(record), indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(
+        path, (json.dumps({**record, CHECKSUM: _checksum(record)}, indent=1, allow_nan=False) + "\n").encode()
+    )
+
+
+def write_yaml(path: Path, data: Any) -> None:
+    """Write plain data as YAML."""
+    write_atomically(path, as_yaml(data).encode())
 
 
 def as_line(record: Mapping[str, Any]) -> str:
-    """A record as one line of a file of many."""
-    return json.dumps(sealed(record)) + "\n"
-
-
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the checksum of its values, because a flipped bit in a digit breaks no schema."""
-    return {**record, CHECKSUM: _checksum(record)}
-
-
-def unsealed(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """A record without its checksum; one that never had any (an older one, or written by hand) is taken as it is.
-
-    Raises:
-        RecordError: its values are not those that were written.
-    """
-    given = record.pop(CHECKSUM, None)
-    if given is not None and given != _checksum(record):
-        raise RecordError(
-            f"{where}: its values do not agree with its {CHECKSUM}, so it was damaged, or edited by hand; "
-            f"have it made again, or take {CHECKSUM!r} out of it to use it as it is"
-        )
-    return record
+    """A record as one line of JSON; NaN is refused because it is not JSON."""
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
@@ -327,23 +294,23 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key in found if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"key {cut(twice)!r} comes twice")
+        raise ValueError(f"key {truncate(twice)!r} comes twice")
     return found
 
 
-def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no JSON")
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
 
 
-def _finite(word: str) -> float:
-    value = float(word)
-    return value if abs(value) < float("inf") else _no_number(cut(word, 20))
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if abs(value) < float("inf") else _no_number(truncate(text, 20))
 
 
-def _int64(word: str) -> int:
-    if len(word) > 20 or not -(2**63) <= int(word) < 2**63:
-        raise ValueError(f"{cut(word, 20)} has more than 64 bits")
-    return int(word)
+def _int64(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
+        raise ValueError(f"{truncate(text, 20)} has more than 64 bits")
+    return int(text)
 
 
 def read_json(path: Path, schema: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -357,34 +324,38 @@ def read_json(path: Path, schema: Mapping[str, Any] | None = None) -> dict[str, 
     try:
         record = parse(path.read_bytes().decode())
     except ValueError as error:
-        raise RecordError(f"{path}: not readable as JSON ({said(error)}); delete it to have it made again") from error
+        raise RecordError(
+            f"{path}: not readable as JSON ({one_line(error)}); delete it to have it made again"
+        ) from error
     if not isinstance(record, dict):
         raise RecordError(f"{path}: expected an object, got {type(record).__name__}")
-    record = unsealed(record, str(path))
+    given = record.pop(CHECKSUM, None)  # a record without one was written by hand, and is taken as it is
+    if given is not None and given != _checksum(record):
+        raise RecordError(
+            f"{path}: its values do not agree with its {CHECKSUM}, so it was damaged, or edited by hand; "
+            f"have it made again, or take {CHECKSUM!r} out of it to use it as it is"
+        )
     if schema is not None:
         check(record, schema, str(path))
     return record
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """A run's config.yaml, as plain data; empty where there is none.
+def read_config(run: RunFolder) -> dict[str, Any]:
+    """A run's configuration as plain data; empty where there is none.
 
     Raises:
         RecordError: not readable, or no mapping.
-        OSError: no regular file, or longer than a page.
+        OSError: no regular file, or too large.
     """
-    from bench.records.pages import PageError, read_page  # here, so that records need the standard library alone
-
-    path = folder / "config.yaml"
     try:
-        page = read_page(path)
+        config = read_yaml(run.config)
     except FileNotFoundError:
         return {}
-    except PageError as error:
+    except YamlError as error:
         raise RecordError(str(error)) from error
-    if not isinstance(page, dict):
-        raise RecordError(f"{path}: expected a mapping, got {type(page).__name__}")
-    return page
+    if not isinstance(config, dict):
+        raise RecordError(f"{run.config}: expected a mapping, got {type(config).__name__}")
+    return config
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -411,11 +382,9 @@ def read_steps(path: Path, until: int | None = None) -> list[dict[str, Any]]:
         try:
             step = parse(line.decode())
         except ValueError as error:  # is it the last line?
-            fault = RecordError(f"{path}:{number}: not readable as JSON ({said(error)})")
+            fault = RecordError(f"{path}:{number}: not readable as JSON ({one_line(error)})")
             fault.__cause__ = error
             continue
-        if isinstance(step, dict):
-            step = unsealed(step, f"{path}:{number}")
         check(step, STEP, f"{path}:{number}")
         steps.append(step)
     last = steps[-1]["step"] if steps else 0
@@ -444,9 +413,3 @@ def last_steps(path: Path, n: int = 2) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             found.append(json.loads(line))
     return found[-n:]
-
-
-def run_folders(study: Path) -> Iterator[Path]:
-    """Folders of a study that hold a manifest, in name order."""
-    if study.is_dir():
-        yield from (path.parent for path in sorted(study.glob("*/manifest.json")))

@@ -11,7 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from bench.records.store import Number, RecordError, check
+from bench.records.schema import Number, RecordError, check
 
 
 class Better(StrEnum):
@@ -78,14 +78,21 @@ class Value:
         if isinstance(record["value"], bool) or any(
             isinstance(place, bool) or not isinstance(place, (*Number, str)) for place in at.values()
         ):
-            raise RecordError(f"{where}: 'value' is {record['value']!r} at {at!r}, expected numbers, or words in 'at'")
-        plain = {key: float(value) if key in NUMBERS and value is not None else value for key, value in record.items()}
+            raise RecordError(
+                f"{where}: 'value' is {record['value']!r} at {at!r:.80}, expected numbers, or words in 'at'"
+            )
+        plain: dict[str, Any] = {
+            key: float(value) if key in NUMBERS and value is not None else value for key, value in record.items()
+        }
         plain["at"] = {axis: place if isinstance(place, str) else float(place) for axis, place in at.items()}
         try:
-            kinds = {"better": Better(record.get("better", "neither")), "kind": Kind(record.get("kind", "quality"))}
+            kinds: dict[str, Any] = {
+                "better": Better(record.get("better", "neither")),
+                "kind": Kind(record.get("kind", "quality")),
+            }
         except ValueError as error:
             raise RecordError(f"{where}: {error}") from error
-        return cls(**(plain | kinds))
+        return cls(**plain | kinds)
 
 
 NUMBERS = ("value", "low", "high", "sem")

@@ -15,7 +15,8 @@ from bench.tasks.contract import Task
 
 
 class Batches:
-    """Epochs are permutations drawn from the data stream; the last, incomplete batch of an epoch is left out.
+    """Epochs are permutations drawn from the data stream; the last, incomplete batch of an epoch is left out. A batch of
+    the whole training set is in stored order, and encoded once.
 
     A batch is sorted by size, which the backbones' dense blocks want; the order means nothing to the mathematics.
 
@@ -28,10 +29,13 @@ class Batches:
         self.structures, self.task, self.device, self.seed = structures, task, device, seed
         self.batch_size = min(batch_size, len(structures))
         self.per_epoch = len(structures) // self.batch_size
-        self._epoch, self._order = -1, torch.empty(0)
+        self._epoch, self._order = -1, torch.arange(len(structures))
+        self._whole: dict[tuple[int, int], State] = {}  # by share
 
     def indices(self, step: int) -> torch.Tensor:
         """State of a step [batch_size]."""
+        if self.batch_size == len(self.structures):
+            return self._order
         epoch, i = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             rng = torch.Generator().manual_seed(seed_of(self.seed, Stream.DATA, epoch))
@@ -45,7 +49,12 @@ class Batches:
 
     def __call__(self, step: int, share: int = 0, n_shares: int = 1) -> State:
         """Clean states of a step, or every n-th of its molecules: batches are sorted by size, shares cost alike."""
-        return self.task.encode(self.structures.select(self.in_order(step)[share::n_shares]), self.device)
+        if (share, n_shares) in self._whole:
+            return self._whole[share, n_shares]
+        state = self.task.encode(self.structures.select(self.in_order(step)[share::n_shares]), self.device)
+        if self.batch_size == len(self.structures):
+            self._whole[share, n_shares] = state
+        return state
 
 
 def load_data(cfg: RunConfig) -> DataSet:

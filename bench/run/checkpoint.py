@@ -22,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from bench.records.inputs import said, size_of
-from bench.records.store import Number, RecordError, check, parse, write_atomically
+from bench.records.inputs import one_line, size_of
+from bench.records.schema import Number, RecordError, check
+from bench.records.store import RunFolder, parse, write_atomically
 from bench.run.distributed import Ranks
 from bench.run.optimiser import TrainingState
 
@@ -31,7 +32,7 @@ log = logging.getLogger("equibench.train")
 
 # of a state or of averaged weights; files without a checksum were written before there was one
 ABOUT = {"step": int, "seconds": Number, "sha256?": str}
-STATE, PREVIOUS = "state.safetensors", "previous.safetensors"  # the newest, and the one before
+STATE, PREVIOUS = RunFolder(Path()).state.name, RunFolder(Path()).previous.name  # the newest, and the one before
 
 
 class CheckpointError(RuntimeError):
@@ -143,7 +144,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors' own, and torch's and Python's for shapes and types that it lets through
-        raise _damaged(path, said(error)) from error
+        raise _damaged(path, one_line(error)) from error
     if "sha256" in about and about["sha256"] != _digest(tensors, about):
         raise _damaged(path, "its checksum does not fit its content")
     return tensors, about
@@ -162,7 +163,7 @@ def about_of(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}; train the run first") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise _damaged(path, said(error)) from error
+        raise _damaged(path, one_line(error)) from error
 
 
 def _damaged(path: Path, why: str) -> DamagedError:

@@ -11,6 +11,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ import torch
 
 from bench.config.run import RunConfig, options_of
 from bench.measure.contract import Subject
+from bench.records import schema
 from bench.records import store as records
+from bench.records.store import RunFolder, StudyFolder
 from bench.records.values import Better, Kind, Value
 from bench.registry import measures
 from bench.run.model import Model, make_task
 from bench.run.sample import in_order, sample_prompt
+from bench.run.train import example, training_loss
 from bench.structures import files
 from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
@@ -49,13 +53,13 @@ def sample_run(
     Raises:
         SamplingError: some molecule has diverged; the message says how many.
     """
-    settings, whole, costs = cfg.sample, folder / "samples.npz", folder / "samples.json"
+    settings, whole, costs = cfg.sample, RunFolder(folder).samples, RunFolder(folder).sample_costs
     if whole.exists() and costs.exists():
         return files.read(whole), records.read_json(costs)
     prompts = model.task.prompts(settings.n_molecules, settings.batch_size, settings.seed)
     parts, seconds, calls = [], 0.0, 0
     for prompt in prompts:
-        path = folder / "chunks" / f"{prompt.number:05d}.npz"
+        path = RunFolder(folder).chunk(prompt.number)
         clock = path.with_suffix(".json")
         if not (path.exists() and clock.exists()):
             started, before = time.perf_counter(), model.denoiser.n_calls
@@ -78,7 +82,7 @@ def sample_run(
     samples = in_order(prompts, parts)
     files.write(whole, samples)
     records.write_json(costs, cost)
-    shutil.rmtree(folder / "chunks", ignore_errors=True)
+    shutil.rmtree(RunFolder(folder).chunks, ignore_errors=True)
     return samples, cost
 
 
@@ -86,7 +90,12 @@ def subject_of(cfg: RunConfig, model: Model, data: DataSet, on_batch: Callable[[
     """A trained model as measures see it."""
     return Subject(
         process=model.process,
+        group=model.task.group,
         predict=model.predict,
+        example=partial(example, model),
+        losses=partial(training_loss, model),
+        weights=model.named_weights(),
+        trains=model.method.weights_of is None,
         encode=model.task.encode,
         data=data,
         facts=data.facts,
@@ -105,27 +114,27 @@ def measure_run(
     cfg: RunConfig, model: Model, step: int, data: DataSet, folder: Path, on_batch: Callable[[], None] = lambda: None
 ) -> None:
     """Write the run's measures.json, unless that of these weights lies there already."""
-    path = folder / "measures.json"
-    if path.exists() and records.read_json(path, records.MEASURED)["step"] == step:
+    path = RunFolder(folder).measures
+    if path.exists() and records.read_json(path, schema.MEASURED)["step"] == step:
         return
     subject = subject_of(cfg, model, data, on_batch)
     found: list[Value] = []
     for name, options in active_measures(cfg).items():
         found += measures[name].build(subject, options)
-    records.write_json(path, {"step": step, "values": [value.to_dict() for value in found]}, records.MEASURED)
+    records.write_json(path, {"step": step, "values": [value.to_dict() for value in found]}, schema.MEASURED)
 
 
 def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Judge the run's samples and write eval.json, with its measures and costs, and the drawn samples; needs no
     model."""
-    samples = files.read(folder / "samples.npz")
-    made = records.read_json(folder / "measures.json", records.MEASURED)
-    found = make_task(cfg, data.facts).evaluate(samples, data, folder.parent / ".cache")
+    samples = files.read(RunFolder(folder).samples)
+    made = records.read_json(RunFolder(folder).measures, schema.MEASURED)
+    found = make_task(cfg, data.facts).evaluate(samples, data, StudyFolder(folder.parent).cache)
     if found.bonds is not None:
         first = np.arange(min(N_DRAWN, len(samples)))
-        files.write(folder / "drawn.sdf", samples.select(first), bonds=found.bonds or None)
+        files.write(RunFolder(folder).drawn, samples.select(first), bonds=found.bonds or None)
     record = {
-        "schema": records.SCHEMA_VERSION,
+        "schema": schema.SCHEMA_VERSION,
         "run": folder.name,
         "step": made["step"],
         "weights": "ema",
@@ -137,7 +146,7 @@ def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str
         "versions": versions(),
         "written_by": package_version(),
     }
-    records.write_json(folder / "eval.json", record, records.EVALUATION)
+    records.write_json(RunFolder(folder).eval, record, schema.EVALUATION)
     return record
 
 
@@ -151,7 +160,7 @@ COSTS = {
 
 def costs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """What a manifest says of costs, as values."""
-    found = [Value("parameters", "Parameters", manifest["parameters"]["total"], "count", kind=Kind.COST)]
+    found = [Value("parameters", "Parameters", float(manifest["parameters"]["total"]), "count", kind=Kind.COST)]
     for key, (label, unit) in COSTS.items():
         if (cost := manifest["cost"].get(key)) is not None:
             found.append(Value(key.removesuffix("_mb"), label, cost, unit, Better.LOWER, Kind.COST))

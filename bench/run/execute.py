@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from bench.config.run import ConfigError, RunConfig, read_run, weights_run
+from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import locked
+from bench.records.store import RunFolder
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.checkpoint import STATE, load_average
@@ -24,7 +25,7 @@ from bench.run.evaluate import evaluate_run, measure_run, sample_run, versions
 from bench.run.model import Model
 from bench.run.provenance import code_version, describe, now, peak_memory_mb, training_cost
 from bench.run.sample import weights_file
-from bench.run.spawn import start, train_folder
+from bench.run.spawn import train_on_ranks
 from bench.run.train import train
 from bench.structures.dataset import DataError, DataSet
 
@@ -41,13 +42,13 @@ class Until(StrEnum):
 def is_done(cfg: RunConfig, folder: Path, until: Until = Until.EVALUATED) -> bool:
     """Whether exactly this configuration was executed so far, on the newest weights."""
     try:
-        manifest = records.read_json(folder / "manifest.json")
-        evaluated = manifest["status"] == "done" and (folder / "eval.json").exists()
+        manifest = records.read_json(RunFolder(folder).manifest)
+        evaluated = manifest["status"] == "done" and RunFolder(folder).eval.exists()
         if not evaluated and (manifest["status"], until) != ("sampled", Until.SAMPLED):
             return False
         if read_run(folder).page() != cfg.page():  # options that came later have their defaults
             return False
-    except (FileNotFoundError, records.RecordError, KeyError, ConfigError):
+    except (FileNotFoundError, schema.RecordError, KeyError, ConfigError):
         return False
     return not samples_are_older(folder, manifest["weights_from"])
 
@@ -56,7 +57,7 @@ def samples_are_older(folder: Path, weights_from: str | None) -> bool:
     """Whether the run whose weights are used has been trained again since these samples were drawn."""
     if weights_from is None:
         return False
-    samples, weights = folder / "samples.npz", weights_file(folder, weights_from)
+    samples, weights = RunFolder(folder).samples, weights_file(folder, weights_from)
     return samples.exists() and weights.exists() and weights.stat().st_mtime > samples.stat().st_mtime
 
 
@@ -81,10 +82,10 @@ def execute(
     with locked(folder):
         if is_done(cfg, folder, until):
             return
-        for leftover in folder.glob(".*"):  # of a write that was cut
+        for leftover in RunFolder(folder).leftovers():  # of a write that was cut
             leftover.unlink()
         torch.set_num_threads(cfg.train.n_threads)
-        handler = logging.FileHandler(folder / "log.txt")
+        handler = logging.FileHandler(RunFolder(folder).log)
         handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk stops the run where it matters
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in ("equibench", "bench")]
@@ -110,25 +111,25 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
     model = Model.build(cfg, data.facts).to(cfg.train.device)
     manifest = describe(cfg, folder.name, data.record(), n_parallel)
     manifest["parameters"] = model.count_parameters()
-    if (folder / "manifest.json").exists() and (folder / "steps.jsonl").exists():
+    if RunFolder(folder).manifest.exists() and RunFolder(folder).steps.exists():
         # the weights are, at least in part, those of an earlier call: its code and costs stay in the record
-        before = records.read_json(folder / "manifest.json", records.MANIFEST)
+        before = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
         manifest |= {key: before[key] for key in ("code", "cost", "created")}
 
     def save(status: str, reason: str | None = None) -> None:
         manifest.update(status=status, reason=reason, updated=now())
-        records.write_json(folder / "manifest.json", manifest, records.MANIFEST)
+        records.write_json(RunFolder(folder).manifest, manifest, schema.MANIFEST)
 
     save("running")  # before anything is changed, so that a crash cannot leave an old result looking new
     try:
         forget_other_settings(cfg, folder)
-        records.write_atomically(folder / "config.yaml", yaml.safe_dump(cfg.page(), sort_keys=False).encode())
+        records.write_yaml(RunFolder(folder).config, cfg.page())
         about = {
             "elements": list(data.elements),
             "mean_atoms": data.mean_atoms,
             "sizes": {str(n): c for n, c in data.size_histogram.items()},
         }
-        records.write_json(folder / "data.json", about)
+        records.write_json(RunFolder(folder).data, about)
         manifest["environment"]["kernels"] = accelerate(model, cfg.train)
         if cfg.train.compile:
             manifest["environment"]["compile"] = compile_networks(model, data)
@@ -158,7 +159,7 @@ def evaluate_folder(folder: Path) -> None:
     """
     cfg = read_run(folder)
     with locked(folder):
-        manifest = records.read_json(folder / "manifest.json", records.MANIFEST)
+        manifest = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
         if manifest["status"] not in ("sampled", "done"):
             status = manifest["status"]
             raise ConfigError(f"{folder} is {status}, expected a sampled run; `equibench run --until sampled` first")
@@ -167,7 +168,7 @@ def evaluate_folder(folder: Path) -> None:
         here = {"code": code_version(), "platform": platform.platform(), "versions": versions(), "at": now()}
         evaluate_run(cfg, data, folder, manifest)
         manifest |= {"status": "done", "evaluated": here, "updated": now()}
-        records.write_json(folder / "manifest.json", manifest, records.MANIFEST)
+        records.write_json(RunFolder(folder).manifest, manifest, schema.MANIFEST)
 
 
 def check_data(cfg: RunConfig, data: DataSet, folder: Path) -> None:
@@ -202,7 +203,7 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
     parent = weights_run(cfg)
     if parent is None:
         if cfg.train.n_processes > 1:
-            start(train_folder, cfg.train.n_processes, cfg.train.device, folder)
+            train_on_ranks(folder, cfg.train.n_processes, cfg.train.device)
             step = load_average(folder / STATE, model.named_weights())
         else:
             step = train(cfg, model, data.train, data.valid, folder)
@@ -220,18 +221,19 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
 
 def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
     """Remove samples of other sampling settings, and evaluations with other measures."""
-    if not (folder / "config.yaml").exists():
+    if not RunFolder(folder).config.exists():
         return
     before = read_run(folder)
     if before.sample != cfg.sample:
         forget_samples(folder)
     if before.measures != cfg.measures:
-        for name in ("measures.json", "eval.json"):
-            (folder / name).unlink(missing_ok=True)
+        for file in (RunFolder(folder).measures, RunFolder(folder).eval):
+            file.unlink(missing_ok=True)
 
 
 def forget_samples(folder: Path) -> None:
     """Remove samples and what was computed from them."""
-    shutil.rmtree(folder / "chunks", ignore_errors=True)
-    for name in ("samples.npz", "samples.json", "measures.json", "eval.json"):
-        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(RunFolder(folder).chunks, ignore_errors=True)
+    run = RunFolder(folder)
+    for file in (run.samples, run.sample_costs, run.measures, run.eval):
+        file.unlink(missing_ok=True)

@@ -83,8 +83,8 @@ def progress(step: int, seconds: float, cfg: TrainConfig) -> float:
 
 
 def learning_rate(step: int, seconds: float, cfg: TrainConfig) -> float:
-    """Linear warm-up, constant, linear cool-down to zero over the last `cooldown_fraction` of the run."""
-    rate = cfg.lr
+    """Linear warm-up, constant or falling in steps, linear cool-down to zero over the last `cooldown_fraction`."""
+    rate = cfg.lr * cfg.lr_decay ** (step // cfg.lr_decay_every)
     if step < cfg.warmup_steps:
         rate *= (step + 1) / cfg.warmup_steps
     if cfg.cooldown_fraction > 0:

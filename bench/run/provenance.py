@@ -17,7 +17,9 @@ import psutil
 import torch
 
 from bench.config.run import RunConfig, weights_run
+from bench.records import schema
 from bench.records import store as records
+from bench.records.store import RunFolder
 from bench.registry import methods
 from bench.run.evaluate import package_version, versions
 
@@ -25,7 +27,7 @@ from bench.run.evaluate import package_version, versions
 def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -> dict[str, Any]:
     """A manifest as it stands before anything was done; `data` is `DataSet.record()`."""
     return {
-        "schema": records.SCHEMA_VERSION,
+        "schema": schema.SCHEMA_VERSION,
         **planned(cfg, name, data),
         "status": "running",
         "reason": None,
@@ -68,7 +70,7 @@ def planned(cfg: RunConfig, name: str, data: dict[str, Any]) -> dict[str, Any]:
 def training_cost(folder: Path) -> dict[str, Any]:
     """Times from the step records: the median over logging intervals leaves warm-up and interruptions out. Nothing
     where all lines were lost."""
-    steps = records.read_steps(folder / "steps.jsonl")
+    steps = records.read_steps(RunFolder(folder).steps)
     if not steps:
         return {}
     ends = [{"step": 0, "seconds": 0.0}, *steps]

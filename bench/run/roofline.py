@@ -23,8 +23,6 @@ from bench.run.clock import clock
 from bench.run.model import Model
 from bench.streams import StepStreams
 
-aten = torch.ops.aten
-
 # float32 numbers per parameter that AdamW in its amsgrad form and the moving average must move in one step:
 # read weight, gradient, three moments and average; write all but the gradient
 OPTIMISER_TRAFFIC = 11
@@ -61,12 +59,8 @@ def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
-# products that torch's counter does not know
-EXTRA = {
-    aten.mv: lambda matrix, _, **__: 2 * math.prod(matrix),
-    aten.addmm_: lambda _, a, b, **__: 2 * math.prod(a) * b[1],
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-}
+# a product that torch's counter does not know
+EXTRA = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
 @torch.no_grad()

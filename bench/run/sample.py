@@ -16,8 +16,9 @@ from bench.diffusion.sampler import sample
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.records.inputs import cut, is_folder_name
-from bench.records.store import DATA, MANIFEST, RecordError, read_json
+from bench.records.inputs import is_folder_name, truncate
+from bench.records.schema import DATA, MANIFEST, RecordError
+from bench.records.store import RunFolder, read_json
 from bench.run.acceleration import accelerate
 from bench.run.checkpoint import load_average
 from bench.run.denormals import denormals_are_zero
@@ -28,8 +29,6 @@ from bench.structures.elements import MAX_NUMBER
 from bench.structures.sizes import SizeDistribution
 from bench.structures.structures import Structures
 from bench.tasks.contract import Prompt
-
-WEIGHTS = "weights.safetensors"  # averaged weights alone: published, imported, or brought home from a lent machine
 
 
 def sample_prompt(
@@ -110,9 +109,9 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     folder = Path(folder)
     cfg = read_run(folder)
     cfg.train.device = device
-    manifest = read_json(folder / "manifest.json", MANIFEST)
-    about = read_json(folder / "data.json", DATA)
-    model = Model.build(cfg, facts_of(about, folder / "data.json"))
+    manifest = read_json(RunFolder(folder).manifest, MANIFEST)
+    about = read_json(RunFolder(folder).data, DATA)
+    model = Model.build(cfg, facts_of(about, RunFolder(folder).data))
     step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
     model.to(device).eval()
     accelerate(model, cfg.train)
@@ -123,23 +122,25 @@ def facts_of(about: dict[str, Any], path: Path) -> Facts:
     """What data.json states; RecordError unless sizes, elements and mean can be those of molecules."""
     elements, counts = about["elements"], about["sizes"]
     if not elements or not all(type(z) is int and 1 <= z <= MAX_NUMBER for z in elements):
-        raise RecordError(f"{path}: 'elements' is {cut(str(elements))}, expected nuclear charges")
+        raise RecordError(f"{path}: 'elements' is {truncate(str(elements))}, expected nuclear charges")
     if not about["mean_atoms"] > 0:
         raise RecordError(f"{path}: 'mean_atoms' is {about['mean_atoms']}, expected a positive number")
     if not all(n.isascii() and n.isdigit() and len(n) <= 6 and type(count) is int for n, count in counts.items()):
-        raise RecordError(f"{path}: 'sizes' is {cut(str(counts))}, expected numbers of atoms -> molecules")
+        raise RecordError(f"{path}: 'sizes' is {truncate(str(counts))}, expected numbers of atoms -> molecules")
     sizes = {int(n): count for n, count in counts.items()}
     try:
         SizeDistribution(sizes)
     except ValueError as error:
-        raise RecordError(f"{path}: 'sizes': {cut(str(error))}") from error
-    return Facts(tuple(elements), about["mean_atoms"], sizes)
+        raise RecordError(f"{path}: 'sizes': {truncate(str(error))}") from error
+    return Facts(tuple(elements), float(about["mean_atoms"]), sizes)
 
 
 def weights_file(folder: Path, weights_from: str | None) -> Path:
     """Where a run's averaged weights lie: its own state, published weights, or those of the run it depends on."""
     if weights_from is not None and not is_folder_name(weights_from):
-        raise RecordError(f"{folder}: 'weights_from' is {cut(weights_from)!r}, expected the name of a folder beside it")
+        raise RecordError(
+            f"{folder}: 'weights_from' is {truncate(weights_from)!r}, expected the name of a folder beside it"
+        )
     home = folder if weights_from is None else folder.parent / weights_from
-    published = home / WEIGHTS
-    return published if published.exists() else home / "state.safetensors"
+    published = RunFolder(home).weights
+    return published if published.exists() else RunFolder(home).state

@@ -14,7 +14,6 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 import torch.multiprocessing as mp
 
 from bench.config.run import read_run
-from bench.records.store import disk_error
+from bench.records.store import RunFolder, disk_error
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.distributed import Ranks, joined
@@ -31,8 +30,8 @@ from bench.run.parent import die_with
 from bench.run.train import train
 
 
-def start(target: Callable[..., None], n: int, device: str, *args: Any) -> None:
-    """Call target(*args) on n new ranks of this machine; the first error ends all and is raised here.
+def train_on_ranks(folder: Path, n: int, device: str) -> None:
+    """Train a run's folder on n new ranks of this machine; the first error ends all and is raised here.
 
     The ranks end with this OS process, however it ends.
 
@@ -43,7 +42,7 @@ def start(target: Callable[..., None], n: int, device: str, *args: Any) -> None:
     # may end first.
     full = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as store:
-        given = (n, os.getpid(), f"file://{store}/store", device, full, target, args)
+        given = (n, os.getpid(), f"file://{store}/store", device, full, str(folder))
         try:
             mp.spawn(_rank, given, n)
         except (mp.ProcessRaisedException, mp.ProcessExitedException, EOFError) as error:
@@ -55,32 +54,27 @@ def start(target: Callable[..., None], n: int, device: str, *args: Any) -> None:
             raise RuntimeError(f"rank {error.error_index} of {n}: {last_line}") from error
 
 
-def _rank(
-    rank: int,
-    n: int,
-    parent: int,
-    store: str,
-    device: str,
-    full: Any,
-    target: Callable[..., None],
-    args: tuple[Any, ...],
-) -> None:
+def _rank(rank: int, n: int, parent: int, store: str, device: str, full: Any, folder: str) -> None:
     die_with(parent)  # SIGKILL: a rank that waits for another rank's message handles no other signal
     with joined(device, init_method=store, rank=rank, world_size=n):
         try:
-            target(*args)
+            train_folder(Path(folder), trusted=True)  # whose configuration this rank's parent has written
         except Exception as error:
             if disk := disk_error(error):
                 full.put((disk.errno, disk.strerror))
             raise
 
 
-def train_folder(folder: Path) -> None:
-    """Train the run of a folder whose configuration is written; called on each rank."""
-    cfg = read_run(folder)
+def train_folder(folder: Path, trusted: bool = False) -> None:
+    """Train the run of a folder whose configuration is written; called on each rank.
+
+    Args:
+        trusted: execute the plug-in files that the configuration names.
+    """
+    cfg = read_run(folder, trusted)
     if Ranks.here().writes:
         logging.basicConfig(
-            filename=folder / "log.txt",
+            filename=RunFolder(folder).log,
             level=logging.INFO,
             format="%(asctime)s %(name)s %(levelname)s %(message)s",
         )

@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from bench.config.run import RunConfig, TrainConfig
 from bench.diffusion.process import weighted_error
+from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
-from bench.records.store import STEP, append_line, as_line, check, read_steps, write_atomically
+from bench.records.schema import STEP, check
+from bench.records.store import RunFolder, append_line, as_line, read_steps, write_atomically
 from bench.run.batches import Batches
 from bench.run.checkpoint import PREVIOUS, STATE, resume, save_state
 from bench.run.clock import Timer
 from bench.run.distributed import Ranks
 from bench.run.model import Model
 from bench.run.optimiser import TrainingState, learning_rate, progress
-from bench.run.watch import DIVERGED_FILE, Watch, record_fault
+from bench.run.watch import Watch, record_fault
 from bench.streams import StepStreams, Streams
 from bench.structures.structures import Structures
 
@@ -33,21 +35,29 @@ class TrainingError(RuntimeError):
     """Training stopped: the loss diverged, or the batch cannot be cut as asked."""
 
 
-def training_loss(model: Model, clean: State, rng: StepStreams) -> Tensor:
-    """Loss of each molecule of a batch [B]: the whole of what is compared between methods.
+def example(model: Model, clean: State, rng: StepStreams, level: Level | None = None) -> tuple[Noised, State]:
+    """A noised batch, and what the network regresses on.
 
     Args:
         clean: clean states, scaled and within their spaces.
         rng: the step's streams; `method` draws never shift the others.
+        level: noise levels, drawn unless they are given.
     """
     process, method = model.process, model.method
     clean = method.augment(clean, rng.method)
-    level = process.draw(len(clean), rng.time, clean.dtype)
+    if level is None:
+        level = process.draw(len(clean), rng.time, clean.dtype)
     noise = method.couple(clean, process.noise(clean.layout, rng.noise, clean.dtype, clean.context), rng.method)
     noised = process.noised(clean, noise, level)
-    target = process.parametrisation.target(method.target(noised, rng.method), noised)
-    prediction = method.predict(model.denoiser, noised.z_t, level, rng.method)
-    return process.training_loss(method.loss(prediction, target, noised), prediction, target, noised)
+    return noised, process.parametrisation.target(method.target(noised, rng.method), noised)
+
+
+def training_loss(model: Model, clean: State, rng: StepStreams, level: Level | None = None) -> Tensor:
+    """Loss of each molecule of a batch [B]: with `example` the whole of what is compared between methods."""
+    noised, target = example(model, clean, rng, level)
+    prediction = model.method.predict(model.denoiser, noised.z_t, noised.level, rng.method)
+    error = model.method.loss(prediction, target, noised)
+    return model.process.training_loss(error, prediction, target, noised)
 
 
 class BatchLoss(nn.Module):
@@ -141,11 +151,11 @@ def train(
     state = TrainingState.at_start(model.named_weights(), settings)
     resume(folder, ranks, state)
     if ranks.writes:
-        steps = [line for line in read_steps(folder / "steps.jsonl") if line["step"] <= state.step]
+        steps = [line for line in read_steps(RunFolder(folder).steps) if line["step"] <= state.step]
         if state.step != (steps[-1]["step"] if steps else 0):
-            log.warning("%s: lines before step %d are missing, and not made again", folder / "steps.jsonl", state.step)
-        _write_steps(folder / "steps.jsonl", steps)  # lines after the checkpoint are made again
-        (folder / DIVERGED_FILE).unlink(missing_ok=True)
+            log.warning("%s: lines before step %d are missing, and not made again", RunFolder(folder).steps, state.step)
+        _write_steps(RunFolder(folder).steps, steps)  # lines after the checkpoint are made again
+        RunFolder(folder).diverged.unlink(missing_ok=True)
     loss_of = ranks.wrap(BatchLoss(model))
     saved = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
@@ -179,7 +189,7 @@ def train(
                 if ranks.writes:
                     record_fault(folder, fault, state.step, model, batches, streams, settings, n_shares)
                 raise TrainingError(
-                    f"{fault.reason} at step {fault.step} ({DIVERGED_FILE} has its molecules); "
+                    f"{fault.reason} at step {fault.step} ({RunFolder(folder).diverged.name} has its molecules); "
                     "lower train.lr, or clip harder; the last checkpoint is kept"
                 )
             state.seconds += timer.read()
@@ -198,8 +208,8 @@ def train(
                 state.average.swap(state.weights)
                 line["valid_loss"] = validation()
                 state.average.swap(state.weights)
-            check(line, STEP, "steps.jsonl")
-            append_line(folder / "steps.jsonl", line)
+            check(line, STEP, str(RunFolder(folder).steps))
+            append_line(RunFolder(folder).steps, line)
             log.info("step %d of %d, loss %.4f", state.step, settings.n_steps, line["loss"])
             on_log(state.step)
             if finished or time.monotonic() - saved > settings.checkpoint_seconds:

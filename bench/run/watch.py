@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.config.run import TrainConfig
-from bench.records.store import write_json
+from bench.records.store import RunFolder, write_json
 from bench.run.batches import Batches
 from bench.run.checkpoint import PREVIOUS, STATE, about_of
 from bench.run.distributed import Ranks
@@ -20,7 +20,6 @@ from bench.run.model import Model
 from bench.streams import Streams
 
 DIVERGED = 1e6  # loss above which no step of an interval may stay: a network that answers zero is near 1
-DIVERGED_FILE = "diverged.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ def record_fault(
         ],
     }
     with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-        write_json(folder / DIVERGED_FILE, record)
+        write_json(RunFolder(folder).diverged, record)
 
 
 def _molecules(

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bench.records import npz
-from bench.records.inputs import said
+from bench.records import inputs
+from bench.records.inputs import one_line
 from bench.structures import files
 from bench.structures.sizes import size_histogram
 from bench.structures.structures import Structures
@@ -174,9 +174,9 @@ def read_with(path: Path, key: str) -> tuple[Structures, np.ndarray | None]:
     """
     structures = files.read(path)
     try:
-        array = npz.read_arrays(path, (), (key,)).get(key)
-    except (npz.NpzError, OSError) as error:
-        raise DataError(f"{path}: {said(error)}; fetch the file again") from error
+        array = inputs.read_arrays(path, (), (key,)).get(key)
+    except (inputs.NpzError, OSError) as error:
+        raise DataError(f"{path}: {one_line(error)}; fetch the file again") from error
     if array is not None and (array.shape != (len(structures),) or array.dtype.kind not in "iu"):
         raise DataError(
             f"{path}: array {key!r} is {array.dtype} of shape {array.shape}, "

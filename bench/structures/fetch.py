@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench.records.inputs import said
+from bench.records.inputs import one_line
 from bench.structures.dataset import DataError
 
 log = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def fetch(artefact: Artefact, folder: Path | None = None) -> Path:
 
 
 def _unwritable(folder: Path, error: OSError) -> str:
-    return f"cannot write to the cache folder {folder} ({said(error)}); make room or set EQUIBENCH_CACHE"
+    return f"cannot write to the cache folder {folder} ({one_line(error)}); make room or set EQUIBENCH_CACHE"
 
 
 def _reason(error: Exception) -> str:
@@ -117,4 +117,4 @@ def _reason(error: Exception) -> str:
     cause = error.args[0] if error.args else error
     cause = getattr(cause, "reason", cause)  # urllib3's MaxRetryError -> the last failure
     cause = getattr(cause, "__cause__", None) or cause  # -> the operating system's error
-    return said(cause) if isinstance(cause, Exception) else said(error)
+    return one_line(cause) if isinstance(cause, Exception) else one_line(error)

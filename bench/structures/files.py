@@ -24,8 +24,8 @@ from typing import TextIO, TypeVar
 
 import numpy as np
 
-from bench.records import npz
-from bench.records.inputs import cut, said, size_of
+from bench.records import inputs
+from bench.records.inputs import one_line, size_of, truncate
 from bench.records.store import write_atomically
 from bench.structures.elements import MAX_LINE, MAX_NUMBER, SYMBOL, FileError
 from bench.structures.structures import Structures
@@ -54,7 +54,7 @@ def read(path: Path | str) -> Structures:
         size_of(path)
         structures = reader(path)
     except OSError as error:
-        raise FileError(f"{path}: {said(error)}") from error
+        raise FileError(f"{path}: {one_line(error)}") from error
     except MemoryError as error:
         raise FileError(f"{path}: does not fit in memory; split it into several files") from error
     if not len(structures):
@@ -221,8 +221,8 @@ def _write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> by
 
 def _read_npz(path: Path) -> Structures:
     try:
-        arrays = npz.read_arrays(path, ("num_atoms", "charges", "positions"))
-    except npz.NpzError as error:
+        arrays = inputs.read_arrays(path, ("num_atoms", "charges", "positions"))
+    except inputs.NpzError as error:
         raise FileError(f"{path}: {error}") from error
     _check_layout(arrays, path)
     num_atoms, charges, positions = arrays.values()
@@ -268,7 +268,7 @@ def _check_layout(arrays: dict[str, np.ndarray], path: Path) -> None:
         ("positions", "fiu", "reals"),
     ):
         if arrays[name].dtype.kind not in kinds:
-            raise FileError(f"{path}: array {name!r} holds {cut(str(arrays[name].dtype))}, expected {expected}")
+            raise FileError(f"{path}: array {name!r} holds {truncate(str(arrays[name].dtype))}, expected {expected}")
     n, charges, positions = (arrays[name].shape for name in ("num_atoms", "charges", "positions"))
     padded = len(charges) == 2 and n == charges[:1]
     if len(n) != 1 or not (padded or len(charges) == 1) or positions != (*charges, 3):

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from bench.records.inputs import said, size_of
+from bench.records.inputs import one_line, size_of
 from bench.structures import files
 from bench.structures.dataset import DataError, grouped
 from bench.structures.fetch import Artefact
@@ -75,7 +75,7 @@ def read_archive(path: Path, n_molecules: int = N_MOLECULES) -> Structures:
         with tarfile.open(path, "r|bz2") as tar:
             molecules = files.parse_xyz(lines(tar), path.name)
     except (ValueError, EOFError, OSError, tarfile.TarError) as error:
-        raise DataError(f"{path}: {said(error)}; fetch the archive again from {ARCHIVE.urls[0]}") from error
+        raise DataError(f"{path}: {one_line(error)}; fetch the archive again from {ARCHIVE.urls[0]}") from error
     if sorted(ids) != list(range(n_molecules)) or len(molecules) != n_molecules:
         raise DataError(
             f"{path}: {grouped(len(set(ids)))} molecules, expected {grouped(n_molecules)}; "
@@ -94,7 +94,7 @@ def read_excluded(path: Path) -> np.ndarray:
         size_of(path, MAX_LIST_BYTES)
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = said(error) if isinstance(error, OSError) else "no text file"
+        why = one_line(error) if isinstance(error, OSError) else "no text file"
         raise DataError(f"{path}: {why}; fetch it again from {EXCLUDED.urls[0]}") from error
     ids = [int(token) - 1 for line in lines for token in line.split(maxsplit=1)[:1] if NUMBERED.fullmatch(token)]
     return np.unique(np.array(ids, dtype=np.int64))

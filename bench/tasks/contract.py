@@ -63,6 +63,7 @@ class Task(ABC):
     Class attributes:
         groups: symmetry groups of the data by the name that a configuration gives, the default first.
         references: papers to cite for it.
+        one_size: whether all states have one number of points, on which some backbones rely.
 
     Attributes:
         facts: what a model must know of the training set.
@@ -72,6 +73,7 @@ class Task(ABC):
 
     groups: ClassVar[Mapping[str, Callable[[], Group]]]
     references: ClassVar[tuple[str, ...]] = ()
+    one_size: ClassVar[bool] = False
 
     facts: Facts
     group: Group

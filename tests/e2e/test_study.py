@@ -19,7 +19,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from bench.records.store import read_json, read_steps, write_json
+from bench.records.store import EVALUATION, read_json, read_steps
+from bench.records.values import Kind
 
 TINY = {
     "study": "tiny",
@@ -82,10 +83,9 @@ def contents(runs: Path) -> dict[str, object]:
         if (folder / "samples.npz").exists():
             with np.load(folder / "samples.npz", allow_pickle=False) as samples:
                 found |= {f"{folder.name}/samples/{name}": samples[name].tobytes() for name in samples.files}
-            evaluation = read_json(folder / "eval.json")
-            values = [value for value in evaluation["values"] if value.get("kind") != "cost"]
-            assert values
-            found[f"{folder.name}/eval"] = {"step": evaluation["step"], "values": values}
+            evaluation = read_json(folder / "eval.json", EVALUATION)
+            values = [value for value in evaluation["values"] if value.get("kind") != Kind.COST]
+            found[f"{folder.name}/eval"] = (evaluation["step"], values, evaluation["data_values"])
     return found
 
 
@@ -213,9 +213,7 @@ def test_changed_sampling_is_not_mistaken_for_done(straight, tmp_path):
 
 def test_the_comparison_notices_another_seed(straight, tmp_path):
     """Negative control of the bitwise comparison: one training seed further, nothing is equal."""
-    path = write_study(
-        tmp_path, grid=[{"method": ["haar"], "backbone": [{"name": "dit", "size": "tiny"}], "seed": [1]}]
-    )
+    path = write_study(tmp_path, grid=[{**ONE[0], "seed": [1]}])
     assert command("run", str(path), cwd=tmp_path).returncode == 0
     (ours,) = (tmp_path / "runs/tiny").glob("haar-*/samples.npz")
     (theirs,) = (straight / "runs/tiny").glob("haar-*/samples.npz")
@@ -236,61 +234,44 @@ def test_another_number_of_steps_is_another_run(straight, tmp_path):
     assert [key for key in of_straight if ours[key] != theirs[key]] == []
 
 
-WITHOUT_RDKIT = """
-import sys
-sys.modules["rdkit"] = None
-from bench.cli.main import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_a_run_is_sampled_without_rdkit_and_evaluated_later(straight, tmp_path):
-    """It ends with the bits of the run executed at once. Controls: `evaluate` needs RDKit, and a sampled run."""
-
-    def without_rdkit(*args: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-c", WITHOUT_RDKIT, *args]
-        return subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-
-    path, runs = write_study(tmp_path, grid=ONE), tmp_path / "runs/tiny"
-    done = without_rdkit("run", str(path), "--until", "sampled")
+def test_sampled_and_then_evaluated_equals_straight(straight, tmp_path):
+    """`run --until sampled` leaves no evaluation, loads no RDKit, and is done; `evaluate` gives the same values."""
+    path = write_study(tmp_path, grid=ONE)
+    runs = tmp_path / "runs/tiny"
+    done = command("run", str(path), "--until", "sampled", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = runs.glob("haar-*")
-    assert json.loads((folder / "manifest.json").read_text())["status"] == "sampled"
+    assert not (folder / "eval.json").exists()
+    assert "1 sampled" in command("status", "tiny", cwd=tmp_path).stdout
     assert "0 to do" in command("run", str(path), "--until", "sampled", cwd=tmp_path).stderr
-    assert without_rdkit("evaluate", str(folder)).returncode != 0
-    evaluated = command("evaluate", str(folder), cwd=tmp_path)
-    assert evaluated.returncode == 0, evaluated.stderr
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["status"] == "done"
-    assert manifest["evaluated"]["versions"]["rdkit"]
-    assert "0 to do" in command("run", str(path), cwd=tmp_path).stderr
+    done = command("evaluate", str(folder), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"evaluated: {folder}\n"
     ours, theirs = contents(runs), contents(straight / "runs/tiny")
-    assert ours
+    assert len(ours) > 3
     assert [key for key in ours if ours[key] != theirs[key]] == []
-    write_json(folder / "manifest.json", read_json(folder / "manifest.json") | {"status": "running"})
-    refused = command("evaluate", str(folder), cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "expected a sampled run" in refused.stderr
+    assert "0 to do" in command("run", str(path), cwd=tmp_path).stderr
 
 
 @SLOW
 def test_several_ranks_train_one_run(straight, tmp_path):
-    """By option, and by torchrun on a run's folder. Control: they are another run than that of one rank."""
+    """By option, and by torchrun on a run's folder: equal losses. The losses of one rank are those of other draws."""
     path = write_study(tmp_path, grid=ONE)
     done = command("run", str(path), "train.n_processes=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs/tiny").glob("haar-*")
     assert json.loads((folder / "manifest.json").read_text())["environment"]["n_processes"] == 2
-    assert not (straight / "runs/tiny" / folder.name).exists()
 
     def losses(run: Path) -> list[float]:
-        return [line["loss"] for line in read_steps(run / "steps.jsonl")]
+        return [json.loads(line)["loss"] for line in (run / "steps.jsonl").read_text().splitlines()]
 
+    (one_rank,) = (straight / "runs/tiny").glob("haar-*")
+    assert losses(folder) != pytest.approx(losses(one_rank), rel=1e-4)
     other = tmp_path / "torchrun" / folder.name
     other.mkdir(parents=True)
     shutil.copy(folder / "config.yaml", other)
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "bench.run.spawn"]
-    line = [sys.executable, "-m", *torchrun, str(other)]
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    line = [*ranks, "bench.run.spawn", str(other)]
     done = subprocess.run(line, cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert losses(other) == pytest.approx(losses(folder), rel=1e-6)

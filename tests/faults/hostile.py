@@ -443,11 +443,12 @@ def _of_pages() -> list[Reader]:
 
 def _of_records() -> list[Reader]:
     from analysis.load import load
+    from bench.records import schema
     from bench.records import store as records
     from bench.run.sample import sizes_of
 
     def data(path: Path) -> None:
-        sizes_of(records.read_json(path, records.DATA), path)
+        sizes_of(records.read_json(path, schema.DATA), path)
 
     def of(schema: dict[str, Any]) -> Callable[[Path], None]:
         def read(path: Path) -> None:
@@ -470,10 +471,10 @@ def _of_records() -> list[Reader]:
     MANIFEST, EVALUATION = (json.dumps(record, indent=1).encode() for record in (manifest(), evaluation()))
     recorded = {"manifest.json": MANIFEST, "eval.json": EVALUATION, "steps.jsonl": STEPS, "config.yaml": RUN}
     damaged = [Seed(valid, (name.encode() + b"\n").__add__) for name, valid in recorded.items()]
-    error = (records.RecordError,)
+    error = (schema.RecordError,)
     return [
-        Reader("manifest.json", "manifest.json", of(records.MANIFEST), error, [Seed(MANIFEST)]),
-        Reader("eval.json", "eval.json", of(records.EVALUATION), error, [Seed(EVALUATION)]),
+        Reader("manifest.json", "manifest.json", of(schema.MANIFEST), error, [Seed(MANIFEST)]),
+        Reader("eval.json", "eval.json", of(schema.EVALUATION), error, [Seed(EVALUATION)]),
         Reader("steps.jsonl", "steps.jsonl", steps, error, [Seed(STEPS)]),
         Reader("data.json", "data.json", data, error, [Seed(json.dumps(DATA_JSON).encode())]),
         # a study with a damaged record is still shown: nothing may be raised at all

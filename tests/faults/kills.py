@@ -213,6 +213,7 @@ def damage(home: Path) -> list[dict[str, Any]]:
 def ending(cfg: Any, folder: Path, expected: dict[str, object]) -> str:
     """same: the run ends with the same bits; refused: one line that names a file; reported: a line in the log, and the
     run goes on; lost: anything else."""
+    from bench.records import schema
     from bench.records import store as records
     from bench.run.execute import execute
     from bench.run.sample import load_run
@@ -225,8 +226,8 @@ def ending(cfg: Any, folder: Path, expected: dict[str, object]) -> str:
         # what the run did not need is read by whoever uses it
         load_run(folder)
         files.read(folder / "samples.npz")
-        records.read_json(folder / "manifest.json", records.MANIFEST)
-        evaluation = records.read_json(folder / "eval.json", records.EVALUATION)
+        records.read_json(folder / "manifest.json", schema.MANIFEST)
+        evaluation = records.read_json(folder / "eval.json", schema.EVALUATION)
         records.read_steps(folder / "steps.jsonl", evaluation["step"])
     except (ValueError, RuntimeError, OSError) as error:
         line = str(error)

@@ -20,7 +20,7 @@ import yaml
 from faults import hostile
 from faults.hostile import OWNED, Reader, Seed, npy, safetensors, verdict, zipped
 
-from bench.records import npz
+from bench.records import inputs
 
 READERS = {reader.name: reader for reader in hostile.readers()}
 ARRAYS = {
@@ -190,8 +190,8 @@ def test_a_record_of_another_schema_names_the_version_that_wrote_it(tmp_path: Pa
 
 
 def test_padding_may_still_be_compressed(tmp_path: Path):
-    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(npz.SMALL // 8 - 100))
-    assert npz.read_arrays(tmp_path / "a.npz")["x"].sum() == 0
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(inputs.SMALL // 8 - 100))
+    assert inputs.read_arrays(tmp_path / "a.npz")["x"].sum() == 0
 
 
 # controls: what the harness must call a loss

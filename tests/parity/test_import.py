@@ -28,7 +28,8 @@ from bench.cli.main import main
 from bench.data import qm9
 from bench.published import weights as reader
 from bench.published.parity import Comparison, Fixture
-from bench.records.store import MANIFEST, read_json
+from bench.records.schema import MANIFEST
+from bench.records.store import read_json
 from bench.structures.fetch import CannotStartError
 from bench.structures.structures import Structures
 from bench.symmetry.published import PublishedError, StateDict
@@ -97,10 +98,10 @@ def test_an_imported_network_gives_the_published_output(tmp_path, name, method):
 def test_features_have_the_published_order_and_scales(tmp_path):
     """One-hot H C N O F over 4, then the nuclear charge over 10; the schedule is the file's."""
     assert imported(tmp_path, state_dict("egnn"), PAGES["egnn"]) == 0
-    diffusion, stored = bench.load_run(tmp_path / "published" / "run").diffusion, fixture("variational_bound")
+    task, stored = bench.load_run(tmp_path / "published" / "run").model.task, fixture("variational_bound")
     x0 = task.encode(Structures(stored.array("z"), stored.array("positions"), stored.layout.ptr.numpy()))
     assert torch.allclose(x0.h, torch.cat([stored["onehot"] / 4, stored["z"][:, None] / 10], dim=1).float())
-    assert (task.process.path.n_levels, diffusion.cfg.precision) == (1000, 1e-5)
+    assert (task.process.path.n_levels, task.process.cfg.precision) == (1000, 1e-5)
 
 
 def test_the_record_says_where_the_weights_come_from(tmp_path):
@@ -324,7 +325,7 @@ def test_a_file_that_is_no_such_checkpoint_is_refused_in_one_line(tmp_path, capl
         ("dit", {**PAGES["dit"], "method": "edm"}, "method 'edm' needs an equivariant backbone"),
         ("dit", {**PAGES["dit"], "backbone": {"n_heads": 5}}, "not divisible"),
         ("egnn", {**SIZES, "diffusion": {"precision": 1e-4}}, "given as 0.0001, the file's table has 1e-05"),
-        ("egnn", {**SIZES, "diffusion": {"include_charges": False}}, "include_charges is given otherwise"),
+        ("egnn", {**SIZES, "task": {"include_charges": False}}, "include_charges is given otherwise"),
         ("egnn", {**SIZES, "elements": [1, 6]}, "the network has 6 features, and 2 elements"),
         ("egnn", {**SIZES, "elements": [6, 1]}, "expected nuclear charges in ascending order"),
         ("egnn", {"data": "mini", "elements": [1, 6]}, "'elements' is [1, 6], mini"),

@@ -97,7 +97,7 @@ def stepper(reference: bool = False, **given: Any) -> Clocked:
     if reference:
         use_reference(cfg, model)
     settings, device = cfg.train, torch.device(cfg.train.device)
-    batches = Batches(data.train, model.process, settings.batch_size, cfg.seed, settings.device)
+    batches = Batches(data.train, model.task, settings.batch_size, cfg.seed, settings.device)
     step = stepping(cfg, model, Streams(cfg.seed, device))
 
     def seconds(i: int) -> float:
@@ -131,30 +131,32 @@ def sampling(n_molecules: int, n_steps: int, n_rounds: int = 3, **given: Any) ->
     import numpy as np
     import torch
 
+    from bench.config.run import SampleConfig
     from bench.run.clock import clock
-    from bench.run.sample import Chunk, plan_chunks, sample_chunk
-    from bench.structures.sizes import SizeDistribution
+    from bench.run.sample import sample_prompt
+    from bench.tasks.contract import Prompt
     from performance.padded import use_reference
 
     def sampler(reference: bool, times: list[float]) -> Clocked:
         cfg, model, data = built(**given)
-        chunks = plan_chunks(SizeDistribution(data.size_histogram), n_molecules, SAMPLING_BATCH, cfg.seed)
+        prompts = model.task.prompts(n_molecules, SAMPLING_BATCH, cfg.seed)
         if reference:
             use_reference(cfg, model)
             drawn, places = np.empty(n_molecules, dtype=np.int64), np.arange(n_molecules)
-            for chunk in chunks:
-                drawn[chunk.places] = chunk.sizes
-            chunks = [
-                Chunk(i, places[j : j + SAMPLING_BATCH], drawn[j : j + SAMPLING_BATCH], int(drawn.max()))
+            for prompt in prompts:
+                drawn[prompt.places] = prompt.sizes
+            prompts = [
+                Prompt(i, places[j : j + SAMPLING_BATCH], drawn[j : j + SAMPLING_BATCH], int(drawn.max()))
                 for i, j in enumerate(range(0, n_molecules, SAMPLING_BATCH))
             ]
-        first, device = chunks[0], torch.device(cfg.train.device)
-        sample_chunk(model, Chunk(0, first.places[:4], first.sizes[:4], first.n_padded), 1, 0, cfg.train.device)
+        first, device = prompts[0], torch.device(cfg.train.device)
+        few = Prompt(0, first.places[:4], first.sizes[:4], first.n_padded)
+        sample_prompt(model, few, SampleConfig(n_steps=1), cfg.train.device)
 
         def seconds(_: int) -> float:
             started = clock(device)
-            for chunk in chunks:
-                sample_chunk(model, chunk, n_steps, 0, cfg.train.device)
+            for prompt in prompts:
+                sample_prompt(model, prompt, SampleConfig(n_steps=n_steps), cfg.train.device)
             times.append(clock(device) - started)
             return times[-1]
 
@@ -181,12 +183,10 @@ def hooks(repeats: int = 7, **given: Any) -> dict[str, Any]:
     from bench.streams import Streams
 
     cfg, model, data = built(**given)
-    device, method, diffusion = torch.device(cfg.train.device), model.method, model.process
+    device, method, process = torch.device(cfg.train.device), model.method, model.process
     rng = Streams(cfg.seed, device)
-    x0 = Batches(data.train, diffusion, cfg.train.batch_size, cfg.seed, cfg.train.device)(0)
-    level = task.process.path.draw(len(x0), rng.at(0).time)
-    eps = task.process.noise(x0.layout, rng.at(0).noise)
-    z_t = task.process.noising(x0, eps, level)
+    x0 = Batches(data.train, model.task, cfg.train.batch_size, cfg.seed, cfg.train.device)(0)
+    noised = process.noised(x0, process.noise(x0.layout, rng.at(0).noise), process.draw(len(x0), rng.at(0).time))
 
     def median(action: Callable[[], object]) -> float:
         times = []
@@ -198,8 +198,8 @@ def hooks(repeats: int = 7, **given: Any) -> dict[str, Any]:
 
     return {
         "augment": median(lambda: method.augment(x0, rng.at(0).method)),
-        "target": median(lambda: method.target(x0, z_t, level, rng.at(0).method)),
-        "loss": median(lambda: method.loss(eps, z_t, level)),
+        "target": median(lambda: method.target(noised, rng.at(0).method)),
+        "loss": median(lambda: method.loss(noised.z_t, noised.noise, noised)),
     }
 
 
@@ -215,7 +215,7 @@ def built(**given: Any) -> tuple[Any, Any, Any]:
     cfg = config(**given)
     torch.set_num_threads(cfg.train.n_threads)
     data = datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
-    model = Model.build(cfg, data.elements, data.mean_atoms).to(cfg.train.device)
+    model = Model.build(cfg, data.facts).to(cfg.train.device)
     accelerate(model, cfg.train)
     return cfg, model, data
 

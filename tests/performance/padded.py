@@ -274,7 +274,8 @@ class PaddedSymDiff(nn.Module):
     def __init__(self, method: nn.Module, kernel: PaddedRotationKernel) -> None:
         super().__init__()
         self.kernel = kernel
-        self.group, self.augment, self.target, self.loss = method.group, method.augment, method.target, method.loss
+        for name in ("group", "augment", "couple", "target", "loss", "finish"):
+            setattr(self, name, getattr(method, name))
 
     def predict(self, denoiser, z_t: State, level, rng: torch.Generator) -> State:
         base = self.group.haar(len(z_t), rng, z_t.x.dtype)

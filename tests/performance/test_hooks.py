@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bench.config.run import RunConfig, build, options_of, reason_to_skip
-from bench.geometry.noised import Level
+from bench.geometry.noised import Noised
 from bench.geometry.state import State
 from bench.registry import backbones, datasets, methods
 from bench.run.model import Model
@@ -32,7 +32,7 @@ def case(request: pytest.FixtureRequest) -> tuple[RunConfig, Model, State]:
     """A run, its model, and a batch of the embedded set."""
     cfg: RunConfig = request.param
     data = datasets["mini"].build(options_of(datasets, cfg.data))
-    model = Model.build(cfg, data.elements, data.mean_atoms)
+    model = Model.build(cfg, data.facts)
     smallest_first = np.argsort(data.train.n_atoms[:N_MOLECULES], kind="stable")
     return cfg, model, model.task.encode(data.train.select(smallest_first))
 
@@ -65,19 +65,18 @@ def test_augmentation(benchmark, case):
 def test_target(benchmark, case):
     _, model, x0 = case
     benchmark.group = f"target, {N_MOLECULES} molecules"
-    level, _, z_t = noised(model, x0)
-    benchmark(lambda: model.method.target(x0, z_t, level, RNG.at(0).method))
+    both = noised(model, x0)
+    benchmark(lambda: model.method.target(both, RNG.at(0).method))
 
 
 def test_loss(benchmark, case):
     _, model, x0 = case
     benchmark.group = f"loss, {N_MOLECULES} molecules"
-    level, eps, z_t = noised(model, x0)
-    benchmark(lambda: model.method.loss(z_t, eps, level))
+    both = noised(model, x0)
+    benchmark(lambda: model.method.loss(both.z_t, both.noise, both))
 
 
-def noised(model: Model, x0: State) -> tuple[Level, State, State]:
-    """Level of each molecule, noise, noised state."""
-    level = model.process.path.draw(len(x0), RNG.at(0).time)
-    eps = model.process.noise(x0.layout, RNG.at(0).noise)
-    return level, eps, model.process.noising(x0, eps, level)
+def noised(model: Model, x0: State) -> Noised:
+    """The batch at a level of its own for each molecule."""
+    process = model.process
+    return process.noised(x0, process.noise(x0.layout, RNG.at(0).noise), process.draw(len(x0), RNG.at(0).time))

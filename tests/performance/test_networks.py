@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from performance.cell import built, measured
-from performance.padded import use_reference
-from performance.ratios import compared
 
 from bench.run.batches import Batches
 from bench.run.optimiser import TrainingState
 from bench.run.train import BatchLoss, training_step
 from bench.streams import Streams
+from performance.cell import built, measured
+from performance.padded import use_reference
+from performance.ratios import compared
 
 SIZE = os.environ.get("PERF_SIZE", "small")
 ROUNDS = {"rounds": 3, "warmup_rounds": 1, "iterations": 1}
@@ -32,7 +32,7 @@ def test_training_step(benchmark: Any, pair: tuple[str, str], kind: str):
     cfg, model, data = built(**given)
     if reference:
         use_reference(cfg, model)
-    x0 = Batches(data.train, model.process, cfg.train.batch_size, cfg.seed)(0)
+    x0 = Batches(data.train, model.task, cfg.train.batch_size, cfg.seed)(0)
     state, loss_of = TrainingState.at_start(model.named_weights(), cfg.train), BatchLoss(model)
     benchmark.group = f"step of {'-'.join(pair)}, {SIZE}, {len(x0)} molecules of {data.label}"
     rng = Streams(0).at(0)

@@ -17,7 +17,7 @@ from bench.diffusion.process import Process
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.records.store import RecordError
+from bench.records.schema import RecordError
 from bench.records.values import Value
 from bench.structures.dataset import DataSet
 

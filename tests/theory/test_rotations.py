@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from support import Z_MAX, generator, orthogonal, z_score
+from support import Z_MAX, core, generator, orthogonal, z_score
 from torch import Tensor
 
-from bench.geometry.groups import GROUPS, O3, SO3, GroupName, Translated, gram_schmidt
+from bench.geometry.groups import O3, SO3, Translated, gram_schmidt
+from bench.tasks.denovo import Denovo
 
 N_DRAWS = 200_000
 
@@ -73,7 +74,10 @@ def test_translated_draws_have_the_law_of_the_draws(determinant):
 
 
 def test_every_named_group_is_there():
-    assert {name: GROUPS[name] for name in GroupName} == {GroupName.O3: O3, GroupName.SO3: SO3}
+    """The task's groups by their names; any other name is refused with the choices."""
+    assert {name: type(core(name).group) for name in Denovo.groups} == {"O3": O3, "SO3": SO3}
+    with pytest.raises(ValueError, match="'group' is 'SO2', expected O3 or SO3 for this task"):
+        core("SO2")
 
 
 # ---------------------------------------------------------------------- Gram-Schmidt

@@ -356,7 +356,9 @@ def test_the_command_line_starts_without_torch():
 def test_plug_ins_are_listed_without_what_a_network_needs():
     """e3nn takes as long to load as torch."""
     assert loaded_by("from bench.cli.plugins import listing, matrix; listing(); matrix()").isdisjoint({"e3nn", "sympy"})
-    assert "e3nn" in loaded_by("from bench.backbones.e3 import E3, E3Config; E3(E3Config(8, 1, 1, 4), {'x': 3, 'h': 2})")
+    assert "e3nn" in loaded_by(
+        "from bench.backbones.e3 import E3, E3Config; E3(E3Config(8, 1, 1, 4), {'x': 3, 'h': 2})"
+    )
 
 
 def test_tables_build_without_torch():

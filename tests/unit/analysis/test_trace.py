@@ -14,6 +14,7 @@ from analysis import report
 from analysis.load import load
 from analysis.tables.main import main_frame
 from analysis.trace import find_column, trace
+from bench.records import schema
 from bench.records import store as records
 from bench.records.store import write_json
 
@@ -111,14 +112,14 @@ def queue(folder: Path, seed: int) -> dict:
     keys = ("run", "study", "method", "backbone", "seed", "guarantee", "n_steps", "data")
     run = {key: whole[key] for key in keys} | {"config": {"train": {"lr": 1e-3}}}
     plan = {
-        "schema": records.SCHEMA_VERSION,
+        "schema": schema.SCHEMA_VERSION,
         "written_by": "0.1.0",
         "study": "made_up",
         "argument": "made_up",
         "created": "",
         "runs": [run],
     }
-    write_json(folder / "runs.json", plan, records.PLAN)
+    write_json(folder / "runs.json", plan, schema.PLAN)
     return run
 
 
@@ -154,15 +155,15 @@ def test_a_newer_schema_is_refused_with_the_version_that_wrote_it(tmp_path: Path
     one, other = folder / run_name("bare", "dit", 0), folder / run_name("bare", "dit", 1)
     edit(one / "manifest.json", schema=7, code__version="3.1.0")
     edit(other / "eval.json", schema=7, written_by="3.2.0", surprise=1)
-    for path, schema, version in (
-        (one / "manifest.json", records.MANIFEST, "3.1.0"),
-        (other / "eval.json", records.EVALUATION, "3.2.0"),
+    for path, expected, version in (
+        (one / "manifest.json", schema.MANIFEST, "3.1.0"),
+        (other / "eval.json", schema.EVALUATION, "3.2.0"),
     ):
         with pytest.raises(
-            records.RecordError,
+            schema.RecordError,
             match=f"by equibench {version} with record schema 7, this equibench reads schema 2; use",
         ):
-            records.read_json(path, schema)
+            records.read_json(path, expected)
     study = load(folder)
     assert len(study.problems) == 2  # the others are read
     assert study.progress[0] == 4

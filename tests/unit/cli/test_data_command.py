@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bench.cli import data as command
-from bench.records import store as records
+from bench.records import schema
 from bench.structures import files
 from bench.structures.structures import Structures
 
@@ -38,7 +38,7 @@ def test_table_counts_molecules_atoms_and_elements_of_each_split(call, path, cap
 def test_json_is_the_manifest_entry_and_nothing_else(call, path, capsys):
     assert call("folder", "--dir", path, "--json", "--n-train", "1") == 0
     record = json.loads(capsys.readouterr().out)
-    records.check(record, records.MANIFEST["data"], "data")
+    schema.check(record, schema.MANIFEST["data"], "data")
     assert record["n_train"] == 1
 
 

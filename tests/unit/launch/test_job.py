@@ -1,4 +1,4 @@
-"""The supervisor of a run."""
+"""The submit job: the supervisor of a run's child process."""
 
 import signal
 import subprocess
@@ -13,14 +13,14 @@ from bench.launch.job import Job
 job = Job()
 
 def on_signal(*_):
-    again = job.checkpoint({}, sys.argv[1], 1, "evaluated")  # as submitit does on a time limit
+    again = job.checkpoint({}, sys.argv[1], 1, "evaluated")  # as submitit on a time limit, while waiting
     assert again.function.child is None and job.child.returncode is not None
     if sys.argv[2] == "queued again":
         sys.exit(3)
     raise subprocess.CalledProcessError(1, ["scontrol", "requeue"])
 
 signal.signal(signal.SIGALRM, on_signal)
-signal.setitimer(signal.ITIMER_REAL, 1.0)  # the worker is importing torch then, or has refused the configuration
+signal.setitimer(signal.ITIMER_REAL, 1.0)  # by then the run imports torch, or has refused its configuration
 try:
     while True:
         job.supervise({}, sys.argv[1], 1, "evaluated")
@@ -30,7 +30,7 @@ except Exception:  # would be the result of submitit's job
 
 
 @pytest.mark.parametrize(("what", "code"), [("queued again", 3), ("refused", 1)])
-def test_a_signal_while_a_run_is_waited_for_ends_it(tmp_path, what, code):
+def test_a_signal_while_waiting_for_a_run_ends_it(tmp_path, what, code):
     """Slurm's time limit: the handler stops the run, and the job has no result, also where Slurm has other plans."""
     line = [sys.executable, "-c", INTERRUPTED, str(tmp_path), what]
     done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
@@ -47,7 +47,7 @@ Popen = subprocess.Popen
 
 def started(*args, **kwargs):
     child = Popen(*args, **kwargs)
-    os.kill(child.pid, getattr(signal, sys.argv[2]))  # before the worker's first line of Python
+    os.kill(child.pid, getattr(signal, sys.argv[2]))  # before the first line of Python in the run
     return child
 
 subprocess.Popen = started
@@ -56,8 +56,8 @@ print(Job().supervise({}, sys.argv[1], 1, "evaluated"))
 
 
 @pytest.mark.parametrize(("name", "dies"), [("SIGTERM", False), ("SIGUSR2", False), ("SIGHUP", True)])
-def test_a_worker_that_starts_leaves_slurms_signals_to_its_supervisor(tmp_path, name, dies):
-    """It would end with a result, and the job would be over instead of queued again; SIGHUP is the negative control."""
+def test_a_run_that_starts_leaves_slurms_signals_to_its_watcher(tmp_path, name, dies):
+    """Else it would end with a result, and the job would be over instead of requeued. Control: SIGHUP."""
     line = [sys.executable, "-c", SIGNALLED, str(tmp_path), name]
     done = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`equibench status` and `logs` on made-up records and processes: no training, no torch."""
+"""`equibench status` and `logs` on made-up records and workers: no training, no torch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-from unit.analysis.fabricated_study import edit, manifest, run_name, write_study
+from fabricated_study import edit, manifest, run_name, write_study
 
 from bench.cli.main import main
 from bench.launch import queue, status
+from bench.launch.queue import submitted
+from bench.records import schema
 from bench.records import store as records
-from bench.records.store import write_json
+from bench.records.store import StudyFolder, write_json
 
 TRAIN = {"n_steps": 400, "max_seconds": None}
-PAGE = {"train": TRAIN, "sample": {"n_molecules": 10, "batch_size": 4}}
+CONFIG = {"train": TRAIN, "sample": {"n_molecules": 10, "batch_size": 4}}
 HOLD = """
 import sys, time
 from pathlib import Path
-from bench.records.lock import hold
-with hold(Path(sys.argv[1])):
+from bench.records.lock import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -31,11 +33,11 @@ with hold(Path(sys.argv[1])):
 
 @pytest.fixture
 def start():
-    """Start processes that hold a lock file."""
+    """Start workers that hold a run's folder."""
     started = []
 
-    def hold(path: Path) -> subprocess.Popen:
-        line = [sys.executable, "-c", HOLD, str(path)]
+    def hold(folder: Path) -> subprocess.Popen:
+        line = [sys.executable, "-c", HOLD, str(folder)]
         process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         started.append(process)
         assert process.stdout is not None
@@ -53,22 +55,22 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """runs/made_up: done, failed and skipped runs, one at work (bare 0), and one that has not begun (bare 7)."""
     monkeypatch.chdir(tmp_path)
     folder = write_study(Path("runs/made_up"))
-    for run in records.run_folders(folder):
-        (run / "config.yaml").write_text(yaml.safe_dump(PAGE))
+    for run in StudyFolder(folder).runs():
+        (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
         (run / "lock").touch()
     edit(folder / run_name("bare", "dit", 0) / "manifest.json", status="running")
     whole = [manifest("bare", "dit", seed, 0) for seed in (0, 7)]
     keys = ("run", "study", "method", "backbone", "seed", "guarantee", "n_steps", "data")
-    runs = [{key: one[key] for key in keys} | {"config": PAGE} for one in whole]
+    runs = [{key: one[key] for key in keys} | {"config": CONFIG} for one in whole]
     plan = {
-        "schema": records.SCHEMA_VERSION,
+        "schema": schema.SCHEMA_VERSION,
         "written_by": "0.1.0",
         "study": "made_up",
-        "argument": "page.yaml",
+        "argument": "study.yaml",
         "created": "",
         "runs": runs,
     }
-    write_json(folder / "runs.json", plan, records.PLAN)
+    write_json(folder / "runs.json", plan, schema.PLAN)
     return folder
 
 
@@ -80,7 +82,9 @@ def test_every_run_stands_under_what_is_true_of_it(study: Path, start, capsys: p
     """The same record says 'running' where a process holds the lock, and 'killed' where none does."""
     bare = run_name("bare", "dit", 0)
     assert shown(study)[bare] == "killed"
-    worker = start(study / bare / "lock")
+    assert main(["status", "made_up"]) == 0
+    assert "nothing works on 2 runs; `equibench run study.yaml` continues" in capsys.readouterr().out
+    start(study / bare)
     assert shown(study) == {
         bare: "running",
         run_name("bare", "dit", 7): "queued",
@@ -95,17 +99,14 @@ def test_every_run_stands_under_what_is_true_of_it(study: Path, start, capsys: p
     }
     assert main(["status", "made_up"]) == 0
     told = capsys.readouterr().out
+    assert "nothing works on" not in told
     for words in (
         "loss is not finite at step 120",
         "needs an equivariant backbone",
         "10 runs: 6 done, 1 running, 1 queued, 1 failed, 1 skipped",
-        "equibench run page.yaml --retry",
+        "equibench run study.yaml --retry",
     ):
         assert words in told
-    assert "nothing works on" not in told
-    worker.kill()
-    worker.wait()
-    assert "nothing works on 2 runs; `equibench run page.yaml` continues" in status.status(study)
 
 
 def test_progress_and_time_left_follow_from_the_records(study: Path):
@@ -116,7 +117,7 @@ def test_progress_and_time_left_follow_from_the_records(study: Path):
     at = status.position(folder)
     assert (at.at, at.of, at.seconds_left) == (100, 400, 150.0)
     assert str(at) == "training, loss 0.2500, step 100 of 400, about 2 min left of it"
-    (folder / "config.yaml").write_text(yaml.safe_dump({**PAGE, "train": {"n_steps": 400, "max_seconds": 60}}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "train": {"n_steps": 400, "max_seconds": 60}}))
     assert status.position(folder).seconds_left == 10.0
     steps.write_text(json.dumps({"step": 400, "seconds": 200.0}) + "\n")
     write_json(folder / "chunks/00000.json", {"seconds": 3.0, "calls": 5})
@@ -138,7 +139,7 @@ def test_the_last_lines_are_those_of_the_whole_file(tmp_path: Path):
 
 
 def test_status_loads_nothing_heavy():
-    code = "import sys, bench.cli.main, bench.launch.status; print(*sys.modules)"
+    code = "import sys, bench.cli.main, bench.launch.status, bench.launch.queue; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"torch", "numpy", "pandas", "submitit", "omegaconf"}.isdisjoint(done.stdout.split())
 
@@ -174,8 +175,7 @@ def test_following_ends_with_the_last_words_of_the_run(study: Path, start):
     folder = study / run_name("bare", "dit", 0)
     log = folder / "log.txt"
     log.write_text("before\n")
-    process = start(folder / "lock")
-    parts = status.follow(folder, poll=0.02)
+    process = start(folder)
 
     def sleep(_: float) -> None:  # the run writes, and dies
         log.write_text("before\nlast words\n")
@@ -186,38 +186,35 @@ def test_following_ends_with_the_last_words_of_the_run(study: Path, start):
     assert "".join(parts) == "last words\n"
 
 
-# ---------------------------------------------------------------------- Slurm
+# ---------------------------------------------------------------------- jobs in Slurm's queue
 
 
-def test_runs_that_wait_in_slurm_are_known_by_their_last_job(study: Path, monkeypatch: pytest.MonkeyPatch):
-    """With a command of the name `squeue`. A job that Slurm does not have, or another cluster's number, is none."""
+def test_a_run_that_waits_in_slurms_queue_is_queued_there(study: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run whose last job Slurm still has; control: a job that Slurm has forgotten, and one of a local launcher."""
     tools = Path("tools").absolute()
     tools.mkdir()
-    known = r"41|RUNNING|None\n42|PENDING|Priority\n50_1|PENDING|Resources\n"
+    known = r"42|PENDING|Priority\n50_1|PENDING|Resources\n"
     (tools / "squeue").write_text(f"#!/bin/sh\nprintf '{known}'\n")
     (tools / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    waiting, ended, local = run_name("bare", "dit", 7), run_name("bare", "dit", 0), run_name("turned", "dit", 0)
-    for run, cluster, job in [
-        (waiting, "slurm", "40"),
-        (waiting, "slurm", "42"),
-        (ended, "slurm", "39"),
-        (local, "local", "41"),
-    ]:
-        queue.submitted(study / run, cluster, job)
-    jobs = queue.queued_jobs(study / run for run in (waiting, ended, local))
-    assert jobs is not None
-    assert {run: job.number for run, job in jobs.items()} == {waiting: "42"}
-    assert status.state(study / waiting, jobs[waiting]).words == "Slurm job 42, pending (Priority)"
-    assert (shown(study)[waiting], shown(study)[ended]) == ("queued", "killed")
-
-    (tools / "squeue").write_text("#!/bin/sh\nexit 1\n")
-    assert queue.queued_jobs([study / waiting]) is None
-    assert queue.queued_jobs([study / local]) == {}  # and Slurm is not asked
+    waiting, cut = (run_name("bare", "dit", seed) for seed in (7, 0))
+    submitted(study / waiting, "slurm", "40")
+    submitted(study / waiting, "slurm", "42")
+    submitted(study / cut, "slurm", "50_1")
+    told = {one.run: one for one in status.states(study)}
+    assert (told[waiting].status, told[waiting].words) == ("queued", "Slurm job 42, pending (Priority)")
+    assert told[cut].status == "queued"
+    submitted(study / cut, "slurm", "39")
+    assert shown(study)[cut] == "killed"
+    submitted(study / cut, "local", "50_1")
+    assert shown(study)[cut] == "killed"
 
 
-def test_a_sampled_run_stands_as_such(study: Path):
-    folder = study / run_name("bare", "dit", 0)
-    edit(folder / "manifest.json", status="sampled")
-    assert shown(study)[folder.name] == "sampled"
-    assert "`equibench evaluate RUN`, or `equibench run page.yaml`, evaluates them" in status.status(study)
+def test_without_an_answer_of_slurm_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Control: where no run has a job of Slurm's, it is not asked."""
+    monkeypatch.setattr(queue.shutil, "which", lambda _: None)
+    submitted(tmp_path / "run", "slurm", "3")
+    assert queue.queued_jobs([tmp_path / "run"]) is None
+    assert queue.queued_jobs([tmp_path / "other"]) == {}
+    (tmp_path / "run" / "job.json").write_text("{")
+    assert queue.last_job(tmp_path / "run") is None

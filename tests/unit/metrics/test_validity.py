@@ -19,6 +19,7 @@ from bench.metrics import validity
 from bench.metrics.molecules import MoleculeEvaluation, evaluate_molecules, undefined_values
 from bench.metrics.stability import Bonds, infer_bonds
 from bench.metrics.validity import rebuild, smiles_from_bonds, smiles_of, to_smiles
+from bench.records import schema
 from bench.records import store as records
 from bench.records.values import Better, Value
 from bench.structures import files
@@ -88,7 +89,7 @@ def test_only_value_errors_mean_invalid(monkeypatch):
 def test_summary_has_the_metrics_of_the_records_with_their_denominators():
     molecules = together(HYDROGEN, HYDROGEN, HYDROGEN, NITROGEN, CARBON_MONOXIDE)
     summary = evaluate_molecules(molecules, smiles_of(together(NITROGEN, CARBON_MONOXIDE))).summary()
-    records.check(summary, records.METRICS, "summary")
+    schema.check(summary, records.METRICS, "summary")
     assert summary == {
         "n_molecules": 5,
         "atom_stability": 8 / 10,
@@ -101,7 +102,7 @@ def test_summary_has_the_metrics_of_the_records_with_their_denominators():
 
 def test_metrics_without_denominator_are_null():
     summary = evaluate_molecules(CARBON_MONOXIDE, ["N#N"]).summary()
-    records.check(summary, records.METRICS, "summary")
+    schema.check(summary, records.METRICS, "summary")
     assert (summary["validity"], summary["uniqueness"], summary["novelty"]) == (0.0, None, None)
     assert evaluate_molecules(HYDROGEN).summary()["novelty"] is None
     assert set(evaluate_molecules(CARBON_MONOXIDE, ["N#N"]).intervals(0)) == {

@@ -1,24 +1,29 @@
 """Records: schemas are checked on both sides, files appear whole or not at all."""
 
+import ast
 import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
-from bench.records import store as records
+from bench.records import inputs, schema
+from bench.records.inputs import YamlError, as_yaml, parse_yaml
+from bench.records.schema import RecordError, check
 from bench.records.store import (
-    RecordError,
+    RunFolder,
+    StudyFolder,
     append_line,
-    check,
     read_json,
     read_steps,
-    run_folders,
     write_atomically,
     write_json,
 )
 
 SCHEMA = {"schema": int, "name": str, "value": (int, float), "note?": (str, type(None)), "inner": {"n": int}}
-GOOD = {"schema": records.SCHEMA_VERSION, "name": "a", "value": 1.5, "inner": {"n": 3}}
+GOOD = {"schema": schema.SCHEMA_VERSION, "name": "a", "value": 1.5, "inner": {"n": 3}}
 
 
 def test_a_record_of_the_schema_passes():
@@ -63,17 +68,11 @@ def test_json_is_written_and_read_back(tmp_path):
 
 
 def test_a_changed_value_is_noticed(tmp_path):
-    path, lines = tmp_path / "record.json", tmp_path / "steps.jsonl"
+    path = tmp_path / "record.json"
     write_json(path, GOOD, SCHEMA)
-    for step in (1, 2):
-        append_line(lines, {"step": step, "seconds": 0.5, "loss": 0.25})
-    assert [line["loss"] for line in read_steps(lines)] == [0.25, 0.25]
     path.write_text(path.read_text().replace("1.5", "1.7"))
-    lines.write_text(lines.read_text().replace("0.25", "0.24", 1))
     with pytest.raises(RecordError, match=r"record\.json: its values do not agree with its checksum"):
         read_json(path, SCHEMA)
-    with pytest.raises(RecordError, match=r"steps\.jsonl:1: its values do not agree"):
-        read_steps(lines)
 
 
 def test_a_record_without_a_checksum_is_taken(tmp_path):
@@ -129,8 +128,8 @@ def test_only_folders_with_a_manifest_are_runs(tmp_path):
         (tmp_path / name).mkdir()
     for name in ("b", "a"):
         (tmp_path / name / "manifest.json").write_text("{}")
-    assert [folder.name for folder in run_folders(tmp_path)] == ["a", "b"]
-    assert list(run_folders(tmp_path / "nowhere")) == []
+    assert [folder.name for folder in StudyFolder(tmp_path).runs()] == ["a", "b"]
+    assert StudyFolder(tmp_path / "nowhere").runs() == []
 
 
 def test_lines_that_are_missing_at_the_end_of_a_run_are_noticed(tmp_path):
@@ -147,3 +146,96 @@ def test_lines_that_are_missing_at_the_end_of_a_run_are_noticed(tmp_path):
     path.unlink()
     with pytest.raises(RecordError, match="ends at step 0"):
         read_steps(path, until=10)
+
+
+# ---------------------------------------------------------------------- folders and YAML
+
+
+def test_no_two_files_of_a_run_have_one_name():
+    for folder in (RunFolder(Path("run")), StudyFolder(Path("study"))):
+        names = [name for name, kind in vars(type(folder)).items() if isinstance(kind, property)]
+        files = [getattr(folder, name) for name in names]
+        assert len(set(files)) == len(files) > 4
+        assert {file.parent for file in files} == {folder.path}
+
+
+def test_only_one_file_knows_the_names_of_files():
+    """Elsewhere in bench and analysis no code, docstrings aside, spells them."""
+    root = Path(__file__).parents[3]
+    run, study = RunFolder(Path()), StudyFolder(Path())
+    known = {getattr(f, n).name for f in (run, study) for n, k in vars(type(f)).items() if isinstance(k, property)}
+    known -= {"lock", "chunks", ".cache"}  # words, and the name of another folder too
+    assert spelled(root / "bench" / "records" / "store.py", known) == known  # control
+    others = [path for top in ("bench", "analysis") for path in (root / top).rglob("*.py")]
+    assert len(others) > 50
+    found = {path.name: names for path in others if (names := spelled(path, known)) and path.name != "store.py"}
+    assert found == {}
+
+
+def spelled(path: Path, names: set[str]) -> set[str]:
+    """Those of the names that are string constants of a module."""
+    constants = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+    return names & {value for value in constants if isinstance(value, str)}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1.0E+3", 1000.0),
+        (".5", 0.5),
+        ("-12", -12),
+        ("0", 0),
+        ("010", "010"),
+        ("0x10", "0x10"),
+        ("1_000", "1_000"),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("off", "off"),
+        ("no", "no"),
+        ("true", True),
+        ("~", None),
+        ("", None),
+        ("1e", "1e"),
+        (".inf", float("inf")),
+    ],
+)
+def test_scalars_mean_what_they_look_like(text, value):
+    assert parse_yaml(text) == value
+    assert type(parse_yaml(text)) is type(value)
+
+
+def test_yaml_is_read_back_as_it_was_written():
+    texts = ["off", "1e-4", "010", "1:30", "2024", "2024-01-01", "~", "", "<<", "=", "true", "é", "a: b", "- x", "1_0"]
+    data = {"texts": texts, "numbers": [1e-5, 1e22, 3, -0.5, True, None], "off": {"1e3": []}}
+    assert parse_yaml(as_yaml(data)) == data
+    assert yaml.safe_load(as_yaml(data)) == data  # readers of YAML 1.1 too
+    assert parse_yaml(yaml.safe_dump({"a": "1e-4"})) != {"a": "1e-4"}  # control: PyYAML does not quote it
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2", "line 2: key 'a' comes twice"),
+        ("a: &a [*a]", "an alias stands inside what it stands for"),
+        ("a: !!binary aGk=", "could not determine a constructor"),
+        ("[" * 50 + "]" * 50, "nested more than 40 deep"),
+        ("a: [", "not readable as YAML"),
+    ],
+)
+def test_a_fault_of_yaml_is_one_line(text, message):
+    with pytest.raises(YamlError, match=message) as caught:
+        parse_yaml(text)
+    assert "\n" not in str(caught.value)
+    assert parse_yaml("a: &a [1]\nb: *a") == {"a": [1], "b": [1]}  # control
+
+
+def test_npz_is_read_by_name_and_never_unpickled(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(3), y=np.zeros((2, 2)))
+    assert set(inputs.read_arrays(tmp_path / "a.npz")) == {"x", "y"}
+    assert list(inputs.read_arrays(tmp_path / "a.npz", ("y",), ("z",))) == ["y"]
+    with pytest.raises(inputs.NpzError, match="array 'z' is missing; expected z, got 'x, y'"):
+        inputs.read_arrays(tmp_path / "a.npz", ("z",))
+    np.savez(tmp_path / "b.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(inputs.NpzError, match="pickled objects, which are never loaded"):
+        inputs.read_arrays(tmp_path / "b.npz")

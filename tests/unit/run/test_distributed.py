@@ -1,149 +1,199 @@
-"""Ranks and micro-batches train on shares of one batch; errors of a rank reach the run."""
+"""Shares of a batch: micro-batches, several ranks of torch.distributed, and how a failing rank is reported."""
 
 import errno
-import os
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from support import FACTS, fitting_pairs, run_config, structures
-from torch import Tensor
+import yaml
+from support import FACTS, model_of, run_config, structures
 
-from bench.config.run import RunConfig
+from bench.config.run import RunConfig, build
 from bench.records.store import disk_error, read_steps
-from bench.registry import methods
-from bench.run import spawn, train
-from bench.run.batches import Batches
-from bench.run.checkpoint import about_of
-from bench.run.distributed import Ranks
+from bench.registry import PluginFile, methods
+from bench.run.batches import Batches, load_data
 from bench.run.model import Model
 from bench.run.optimiser import TrainingState
-from bench.streams import StepStreams, Streams
+from bench.run.spawn import train_on_ranks
+from bench.run.train import BatchLoss, TrainingError, train, training_loss, training_step
+from bench.streams import Streams
 
-# ---------------------------------------------------------------------- errors
-
-
-def fail(code: int, slow: bool) -> None:
-    """Rank 1 fails; the other one ends in an error of its own, as when it loses its connection."""
-    if Ranks.here().rank == 1:
-        time.sleep(3 * slow)
-        raise OSError(code, os.strerror(code))
-    time.sleep(3 * (not slow))
-    raise RuntimeError("lost the connection")
-
-
-def test_a_full_disk_is_told_whichever_rank_ends_first():
-    with pytest.raises(OSError, match="No space left on device") as caught:
-        spawn.start(fail, 2, "cpu", errno.ENOSPC, False)
-    assert disk_error(caught.value)
-
-
-def test_another_error_is_not_one_of_the_disk():
-    with pytest.raises(RuntimeError, match=r"rank \d of 2: ") as caught:
-        spawn.start(fail, 2, "cpu", errno.EIO, False)
-    assert disk_error(caught.value) is None
-
-
-# ---------------------------------------------------------------------- shares of a batch
-
-PAIRS = [(m, b) for m, b in fitting_pairs() if methods[m].build.weights_of is None]
 TRAIN = structures([5, 3, 7, 4, 6, 5, 8, 3, 4, 6, 7, 5], seed=8)
 VALID = structures([4, 6, 5], seed=9)
+SETTINGS = {"n_steps": 4, "batch_size": 8, "lr": 1e-3, "log_every": 1, "valid_every": 2, "n_valid": 8}
 
 
-def config(method: str, backbone: str, **changes: Any) -> RunConfig:
-    settings = {"n_steps": 6, "batch_size": 6, "lr": 1e-3, "log_every": 1, "valid_every": 100, "n_valid": 3}
-    return run_config(method, backbone, **{**settings, "ema_decay": 0.9, "checkpoint_seconds": 0.0, **changes})
+# ---------------------------------------------------------------------- micro-batches
 
 
-def shares(model: Model, n: int, step: int = 3) -> list[tuple[Any, StepStreams]]:
-    batches = Batches(TRAIN, model.task, 12, 0)
-    return [(batches(step, share, n), Streams(0).at(step, share)) for share in range(n)]
+def gradient_of(share_of_draws: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and gradient of the step over two shares, with the streams of the given shares."""
+    model = model_of("symdiff", "dit", dtype=torch.float32)
+    batches = Batches(TRAIN, model.task, 8, seed=0)
+    cfg = run_config("symdiff", "dit", lr=1e-3, clip_norm=1e9)
+    state = TrainingState.at_start(model.named_weights(), cfg.train)
+    shares, rngs = [batches(3, i, 2) for i in range(2)], [Streams(0).at(3, share) for share in share_of_draws]
+    losses, norm, _ = training_step(BatchLoss(model), shares, rngs, cfg.train, state, cfg.train.lr)
+    return losses, norm
 
 
-def test_share_zero_of_one_is_the_batch_and_its_draws():
-    """Other shares are other rows, and draw from streams of their own."""
-    model = Model.build(config("plain", "dit"), FACTS)
-    batches, streams = Batches(TRAIN, model.task, 6, 0), Streams(0)
-    assert torch.equal(batches(2).x, batches(2, 0, 1).x)
-    assert streams.at(2) == streams.at(2, 0)
-    noise = [torch.randn(4, generator=streams.at(2, share).noise) for share in (0, 0, 1, 2)]
-    assert torch.equal(noise[0], noise[1])
-    assert len(torch.cat(noise[1:]).unique()) == 12
-    rows = [batches.in_order(2)[share::3].tolist() for share in range(3)]
-    assert sorted(i for row in rows for i in row) == sorted(batches.indices(2).tolist())
-    for share in range(3):
-        assert torch.equal(batches(2, share, 3).x, model.task.encode(TRAIN.select(np.array(rows[share]))).x)
+def test_micro_batches_are_one_batch_with_the_same_draws():
+    """Losses, and the gradient of their mean over the whole batch. Control: the other share's draws."""
+    losses, norm = gradient_of([0, 1])
+    model = model_of("symdiff", "dit", dtype=torch.float32)
+    batches = Batches(TRAIN, model.task, 8, seed=0)
+    expected = torch.cat([training_loss(model, batches(3, i, 2), Streams(0).at(3, i)) for i in range(2)])
+    torch.testing.assert_close(losses, expected.detach())
+    expected.mean().backward()
+    gradient = [p.grad for p in model.parameters() if p.grad is not None]
+    torch.testing.assert_close(norm, torch.cat([g.flatten() for g in gradient]).norm())
+    other_losses, other_norm = gradient_of([1, 0])
+    assert not torch.allclose(other_losses, losses, rtol=1e-3)
+    assert not torch.allclose(other_norm, norm, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("method", "backbone"), PAIRS)
-def test_accumulated_gradients_are_those_of_the_mean_over_micro_batches(method, backbone):
-    """Losses stand share after share. Control: other shares of the draws give other gradients."""
-    cfg = config(method, backbone)
-    model = Model.build(cfg, FACTS)
-
-    def gradients(micro_batches: list[tuple[Any, StepStreams]]) -> tuple[Tensor, Tensor]:
-        model.zero_grad(set_to_none=True)
-        state = TrainingState.at_start(model.named_weights(), cfg.train)
-        state.update = lambda *_: (torch.zeros(()), torch.zeros(()))  # type: ignore[method-assign]
-        clean, rngs = map(list, zip(*micro_batches, strict=True))
-        losses, *_ = train.training_step(train.BatchLoss(model), clean, rngs, cfg.train, state, 0.0)
-        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
-        return losses, torch.cat([g.flatten() for g in found])
-
-    losses, accumulated = gradients(shares(model, 3))
-    alone = [gradients([one]) for one in shares(model, 3)]
-    mean = torch.stack([gradient for _, gradient in alone]).mean(0)
-    torch.testing.assert_close(losses, torch.cat([loss for loss, _ in alone]), rtol=1e-6, atol=1e-6)
-    assert (accumulated - mean).norm() < 1e-5 * mean.norm()
-    swapped = [(clean, rng) for (clean, _), (_, rng) in zip(shares(model, 3), shares(model, 3)[::-1], strict=True)]
-    assert (gradients(swapped)[1] - mean).norm() > 1e-3 * mean.norm()
+def test_shares_are_the_batch():
+    """Every molecule of a batch lies in one share, and the sizes of shares are alike."""
+    batches = Batches(TRAIN, model_of("plain", "dit").task, 8, seed=0)
+    whole = batches(1).layout.sizes
+    shares = [batches(1, i, 4).layout.sizes for i in range(4)]
+    assert [len(sizes) for sizes in shares] == [2] * 4
+    assert sorted(torch.as_tensor([n for sizes in shares for n in sizes]).tolist()) == sorted(whole.tolist())
 
 
-def trained(folder: Path, cfg: RunConfig) -> list[float]:
-    train.train(cfg, Model.build(cfg, FACTS), TRAIN, VALID, folder)
+def trained(folder: Path, **settings: Any) -> list[float]:
+    """Losses of a short training."""
+    cfg = run_config("symdiff", "dit", **(SETTINGS | settings))
+    train(cfg, Model.build(cfg, FACTS), TRAIN, VALID, folder)
     return [line["loss"] for line in read_steps(folder / "steps.jsonl")]
 
 
-def on_a_rank(folder: str, method: str, wrong: str) -> None:
-    """What each of two ranks does; `wrong` is a control."""
-    torch.set_num_threads(1)
-    cfg = config(method, "dit", clip="queue", n_processes=2)
-    if wrong == "other seeds":
-        cfg.seed = Ranks.here().rank
-    trained(Path(folder), cfg)
+def test_accumulated_training_draws_anew_for_each_micro_batch(tmp_path):
+    """`train.accumulate` trains, repeatably, on other draws than the whole batch: each micro-batch has its streams."""
+    accumulated = trained(tmp_path / "a", accumulate=2)
+    assert trained(tmp_path / "b", accumulate=2) == accumulated
+    assert trained(tmp_path / "c") != accumulated
 
 
-@pytest.mark.parametrize("wrong", ["", "other seeds"])
-def test_two_ranks_train_as_two_micro_batches(wrong, tmp_path):
-    """The same shares with the same draws: losses to 1e-5. Control: ranks with different seeds."""
-    alone = trained(tmp_path / "alone", config("symdiff", "dit", clip="queue", accumulate=2))
-    assert alone != pytest.approx(trained(tmp_path / "whole", config("symdiff", "dit", clip="queue")), rel=1e-3)
-    spawn.start(on_a_rank, 2, "cpu", str(tmp_path / "two"), "symdiff", wrong)
-    lines = read_steps(tmp_path / "two/steps.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, 7))
-    assert [line["network_calls"] for line in lines] == [1.0] * 6
-    assert (alone == pytest.approx([line["loss"] for line in lines], rel=1e-5)) == (not wrong)
-    if not wrong:  # rank 0 alone has written: one line for each step, one state
-        assert about_of(tmp_path / "two/state.safetensors")["step"] == 6
-        one, two = (load_file(tmp_path / name / "state.safetensors") for name in ("alone", "two"))
-        assert all(torch.allclose(one[name], two[name], rtol=1e-3, atol=1e-4) for name in one)
+def test_a_batch_that_cannot_be_cut_is_one_line(tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"8 molecules cannot be cut into 3 equal shares \(train\.n_processes 1 times"
+    ):
+        trained(tmp_path, accumulate=3)
 
 
-def test_batches_that_cannot_be_shared_equally_are_refused(tmp_path):
-    with pytest.raises(train.TrainingError, match="a batch of 12 molecules cannot be cut into 8 equal shares"):
-        trained(tmp_path, config("plain", "dit", batch_size=40, accumulate=8))
-    with pytest.raises(train.TrainingError, match=r"started on 1 ranks, expected train\.n_processes = 2"):
-        trained(tmp_path, config("plain", "dit", n_processes=2))
+# ---------------------------------------------------------------------- several ranks
+
+FAILING = """
+import errno, os, time
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from bench.references import EQUIBENCH
+from bench.registry import methods
+from bench.symmetry.contract import Guarantee, Method
 
 
-def test_shares_and_steps_are_part_of_the_identity():
-    """Control: what is logged is not."""
-    one = config("plain", "dit").identity("data")
-    others = [{"accumulate": 2}, {"n_processes": 2}, {"n_steps": 7}]
-    assert len({one, *(config("plain", "dit", **change).identity("data") for change in others)}) == 4
-    assert config("plain", "dit", log_every=2).identity("data") == one
+@dataclass
+class FailingConfig:
+    code: int = 0
+    slow: bool = False
+
+
+@methods.register("failing", FailingConfig)
+class Failing(Method):
+    \"\"\"Rank 1 fails; the other one ends in an error of its own, as when it loses its connection.\"\"\"
+
+    guarantee = Guarantee.NONE
+    references = (EQUIBENCH,)
+
+    def augment(self, x0, rng):
+        if dist.get_rank() == 1:
+            time.sleep(3 * self.cfg.slow)
+            raise OSError(self.cfg.code, os.strerror(self.cfg.code))
+        time.sleep(3 * (not self.cfg.slow))
+        raise RuntimeError("lost the connection")
+"""
+
+
+def run_folder(folder: Path, method: Any, **settings: Any) -> RunConfig:
+    """A folder with the configuration of a short run on the embedded set."""
+    folder.mkdir(parents=True)
+    given: dict[str, Any] = {
+        "study": "ranks",
+        "method": method,
+        "backbone": {"name": "dit", "size": "tiny"},
+        "data": {"name": "mini", "n_train": 50},
+        "train": SETTINGS | {"checkpoint_seconds": 0.0} | settings,
+    }
+    if method["name"] == "failing":
+        path = folder.parent / "failing.py"
+        path.write_text(f"# {path}\n{FAILING}")  # a content of its own, since the same is executed once
+        file = PluginFile.at(path)
+        file.load()
+        given["plugins"] = [{"path": file.path, "sha256": file.sha256}]
+    cfg = build(RunConfig, given)
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg.page()))
+    return cfg
+
+
+def on_one_rank(folder: Path, **settings: Any) -> None:
+    cfg = run_folder(folder, {"name": "symdiff"}, **settings)
+    data = load_data(cfg)
+    train(cfg, Model.build(cfg, data.facts), data.train, data.valid, folder)
+
+
+def test_two_ranks_train_as_one_rank_does_in_two_micro_batches(tmp_path):
+    """Same shares, same streams: losses and gradients to rounding. Control: one rank with the whole batch.
+
+    Weights are not compared: Adam makes a full step of a gradient that is rounding alone.
+    """
+    run_folder(tmp_path / "ranks", {"name": "symdiff"}, n_processes=2)
+    train_on_ranks(tmp_path / "ranks", 2, "cpu")
+    on_one_rank(tmp_path / "micro", accumulate=2)
+    on_one_rank(tmp_path / "whole")
+
+    def followed(name: str, key: str) -> list[float]:
+        return [line[key] for line in read_steps(tmp_path / name / "steps.jsonl") if key in line]
+
+    for key in ("loss", "grad_norm", "valid_loss"):
+        assert followed("ranks", key) == pytest.approx(followed("micro", key), rel=1e-5)
+    assert followed("whole", "loss") != pytest.approx(followed("micro", "loss"), rel=1e-3)
+
+
+@pytest.fixture
+def _without_the_plug_in():
+    yield
+    methods.entries.pop("failing", None)
+
+
+@pytest.mark.usefixtures("_without_the_plug_in")
+@pytest.mark.parametrize(
+    ("code", "slow", "kind", "line"),
+    [
+        (errno.ENOSPC, False, OSError, "No space left on device"),
+        (errno.EIO, False, RuntimeError, r"rank \d of 2: "),
+    ],
+)
+def test_a_full_disk_is_told_whichever_rank_ends_first(code, slow, kind, line, tmp_path):
+    """Control: any other error is not one of the disk, and names its rank. Ranks execute the run's plug-ins."""
+    run_folder(tmp_path / "run", {"name": "failing", "code": code, "slow": slow}, n_processes=2)
+    with pytest.raises(kind, match=line) as caught:
+        train_on_ranks(tmp_path / "run", 2, "cpu")
+    assert (disk_error(caught.value) is not None) == (code == errno.ENOSPC)
+
+
+def test_ranks_are_as_many_as_configured(tmp_path):
+    """As torchrun may be told otherwise."""
+    with pytest.raises(TrainingError, match=r"started on 1 ranks, expected train\.n_processes = 2"):
+        trained(tmp_path, n_processes=2)
+
+
+def test_steps_and_shares_are_part_of_the_identity():
+    """They change the weights. Control: what is logged does not."""
+    one = run_config("plain", "dit").identity("data")
+    changes: list[dict[str, Any]] = [{"accumulate": 2}, {"n_processes": 2}, {"n_steps": 7}]
+    assert len({one, *(run_config("plain", "dit", **change).identity("data") for change in changes)}) == 4
+    assert run_config("plain", "dit", log_every=2).identity("data") == one

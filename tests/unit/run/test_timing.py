@@ -158,12 +158,15 @@ for name in {blocked}:
 from bench.cli.main import main as cli
 code = cli("time --method symdiff --backbone egnn --size tiny --batch 2 --steps 1 --threads 1 --json".split())
 import bench.run.train
-from bench.run.sample import Chunk, sample_chunk
 import numpy as np
+from bench.config.run import SampleConfig
 from bench.run.model import Model
+from bench.run.sample import sample_prompt
 from bench.run.timing import run_config
-model = Model.build(run_config("symdiff", "dit", "tiny", None, []), (1, 6, 7, 8, 9), 18.0)
-made = sample_chunk(model, Chunk(0, np.arange(2), np.array([3, 4]), 4), 2, 0)
+from bench.structures.dataset import Facts
+from bench.tasks.contract import Prompt
+model = Model.build(run_config("symdiff", "dit", "tiny", None, []), Facts((1, 6, 7, 8, 9), 18.0, {{3: 1, 4: 1}}))
+made = sample_prompt(model, Prompt(0, np.arange(2), np.array([3, 4]), 4), SampleConfig(n_steps=2))
 sys.exit(code or made.n_atoms.tolist() != [3, 4])
 """
 
@@ -200,7 +203,7 @@ def test_counted_operations_are_those_of_the_specification(method, backbone):
     """What is left out of the formula, embeddings and distances, is a few per cent; a missing layer would be 12 %."""
     cfg = timing.run_config(method, backbone, "small", None, ["backbone.width=192", "backbone.depth=3"])
     data = mini.load(mini.MiniConfig())
-    model = timing.Model.build(cfg, data.elements, data.mean_atoms)
+    model = timing.Model.build(cfg, data.facts)
     x0 = model.task.encode(data.train.select(np.arange(1000, 1020)))
     counted = training_work(model, x0, Streams(0).at(0)).flops
     expected = 3 * analytic_products(backbone, x0, 192, 3)

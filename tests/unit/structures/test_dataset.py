@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bench.records import store as records
+from bench.records import schema
 from bench.structures.dataset import DataError, DataSet, read_with
 from bench.structures.structures import Structures
 
@@ -20,11 +20,11 @@ def data():
 
 
 def test_record_is_what_the_manifest_expects(data):
-    records.check(data.record(), records.MANIFEST["data"], "data")
+    schema.check(data.record(), schema.MANIFEST["data"], "data")
     assert data.record()["n_test"] == 3
     assert data.record()["mean_atoms"] == np.mean(range(2, 22))
-    with pytest.raises(records.RecordError, match="label"):  # control
-        records.check({k: v for k, v in data.record().items() if k != "label"}, records.MANIFEST["data"], "data")
+    with pytest.raises(schema.RecordError, match="label"):  # control
+        schema.check({k: v for k, v in data.record().items() if k != "label"}, schema.MANIFEST["data"], "data")
 
 
 def test_fingerprint_changes_with_any_content_and_with_nothing_else(data):

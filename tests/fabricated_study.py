@@ -16,7 +16,8 @@ import pandas as pd
 from rdkit import Chem, RDLogger
 from rdkit.Chem import AllChem
 
-from bench.records.store import EVALUATION, MANIFEST, SCHEMA_VERSION, STEP, check, read_json, write_json
+from bench.records.schema import EVALUATION, MANIFEST, SCHEMA_VERSION, STEP, check
+from bench.records.store import read_json, write_json
 
 GUARANTEES = {"bare": "none", "turned": "at_optimum", "turned_later": "in_law", "strict": "exact"}
 # (method, backbone, seed) -> atom stability, molecule stability

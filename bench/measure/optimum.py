@@ -1,0 +1,209 @@
+"""A denoiser and its training target against the exact optimum, where the training set is a few shapes and a group.
+
+With x_1..x_M the distinct structures of the training set, p_m their shares and G the group, the law of the clean data
+is that of g x_m, g uniform on G, and the expected noise given z_t is
+
+    eps*(z_t) = sum_m r_m E[eps | z_t, orbit of x_m],   r_m ~ p_m int_G p(z_t | g x_m) dg,
+
+both in closed form or by quadrature (`Group.posterior_mean`, `Group.log_evidence`). Errors are in units of the noise,
+per degree of freedom: for a clean state they are (alpha / sigma)^2 times its squared error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.geometry.groups import Group
+from bench.geometry.layout import Layout
+from bench.geometry.noised import Level, Noised
+from bench.geometry.spaces import Spaces
+from bench.geometry.state import State
+from bench.measure.contract import Subject
+from bench.records.values import Better, Kind, Value
+from bench.registry import measures
+from bench.streams import Streams
+from bench.structures.structures import Structures
+
+MAX_SHAPES = 64
+ABOUT = {
+    "denoising_error": (
+        "Error against the optimal denoiser",
+        "mean square difference of the model's expected noise from the exact one, per degree of freedom",
+    ),
+    "target_error": (
+        "Error of the target",
+        "mean square difference of the regression target from its exact mean, per degree of freedom",
+    ),
+    "gradient_variance": (
+        "Gradient variance",
+        "variance of the gradient of one example's loss at the trained weights, summed over weights",
+    ),
+}
+
+
+@dataclass
+class OptimumConfig:
+    """Options: noise levels, noised states at each, and batches of gradients at each (0: no gradient variance)."""
+
+    n_levels: int = 10
+    n_states: int = 1024
+    n_gradients: int = 64
+    batch_size: int = 64  # of a gradient
+
+    def __post_init__(self) -> None:
+        for key, least in {"n_levels": 2, "n_states": 2, "n_gradients": 0, "batch_size": 1}.items():
+            if getattr(self, key) < least:
+                raise ValueError(f"'{key}' of optimum is {getattr(self, key)}, expected at least {least}")
+
+
+class Optimum:
+    """The optimal denoiser: z_t -> E[eps | z_t] for data g x_m.
+
+    Args:
+        shapes: the clean states x_m, all of one size; computed in their precision.
+        shares: p_m [M].
+    """
+
+    def __init__(self, shapes: State, shares: Tensor, group: Group, spaces: Spaces) -> None:
+        self.shapes, self.log_shares, self.group, self.spaces = shapes, shares.log(), group, spaces
+
+    def candidate(self, m: int, layout: Layout) -> State:
+        """x_m, once for each molecule of a layout."""
+        B, M = layout.n_molecules, len(self.shapes)
+
+        def rows(part: Tensor) -> Tensor:
+            own = part.unflatten(0, (M, -1))[m]
+            return own.repeat(B, 1)
+
+        return State({name: rows(part) for name, part in self.shapes.parts.items()}, layout)
+
+    @torch.no_grad()
+    def __call__(self, z_t: State, level: Level) -> State:
+        noises, log_r = [], []
+        for m in range(len(self.shapes)):
+            clean = self.candidate(m, z_t.layout)
+            noised = Noised(clean, self.spaces.displacement(z_t, clean, level), z_t, level, self.spaces)
+            noises.append(self.group.posterior_mean(noised))
+            if len(self.shapes) > 1:
+                log_r.append(self.log_shares[m] + self.group.log_evidence(noised))
+        if len(noises) == 1:
+            return noises[0]
+        r = torch.stack(log_r).softmax(0).to(z_t.dtype)
+        total = noises[0].map(torch.zeros_like)
+        for weight, noise in zip(r, noises, strict=True):
+            total = total.combine(noise, lambda a, b, w=weight, n=noise: a + n.spread(w, b) * b)
+        return total
+
+
+def optimum_of(subject: Subject) -> Optimum:
+    """The optimal denoiser for the training set of a subject, in float64.
+
+    Raises:
+        ValueError: too many shapes, or of several sizes.
+    """
+    distinct, shares = shapes_of(subject.data.train)
+    if len(distinct) > MAX_SHAPES or len(set(distinct.n_atoms.tolist())) > 1:
+        raise ValueError(
+            f"measure 'optimum' takes at most {MAX_SHAPES} shapes of one size, got {len(distinct)} of sizes "
+            f"{sorted(set(distinct.n_atoms.tolist()))[:5]}; leave it out (measures.optimum=null)"
+        )
+    shapes = subject.encode(distinct, subject.device).to(dtype=torch.float64)
+    return Optimum(shapes, torch.from_numpy(shares).to(subject.device), subject.group, subject.process.spaces)
+
+
+def shapes_of(structures: Structures) -> tuple[Structures, np.ndarray]:
+    """Distinct structures, in the order in which they come, and their shares."""
+    first: dict[bytes, int] = {}
+    counts: dict[bytes, int] = {}
+    for i, (numbers, positions) in enumerate(structures):
+        key = numbers.tobytes() + positions.tobytes()
+        first.setdefault(key, i)
+        counts[key] = counts.get(key, 0) + 1
+    return structures.select(np.array(list(first.values()))), np.array(list(counts.values())) / len(structures)
+
+
+@measures.register("optimum", OptimumConfig)
+def measure(subject: Subject, cfg: OptimumConfig) -> list[Value]:
+    """Error of the model, and of its method's target, against the exact optimal denoiser; and gradient variance.
+
+    Each at several noise levels, with the mean over levels beside.
+
+    The model is asked at states of the symmetrised law. The target is the method's own, at states that the method makes
+    in training; with several shapes, or a sampled average, it scatters around the optimum. Methods that train nothing
+    have the first alone.
+    """
+    optimum, streams = optimum_of(subject), Streams(subject.seed, subject.device)
+    path, found = subject.process.path, {name: [] for name in ABOUT}
+    times = []
+    for i, place in enumerate(path.grid(cfg.n_levels, subject.device)):
+        level = path.at(place.expand(cfg.n_states), torch.float64)
+        if (level.sigma == 0).any() or (level.alpha == 0).any():
+            continue  # an end of the linear path, where one of the two estimates does not exist
+        subject.on_batch()
+        times.append(level.t[0].item())
+        found["denoising_error"].append(denoising_error(subject, optimum, level, streams, i))
+        if subject.trains:
+            found["target_error"].append(target_error(subject, optimum, level, streams, i))
+            if cfg.n_gradients > 1:
+                found["gradient_variance"].append(gradient_variance(subject, cfg, level, streams, i))
+    made = []
+    for name, errors in found.items():
+        if not errors:
+            continue
+        label, definition = ABOUT[name]
+        kind = Kind.QUALITY if name == "denoising_error" else Kind.DIAGNOSTIC
+        mean = float(np.mean(errors))
+        made.append(Value(f"{name}_mean", f"{label}, mean", mean, "", Better.LOWER, kind, definition=definition))
+        made += [
+            Value(name, label, error, "", Better.LOWER, Kind.DIAGNOSTIC, at={"t": round(t, 6)}, definition=definition)
+            for t, error in zip(times, errors, strict=True)
+        ]
+    return made
+
+
+def clean_states(subject: Subject, n: int, place: int) -> State:
+    """n clean states of the test split, in turn, and never in the order of a batch."""
+    test = subject.data.test
+    index = np.random.default_rng([subject.seed, place]).integers(len(test), size=n)
+    return subject.encode(test.select(index), subject.device)
+
+
+@torch.no_grad()
+def denoising_error(subject: Subject, optimum: Optimum, level: Level, streams: Streams, place: int) -> float:
+    rng, process = streams.at(2_000_000 + place), subject.process
+    clean = clean_states(subject, len(level.t), place).to(dtype=torch.float64)
+    clean = subject.group.act(subject.group.haar(len(clean), rng.data, clean.dtype), clean)
+    noised = process.noised(clean, process.noise(clean.layout, rng.noise, clean.dtype, clean.context), level)
+    output = subject.predict(noised.z_t.to(dtype=torch.float32), level.to(dtype=torch.float32), rng.method)
+    noise = process.parametrisation.noise(output.to(dtype=torch.float64), noised.z_t, level)
+    return per_dimension(subject, noise, optimum(noised.z_t, level))
+
+
+@torch.no_grad()
+def target_error(subject: Subject, optimum: Optimum, level: Level, streams: Streams, place: int) -> float:
+    clean = clean_states(subject, len(level.t), place).to(dtype=torch.float64)
+    noised, target = subject.example(clean, streams.at(3_000_000 + place), level)
+    noise = subject.process.parametrisation.noise(target, noised.z_t, level)
+    return per_dimension(subject, noise, optimum(noised.z_t, level))
+
+
+def gradient_variance(subject: Subject, cfg: OptimumConfig, level: Level, streams: Streams, place: int) -> float:
+    """batch_size times the variance over batches of the mean loss's gradient, summed over all weights."""
+    weights = list(subject.weights.values())
+    some = level[: cfg.batch_size].to(dtype=torch.float32)
+    gradients = []
+    for i in range(cfg.n_gradients):
+        clean = clean_states(subject, len(some.t), place)
+        loss = subject.losses(clean, streams.at(4_000_000 + 10_000 * place + i), some).mean()
+        each = torch.autograd.grad(loss, weights, allow_unused=True)
+        gradients.append(torch.cat([g.flatten() for g in each if g is not None]).double())
+    return len(some.t) * torch.stack(gradients).var(0).sum().item()
+
+
+def per_dimension(subject: Subject, a: State, b: State) -> float:
+    error = a.combine(b, torch.sub).squared_norm() / subject.process.spaces.dimension(a.layout)
+    return error.mean().item()
