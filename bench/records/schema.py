@@ -76,6 +76,12 @@ MANIFEST: dict[str, Any] = {
         "unused": list,  # arrays that the file holds and nothing needs
         "notes": list,  # what differs from the public code, and what is assumed
     },
+    "evaluated?": {  # by `equibench evaluate`, where `code` and `environment` are of the machine that sampled
+        "code": CODE,
+        "platform": str,
+        "versions": dict,
+        "at": str,
+    },
     "created": str,
     "updated": str,
 }
