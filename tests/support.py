@@ -22,6 +22,7 @@ from bench.run.contract import (  # noqa: F401
     atoms_of,
     core,
     fitting_pairs,
+    for_molecules,
     generator,
     level_of,
     model_of,

@@ -88,5 +88,5 @@ def _references_of_run(cfg: RunConfig) -> list[Reference]:
     from bench.registry import backbones, datasets, methods
 
     parent = weights_run(cfg)
-    entries = [methods[cfg.method["name"]], backbones[cfg.backbone["name"]], datasets[cfg.data["name"]]]
+    entries = [methods[cfg.method.name], backbones[cfg.backbone.name], datasets[cfg.data.name]]
     return [*(ref for entry in entries for ref in entry.references), *(_references_of_run(parent) if parent else [])]

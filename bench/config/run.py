@@ -1,6 +1,7 @@
-"""A run's configuration: typed dataclasses beside what they configure, built from plain data, unknown keys refused.
+"""A run's configuration: typed dataclasses, built from plain data; unknown keys and wrong types are refused.
 
-Studies, which need OmegaConf, are read by `bench.config.study`; a run needs only its own resolved page and this module.
+The options of a plug-in (`PlugIn`) are an instance of its own dataclass, made once. Studies are read by
+`bench.config.study`.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ class TrainConfig:
     batch_size: int = 256
     lr: float = 2e-4
     warmup_steps: int = 0  # linear from zero
-    cooldown_fraction: float = 0.0  # linear to zero over the last part of the run
+    # linear to zero over the last part of the run. A checkpoint is kept where it starts, so that a longer run of the
+    # same configuration continues from there and equals one that was planned longer from the beginning
+    cooldown_fraction: float = 0.0
     # the learning rate is multiplied by `lr_decay` every `lr_decay_every` steps
     lr_decay: float = 1.0
     lr_decay_every: int = 1000
@@ -180,36 +183,85 @@ class LaunchConfig:
             require("launch", slurm_signal_delay_s=(delay, 0 < delay < limit, expected))
 
 
+@dataclass(frozen=True)
+class PlugIn:
+    """A method, backbone, data set, task or measure as a run is configured with it.
+
+    Attributes:
+        name: as registered.
+        size: named size from which unset options were taken, or None.
+        options: instance of the plug-in's own dataclass, with every value.
+    """
+
+    name: str
+    size: str | None
+    options: Any
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: name, size where there is one, and all options beside them."""
+        return {"name": self.name, **({} if self.size is None else {"size": self.size}), **_plain(self.options)}
+
+
+def resolve(registry: Registry, given: Any, where: str) -> PlugIn:
+    """Resolve a plug-in from its name, or from a mapping with its name, size and options.
+
+    Args:
+        where: key for messages, such as 'method'.
+    Raises:
+        ConfigError: no such plug-in, size or option, or an option of another type.
+    """
+    if isinstance(given, PlugIn):
+        return given
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"'{where}' is {shown(given)}, expected a name or a mapping with 'name'")
+    if "name" not in given:
+        raise ConfigError(f"'{where}.name' is missing; choose from {', '.join(registry)}")
+    name, size = given["name"], given.get("size")
+    options = {key: value for key, value in given.items() if key not in ("name", "size")}
+    try:
+        entry = registry[name]
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if size is not None:
+        sizes = getattr(entry.build, "sizes", {})
+        if not isinstance(size, str) or size not in sizes:
+            raise ConfigError(
+                f"'{where}.size' is {shown(size)}; "
+                f"{nearest(str(size), sizes) if sizes else f'{name} has no named sizes'}"
+            )
+        options = {**sizes[size], **options}
+    return PlugIn(name, size, build(entry.config, options, where))
+
+
 @dataclass
 class RunConfig:
-    """One run; `method`, `backbone`, `data` are a plug-in's name and options, checked against its own dataclass."""
+    """One run. Plug-ins may be given by name or as mappings, as in a YAML file, and are resolved here."""
 
     study: str
-    method: dict[str, Any]
-    backbone: dict[str, Any]
-    data: dict[str, Any]
+    method: PlugIn
+    backbone: PlugIn
+    data: PlugIn
     plugins: list[PluginFile] = field(default_factory=list)  # files whose plug-ins it may use beside ours
     seed: int = 0
-    task: dict[str, Any] = field(default_factory=lambda: {"name": "denovo"})
+    task: PlugIn = field(default_factory=lambda: resolve(tasks, "denovo", "task"))
     group: str = "O3"
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    # name -> options of what is measured besides the samples; null leaves a measure out
-    measures: dict[str, Any] = field(default_factory=dict)
+    # what is measured besides the samples: name -> options; null leaves a measure out
+    measures: dict[str, PlugIn | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for file in self.plugins:  # a record of a stranger must not make us execute a file
             if not file.is_loaded:
                 raise ConfigError(f"needs plug-in {file.path}; if you trust that file, give --plugin {file.path}")
-        self.task = _complete(tasks, self.task, "task")
-        self.measures = {
-            name: None if options is None else _complete(measures, {"name": name, **options}, "measures")
-            for name, options in ({"likelihood": {}} | self.measures).items()
-        }
-        self.method = _complete(methods, self.method, "method")
-        self.backbone = _complete(backbones, self.backbone, "backbone")
-        self.data = _complete(datasets, self.data, "data")
+        self.task = resolve(tasks, self.task, "task")
+        self.method = resolve(methods, self.method, "method")
+        self.backbone = resolve(backbones, self.backbone, "backbone")
+        self.data = resolve(datasets, self.data, "data")
+        self.measures = {name: _measure(name, given) for name, given in ({"likelihood": {}} | self.measures).items()}
         if not is_folder_name(self.study):
             raise ConfigError(f"'study' is {shown(self.study)}, expected a name that a folder can have")
         most = self.diffusion.n_levels
@@ -217,33 +269,50 @@ class RunConfig:
         require(
             "sample", n_steps=(self.sample.n_steps, self.sample.n_steps <= most, f"at most diffusion.n_levels = {most}")
         )
-        scale = self.backbone.get("time_scale", 1.0)
+        scale = getattr(self.backbone.options, "time_scale", 1.0)
         as_published = scale == 1 or not self.diffusion.edm_compat
         require("backbone", time_scale=(scale, as_published, "1, as published, with diffusion.edm_compat"))
 
-    def page(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary of every setting, as written to config.yaml."""
         return _plain(self)
 
     def identity(self, fingerprint: str) -> str:
-        """Hash of all that decides the trained weights, the data's content included.
+        """Hash of all that decides the result: what decides the trained weights, sampling and measures."""
+        return _hash(self._decisive(fingerprint))
 
-        Of plug-in files the content counts. Not part of it: what is logged, which kernels run, how the result is
-        sampled and evaluated, and where the data lies.
+    def training_identity(self, fingerprint: str) -> str:
+        """Hash of all that decides the trained weights; of the data set and of plug-in files the content counts.
+
+        Not part of it: the study, what is logged, which kernels run, and where the data lies.
         """
-        page = self.page()
-        for key in ("study", "sample", "measures"):
-            del page[key]
+        return _hash({k: v for k, v in self._decisive(fingerprint).items() if k not in ("sample", "measures")})
+
+    def _decisive(self, fingerprint: str) -> dict[str, Any]:
+        settings = self.to_dict()
+        del settings["study"]
         for key in ("log_every", "valid_every", "n_valid", "checkpoint_seconds", "kernels"):
-            del page["train"][key]
-        page["data"] = fingerprint
-        hashes = sorted(file["sha256"] for file in page.pop("plugins"))
-        page |= {"plugins": hashes} if hashes else {}
-        return hashlib.sha256(json.dumps(page, sort_keys=True).encode()).hexdigest()[:10]
+            del settings["train"][key]
+        hashes = sorted(file["sha256"] for file in settings.pop("plugins"))
+        return settings | {"data": fingerprint} | ({"plugins": hashes} if hashes else {})
 
     def run_name(self, fingerprint: str) -> str:
         """Folder name: method-backbone-seed-hash."""
-        return f"{self.method['name']}-{self.backbone['name']}-s{self.seed}-{self.identity(fingerprint)}"
+        return f"{self.method.name}-{self.backbone.name}-s{self.seed}-{self.identity(fingerprint)}"
+
+
+def _measure(name: str, given: Any) -> PlugIn | None:
+    if given is None or isinstance(given, PlugIn):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"'measures.{name}' is {shown(given)}, expected a mapping of options, or null to leave it out"
+        )
+    return resolve(measures, {**given, "name": name}, f"measures.{name}")
+
+
+def _hash(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
 # ---------------------------------------------------------------------- typed objects from plain data
@@ -273,6 +342,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return None
         (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
         return _convert(kind, value, where)
+    if kind is PlugIn:  # resolved in RunConfig, once its plug-in files are known to be loaded
+        return value
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -288,14 +359,17 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         inner = typing.get_args(kind)[0]
         return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
-        if isinstance(value, str):  # a plug-in without options may be given by its name
-            return {"name": value}
+        inner = typing.get_args(kind)[1]
+        if inner is Any and isinstance(value, str):  # a method that another one names by its name alone
+            value = {"name": value}
         if not isinstance(value, Mapping):
-            raise ConfigError(f"'{where}' is {shown(value)}, expected a name or a mapping with 'name'")
-        return dict(value)
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, OverflowError):
-            value = float(value)  # YAML 1.1 reads 1e-4 as a string
+            raise ConfigError(f"'{where}' is {shown(value)}, expected a mapping")
+        return {str(key): _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and type(value) is int:
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"'{where}' is {shown(value)}, expected {kind.__name__}")
     if (isinstance(value, float) and math.isnan(value)) or (type(value) is int and not -(2**63) <= value < 2**63):
@@ -304,6 +378,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, PlugIn):
+        return value.to_dict()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
@@ -315,63 +391,32 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _complete(registry: Registry, options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A plug-in's name and all of its options with their values, so that a run's page leaves nothing implicit."""
-    if "name" not in options:
-        raise ConfigError(f"'{where}.name' is missing; choose from {', '.join(registry)}")
-    options = dict(options)
-    name = options.pop("name")
-    size = options.pop("size", None)
-    try:
-        entry = registry[name]
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    head = {"name": name}
-    if size is not None:
-        sizes = getattr(entry.build, "sizes", {})
-        if not isinstance(size, str) or size not in sizes:
-            raise ConfigError(
-                f"'{where}.size' is {shown(size)}; "
-                f"{nearest(str(size), sizes) if sizes else f'{name} has no named sizes'}"
-            )
-        options = {**sizes[size], **options}
-        head["size"] = size
-    return {**head, **_plain(build(entry.config, options, where))}
-
-
-def options_of(registry: Registry, page: Mapping[str, Any]) -> Any:
-    """The typed options of a plug-in from a run's page."""
-    return build(
-        registry[page["name"]].config, {k: v for k, v in page.items() if k not in ("name", "size")}, page["name"]
-    )
-
-
 # ---------------------------------------------------------------------- runs
 
 
 @contextlib.contextmanager
 def naming(where: str | Path) -> Iterator[None]:
-    """Faults of what a page holds, with the page's name before them."""
+    """Name the file in errors of what it holds."""
     try:
         yield
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def trusted_run(page: Any) -> RunConfig:
+def trusted_run(settings: Any) -> RunConfig:
     """The configuration that a launcher hands to its worker; the plug-in files that it names are executed."""
-    load_plugins(page)
-    return build(RunConfig, page)
+    load_plugins(settings)
+    return build(RunConfig, settings)
 
 
-def load_plugins(page: Any) -> None:
+def load_plugins(settings: Any) -> None:
     """Execute the plug-in files that a run's configuration names, each as recorded.
 
     Raises:
         ConfigError: a file is missing, has changed or does not work.
     """
     try:
-        for file in page.get("plugins") or ():
+        for file in settings.get("plugins") or ():
             build(PluginFile, file, "plugins").load()
     except PluginError as error:
         raise ConfigError(str(error)) from error
@@ -385,13 +430,13 @@ def read_run(folder: Path, trusted: bool = False) -> RunConfig:
     """
     path = RunFolder(folder).config
     try:
-        page = read_yaml(path)
+        settings = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(f"{folder} is no run folder: it has no config.yaml") from None
     except (YamlError, OSError) as error:
         raise ConfigError(str(error)) from error
     with naming(path):
-        return trusted_run(page) if trusted else build(RunConfig, page)
+        return trusted_run(settings) if trusted else build(RunConfig, settings)
 
 
 def weights_run(cfg: RunConfig) -> RunConfig | None:
@@ -399,28 +444,36 @@ def weights_run(cfg: RunConfig) -> RunConfig | None:
 
     A method may leave the choice to an option `weights_of`, which holds the other method's name and options.
     """
-    name = methods[cfg.method["name"]].build.weights_of
-    return None if name is None else dataclasses.replace(cfg, method=cfg.method.get("weights_of", {"name": name}))
+    name = methods[cfg.method.name].build.weights_of
+    if name is None:
+        return None
+    chosen = getattr(cfg.method.options, "weights_of", name)
+    return dataclasses.replace(cfg, method=resolve(methods, chosen, "method.weights_of"))
+
+
+def takes_states(backbone: str, cfg: RunConfig) -> bool:
+    """Whether a backbone takes the states of the task: some take states of one size alone."""
+    return tasks[cfg.task.name].build.one_size or not getattr(backbones[backbone].build, "one_size", False)
 
 
 def reason_to_skip(cfg: RunConfig) -> str | None:
     """Why a combination of method and backbone makes no sense, or None."""
-    method, backbone = methods[cfg.method["name"]].build, backbones[cfg.backbone["name"]].build
+    method, backbone = methods[cfg.method.name].build, backbones[cfg.backbone.name].build
+    if not takes_states(cfg.backbone.name, cfg):
+        return f"backbone {cfg.backbone.name!r} takes states of one size, those of task {cfg.task.name!r} differ"
     if method.needs_equivariant_backbone and not backbone.equivariant:
-        fitting = [name for name in backbones if backbones[name].build.equivariant]
+        fitting = [name for name in backbones if backbones[name].build.equivariant and takes_states(name, cfg)]
         other = "a method without that need" if method.otherwise is None else f"method {method.otherwise!r}"
         return (
-            f"method {cfg.method['name']!r} needs an equivariant backbone, got {cfg.backbone['name']!r}; "
+            f"method {cfg.method.name!r} needs an equivariant backbone, got {cfg.backbone.name!r}; "
             f"choose {' or '.join(fitting)}, or {other}"
         )
-    if getattr(backbone, "one_size", False) and not tasks[cfg.task["name"]].build.one_size:
-        return f"backbone {cfg.backbone['name']!r} takes states of one size, those of task {cfg.task['name']!r} differ"
     parent = weights_run(cfg)
     if parent is None:
         return None
-    if methods[parent.method["name"]].build.predict is not Method.predict:
+    if methods[parent.method.name].build.predict is not Method.predict:
         return (
-            f"method {cfg.method['name']!r} uses a denoiser that was trained as it is, and that of "
-            f"{parent.method['name']!r} was not: that method defines predict; choose one that does not"
+            f"method {cfg.method.name!r} uses a denoiser that was trained as it is, and that of "
+            f"{parent.method.name!r} was not: that method defines predict; choose one that does not"
         )
     return reason_to_skip(parent)

@@ -1,8 +1,9 @@
-"""Studies: one YAML page each, which becomes a list of runs.
+"""Studies: one YAML file each, which becomes a list of runs.
 
-A page has a `base` (any part of a run's configuration), a `grid` (lists whose product are the runs; a list of grids is
-their union) and `launch` (how to execute, which never changes a result). OmegaConf merges pages and `key=value`
-arguments. `plugins` lists Python files, relative to the page, that register plug-ins; to load the study executes them.
+A study has a `base` (any part of a run's configuration), a `grid` (lists whose product are the runs; a list of grids is
+their union) and `launch` (how to execute, which never changes a result). `key=value` arguments
+set keys of `base`, or of `launch`. `plugins` lists Python files, relative to the study, that register plug-ins; loading
+the study executes them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.config.run import ConfigError, LaunchConfig, RunConfig, build, load_plugins, naming, require, shown
-from bench.records.inputs import YamlError, one_line, read_yaml, truncate
+from bench.records.inputs import YamlError, parse_yaml, read_yaml, truncate
 from bench.registry import PluginError, PluginFile, nearest
 
 STUDIES = Path(__file__).parent / "studies"  # those that come with the package
@@ -52,9 +53,6 @@ def load_study(name: str, overrides: list[str] | None = None, plugins: Sequence[
     Raises:
         ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     path = Path(name) if name.endswith((".yaml", ".yml")) else STUDIES / f"{name}.yaml"
     if not path.is_file():
         hint = "" if path.parent != STUDIES else f"; {nearest(name, study_names())}"
@@ -74,33 +72,42 @@ def load_study(name: str, overrides: list[str] | None = None, plugins: Sequence[
         ]
         plain["plugins"] = [dataclasses.asdict(file) for file in files]
         load_plugins(plain)
+    for item in overrides or []:
+        key, value = parse_override(item)
+        set_dotted(plain, key if key.startswith("launch.") else f"base.{key}", value)
+    _refuse_hidden(plain, overrides or [])
+    return resolve_study(plain, str(path))
+
+
+def parse_override(argument: str) -> tuple[str, Any]:
+    """Key and value of a `key=value` argument; the value is read as in a YAML file.
+
+    Raises:
+        ConfigError: it has no '=', or the value is not YAML.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals:
+        raise ConfigError(f"argument {argument!r} is not of the form key=value")
     try:
-        page = OmegaConf.create(plain)
-        for item in overrides or []:
-            if "=" not in item:
-                raise ConfigError(f"argument {item!r} is not of the form key=value")
-            key = item if item.startswith("launch.") else f"base.{item}"
-            page = OmegaConf.merge(page, OmegaConf.from_dotlist([key]))
-        resolved: Any = OmegaConf.to_container(page, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
-    _refuse_hidden(resolved, overrides or [])
-    return resolve_study(resolved, str(path))
+        return key, parse_yaml(value)
+    except YamlError as error:
+        raise ConfigError(f"argument {truncate(argument)!r}: {error}") from error
 
 
 def _check_shape(page: Any, where: str) -> None:
-    """The outline of a study page: ConfigError unless `resolve_study` can read it.
+    """The outline of a study: ConfigError unless `resolve_study` can read it.
 
-    Interpolations (`${...}`, which OmegaConf would resolve) are refused: they could read the environment into a record,
-    and grow without bound.
+    Interpolations (`${...}`), which other tools fill in, are refused rather than taken as text.
     """
     if not isinstance(page, dict):
         raise ConfigError(f"{where}: expected a mapping with study, base, grid and launch")
     for key in page:
         if key not in KEYS:
             raise ConfigError(f"{where}: unknown key {shown(key)}; {nearest(str(key), KEYS)}")
-    if not isinstance(page.get("study"), str):
+    if page.get("study") is None:
         raise ConfigError(f"{where}: 'study' is missing; give the study a name")
+    if not isinstance(page["study"], str):
+        raise ConfigError(f"{where}: 'study' is {shown(page['study'])}, expected text; write it in quotes")
     if not isinstance(page.get("plugins") or [], list):
         raise ConfigError(f"{where}: 'plugins' is {shown(page['plugins'])}, expected a list of Python files")
     grids = page.get("grid") or {}
@@ -177,7 +184,9 @@ def set_dotted(page: dict[str, Any], dotted: str, value: Any) -> None:
     """page['a']['b'] = value for the key 'a.b'."""
     *parents, last = dotted.split(".")
     for parent in parents:
-        page = page.setdefault(parent, {})
+        if page.get(parent) is None:
+            page[parent] = {}
+        page = page[parent]
         if not isinstance(page, dict):
             raise ConfigError(f"'{truncate(dotted)}' cannot be set: '{parent}' is {shown(page)}, expected a mapping")
     page[last] = value

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bench.geometry.matrix_fisher import Envelope, log_normaliser_SO3, mean_O3, mean_SO3
 from bench.geometry.noised import Noised
+from bench.geometry.spaces import modulo_one
 from bench.geometry.state import State
 
 
@@ -326,7 +327,7 @@ class TorusShift(Group):
         return -g
 
     def act(self, g: Float[Tensor, "B 3"], state: State) -> State:
-        return state.replace(**{self.part: (state.parts[self.part] + state.per_atom(g)) % 1.0})
+        return state.replace(**{self.part: modulo_one(state.parts[self.part] + state.per_atom(g))})
 
     def act_on_noise(self, g: Tensor, noise: State) -> State:
         """A shift of all points leaves displacements as they are."""

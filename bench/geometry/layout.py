@@ -1,7 +1,7 @@
 """Ragged batches: which points belong to which molecule, without padding.
 
-B molecules with A atoms in all, atoms of a molecule one after the other. "Molecule" and "atom" stand for whatever a
-task works on: a crystal and its sites, a chain and its residues, a toy cloud and its points.
+B molecules with A atoms in total; the atoms of a molecule are consecutive. "Molecule" and "atom" stand for the units of
+a task: a crystal and its sites, a chain and its residues, a toy cloud and its points.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 
 class Bucket(NamedTuple):
-    """Molecules of one size, consecutive once a batch is sorted by size."""
+    """Consecutive molecules of one size."""
 
     n_atoms: int
     n_molecules: int
-    start: int  # first atom, in the sorted order
+    start: int  # first atom
 
 
 class Layout:
-    """Which atoms make up which molecule. One object serves all states of a batch, so indices are made once.
+    """Which atoms belong to which molecule. All states of a batch share one layout, so that indices are made once.
 
-    Sizes are known on the host, so nothing here ever waits for the device.
+    Sizes are kept on the host: nothing here waits for the device.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class Layout:
         """
         Args:
             n_atoms: atoms of each molecule, each at least 1.
-            n_padded: what padded code would pad this batch to, its largest molecule unless told. Nothing is padded
-                here; only the reproduction of published defects (`edm_compat`) reads it.
+            n_padded: size to which padded code would pad this batch; by default that of its largest molecule. Nothing
+                is padded here: only the reproduction of published defects (`edm_compat`) reads it.
         Raises:
             ValueError: no molecule, or one without atoms.
         """
@@ -49,7 +49,7 @@ class Layout:
             )
         self.device = torch.device(device)
         self.n_padded = self.n_largest if n_padded is None else n_padded
-        self.memo: dict[Any, Any] = {}  # what every layer of a network asks for (`bench.nn.pairs`)
+        self.memo: dict[Any, Any] = {}  # cached index lists (`bench.nn.pairs`)
 
     @cached_property
     def ptr(self) -> Int[Tensor, "B_plus_1"]:
@@ -66,44 +66,8 @@ class Layout:
         return torch.from_numpy(np.repeat(np.arange(len(self.sizes)), self.sizes)).to(self.device)
 
     @cached_property
-    def _sorting(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Layout]:
-        order = np.argsort(self.sizes, kind="stable")
-        if np.array_equal(order, np.arange(len(order))):
-            return None, None, None, self
-        starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        atoms = np.concatenate([np.arange(int(starts[i]), int(starts[i + 1])) for i in order])
-        inverse = np.empty_like(atoms)
-        inverse[atoms] = np.arange(len(atoms))
-        return (
-            torch.from_numpy(atoms).to(self.device),
-            torch.from_numpy(inverse).to(self.device),
-            torch.from_numpy(order).to(self.device),
-            Layout(self.sizes[order], self.device, self.n_padded),
-        )
-
-    @property
-    def by_size(self) -> Layout:
-        """The layout of the same molecules sorted by size; itself if they are sorted."""
-        return self._sorting[3]
-
-    def to_sorted(self, values: Float[Tensor, "A ..."]) -> Float[Tensor, "A ..."]:
-        """Atoms in the order of `by_size`."""
-        index = self._sorting[0]
-        return values if index is None else values.index_select(0, index)
-
-    def from_sorted(self, values: Float[Tensor, "A ..."]) -> Float[Tensor, "A ..."]:
-        """Inverse of `to_sorted`."""
-        index = self._sorting[1]
-        return values if index is None else values.index_select(0, index)
-
-    def molecules_to_sorted(self, values: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
-        """Molecule-wise values in the order of `by_size`."""
-        index = self._sorting[2]
-        return values if index is None else values.index_select(0, index)
-
-    @cached_property
     def buckets(self) -> list[Bucket]:
-        """Runs of equal size; of a sorted layout there is one for each size that occurs."""
+        """Runs of molecules of equal size, in order; one for each size where molecules are sorted by size."""
         edges = [0, *(np.flatnonzero(np.diff(self.sizes)) + 1).tolist(), len(self.sizes)]
         starts = np.concatenate([[0], np.cumsum(self.sizes)])
         return [Bucket(int(self.sizes[i]), j - i, int(starts[i])) for i, j in pairwise(edges)]
@@ -115,7 +79,7 @@ class Layout:
 
     @cached_property
     def n_total(self) -> int:
-        """Atoms of all molecules, A."""
+        """A."""
         return int(self.sizes.sum())
 
     @cached_property
@@ -125,7 +89,7 @@ class Layout:
 
     @cached_property
     def n_pairs(self) -> int:
-        """Ordered pairs of atoms of one molecule, an atom with itself included."""
+        """Ordered pairs (i, j) within molecules, i = j included."""
         return int((self.sizes**2).sum())
 
     def to(self, device: torch.device | str) -> Layout:

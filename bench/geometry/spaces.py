@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from bench.geometry.noised import Level
 
 
+def modulo_one(v: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    """v mod 1 in [0, 1). One remainder alone rounds small negative numbers to 1."""
+    return (v % 1.0) % 1.0
+
+
 class Space:
     """R^channels for each row of a part: the base of all others.
 
@@ -102,16 +107,16 @@ class Torus(Space):
 
     def wrap(self, z: Float[Tensor, "N C"], layout: Layout) -> Float[Tensor, "N C"]:
         del layout
-        return z % 1.0
+        return modulo_one(z)
 
     def prior(self, noise: Float[Tensor, "N C"], sigma: float) -> Float[Tensor, "N C"]:
         """Uniform on the torus."""
         del sigma
-        return torch.special.ndtr(noise) % 1.0
+        return modulo_one(torch.special.ndtr(noise))
 
     def move(self, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         del alpha  # 1 on the only path that a torus takes
-        return (clean + sigma * noise) % 1.0
+        return modulo_one(clean + sigma * noise)
 
     def expected_noise(self, noise: Tensor, z: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
         del noise

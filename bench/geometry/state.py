@@ -1,4 +1,4 @@
-"""The state of a batch: named arrays over one layout, and what is given and never noised.
+"""The state of a batch: named arrays over one layout, and a context that is never noised.
 
 A part has a row for each atom (`x` [A, 3] positions, `h` [A, F] features) or for each molecule (`cell` [B, 9]).
 Positions are in angstrom in data and in the scaled units of a task inside a diffusion step. A rotation R acts on rows,
@@ -7,6 +7,7 @@ x_n -> R x_n, one R per molecule.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +29,9 @@ class State:
     Attributes:
         parts: name -> array with A rows (one per atom) or B rows (one per molecule).
         layout: which atoms belong to which molecule.
-        context: what the task gives and nothing noises, such as bonds and elements; None where nothing is given.
+        context: conditioning information that is never noised, such as bonds and elements, as a PyTorch Geometric batch
+            with the nodes in the order of the atoms; None for unconditional tasks. Groups act on parts alone, so it
+            must be invariant.
     """
 
     parts: Mapping[str, Tensor]
@@ -57,24 +60,24 @@ class State:
         return self.layout.n_molecules
 
     def replace(self, **parts: Tensor) -> State:
-        """The same batch with other arrays for some parts."""
+        """The same batch with some parts replaced."""
         return State({**self.parts, **parts}, self.layout, self.context)
 
     def map(self, of: Callable[[Tensor], Tensor]) -> State:
-        """One function of every part."""
+        """Apply one function to every part."""
         return State({name: of(part) for name, part in self.parts.items()}, self.layout, self.context)
 
     def combine(self, other: State, of: Callable[[Tensor, Tensor], Tensor]) -> State:
-        """One function of two tensors, applied to every part of both states."""
+        """Apply a function of two tensors to every part of both states; the context is that of the first."""
         return self.replace(**{name: of(part, other.parts[name]) for name, part in self.parts.items()})
 
     def spread(self, values: Float[Tensor, "B"], part: Tensor) -> Tensor:
-        """A value of each molecule, once for each row of a part, shaped to multiply it."""
+        """Repeat a value per molecule for each row of a part, shaped to multiply it."""
         rows = values if len(part) != self.layout.n_total else self.per_atom(values)
         return rows.view(-1, *[1] * (part.ndim - 1))
 
     def per_atom(self, values: Float[Tensor, "B ..."]) -> Float[Tensor, "A ..."]:
-        """Each molecule's value, once for each of its atoms."""
+        """Repeat each molecule's value for each of its atoms."""
         return values.index_select(0, self.layout.molecule)
 
     def sum_over_atoms(self, values: Float[Tensor, "A ..."]) -> Float[Tensor, "B ..."]:
@@ -107,5 +110,14 @@ class State:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> State:
         layout = self.layout if device is None else self.layout.to(device)
-        context = self.context if self.context is None or device is None else self.context.to(str(device))  # type: ignore[attr-defined]
-        return State({name: part.to(device, dtype) for name, part in self.parts.items()}, layout, context)
+        parts = {name: part.to(device, dtype) for name, part in self.parts.items()}
+        return State(parts, layout, context_to(self.context, device, dtype))
+
+
+def context_to(
+    context: Batch | None, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> Batch | None:
+    """A copy on another device, its floating-point attributes in another dtype (PyG's own `to` works in place)."""
+    if context is None:
+        return None
+    return copy.copy(context).apply(lambda v: v.to(device, dtype if v.is_floating_point() else None))  # type: ignore[attr-defined]

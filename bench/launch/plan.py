@@ -1,9 +1,9 @@
-"""`equibench plan`: time and memory of a study, from a few steps of each distinct configuration on this machine.
+"""`equibench plan`: the cost of a study, estimated from a few steps of each distinct configuration on this machine.
 
-Runs that differ in the seed alone share a configuration. Each is measured in a fresh interpreter by the code that runs
-execute: training steps (`bench.run.timing`), validation, some sampling steps of three prompts, a batch of a measure.
-Evaluation, which takes seconds, is left out. Nothing is written. On a CPU the interpreter's memory is limited to what
-there is, so that what does not fit is refused and the machine survives the measurement.
+Runs that differ in the seed alone are measured once. Each measurement is a child interpreter that calls the code of
+runs: training steps (`bench.run.timing`), validation, chunks of samples for a few steps, the measures. The evaluation
+of samples is left out: it takes seconds. Nothing is written. On a CPU the child's memory is limited to what there is,
+so that a configuration that does not fit is refused and the machine survives.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class MemoryShortError(RuntimeError):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of a configuration takes.
+    """Cost of one run of a configuration.
 
     Attributes:
         train_seconds, sample_seconds, measure_seconds: validation is part of training.
-        peak_memory_mb: of the device; on a CPU of the process.
+        peak_memory_mb: of the GPU; on a CPU of the OS process.
     """
 
     train_seconds: float
@@ -73,12 +73,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a study would take.
+    """Estimated cost of a study.
 
     Attributes:
         items: its runs, skipped ones left out; costs: one for each.
-        at_a_time: runs that share the machine's memory and time; device: where it was measured.
-        memory_mb: what there is.
+        at_a_time: runs that share the machine; device: where it was measured.
+        memory_mb: available.
     """
 
     items: list[Item]
@@ -109,25 +109,25 @@ def estimate(study: StudyConfig, runs_root: Path, memory_gib: float | None = Non
     for item in items:
         key = configuration(item.cfg)
         if key not in measured:
-            log.info("measuring %s on %s", item.cfg.method["name"], item.cfg.backbone["name"])
+            log.info("measuring %s on %s", item.cfg.method.name, item.cfg.backbone.name)
             measured[key] = total(item.cfg, measure_apart(item.cfg, available))
         costs.append(measured[key])
-    # slurm gives each run memory of its own; a run of a debug study has the machine for itself
+    # Slurm gives each run memory of its own; a debug study runs one at a time
     at_a_time = min(study.launch.n_parallel, len(items)) if study.launch.cluster == "local" else 1
     refuse_what_does_not_fit(items, costs, at_a_time, available)
     return Estimate(items, costs, at_a_time, device_name(device), available, len(everything) - len(items))
 
 
 def configuration(cfg: RunConfig) -> str:
-    return json.dumps(cfg.page() | {"seed": None}, sort_keys=True)
+    return json.dumps(cfg.to_dict() | {"seed": None}, sort_keys=True)
 
 
 def refuse_what_does_not_fit(items: list[Item], costs: list[Cost], at_a_time: int, available: float) -> None:
-    """Raise MemoryShortError where the largest runs that may meet need more than there is."""
+    """Raise MemoryShortError if the largest runs that may run together need more memory than there is."""
     largest = sorted(zip(costs, items, strict=True), key=lambda pair: -pair[0].peak_memory_mb)[:at_a_time]
     needed = sum(cost.peak_memory_mb for cost, _ in largest)
     if needed > available:
-        names = ", ".join(dict.fromkeys(f"{i.cfg.method['name']} on {i.cfg.backbone['name']}" for _, i in largest))
+        names = ", ".join(dict.fromkeys(f"{i.cfg.method.name} on {i.cfg.backbone.name}" for _, i in largest))
         raise MemoryShortError(
             f"{len(largest)} run(s) at a time need {needed / 1024:.1f} GiB ({names}), and there are "
             f"{available / 1024:.1f}; lower train.batch_size, sample.batch_size or launch.n_parallel"
@@ -138,14 +138,14 @@ def refuse_what_does_not_fit(items: list[Item], costs: list[Cost], at_a_time: in
 
 
 def measure_apart(cfg: RunConfig, available: float) -> dict[str, float]:
-    """`measure` in a fresh process, which may take `available` MiB.
+    """`measure` in a child interpreter that may use `available` MiB.
 
     Raises:
         MemoryShortError: it ran out of memory. ValueError: it failed otherwise.
     """
     command = python("bench.launch.plan", str(available))
-    done = subprocess.run(command, input=json.dumps(cfg.page()), capture_output=True, text=True, env=environment())
-    name = f"{cfg.method['name']} on {cfg.backbone['name']}"
+    done = subprocess.run(command, input=json.dumps(cfg.to_dict()), capture_output=True, text=True, env=environment())
+    name = f"{cfg.method.name} on {cfg.backbone.name}"
     lines = done.stdout.splitlines()
     result = json.loads(lines[-1]) if done.returncode == 0 and lines else {}
     if done.returncode == -signal.SIGKILL or result.get("error", "").startswith("out of memory"):
@@ -165,10 +165,8 @@ def measure(cfg: RunConfig) -> dict[str, float]:
         # one micro-batch; ranks work at the same time, each in memory of its own
         train = cfg.train
         share = max(1, train.batch_size // (train.accumulate * train.n_processes))
-        timed = time_steps(
-            dataclasses.replace(cfg, train=dataclasses.replace(train, batch_size=share, accumulate=1, n_processes=1)),
-            TRAINING_STEPS,
-        )
+        small = dataclasses.replace(train, batch_size=share, accumulate=1, n_processes=1)
+        timed = time_steps(dataclasses.replace(cfg, train=small), TRAINING_STEPS)
         found = {key: timed[key] for key in found}
         found["step_seconds"] *= train.accumulate
         found["forward_seconds"] *= train.batch_size / share
@@ -218,7 +216,7 @@ def total(cfg: RunConfig, one: dict[str, float]) -> Cost:
 
 
 def main() -> None:
-    """python -m bench.launch.plan MIB, the run's page on the standard input; one JSON object on the standard output."""
+    """python -m bench.launch.plan MIB: configuration on standard input, one JSON object on standard output."""
     cfg = trusted_run(json.load(sys.stdin))
     if torch.device(cfg.train.device).type == "cpu":
         most = int(float(sys.argv[1]) * 2**20)
@@ -234,11 +232,11 @@ def main() -> None:
 
 
 def table(made: Estimate) -> str:
-    """Rows of methods on backbones, then totals."""
+    """A row for each method on each backbone, then totals."""
     groups: dict[tuple[str, str], list[int]] = {}
     for i, item in enumerate(made.items):
-        size = item.cfg.backbone.get("size", "")
-        groups.setdefault((item.cfg.method["name"], f"{item.cfg.backbone['name']} {size}".strip()), []).append(i)
+        size = item.cfg.backbone.size or ""
+        groups.setdefault((item.cfg.method.name, f"{item.cfg.backbone.name} {size}".strip()), []).append(i)
     cores = [item.cfg.train.n_threads for item in made.items]
     on_cpu = made.items[0].cfg.train.device == "cpu"
     unit = "core-hours" if on_cpu else "GPU-hours"
@@ -246,7 +244,7 @@ def table(made: Estimate) -> str:
     lines = [f"{head}{unit:>12}"]
 
     def hours(chosen: Iterable[int]) -> float:
-        """Of devices: a run holds its cores, or its GPU, from end to end."""
+        """Device-hours: a run holds its cores, or its GPU, from start to end."""
         return sum(made.costs[i].seconds * (cores[i] if on_cpu else 1) for i in chosen) / 3600
 
     for (method, backbone), chosen in groups.items():

@@ -1,4 +1,4 @@
-"""`equibench publish`: copy what is worth keeping of a study from `runs/` into the committed `results/`."""
+"""`equibench publish`: copy records, curves and small weights of a study from `runs/` into the committed `results/`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
 
 
 def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
-    """The averaged weights, where they are small enough for a repository."""
+    """Copy the averaged weights, if they are small enough for a repository."""
     weights = weights_file(folder, None)
     if weights.exists() and 4 * n_parameters < MAX_WEIGHTS_BYTES:
         target.mkdir(parents=True, exist_ok=True)
@@ -110,8 +110,7 @@ def row(manifest: dict, evaluation: dict | None) -> dict:
 
 def table(rows: list[dict]) -> str:
     out = io.StringIO()
-    # skipped and failed runs have no values
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(key for row in rows for key in row))  # runs without a result have no values
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

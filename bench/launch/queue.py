@@ -1,7 +1,7 @@
-"""Slurm's queue, from `squeue` (not every cluster keeps the accounts that `sacct` shows), and the job of each run.
+"""Slurm's queue, read from `squeue` (`sacct` needs accounting, which not every cluster has), and the job of each run.
 
-A launcher writes into a run's folder which job it has submitted for it last (`job.json`), so that another launcher
-leaves alone what waits in the queue already.
+A launcher writes the job that it submits for a run into the run's folder (`job.json`), so that no other launcher
+submits a run that waits in the queue.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 from bench.records.schema import RecordError
 from bench.records.store import RunFolder, read_json, write_json
 
-# a line for each job of this user that waits, runs, ends or is about to be queued again
+# one line for each job of this user that is pending, running, completing or being requeued
 COMMAND = ("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")
 
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job that Slurm still has.
+    """A job in Slurm's queue.
 
     Attributes:
         number: of a task in an array, as in 12_3.
@@ -39,7 +39,7 @@ class QueuedJob:
 
 
 def queue() -> dict[str, QueuedJob] | None:
-    """This user's jobs by their number; None where Slurm does not answer, or is not here."""
+    """This user's jobs by number; None where Slurm is missing or does not answer."""
     if shutil.which(COMMAND[0]) is None:
         return None
     done = subprocess.run(COMMAND, capture_output=True, text=True, check=False)
@@ -47,7 +47,7 @@ def queue() -> dict[str, QueuedJob] | None:
 
 
 def read_queue(output: str) -> dict[str, QueuedJob]:
-    """What `COMMAND` prints."""
+    """Parse the output of `COMMAND`."""
     rows = (line.split("|", 2) for line in output.splitlines() if line.count("|") >= 2)
     return {number: QueuedJob(number, state, reason) for number, state, reason in rows}
 
@@ -56,12 +56,12 @@ JOB = {"cluster": str, "job": str}
 
 
 def submitted(folder: Path, cluster: str, job: str) -> None:
-    """Write down the job that was submitted for a run."""
+    """Record the job that was submitted for a run."""
     write_json(RunFolder(folder).job, {"cluster": cluster, "job": job}, JOB)
 
 
 def last_job(folder: Path) -> dict[str, str] | None:
-    """The job submitted for a run last; None where none was, or nobody can read which."""
+    """The job submitted last for a run; None where there is no readable record of one."""
     try:
         return read_json(RunFolder(folder).job, JOB)
     except (OSError, RecordError):
@@ -69,7 +69,7 @@ def last_job(folder: Path) -> dict[str, str] | None:
 
 
 def queued_jobs(folders: Iterable[Path]) -> dict[str, QueuedJob] | None:
-    """Run -> job, of those runs whose last job Slurm still has; None if Slurm has to be asked and does not answer."""
+    """Run -> its job, for runs whose last job is still in Slurm's queue; None where Slurm does not answer."""
     jobs = {folder.name: job["job"] for folder in folders if (job := last_job(folder)) and job["cluster"] == "slurm"}
     if not jobs:
         return {}

@@ -1,6 +1,6 @@
-"""`equibench status` and `logs`: how the runs of a study stand, from their records and locks alone, also while it goes.
+"""`equibench status` and `logs`: the state of a study's runs, from their records and locks, also while they run.
 
-Nothing here loads torch, writes, or takes a lock.
+Reads only: no torch, no writing, no lock taken.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from bench.records import store as records
 from bench.records.lock import holder, last_holder
 from bench.records.store import RunFolder, StudyFolder
 
-# in the order in which totals name them
+# in the order of the totals
 STATES = ("done", "sampled", "running", "queued", "killed", "failed", "skipped", "imported", "unreadable")
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run is in the stage that it is at.
+    """Progress of a run within its stage.
 
     Attributes:
-        seconds_left: of this stage, by its pace so far; None where that is not known yet.
+        seconds_left: of this stage, at its pace so far; None if not known yet.
     """
 
     stage: str
@@ -46,23 +46,23 @@ class Position:
 
 @dataclass(frozen=True)
 class State:
-    """How one run stands: one of STATES, and a line on it."""
+    """State of one run: one of STATES, and a line on it."""
 
     run: str
     status: str
-    words: str = ""
+    detail: str = ""
 
 
 def position(folder: Path) -> Position:
-    """Where a run that is being worked on is."""
+    """Progress of a run, from its records."""
     try:
-        page = records.read_config(RunFolder(folder))
+        config = records.read_config(RunFolder(folder))
         trains = records.read_json(RunFolder(folder).manifest)["n_steps"] > 0
-        sample, train = page["sample"], page["train"]
+        sample, train = config["sample"], config["train"]
     except (OSError, KeyError, TypeError, schema.RecordError):
         return Position("starting", 0, 0)
     if RunFolder(folder).sample_costs.exists():
-        return Position("scoring", 0, 0)
+        return Position("evaluating", 0, 0)
     chunks = sorted(RunFolder(folder).chunks.glob("*.json"))
     n_chunks = -(-sample["n_molecules"] // sample["batch_size"])
     steps = records.last_steps(RunFolder(folder).steps) if trains else []
@@ -83,13 +83,13 @@ def position(folder: Path) -> Position:
 
 
 def progress(line: dict[str, Any], train: dict[str, Any]) -> float:
-    """Part of the training that lies behind, by steps or by seconds, whichever is more."""
+    """Fraction of the training that is done, by steps or by seconds, whichever is larger."""
     by_clock = line["seconds"] / train["max_seconds"] if train["max_seconds"] else 0.0
     return max(line["step"] / train["n_steps"], by_clock)
 
 
 def states(study_folder: Path) -> list[State]:
-    """Every run that the study's newest plan asks for, and every other one that lies in its folder."""
+    """States of the runs in the study's newest plan, then of other runs in its folder."""
     planned = [run["run"] for run in read_plan(study_folder)["runs"]]
     others = sorted(folder.name for folder in StudyFolder(study_folder).runs() if folder.name not in planned)
     waiting = queued_jobs(study_folder / run for run in planned) or {}
@@ -97,13 +97,13 @@ def states(study_folder: Path) -> list[State]:
 
 
 def read_plan(study_folder: Path) -> dict[str, Any]:
-    """The newest plan; one without runs where none was written (published studies, older ones)."""
+    """The newest plan; an empty one where none was written (published studies)."""
     path = StudyFolder(study_folder).plan
     return records.read_json(path, schema.PLAN) if path.exists() else {"runs": [], "argument": ""}
 
 
 def state(folder: Path, slurm_job: QueuedJob | None = None) -> State:
-    """How one run stands; `slurm_job`: a job of it that Slurm still has."""
+    """State of one run; `slurm_job`: its job in Slurm's queue."""
     who = holder(RunFolder(folder).lock)
     try:
         manifest = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
@@ -119,7 +119,7 @@ def state(folder: Path, slurm_job: QueuedJob | None = None) -> State:
         return State(folder.name, "queued", str(slurm_job))
     if status == "running":
         last = last_holder(RunFolder(folder).lock)
-        why = manifest.get("reason") or "no process works on it" + (f", last held by {last}" if last else "")
+        why = manifest.get("reason") or "no worker holds it" + (f", last held by {last}" if last else "")
         return State(folder.name, "killed", f"{why}; was at: {position(folder)}")
     if status == "done":
         return State(folder.name, status, took(manifest))
@@ -127,7 +127,7 @@ def state(folder: Path, slurm_job: QueuedJob | None = None) -> State:
 
 
 def took(manifest: dict[str, Any]) -> str:
-    """What a finished run has measured of itself."""
+    """Training time and end of a finished run."""
     trained = manifest["cost"].get("train_seconds")
     words = [] if trained is None else [f"trained {duration(trained)}"]
     return ", ".join([*words, f"ended {manifest['updated'][:16].replace('T', ' ')}"])
@@ -137,23 +137,21 @@ def status(study_folder: Path) -> str:
     """The display of `equibench status`."""
     found, plan = states(study_folder), read_plan(study_folder)
     width = max((len(one.run) for one in found), default=0)
-    lines = [f"{one.run:{width}}  {one.status:10}  {one.words}".rstrip() for one in found]
+    lines = [f"{one.run:{width}}  {one.status:10}  {one.detail}".rstrip() for one in found]
     counts = Counter(one.status for one in found)
     totals = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name]) or "none"
     lines += ["", f"{study_folder.name}: {len(found)} runs: {totals}"]
     name = plan["argument"] or study_folder.name
     if counts["failed"]:
         lines.append(f"failed runs are left alone; `equibench run {name} --retry` takes them up again")
-    if counts["sampled"]:
-        lines.append(f"sampled runs: `equibench evaluate RUN`, or `equibench run {name}`, evaluates them")
     left = [one for one in found if one.status == "killed" or (one.status == "queued" and not one.words)]
-    if left and not counts["running"]:
-        lines.append(f"nothing works on {len(left)} runs; `equibench run {name}` continues")
+    if left and not counts["running"]:  # what waits in Slurm needs no launcher
+        lines.append(f"nothing runs; `equibench run {name}` does the rest")
     return "\n".join(lines)
 
 
 def duration(seconds: float) -> str:
-    """A few seconds exactly, more of them in the unit that fits."""
+    """Seconds in a readable unit."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}" if unit == "h" else f"{seconds / size:.0f} {unit}"
@@ -184,7 +182,7 @@ def find_run(name: str, roots: list[Path]) -> Path:
 
 
 def logs(folder: Path, n_lines: int) -> str:
-    """The end of a run's log, and of what its last job wrote to the standard error."""
+    """The end of a run's log and of its last job's standard error."""
     parts = [f"--- {RunFolder(folder).log}", tail(RunFolder(folder).log, n_lines)]
     for path in job_errors(folder):
         parts += [f"--- {path}", tail(path, n_lines)]
@@ -192,7 +190,7 @@ def logs(folder: Path, n_lines: int) -> str:
 
 
 def job_errors(folder: Path) -> list[Path]:
-    """Standard error of the job that worked on a run last, or that was submitted for it and never came so far."""
+    """Standard error of the job that last held the run, and of the one submitted last."""
     submitted, last = last_job(folder), last_holder(RunFolder(folder).lock)
     jobs = [job for job in (submitted and submitted["job"], last and last.job) if job]
     found = StudyFolder(folder.parent).jobs.glob("*/*_log.err")
@@ -212,11 +210,11 @@ def tail(path: Path, n_lines: int) -> str:
 
 
 def follow(folder: Path, poll: float = 0.5, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
-    """What is appended to a run's log from now on, until no process works on the run any more."""
+    """Yield what is appended to a run's log, until no worker holds the run."""
     path = RunFolder(folder).log
     seen = path.stat().st_size if path.exists() else 0
     while True:
-        working = holder(RunFolder(folder).lock) is not None  # asked first, so that last words are not missed
+        working = holder(RunFolder(folder).lock) is not None  # before reading, so that the last lines are not missed
         if path.exists() and path.stat().st_size > seen:
             with path.open("rb") as file:
                 file.seek(seen)

@@ -1,8 +1,7 @@
-"""The launcher: submits the runs of a study through submitit, executes what is missing, resumes what was interrupted.
+"""The launcher: submits the runs of a study through submitit, resumes interrupted ones and reports failures.
 
-Several launchers may work on one study. The lock of a run's folder (`bench.records.lock`) admits one worker, and a
-launcher takes over what others have finished. On Slurm it also waits for jobs that other launchers, alive or dead, have
-left in the queue (`bench.launch.queue`).
+Several launchers may work on one study: a lock gives each run to one worker at a time (`bench.records.lock`), and a
+launcher takes the results of others. On Slurm it also waits for jobs that other launchers have left in the queue.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ log = logging.getLogger("equibench")
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 30.0  # between progress lines where there is no terminal
-QUEUE_SECONDS = 15.0  # between questions to Slurm, once a job is older than twice that
-AGAIN_SECONDS = 60.0  # before Slurm is asked again to take what it has refused
-LITTLE = 1 << 16  # bytes; a job's result takes less
-MAX_TIMEOUTS = 100  # of one job, each of which its run survives
+QUEUE_SECONDS = 15.0  # between calls of squeue
+AGAIN_SECONDS = 60.0  # before refused runs are submitted again
+LITTLE = 1 << 16  # bytes of free space, below which a job may have been unable to write its result
+MAX_TIMEOUTS = 100  # time limits of one job, after each of which it is requeued
 
 
 @dataclass
@@ -54,8 +53,8 @@ class Item:
 
     Attributes:
         data: `DataSet.record()` of its data set.
-        outcome: one line on how its last job ended, where that was not with a result.
-        shared: another launcher works, or has worked, on it.
+        outcome: one line on how its last job ended, if without a result.
+        shared: another launcher was seen working on it.
         until: how far it is to be executed.
     """
 
@@ -70,15 +69,17 @@ class Item:
 
     @property
     def status(self) -> str:
-        """done (executed `until` then) | skipped | failed | running | new, as far as the records tell."""
+        """done | skipped | failed | running | new, according to the records."""
         if reason_to_skip(self.cfg):
             return "skipped"
-        if is_done(self.cfg, self.folder, self.until):
+        if is_done(self.folder):
             return "done"
         try:
             status = str(records.read_json(RunFolder(self.folder).manifest)["status"])
         except (FileNotFoundError, schema.RecordError):
             return "new"
+        if status == self.until.value:
+            return "done"
         return status if status in ("failed", "running") else "new"
 
     @property
@@ -90,13 +91,13 @@ class Item:
             return "no record"
 
     def record(self, status: str, reason: str) -> None:
-        """Write a manifest of a run that has none of its own."""
+        """Write a manifest for a run that has none."""
         manifest = describe(self.cfg, self.folder.name, self.data, 1) | {"status": status, "reason": reason}
-        records.write_yaml(RunFolder(self.folder).config, self.cfg.page())
+        records.write_yaml(RunFolder(self.folder).config, self.cfg.to_dict())
         records.write_json(RunFolder(self.folder).manifest, manifest, schema.MANIFEST)
 
     def record_failure(self, reason: str) -> None:
-        """Where a job failed before it came to its record, or could not write it, say so in its place, if possible."""
+        """Write a manifest for a job that failed before it wrote one, if possible."""
         path = RunFolder(self.folder).manifest
         with contextlib.suppress(BusyError, OSError), locked(self.folder):
             if not path.exists():
@@ -104,7 +105,7 @@ class Item:
 
 
 def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) -> list[Item]:
-    """The items of a study, runs that others depend on before them. Writes nothing.
+    """The items of a study, parents before the runs that depend on them. Writes nothing.
 
     Raises:
         DataError, ConfigError: the data set cannot be had, or a configuration is wrong.
@@ -130,7 +131,7 @@ def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) ->
 
 
 def write_plan(study: StudyConfig, items: list[Item], study_folder: Path, argument: str) -> None:
-    """What `status` and `report` need to know of runs that have not begun, and the records of skipped cells."""
+    """Write what `status` and `report` need to know of runs that have not begun, and records of skipped cells."""
     records.write_yaml(StudyFolder(study_folder).study, study.page)
     record = {
         "schema": schema.SCHEMA_VERSION,
@@ -138,7 +139,7 @@ def write_plan(study: StudyConfig, items: list[Item], study_folder: Path, argume
         "study": study.name,
         "argument": argument,
         "created": now(),
-        "runs": [planned(i.cfg, i.folder.name, i.data) | {"config": i.cfg.page()} for i in items],
+        "runs": [planned(i.cfg, i.folder.name, i.data) | {"config": i.cfg.to_dict()} for i in items],
     }
     records.write_json(StudyFolder(study_folder).plan, record, schema.PLAN)
     for item in items:
@@ -154,10 +155,10 @@ def run_study(
     argument: str | None = None,
     until: Until = Until.EVALUATED,
 ) -> list[Item]:
-    """Execute what is missing; returns all items. Failures are recorded and do not stop the others.
+    """Execute the missing runs; returns all items. Failures are recorded and do not stop other runs.
 
     Args:
-        retry: also what has failed before.
+        retry: also runs that have failed before.
         argument: the study as the user named it.
         until: how far each run is executed.
     Raises:
@@ -166,20 +167,16 @@ def run_study(
     items = plan(study, runs_root, until)
     study_folder = runs_root / study.name
     write_plan(study, items, study_folder, argument or study.name)
-    # a failed run stays failed until someone asks: its cause is seldom gone by itself
+    # failed runs are not repeated unasked: their cause seldom goes away by itself
     wanted = ("new", "running", "failed") if retry else ("new", "running")
-    waiting: list[Item] = []
-    for item in items:  # parents come first; a result on weights that are about to be made again is made again
-        if item.status in wanted or (item.needs in waiting and item.status == "done"):
-            waiting.append(item)
+    waiting = [item for item in items if item.status in wanted]  # parents come first
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
     if waiting:
-        submit = Submission(study.launch, study_folder)
         with Progress(len(waiting)) as progress:
             try:
-                work_off(waiting, study.launch, submit, progress)
+                work_off(waiting, study.launch, Submission(study.launch, study_folder), progress)
             except KeyboardInterrupt:
-                if study.launch.cluster == "local":  # where a terminal's Ctrl-C did not reach them
+                if study.launch.cluster == "local":  # SIGINT to the launcher alone does not reach its jobs
                     for item in items:
                         if item.job is not None and not item.job.done():
                             item.job.cancel()
@@ -188,20 +185,20 @@ def run_study(
 
 
 def work_off(waiting: list[Item], launch: LaunchConfig, submit: Submission, progress: Progress) -> None:
-    """Submit what can start as places come free, until nothing waits or runs."""
+    """Submit runs as places come free, until none waits or runs."""
     at_a_time = {"debug": 1, "local": launch.n_parallel, "slurm": launch.slurm_array_parallelism}[launch.cluster]
     running: list[Item] = []
     while waiting or running:
         for item in [i for i in running if i.job.done()]:
             running.remove(item)
             item.outcome = outcome(item)
-            if item.outcome == BUSY:  # another launcher was faster; its result is taken when it is there
+            if item.outcome == BUSY:  # another launcher was faster; take its result when it is done
                 item.shared = True
                 waiting.append(item)
                 continue
             progress.finished(item, item.outcome or "done")
         ready, elsewhere = sort_waiting(waiting, submit.by_others(waiting))
-        # launchers on one machine share `n_parallel`; one on another machine counts for itself
+        # two launchers on one machine share its places; one on another machine has places of its own
         taken = len(running) + sum(
             launch.cluster == "slurm" or (who is not None and who.is_here) for who in elsewhere.values()
         )
@@ -227,11 +224,9 @@ def work_off(waiting: list[Item], launch: LaunchConfig, submit: Submission, prog
 
 
 def sort_waiting(waiting: list[Item], queued: set[str]) -> tuple[list[Item], dict[Path, Holder | None]]:
-    """Split what waits, leaving out items whose parent is not done yet.
+    """Items that can start, and those taken: folder -> holder, or None if the job waits in Slurm's queue.
 
-    Returns:
-        items that can start, and folders that other launchers are at, with the holder of the lock or, of a run that
-        waits in Slurm's queue, None.
+    Items in neither wait for their parents.
     """
     ready: list[Item] = []
     elsewhere: dict[Path, Holder | None] = {}
@@ -252,37 +247,37 @@ def sort_waiting(waiting: list[Item], queued: set[str]) -> tuple[list[Item], dic
 
 @dataclass(frozen=True)
 class Needs:
-    """What one run asks the cluster for; runs of equal needs go into one array."""
+    """Resources that a run requests; runs with equal needs go into one array."""
 
     cpus: int
     gpus: int
 
 
 def needs(cfg: RunConfig, launch: LaunchConfig) -> Needs:
-    """At least a core for each thread of each rank, and a GPU for each rank that uses one."""
+    """At least one core for each thread, and one GPU for each rank that uses one."""
     gpus = max(launch.gpus_per_node, cfg.train.n_processes) if cfg.train.device != "cpu" else 0
     return Needs(max(launch.cpus_per_task, cfg.train.n_processes * cfg.train.n_threads), gpus)
 
 
 class Submission:
-    """Hands runs to submitit, those of equal needs together, and notes the job of each in its folder."""
+    """Submits runs through submitit, grouped by needs, and records the job of each in its folder."""
 
     def __init__(self, launch: LaunchConfig, study_folder: Path) -> None:
         self.launch, self.study_folder = launch, study_folder
         self.executors: dict[Needs, Any] = {}
         self.not_before = -math.inf
         self.asked, self.queued = -math.inf, set[str]()
-        os.environ.update(environment())  # for submitit's own children, which are started with `python -m`
-        # each run computes with its own number of threads; libraries that start earlier must not take all cores
+        os.environ.update(environment())  # inherited by submitit's children, which start with `python -m`
+        # runs set their own number of threads; libraries loaded before that must not take all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(launch.cpus_per_task))
         if launch.cluster == "slurm":
             watch_queue()
 
     def __call__(self, items: list[Item]) -> list[Item]:
-        """Submit; returns those that the cluster does not take now.
+        """Submit; returns the items that the cluster refuses for now.
 
         Raises:
-            ConfigError: there is no such cluster, or it refuses the first submission, as it will refuse the next.
+            ConfigError: no such cluster, or it refuses the first submission of its kind.
         """
         from submitit.core.utils import FailedJobError
 
@@ -315,20 +310,21 @@ class Submission:
         try:
             with executor.batch():  # on Slurm an array
                 jobs = [
-                    executor.submit(job, i.cfg.page(), str(i.folder.absolute()), sharing, i.until.value) for i in group
+                    executor.submit(job, i.cfg.to_dict(), str(i.folder.absolute()), sharing, i.until.value)
+                    for i in group
                 ]
         except OSError as error:
             if records.disk_error(error):
                 raise records.not_written(executor.folder, error) from error
-            raise  # of no file, such as a command that is not there
+            raise  # e.g. a missing command
         for item, item.job in zip(group, jobs, strict=True):
             submitted(item.folder, self.launch.cluster, str(item.job.job_id))
 
     def by_others(self, waiting: list[Item]) -> set[str]:
-        """Waiting runs with a job in Slurm's queue: of another launcher, alive or dead."""
+        """Names of waiting runs that have a job in Slurm's queue, from another launcher, alive or dead."""
         if self.launch.cluster == "slurm" and time.monotonic() - self.asked > QUEUE_SECONDS:
             jobs = queued_jobs(item.folder for item in waiting)
-            if jobs is not None:  # else Slurm does not answer, and what was known goes on
+            if jobs is not None:  # else Slurm does not answer: keep the last answer
                 self.queued = set(jobs)
             self.asked = time.monotonic()
         return self.queued
@@ -338,7 +334,7 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
     """submitit's executor for the cluster named.
 
     Raises:
-        ConfigError: there is no such cluster here.
+        ConfigError: this cluster is not available here.
     """
     import submitit
 
@@ -349,7 +345,7 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
     except RuntimeError as error:
         line = f"launch.cluster={launch.cluster}: {error} Use launch.cluster=local on one machine"
         raise ConfigError(line) from error
-    gpus = wanted.gpus or None  # not asked for at all where a cluster may know none
+    gpus = wanted.gpus or None  # None: no request, since a cluster without GPUs refuses a request for 0
     parameters: dict[str, Any] = {
         "timeout_min": launch.timeout_min,
         "name": f"equibench-{study_folder.name}",
@@ -362,16 +358,16 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
             "slurm_partition": launch.slurm_partition,
             "slurm_array_parallelism": launch.slurm_array_parallelism,
             "slurm_signal_delay_s": launch.slurm_signal_delay_s,
-            # also where the cluster's default is to let a preempted job, or one of a lost node, go
+            # whatever the cluster's default for preempted jobs and lost nodes
             "slurm_additional_parameters": {"requeue": True, **launch.slurm_options},
-            "slurm_srun_args": [f"--cpus-per-task={wanted.cpus}"],  # which srun does not take over from its job
+            "slurm_srun_args": [f"--cpus-per-task={wanted.cpus}"],  # srun does not inherit it from the job
         }
     executor.update_parameters(**parameters)
     return executor
 
 
 def watch_queue() -> None:
-    """Have submitit learn from `squeue` that a job is gone; it would ask `sacct`, which needs accounting."""
+    """Have submitit ask `squeue` whether jobs are gone, in place of `sacct`, which needs accounting."""
     from submitit.slurm import slurm
 
     class Watcher(slurm.SlurmInfoWatcher):
@@ -385,12 +381,12 @@ def watch_queue() -> None:
     slurm.SlurmJob.watcher = Watcher(int(QUEUE_SECONDS))
 
 
-# in this order: the last line of the node's daemon, of sbatch or srun, of a traceback, any
+# most informative line first: node daemon, sbatch or srun, traceback, any; the last match counts
 TELLING = (r"^slurmstepd\S*: error: (.+)", r"^\w+: error: (.+)", r"^[\w.]+(?:Error|Exception): .+", r"^.+")
 
 
 def last_line(error: Exception) -> str:
-    """The most telling line of an error of submitit, which may hold all output of a job."""
+    """The most informative line of submitit's error, which may contain all output of a job."""
     for kind in TELLING:
         if found := re.findall(kind, str(error), flags=re.MULTILINE):
             return found[-1].strip("* ")
@@ -398,10 +394,10 @@ def last_line(error: Exception) -> str:
 
 
 def outcome(item: Item) -> str | None:
-    """None if the run was executed, else one line. A job that was killed as a whole is no failure of its run."""
+    """None if the job ended with a result, else one line. A job killed as a whole is not a failure of its run."""
     try:
         line = item.job.result()
-    except Exception as error:  # killed, lost by the cluster, or no room for its result
+    except Exception as error:  # killed, lost by the cluster, or no space for its result
         left = shutil.disk_usage(item.folder.parent).free
         why = last_line(error) if left > LITTLE else f"{os.strerror(errno.ENOSPC)}: {left} bytes for {item.folder}"
         return f"ended without a result ({why}); {records.CONTINUES}"
@@ -411,7 +407,7 @@ def outcome(item: Item) -> str | None:
 
 
 class Progress:
-    """Bars on a terminal, plain lines elsewhere, from the runs' records."""
+    """Progress of runs from their records: bars on a terminal, plain lines elsewhere."""
 
     def __init__(self, n_runs: int) -> None:
         self.n_runs, self.n_finished = n_runs, 0
@@ -433,7 +429,7 @@ class Progress:
         tqdm.write(f"[{self.n_finished}/{self.n_runs}] {item.folder.name}: {result}", file=sys.stderr)
 
     def show(self, running: list[Item]) -> None:
-        """`running`: here, and by another process."""
+        """running: items at work here or under another launcher."""
         if self.terminal:
             for item in running:
                 at = position(item.folder)

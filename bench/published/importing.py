@@ -7,6 +7,7 @@ QM9 values; the manifest says which was which.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.config.run import ConfigError, RunConfig, build, naming, reason_to_skip
+from bench.config.run import ConfigError, RunConfig, build, naming, reason_to_skip, resolve
 from bench.diffusion.paths import polynomial_2
 from bench.published.weights import ELEMENTS, Checkpoint, Reading, read_checkpoint, understand
 from bench.records import schema
 from bench.records import store as records
 from bench.records.inputs import YamlError, one_line, read_yaml, truncate
 from bench.records.store import RunFolder
+from bench.registry import tasks
 from bench.run.batches import load_data
 from bench.run.checkpoint import write_average
 from bench.run.model import Model
@@ -93,7 +95,8 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
         )
     if page.task.get("include_charges", bool(charges)) != bool(charges):
         raise ConfigError(f"{path}: task.include_charges is given otherwise than {reading.n_features} features say")
-    cfg.task["include_charges"] = bool(charges)
+    task = resolve(tasks, cfg.task.to_dict() | {"include_charges": bool(charges)}, "task")
+    cfg = dataclasses.replace(cfg, task=task)
 
     facts = facts_of(about, path)
     try:
@@ -106,7 +109,9 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
         raise PublishedError(f"{path}: {error}") from None
     manifest = describe(cfg, folder.name, data, 1) | {"status": "imported", "n_steps": 0}
     manifest["parameters"] = model.count_parameters()
-    scales = "scales " + ", ".join(f"{cfg.task[f'scale_{of}']:g}" for of in ("position", "onehot", "charge"))
+    scales = "scales " + ", ".join(
+        f"{getattr(cfg.task.options, f'scale_{of}'):g}" for of in ("position", "onehot", "charge")
+    )
     manifest["imported"] = {
         "file": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -123,7 +128,7 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
     manifest["updated"] = now()
 
     # the manifest last: without it, no reader takes the folder for a run
-    records.write_yaml(RunFolder(folder).config, cfg.page())
+    records.write_yaml(RunFolder(folder).config, cfg.to_dict())
     records.write_json(RunFolder(folder).data, about)
     write_average(RunFolder(folder).weights, model.named_weights(), {"step": 0, "seconds": 0.0})
     records.write_json(RunFolder(folder).manifest, manifest, schema.MANIFEST)
@@ -170,9 +175,9 @@ def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, An
     """What `data.json` and the manifest's `data` hold: of the data set, or as given on the page."""
     if page.sizes is None:
         data = load_data(cfg)
-        if data.name != cfg.data["name"]:
+        if data.name != cfg.data.name:
             raise ConfigError(
-                f"data set {cfg.data['name']!r} could not be had, and {data.label} cannot stand in for the sizes that "
+                f"data set {cfg.data.name!r} could not be had, and {data.label} cannot stand in for the sizes that "
                 "published weights know; give `sizes` and `elements`, or `data: mini` if that is meant"
             )
         if page.elements is not None and tuple(page.elements) != data.elements:
@@ -191,8 +196,8 @@ def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, An
     mean = sum(n * count for n, count in counts.items()) / total
     about = {"elements": elements, "mean_atoms": mean, "sizes": {str(n): counts[n] for n in sorted(counts)}}
     record = {
-        "name": cfg.data["name"],
-        "label": f"{cfg.data['name']}, not read",
+        "name": cfg.data.name,
+        "label": f"{cfg.data.name}, not read",
         "source": "sizes and elements as given at the import",
         "fingerprint": "not read",
         **{f"n_{split}": 0 for split in ("train", "valid", "test")},
@@ -208,7 +213,7 @@ def summary(cfg: RunConfig, manifest: dict[str, Any]) -> str:
     made, n = manifest["imported"], manifest["parameters"]["total"]
     lines = [
         f"{made['file']}: weights of {made['network']}, {grouped(n)} parameters",
-        f"method {cfg.method['name']} on backbone {cfg.backbone['name']} {cfg.backbone.get('size', '')}".rstrip(),
+        f"method {cfg.method.name} on backbone {cfg.backbone.name} {cfg.backbone.size or ''}".rstrip(),
         f"schedule: T = {cfg.diffusion.n_levels}, s = {cfg.diffusion.precision:g}; {made['schedule']}",
         f"molecule sizes: {manifest['data']['label']}, {manifest['data']['source']}",
         f"not used: {', '.join(made['unused']) or 'nothing'}",

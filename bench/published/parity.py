@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.config.run import options_of
+from bench.config.run import resolve
 from bench.diffusion import likelihood
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.paths import VariancePreserving, polynomial_2
@@ -169,9 +169,11 @@ def build(fixture: Fixture) -> tuple[Reading, nn.Module, nn.Module]:
     for device in ("meta", "cpu"):  # shapes first: a damaged file can tell of a network that no memory holds
         with torch.device(device):
             channels = {"x": 3, "h": reading.n_features}
-            backbone = backbones[weights.backbone].build(options_of(backbones, reading.backbone), channels)
+            backbone = backbones[weights.backbone].build(
+                resolve(backbones, reading.backbone, "backbone").options, channels
+            )
             setting = Setting(O3(), backbone, channels)
-            method = methods[reading.method["name"]].build(options_of(methods, reading.method), setting)
+            method = methods[reading.method["name"]].build(resolve(methods, reading.method, "method").options, setting)
             reading.load(published, backbone, method)
     return reading, backbone, method
 

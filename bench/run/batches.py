@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from bench.config.run import RunConfig, options_of
+from bench.config.run import RunConfig
 from bench.geometry.state import State
 from bench.registry import datasets
 from bench.streams import Stream, seed_of
@@ -59,4 +59,4 @@ class Batches:
 
 def load_data(cfg: RunConfig) -> DataSet:
     """The run's data set."""
-    return datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
+    return datasets[cfg.data.name].build(cfg.data.options)

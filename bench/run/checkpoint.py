@@ -1,11 +1,10 @@
-"""Checkpoints: one safetensors file per state, with everything that a bitwise continuation needs.
+"""Checkpoints: one safetensors file with everything that bitwise resumption needs.
 
-Random streams follow from the step, and batches from the step and the seed, so a state is: weights, their average,
-optimiser moments, the clip queue, the step and the seconds trained.
+Random streams and batches follow from the seed and the step, so a state is: weights, their moving average, optimiser
+moments, the clip queue, the step and the seconds trained.
 
-What is known about the tensors is JSON in the file's own header, with the SHA-256 of itself and of all tensors: there
-is no second file that could fall behind. The newest state and the one before it are kept; a damaged file is a
-`DamagedError`, on which training takes the other one (`resume`).
+Metadata is JSON in the file's header, with a SHA-256 of itself and of all tensors; there is no second file that could
+get out of step. The newest state and the one before it are kept; if one is damaged, training resumes from the other.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from bench.run.optimiser import TrainingState
 
 log = logging.getLogger("equibench.train")
 
-# of a state or of averaged weights; files without a checksum were written before there was one
+# metadata of a state or of averaged weights; early files have no checksum
 ABOUT = {"step": int, "seconds": Number, "sha256?": str}
 STATE, PREVIOUS = RunFolder(Path()).state.name, RunFolder(Path()).previous.name  # the newest, and the one before
 
@@ -40,11 +39,11 @@ class CheckpointError(RuntimeError):
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint that is cut short, changed, or no checkpoint at all."""
+    """A checkpoint that is truncated, changed, or no checkpoint at all."""
 
 
 def save_state(path: Path, state: TrainingState, keep: Path | None = None) -> None:
-    """Write a state atomically; the one that stood at `path` becomes `keep`, if a name is given."""
+    """Write a state atomically; the previous file at `path` is renamed to `keep`, if given."""
     tensors: dict[str, Tensor] = {}
     for name, p in state.weights.items():
         tensors[f"weights/{name}"] = p
@@ -57,10 +56,10 @@ def save_state(path: Path, state: TrainingState, keep: Path | None = None) -> No
 
 
 def load_state(path: Path, state: TrainingState) -> None:
-    """Restore a state in place, once all of the file has been found undamaged.
+    """Restore a state in place, after the whole file has been verified.
 
     Raises:
-        DamagedError: unreadable, or not what was written.
+        DamagedError: unreadable, or its checksum differs.
         CheckpointError: of another model.
     """
     tensors, about = read_tensors(path)
@@ -94,7 +93,7 @@ def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
 
 
 def _copy(path: Path, tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
-    """Copy arrays to their places, once all are known to fit: `copy_` would broadcast and convert."""
+    """Copy arrays to their places, after shapes and types were checked: `copy_` would broadcast and convert."""
     for name, place in places.items():
         if name not in tensors:
             raise _unfit(path, f"array {name!r} is missing")
@@ -120,14 +119,14 @@ def save_average(path: Path, state: Path) -> None:
 
 
 def write_average(path: Path, average: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """A file of averaged weights alone; `about` has the step and the seconds trained."""
+    """Write a file of averaged weights alone; `about` has the step and the seconds trained."""
     write_tensors(path, {f"average/{name}": value for name, value in average.items()}, about)
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any], keep: Path | None = None
 ) -> None:
-    """Tensors with what is known about them, and the checksum of both."""
+    """Write tensors, their metadata and the checksum of both."""
     known = {key: value for key, value in about.items() if key != "sha256"}
     held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     known["sha256"] = _digest(held, known)
@@ -151,7 +150,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def about_of(path: Path) -> dict[str, Any]:
-    """Step and seconds of a checkpoint, from its header alone, which is not checked."""
+    """Step and seconds of a checkpoint, from its header alone; the checksum is not verified."""
     try:
         size_of(path)
         with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
@@ -184,7 +183,7 @@ def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
 
 
 def resume(folder: Path, ranks: Ranks, state: TrainingState) -> None:
-    """Restore the newest undamaged state, if there is any; rank 0 chooses it, the others read the same.
+    """Restore the newest undamaged state, if there is one; rank 0 chooses it, the others read the same file.
 
     Raises:
         CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
@@ -195,7 +194,7 @@ def resume(folder: Path, ranks: Ranks, state: TrainingState) -> None:
 
 
 def _newest(folder: Path, state: TrainingState) -> str | None:
-    """Restore the newest undamaged state; returns the name of its file, or None: from the start."""
+    """Restore the newest undamaged state; returns the name of its file, or None where there is no checkpoint."""
     damaged: dict[str, DamagedError] = {}
     for name in (STATE, PREVIOUS):
         if not (folder / name).exists():
@@ -207,7 +206,7 @@ def _newest(folder: Path, state: TrainingState) -> str | None:
             continue
         for other, fault in damaged.items():
             log.warning("%s; it is set aside as %s.damaged, training continues from %s", fault, other, name)
-            # not over the good one before it, at the next checkpoint
+            # else the next checkpoint would rename it over the good one
             (folder / other).replace(folder / f"{other}.damaged")
         log.info("continuing at step %d", state.step)
         return name

@@ -1,4 +1,4 @@
-"""Timing on asynchronous devices: synchronise, then read the clock; and deadlines."""
+"""Timing on asynchronous devices: synchronise, then read the clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def clock(device: torch.device) -> float:
 
 
 class Timer:
-    """Sums the seconds between `start` and `stop`; only `read` waits for the device."""
+    """Stopwatch that sums the seconds between `start` and `stop`; only `read` waits for the device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

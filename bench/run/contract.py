@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.config.run import RunConfig, build, options_of, reason_to_skip
+from bench.config.run import RunConfig, build, reason_to_skip, resolve
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.process import DiffusionConfig
 from bench.geometry.groups import O3, SO3, RotationGroup, Translated
@@ -155,6 +155,11 @@ def any_data_set() -> dict[str, Any]:
     raise ValueError("no data set can be named without options")
 
 
+def for_molecules() -> list[str]:
+    """Backbones that take states of any size; the others are for toys."""
+    return [name for name in backbones if not getattr(backbones[name].build, "one_size", False)]
+
+
 def fitting_pairs() -> list[tuple[str, str]]:
     """Every registered method on every backbone that it accepts."""
     return [(m, b) for m in methods for b in backbones if reason_to_skip(run_config(m, b)) is None]
@@ -175,13 +180,14 @@ def model_of(
         options: of the method.
     """
     cfg = run_config(method, backbone)
-    cfg.method.update(options)
+    if options:
+        cfg.method = resolve(methods, {**cfg.method.to_dict(), **options}, "method")
     task: Task = core()
     channels = task.process.channels
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = backbones[backbone].build(options_of(backbones, cfg.backbone), channels)
-        built = methods[method].build(options_of(methods, cfg.method), Setting(group or O3(), network, channels))
+        network = backbones[backbone].build(cfg.backbone.options, channels)
+        built = methods[method].build(cfg.method.options, Setting(group or O3(), network, channels))
         model = Model(task, Denoiser(network, task.process.spaces), built)
     randomise(model, seed)
     return model.to(dtype)

@@ -36,13 +36,13 @@ class Ranks:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """Gradients of the module's parameters become means over ranks; its weights those of rank 0."""
+        """Wrap for data parallelism: gradients are averaged over ranks, weights start as those of rank 0."""
         if self.n == 1:
             return module
         return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
     def synchronise(self, module: nn.Module, last: bool) -> Any:
-        """Context of a micro-batch: gradients are averaged over ranks after the last one alone."""
+        """Context of a micro-batch: only after the last one are gradients averaged over ranks."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Ranks:
         return values
 
     def gather(self, values: Tensor) -> Tensor:
-        """The values of all ranks, one after the other."""
+        """Concatenation over ranks."""
         if self.n == 1:
             return values
         found = [torch.empty_like(values) for _ in range(self.n)]
@@ -60,7 +60,7 @@ class Ranks:
         return torch.cat(found)
 
     def from_first(self, value: Any) -> Any:
-        """What rank 0 holds (a small object)."""
+        """Broadcast a small object from rank 0."""
         if self.n == 1:
             return value
         box = [value]
@@ -70,7 +70,7 @@ class Ranks:
 
 @contextmanager
 def joined(device: str, **init: Any) -> Iterator[None]:
-    """This OS process as one rank; `init` as for torch.distributed, by default torchrun's environment."""
+    """Join the process group as one rank; `init` as for `init_process_group`, by default torchrun's environment."""
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK") or init.get("rank", 0)))
@@ -80,6 +80,6 @@ def joined(device: str, **init: Any) -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         if not on_gpu:
-            # A thread of gloo's may still hold the last message's tensors. It frees them under Python's lock, and
-            # aborts the OS process if Python has ended by then (torch 2.13); it needs microseconds of this time.
+            # A gloo thread may still hold tensors of the last message. It frees them under the interpreter's lock and
+            # aborts if the interpreter has ended by then (torch 2.13). It needs microseconds.
             time.sleep(0.2)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.config.run import RunConfig, options_of
+from bench.config.run import RunConfig
 from bench.measure.contract import Subject
 from bench.records import schema
 from bench.records import store as records
@@ -107,7 +107,7 @@ def subject_of(cfg: RunConfig, model: Model, data: DataSet, on_batch: Callable[[
 
 def active_measures(cfg: RunConfig) -> dict[str, Any]:
     """Typed options of the measures that the configuration asks for."""
-    return {name: options_of(measures, given) for name, given in cfg.measures.items() if given is not None}
+    return {name: given.options for name, given in cfg.measures.items() if given is not None}
 
 
 def measure_run(

@@ -1,11 +1,10 @@
-"""One run from configuration to evaluation: train, sample, measure, evaluate; each stage resumes where it was cut."""
+"""One run from configuration to evaluation: train, sample, measure, evaluate. Each stage resumes where it stopped."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import platform
-import shutil
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,14 @@ from bench.config.run import ConfigError, RunConfig, read_run, weights_run
 from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import locked
-from bench.records.store import RunFolder
+from bench.records.store import RunFolder, StudyFolder
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
-from bench.run.checkpoint import STATE, load_average
+from bench.run.checkpoint import STATE, about_of, load_average
 from bench.run.compile import compile_networks
 from bench.run.evaluate import evaluate_run, measure_run, sample_run, versions
 from bench.run.model import Model
+from bench.run.optimiser import progress
 from bench.run.provenance import code_version, describe, now, peak_memory_mb, training_cost
 from bench.run.sample import weights_file
 from bench.run.spawn import train_on_ranks
@@ -32,33 +32,19 @@ from bench.structures.dataset import DataError, DataSet
 log = logging.getLogger("equibench")
 
 
+def is_done(folder: Path) -> bool:
+    """Whether the folder, whose name stands for one configuration, holds a finished evaluation."""
+    try:
+        return records.read_json(RunFolder(folder).manifest)["status"] == "done" and RunFolder(folder).eval.exists()
+    except (FileNotFoundError, schema.RecordError, KeyError):
+        return False
+
+
 class Until(StrEnum):
     """How far a run is executed."""
 
     SAMPLED = "sampled"  # trained, sampled and measured; needs no RDKit
     EVALUATED = "evaluated"
-
-
-def is_done(cfg: RunConfig, folder: Path, until: Until = Until.EVALUATED) -> bool:
-    """Whether exactly this configuration was executed so far, on the newest weights."""
-    try:
-        manifest = records.read_json(RunFolder(folder).manifest)
-        evaluated = manifest["status"] == "done" and RunFolder(folder).eval.exists()
-        if not evaluated and (manifest["status"], until) != ("sampled", Until.SAMPLED):
-            return False
-        if read_run(folder).page() != cfg.page():  # options that came later have their defaults
-            return False
-    except (FileNotFoundError, schema.RecordError, KeyError, ConfigError):
-        return False
-    return not samples_are_older(folder, manifest["weights_from"])
-
-
-def samples_are_older(folder: Path, weights_from: str | None) -> bool:
-    """Whether the run whose weights are used has been trained again since these samples were drawn."""
-    if weights_from is None:
-        return False
-    samples, weights = RunFolder(folder).samples, weights_file(folder, weights_from)
-    return samples.exists() and weights.exists() and weights.stat().st_mtime > samples.stat().st_mtime
 
 
 def execute(
@@ -67,26 +53,26 @@ def execute(
     n_parallel: int = 1,
     until: Until = Until.EVALUATED,
 ) -> None:
-    """Do what is missing of one run. The outcome, also of a failure, stands in its manifest and log.
+    """Execute the missing stages of one run; manifest and log record the outcome, failures included.
 
-    A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its record, and
-    the next call continues it; one that any other error stops is 'failed'.
+    A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its manifest,
+    and the next call continues it. After any other error it is 'failed'.
 
     Args:
         n_parallel: runs that share the machine.
         until: where to stop; evaluating needs RDKit and no model, so it may be done elsewhere.
     Raises:
-        BusyError: another process has the run.
-        Exception: whatever stopped the run, after it was recorded.
+        BusyError: another worker holds the run.
+        Exception: the error that stopped the run, after it was recorded.
     """
     with locked(folder):
-        if is_done(cfg, folder, until):
+        if is_done(folder):
             return
-        for leftover in RunFolder(folder).leftovers():  # of a write that was cut
+        for leftover in RunFolder(folder).leftovers():  # temporary files of interrupted writes
             leftover.unlink()
         torch.set_num_threads(cfg.train.n_threads)
         handler = logging.FileHandler(RunFolder(folder).log)
-        handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk stops the run where it matters
+        handler.handleError = lambda _: None  # type: ignore[method-assign] # a full disk is reported by the writers of results
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
         loggers = [logging.getLogger(name) for name in ("equibench", "bench")]
         for logger in loggers:
@@ -111,19 +97,20 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
     model = Model.build(cfg, data.facts).to(cfg.train.device)
     manifest = describe(cfg, folder.name, data.record(), n_parallel)
     manifest["parameters"] = model.count_parameters()
-    if RunFolder(folder).manifest.exists() and RunFolder(folder).steps.exists():
-        # the weights are, at least in part, those of an earlier call: its code and costs stay in the record
+    if RunFolder(folder).manifest.exists():
         before = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
-        manifest |= {key: before[key] for key in ("code", "cost", "created")}
+        manifest["weights_from"] = before["weights_from"]  # of samples that lie here already
+        if RunFolder(folder).steps.exists():
+            # an earlier call has trained, at least in part: its code and costs stay in the record
+            manifest |= {key: before[key] for key in ("code", "cost", "created")}
 
     def save(status: str, reason: str | None = None) -> None:
         manifest.update(status=status, reason=reason, updated=now())
         records.write_json(RunFolder(folder).manifest, manifest, schema.MANIFEST)
 
-    save("running")  # before anything is changed, so that a crash cannot leave an old result looking new
+    save("running")  # before anything else changes: a crash must not leave an old result that looks new
     try:
-        forget_other_settings(cfg, folder)
-        records.write_yaml(RunFolder(folder).config, cfg.page())
+        records.write_yaml(RunFolder(folder).config, cfg.to_dict())
         about = {
             "elements": list(data.elements),
             "mean_atoms": data.mean_atoms,
@@ -152,10 +139,10 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
 
 
 def evaluate_folder(folder: Path) -> None:
-    """Evaluate a run that was executed `until` sampled, perhaps elsewhere; its record keeps the machine that sampled.
+    """Evaluate a sampled run, perhaps on another machine; the manifest keeps the environment that sampled.
 
     Raises:
-        BusyError: another OS process has the run. ConfigError: it is no run that was sampled. DataError: other data.
+        BusyError: another worker holds the run. ConfigError: no sampled run. DataError: the data set differs.
     """
     cfg = read_run(folder)
     with locked(folder):
@@ -172,13 +159,13 @@ def evaluate_folder(folder: Path) -> None:
 
 
 def check_data(cfg: RunConfig, data: DataSet, folder: Path) -> None:
-    """Refuse data of another content than those that the folder's run was planned on."""
+    """Raise DataError unless the data set is the one that the run was planned on."""
     if cfg.run_name(data.fingerprint) != folder.name:
         raise DataError(f"{folder.name} was planned on other data than {data.label} ({data.source}), which is here now")
 
 
 def check_device(cfg: RunConfig) -> None:
-    """Refuse a GPU that is not there."""
+    """Raise ConfigError if the configured GPU is missing."""
     if torch.device(cfg.train.device).type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             f"train.device is {cfg.train.device!r}, but torch sees no GPU here; set train.device=cpu, "
@@ -187,53 +174,77 @@ def check_device(cfg: RunConfig) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """A failure in one line, for the record. Memory runs out under several names; all of them read alike."""
+    """A failure in one line, for the record; the several errors of exhausted memory read alike."""
     first = str(error).splitlines()[0] if str(error) else ""
     kinds = (MemoryError, torch.OutOfMemoryError)
-    # torch's CPU allocator raises a bare RuntimeError, and a reader may say what did not fit
+    # torch's CPU allocator raises a bare RuntimeError; readers wrap MemoryError
     if isinstance(error, kinds) or isinstance(error.__cause__, kinds) or "DefaultCPUAllocator" in str(error):
-        return f"out of memory: {first or 'no more could be had'}; lower train.batch_size or sample.batch_size"
+        return f"out of memory: {first or 'allocation failed'}; lower train.batch_size or sample.batch_size"
     if records.disk_error(error):
         return first if first.endswith(records.CONTINUES) else f"{first}, {records.CONTINUES}"
     return f"{type(error).__name__}: {first}"
 
 
 def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, manifest: dict[str, Any]) -> int:
-    """Train, or take the weights of the run that this one depends on; returns their optimiser step."""
-    parent = weights_run(cfg)
-    if parent is None:
+    """Train, or take the weights of another run; returns their optimiser step."""
+    wanted = weights_run(cfg) or cfg
+    manifest["weights_from"] = manifest["weights_from"] or trained_run(wanted, folder, data.fingerprint)
+    if manifest["weights_from"] is not None:
+        step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
+    elif came_trained(cfg, folder):
+        return load_average(RunFolder(folder).weights, model.named_weights())
+    else:
         if cfg.train.n_processes > 1:
             train_on_ranks(folder, cfg.train.n_processes, cfg.train.device)
             step = load_average(folder / STATE, model.named_weights())
         else:
             step = train(cfg, model, data.train, data.valid, folder)
         manifest["cost"] |= training_cost(folder)
-    else:
-        manifest["weights_from"] = parent.run_name(data.fingerprint)
-        step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
-        if samples_are_older(folder, manifest["weights_from"]):
-            forget_samples(folder)
     manifest["cost"]["peak_memory_mb"] = max(
         peak_memory_mb(cfg.train.device), manifest["cost"].get("peak_memory_mb", 0)
     )
     return step
 
 
-def forget_other_settings(cfg: RunConfig, folder: Path) -> None:
-    """Remove samples of other sampling settings, and evaluations with other measures."""
-    if not RunFolder(folder).config.exists():
-        return
-    before = read_run(folder)
-    if before.sample != cfg.sample:
-        forget_samples(folder)
-    if before.measures != cfg.measures:
-        for file in (RunFolder(folder).measures, RunFolder(folder).eval):
-            file.unlink(missing_ok=True)
+def trained_run(wanted: RunConfig, folder: Path, fingerprint: str) -> str | None:
+    """The run beside this one whose weights it uses: `wanted`, or one that differs in sampling and measures alone.
+
+    None where this run is to be trained itself. The name of `wanted` where none has finished yet.
+    """
+    name, training = wanted.run_name(fingerprint), wanted.training_identity(fingerprint)
+    if name == folder.name and (RunFolder(folder).state.exists() or RunFolder(folder).weights.exists()):
+        return None
+    beside = [folder.parent / name] * (name != folder.name)
+    for other in [*beside, *StudyFolder(folder.parent).runs()]:
+        if other != folder and is_trained(other, training, fingerprint):
+            return other.name
+    return None if name == folder.name else name
 
 
-def forget_samples(folder: Path) -> None:
-    """Remove samples and what was computed from them."""
-    shutil.rmtree(RunFolder(folder).chunks, ignore_errors=True)
-    run = RunFolder(folder)
-    for file in (run.samples, run.sample_costs, run.measures, run.eval):
-        file.unlink(missing_ok=True)
+def is_trained(folder: Path, training: str, fingerprint: str) -> bool:
+    """Whether a run of this training identity has finished its own training."""
+    try:
+        manifest = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
+        if manifest["weights_from"] is not None or manifest["status"] not in ("sampled", "done"):
+            return False
+        found = read_run(folder).training_identity(fingerprint)
+    except (OSError, schema.RecordError, ConfigError):  # nothing to build on
+        return False
+    return found == training and manifest["data"]["fingerprint"] == fingerprint
+
+
+def came_trained(cfg: RunConfig, folder: Path) -> bool:
+    """Whether the folder holds fully trained averaged weights without the optimiser's state.
+
+    Raises:
+        ConfigError: it does, and the configuration asks for more training.
+    """
+    if not (RunFolder(folder).weights).exists() or (folder / STATE).exists():
+        return False
+    about = about_of(RunFolder(folder).weights)
+    if progress(about["step"], about["seconds"], cfg.train) < 1:
+        raise ConfigError(
+            f"{RunFolder(folder).weights} was trained for {about['step']} steps and came without the optimiser's "
+            "state, so it cannot be trained further; move the folder away to train anew"
+        )
+    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bench.config.run import RunConfig, options_of
+from bench.config.run import RunConfig
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.process import Process
 from bench.geometry.noised import Level
@@ -40,9 +40,9 @@ class Model(nn.Module):
         channels = task.process.channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(cfg.seed, Stream.INIT, 0))
-            backbone = backbones[cfg.backbone["name"]].build(options_of(backbones, cfg.backbone), channels)
+            backbone = backbones[cfg.backbone.name].build(cfg.backbone.options, channels)
             setting = Setting(task.group, backbone, channels)
-            method = methods[cfg.method["name"]].build(options_of(methods, cfg.method), setting)
+            method = methods[cfg.method.name].build(cfg.method.options, setting)
         model = cls(task, Denoiser(backbone, task.process.spaces), method)
         for module in model.modules():
             if "edm_compat" in vars(module):  # one switch for all parts that can repeat a published defect
@@ -67,4 +67,4 @@ class Model(nn.Module):
 
 def make_task(cfg: RunConfig, facts: Facts) -> Task:
     """The task of a configuration, for a training set of which these facts are known."""
-    return tasks[cfg.task["name"]].build(options_of(tasks, cfg.task), cfg.diffusion, cfg.group, facts)
+    return tasks[cfg.task.name].build(cfg.task.options, cfg.diffusion, cfg.group, facts)

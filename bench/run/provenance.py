@@ -1,9 +1,8 @@
-"""Where a result comes from: the manifest's facts on code, data, machine and cost."""
+"""Provenance of a result: code, data, machine and cost, as the manifest records them."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import resource
 import statistics
@@ -25,7 +24,7 @@ from bench.run.evaluate import package_version, versions
 
 
 def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -> dict[str, Any]:
-    """A manifest as it stands before anything was done; `data` is `DataSet.record()`."""
+    """A manifest at the start of a run; `data` is `DataSet.record()`."""
     return {
         "schema": schema.SCHEMA_VERSION,
         **planned(cfg, name, data),
@@ -42,7 +41,7 @@ def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -
             "tf32": torch.backends.cuda.matmul.allow_tf32,
             "versions": versions(),
             "platform": platform.platform(),
-            "n_cores": os.cpu_count() or 1,
+            "n_cores": psutil.cpu_count() or 1,
             "memory_mb": memory_mb(cfg.train.device),
             "driver": driver(cfg.train.device),
         },
@@ -54,22 +53,26 @@ def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -
 
 
 def planned(cfg: RunConfig, name: str, data: dict[str, Any]) -> dict[str, Any]:
-    """What a manifest says of a run that is known before it starts."""
+    """The keys of a manifest that are known before the run starts."""
     return {
         "run": name,
         "study": cfg.study,
-        "method": cfg.method,
-        "backbone": cfg.backbone,
+        "task": cfg.task.to_dict(),
+        "method": cfg.method.to_dict(),
+        "backbone": cfg.backbone.to_dict(),
         "seed": cfg.seed,
-        "guarantee": str(methods[cfg.method["name"]].build.guarantee),
+        "guarantee": str(methods[cfg.method.name].build.guarantee),
         "n_steps": 0 if weights_run(cfg) else cfg.train.n_steps,
         "data": data,
     }
 
 
 def training_cost(folder: Path) -> dict[str, Any]:
-    """Times from the step records: the median over logging intervals leaves warm-up and interruptions out. Nothing
-    where all lines were lost."""
+    """Training times from steps.jsonl; the median over logging intervals leaves out warm-up and interruptions.
+
+    Returns:
+        keys of the manifest's 'cost'; none if steps.jsonl is empty.
+    """
     steps = records.read_steps(RunFolder(folder).steps)
     if not steps:
         return {}
@@ -81,10 +84,10 @@ def training_cost(folder: Path) -> dict[str, Any]:
 
 
 def peak_memory_mb(device: str) -> float:
-    """Peak of the device's allocations, or, on a CPU, of the process (libraries and data set included), in MiB."""
+    """Peak memory in MiB: allocations on a GPU; on a CPU the resident memory of this OS process, libraries included."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    # psutil has no peak on Linux, and ru_maxrss of a child starts at that of its parent
+    # Linux hands ru_maxrss down to child processes, and psutil has no peak there; VmHWM is this process's own
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -93,7 +96,7 @@ def peak_memory_mb(device: str) -> float:
 
 
 def forget_peak_memory(device: str) -> None:
-    """Let the peak start again from what is in use now, where the system can."""
+    """Reset the peak to what is in use now, where the system supports it."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -102,9 +105,9 @@ def forget_peak_memory(device: str) -> None:
 
 
 def device_name(device: str) -> str:
-    """Of the processor that computes."""
+    """Name of the GPU or of the CPU."""
     if torch.device(device).type == "cuda":
-        # a launcher on a login node plans what it cannot compute
+        # a login node plans runs for GPUs that it does not have
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else f"{device}, none here"
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -114,7 +117,7 @@ def device_name(device: str) -> str:
 
 
 def memory_mb(device: str) -> float:
-    """What can be used at most, in MiB: the GPU's memory, or the machine's, within the control group's limit."""
+    """Total memory in MiB: the GPU's, or the machine's within the limit of its control group."""
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(device).total_memory / 2**20
     limits = [psutil.virtual_memory().total]
@@ -129,14 +132,14 @@ def driver(device: str) -> str | None:
     if torch.device(device).type != "cuda":
         return None
     with contextlib.suppress(OSError):
-        # the first word of the first line that begins with a digit: ... Kernel Module  550.54.15  ...
-        words = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].split()
-        return next((word for word in words if word[:1].isdigit() and "." in word), None)
+        # NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  ...
+        fields = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].split()
+        return next((field for field in fields if field[:1].isdigit() and "." in field), None)
     return None
 
 
 def code_version() -> dict[str, Any]:
-    """Package version and, in a checkout, its commit and whether its code differs from that."""
+    """Package version and, in a git checkout, the commit and whether its code has uncommitted changes."""
     home = Path(__file__).parent
 
     def git(*args: str) -> str | None:
@@ -148,15 +151,15 @@ def code_version() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    # publishing results must not mark the next run as modified
+    # code alone: publishing results must not mark the next run as modified
     changes = git("status", "--porcelain", "--", ":(top)bench", ":(top)methods")
-    commit = git("rev-parse", "HEAD")
     return {
         "version": package_version(),
-        "commit": commit,
+        "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
     }
 
 
 def now() -> str:
+    """The time, UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

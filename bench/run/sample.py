@@ -15,7 +15,7 @@ from bench.diffusion.process import Process
 from bench.diffusion.sampler import sample
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
-from bench.geometry.state import State
+from bench.geometry.state import State, context_to
 from bench.records.inputs import is_folder_name, truncate
 from bench.records.schema import DATA, MANIFEST, RecordError
 from bench.records.store import RunFolder, read_json
@@ -55,7 +55,7 @@ def sample_prompt(
             streams.sampling,
             on_step,
             settings.sampler,
-            prompt.context,
+            context_to(prompt.context, device),
         )
         state = model.method.finish(state, streams.method)
     return model.task.decode(state)

@@ -1,11 +1,11 @@
-"""Start the ranks that train one run together (`bench.run.distributed`).
+"""Distributed training of a run's folder.
 
-`train.n_processes` starts them on one machine. On several nodes, with a folder that all of them see and in which
-`equibench run` has written the configuration, torchrun starts as many:
+`train.n_processes` starts ranks on one machine. For several machines with a shared file system, write the run's folder
+with `equibench run` and start the ranks with torchrun:
 
     torchrun --nnodes=2 --nproc-per-node=4 ... -m bench.run.spawn runs/STUDY/RUN
 
-after which `equibench run` samples and evaluates.
+Then `equibench run` samples and evaluates. Under torchrun, runs with plug-in files are refused.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from bench.run.train import train
 
 
 def train_on_ranks(folder: Path, n: int, device: str) -> None:
-    """Train a run's folder on n new ranks of this machine; the first error ends all and is raised here.
+    """Train a run's folder on n new ranks of this machine. The first error ends all ranks and is raised here.
 
-    The ranks end with this OS process, however it ends.
+    The ranks die with this OS process, which holds the run's lock.
 
     Raises:
         OSError: the disk is full. RuntimeError: any other failure, in one line.
     """
-    # A full disk may leave no room for torch's own note of the error, and another rank, which loses its connection,
-    # may end first.
+    # a queue for disk errors: torch writes tracebacks to a file, which a full disk refuses, and another rank may fail
+    # first because it has lost its connection
     full = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as store:
         given = (n, os.getpid(), f"file://{store}/store", device, full, str(folder))
@@ -49,16 +49,16 @@ def train_on_ranks(folder: Path, n: int, device: str) -> None:
             if not full.empty():
                 raise OSError(*full.get()) from error
             if isinstance(error, EOFError):
-                raise RuntimeError(f"one of {n} ranks died without an error message") from error
+                raise RuntimeError(f"one of {n} ranks ended without a message") from error
             last_line = str(error).strip().splitlines()[-1]
             raise RuntimeError(f"rank {error.error_index} of {n}: {last_line}") from error
 
 
 def _rank(rank: int, n: int, parent: int, store: str, device: str, full: Any, folder: str) -> None:
-    die_with(parent)  # SIGKILL: a rank that waits for another rank's message handles no other signal
+    die_with(parent)
     with joined(device, init_method=store, rank=rank, world_size=n):
         try:
-            train_folder(Path(folder), trusted=True)  # whose configuration this rank's parent has written
+            train_folder(Path(folder), trusted=True)  # the parent has written this configuration
         except Exception as error:
             if disk := disk_error(error):
                 full.put((disk.errno, disk.strerror))

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
-from bench.config.run import ConfigError, RunConfig, build, options_of, reason_to_skip
-from bench.config.study import set_dotted
+from bench.config.run import RunConfig, build, reason_to_skip
+from bench.config.study import parse_override, set_dotted
 from bench.geometry.state import State
 from bench.registry import datasets, methods
 from bench.run.acceleration import accelerate
@@ -63,7 +62,7 @@ def time_steps(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {settings.device}: torch sees no GPU here; use --device cpu")
     torch.set_num_threads(settings.n_threads)
-    data = datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
+    data = datasets[cfg.data.name].build(cfg.data.options)
     label, molecules = choose(data, settings.batch_size, n_atoms)
     model = Model.build(cfg, data.facts).to(device)
     change(cfg, model)
@@ -88,9 +87,9 @@ def time_steps(
     peak = peak_memory_mb(settings.device)
     forwards = seconds_of(forward, prepared, device)
     return {
-        "method": cfg.method["name"],
-        "backbone": cfg.backbone["name"],
-        "size": cfg.backbone.get("size", "default"),
+        "method": cfg.method.name,
+        "backbone": cfg.backbone.name,
+        "size": cfg.backbone.size or "default",
         "step_seconds": statistics.median(steps),
         "step_seconds_quartiles": quartiles(steps),
         "forward_seconds": statistics.median(forwards),
@@ -201,8 +200,5 @@ def run_config(
         if method in methods and size in getattr(methods[method].build, "sizes", {}):
             page["method"]["size"] = size
     for item in overrides:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"argument {item!r} is not of the form key=value")
-        set_dotted(page, key, yaml.safe_load(value))
+        set_dotted(page, *parse_override(item))
     return build(RunConfig, page)

@@ -127,8 +127,7 @@ def train(
     Returns:
         optimiser steps done; the model then holds the averaged weights.
     Raises:
-        TrainingError: a loss was not finite, with the step in diverged.json; the last checkpoint is from before. Or the
-            batch cannot be shared as configured.
+        TrainingError: a loss was not finite, with the step in diverged.json; the last checkpoint is from before.
         CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
         OSError: a file could not be written.
     """

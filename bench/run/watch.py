@@ -1,4 +1,4 @@
-"""Losses that are no longer finite: seen without waiting for the device, recorded with the batch that they began in."""
+"""Divergence: losses and gradients that are not finite, detected without waiting for the device."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bench.run.distributed import Ranks
 from bench.run.model import Model
 from bench.streams import Streams
 
-DIVERGED = 1e6  # loss above which no step of an interval may stay: a network that answers zero is near 1
+DIVERGED = 1e6  # training stops if every loss of a logging interval is above; a network that predicts zero is near 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Why training stops, and the step that began it: losses [B] and gradient norm."""
+    """Why training stops, and the first offending step: its losses [B] and gradient norm."""
 
     reason: str
     step: int
@@ -33,18 +33,18 @@ class Fault:
 
 
 class Watch:
-    """Looks at every step without waiting for the device; `fault` reads what was seen, at logging intervals.
+    """Divergence flags on the device, updated at every step; `fault` reads them at logging intervals.
 
-    What is kept is of the last step or, once a step was not finite, of that first one.
+    Losses and norm are those of the last step or, once a step was not finite, of the first such step.
     """
 
     def __init__(self, start: int, batch_size: int, device: torch.device) -> None:
         self.start = start
         self.sound = torch.ones((), dtype=torch.bool, device=device)
-        self.n_sound = torch.zeros((), dtype=torch.int64, device=device)  # steps before the first fault
+        self.n_sound = torch.zeros((), dtype=torch.int64, device=device)  # finite steps before the first fault
         self.norm = torch.zeros((), device=device)
         self.losses = torch.zeros(batch_size, device=device)
-        self.lowest = torch.full((), math.inf, device=device)  # loss of a step since the last look
+        self.lowest = torch.full((), math.inf, device=device)  # lowest loss of a step since `fault` was last called
 
     def __call__(self, loss: Tensor, losses: Tensor, norm: Tensor) -> None:
         self.norm = torch.where(self.sound, norm, self.norm)
@@ -54,7 +54,7 @@ class Watch:
         self.lowest = torch.minimum(self.lowest, loss)
 
     def fault(self, weights: dict[str, nn.Parameter], ranks: Ranks) -> Fault | None:
-        """What is wrong, for all ranks alike, or None. Weights are looked at too: they are saved next."""
+        """The fault, the same on all ranks, or None. Weights are checked too, because they are saved next."""
         norms = torch.stack(torch._foreach_norm([p.detach() for p in weights.values()]))
         sound, finite = torch.stack([self.sound, torch.isfinite(norms).all()]).tolist()
         bad = torch.tensor([not sound, not finite, self.lowest.item() > DIVERGED], dtype=torch.float64)
@@ -68,7 +68,7 @@ class Watch:
             reason = "weights not finite after the update"
         else:
             reason = f"loss above {DIVERGED:.0e} in every step of an interval"
-        # a gradient that is not finite is everybody's, so all ranks stand at the same step
+        # gradients are averaged over ranks, so all ranks see the same first step
         step = self.start + int(self.n_sound.item()) - int(sound)
         return Fault(reason, step, ranks.gather(self.losses.double()).tolist(), self.norm.item())
 
@@ -83,12 +83,12 @@ def record_fault(
     settings: TrainConfig,
     n_shares: int = 1,
 ) -> None:
-    """What there is to know of the offending step; batch and times are functions of the step."""
+    """Write diverged.json: the offending step with its molecules, whose batch and times follow from the step."""
     order, t, losses = _molecules(fault, model, batches, streams, n_shares)
     kept = [about_of(path)["step"] for name in (STATE, PREVIOUS) if (path := folder / name).exists()]
     record = {
         "reason": fault.reason,
-        "step": fault.step,  # that many steps were done before it
+        "step": fault.step,  # steps done before it
         "seen_after": seen,
         "last_checkpoint": max(kept, default=0),
         "batch_size": len(order),
@@ -118,5 +118,5 @@ def _molecules(
 
 
 def _number(value: float) -> float | str:
-    """JSON has no word for what is not finite."""
+    """A number for JSON, which has no infinities and no NaN: those as text."""
     return value if math.isfinite(value) else str(value)

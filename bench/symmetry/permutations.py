@@ -1,4 +1,4 @@
-"""Permutations of atoms as candidates of an orbit average: drawn within molecules, classes, or a graph's automorphisms."""
+"""Permutations of atoms for orbit averages: drawn within molecules, classes, or from a graph's automorphisms."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_orbit_targets_never_wait_for_the_device(name, device):
     target(HOOKS[name], device)
 
 
-NETWORKS = [("plain", "dit"), ("edm", "egnn"), ("plain", "gdm"), ("edm", "e3"), ("symdiff", "dit")]
+NETWORKS = [("plain", "dit"), ("edm", "egnn"), ("plain", "gdm"), ("edm", "e3"), ("edm", "visnet"), ("symdiff", "dit")]
 
 
 @pytest.mark.parametrize("pair", NETWORKS, ids=str)

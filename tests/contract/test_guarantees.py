@@ -24,6 +24,7 @@ from bench.run.contract import (
     core,
     drift,
     fitting_pairs,
+    for_molecules,
     generator,
     gradients,
     law_change,
@@ -64,13 +65,13 @@ def test_exact_method_turns_with_its_input(method, backbone, group, determinant,
 
 
 @pytest.mark.parametrize("determinant", [1, -1])
-@pytest.mark.parametrize("backbone", [b for b in backbones if backbones[b].build.equivariant])
+@pytest.mark.parametrize("backbone", [b for b in for_molecules() if backbones[b].build.equivariant])
 def test_equivariant_backbone_turns_with_its_input(backbone, determinant, precision):
     """T10: f(Rz) = R f(z) for det R = +1 and -1, to 1e-9 in float64 and 1e-4 in float32."""
     assert rotation_error(model_of("plain", backbone, dtype=precision), precision, determinant) < TOLERANCE[precision]
 
 
-@pytest.mark.parametrize("backbone", [b for b in backbones if not backbones[b].build.equivariant])
+@pytest.mark.parametrize("backbone", [b for b in for_molecules() if not backbones[b].build.equivariant])
 def test_other_backbones_do_not_turn_with_their_input(backbone):
     """T11: DiT with random non-zero weights is not equivariant; keeps the tests of symmetry from being vacuous."""
     for determinant in (1, -1):
@@ -128,7 +129,7 @@ def test_augmentation_changes_nothing_on_an_equivariant_backbone():
     R = O3().haar(len(x0), generator(5), torch.float64)
     process = core().process
     pairs = process.noised(x0, eps, level), process.noised(x0.rotate(R), eps.rotate(R), level)
-    for backbone in backbones:
+    for backbone in for_molecules():
         model = model_of("haar", backbone)
         here, there = (
             model.method.loss(model.predict(both.z_t, level, generator(1)), both.noise, both) for both in pairs
@@ -313,15 +314,15 @@ def test_every_weight_receives_a_finite_gradient(method, backbone):
 
 def test_coincident_atoms_give_finite_gradients():
     """Two atoms in one place, where a distance has no derivative, do not spoil a step."""
-    for backbone in backbones:
+    for backbone in for_molecules():
         assert coincident_gradients_are_finite(model_of("plain", backbone, dtype=torch.float32))
 
 
 def test_battery_finds_every_registered_plug_in():
     """Nothing is left out: each method meets a backbone, each backbone a method, no file is unavailable."""
     assert {m for m, _ in PAIRS} == set(methods)
-    assert {b for _, b in PAIRS} == set(backbones)
+    assert {b for _, b in PAIRS} == set(for_molecules())
     assert methods.unavailable == {}
     assert backbones.unavailable == {}
     assert {methods[m].build.guarantee for m in methods} == set(Guarantee)
-    assert run_config("edm", "dit").method["name"] == "edm"  # a cell without sense can be written, and is then skipped
+    assert run_config("edm", "dit").method.name == "edm"  # a cell without sense can be written, and is then skipped

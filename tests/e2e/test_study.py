@@ -14,13 +14,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from bench.records.schema import EVALUATION
-from bench.records.store import read_json, read_steps
+from bench.records.store import EVALUATION, read_json, read_steps
 from bench.records.values import Kind
 
 TINY = {
@@ -133,12 +131,14 @@ def test_a_second_call_finds_everything_done(straight):
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Submitit's processes that work in a folder."""
+    """Submitit's job processes that work in a folder."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or ())
-        if str(folder) in line and "submitit" in line:
-            found.append(process.pid)
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder) in (entry / "cmdline").read_text() and "submitit" in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except OSError:
+            continue
     return found
 
 
@@ -219,20 +219,6 @@ def test_the_comparison_notices_another_seed(straight, tmp_path):
     (ours,) = (tmp_path / "runs/tiny").glob("haar-*/samples.npz")
     (theirs,) = (straight / "runs/tiny").glob("haar-*/samples.npz")
     assert np.load(ours)["positions"].tobytes() != np.load(theirs)["positions"].tobytes()
-
-
-def test_another_number_of_steps_is_another_run(straight, tmp_path):
-    """Nothing of the first is lost; the same number again is the same run."""
-    path = write_study(tmp_path, grid=ONE)
-    for n_steps, to_do in ((24, 1), (40, 1), (24, 0)):
-        done = command("run", str(path), f"train.n_steps={n_steps}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert f"{to_do} to do" in done.stderr
-    assert len(list((tmp_path / "runs/tiny").glob("haar-*/eval.json"))) == 2
-    ours, theirs = contents(tmp_path / "runs/tiny"), contents(straight / "runs/tiny")
-    of_straight = [key for key in theirs if key.startswith("haar-")]
-    assert of_straight
-    assert [key for key in of_straight if ours[key] != theirs[key]] == []
 
 
 def test_sampled_and_then_evaluated_equals_straight(straight, tmp_path):
@@ -323,7 +309,7 @@ def test_load_run_gives_the_denoiser(straight):
     run = bench.load_run(folder)
     layout = Layout([5, 7])
     z = State({"x": torch.randn(12, 3), "h": torch.randn(12, run.model.task.n_features)}, layout).centred()
-    eps_hat = run.denoiser(z, run.process.path.at(torch.tensor([100, 500])))
+    eps_hat = run.denoiser(z, run.process.schedule.at(torch.tensor([100, 500])))
     assert eps_hat.x.shape == (12, 3)
     assert torch.isfinite(eps_hat.x).all()
 
@@ -361,11 +347,11 @@ def test_molecules_without_bond_lengths_are_trained_on_and_not_scored(tmp_path):
     (tmp_path / "page.yaml").write_text(yaml.safe_dump(page))
     done = command("run", "page.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "samples are not evaluated" in done.stderr
+    assert "samples are not scored" in done.stderr
     assert "element Cl" in done.stderr
     (evaluation,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/tiny/*/eval.json"))
     values = {value["name"]: value["value"] for value in evaluation["values"]}
-    assert (values["atom_stability"], values["validity"]) == (None, None)
+    assert values.get("molecule_stability") is values.get("validity") is None
     assert values["nll"] is not None
     shown = command("report", "tiny", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr

@@ -307,7 +307,7 @@ def manifest() -> dict[str, Any]:
         "n_test": 1,
     }
     return {
-        "schema": 1,
+        "schema": 2,
         "run": "edm-egnn-s0-0f",
         "study": "small",
         "status": "done",
@@ -336,20 +336,18 @@ def manifest() -> dict[str, Any]:
 
 
 def evaluation() -> dict[str, Any]:
-    metrics = {"n_molecules": 10, "atom_stability": 0.5, "molecule_stability": 0.1, "validity": 0.3}
-    metrics |= {"uniqueness": 1.0, "novelty": None}
-    nll = {"split": "test", "mean": 1.5, "sem": 0.1, "n_molecules": 3, "n_passes": 1, "terms": {"prior": 0.0}}
+    stable = {"name": "atom_stability", "label": "Atom stability", "unit": "fraction", "better": "higher"}
+    bound = {"name": "nll", "label": "NLL", "value": 1.5, "unit": "nats/molecule", "kind": "likelihood", "sem": 0.1}
     return {
-        "schema": 1,
+        "schema": 2,
         "run": "edm-egnn-s0-0f",
         "step": 20,
         "weights": "ema",
         "n_sampling_steps": 10,
         "sampling_seed": 0,
-        "metrics": metrics,
-        "intervals": {"validity": [0.1, 0.5]},
-        "nll": nll,
-        "data_row": {**metrics, "split": "test"},
+        "n_samples": 10,
+        "values": [{**stable, "value": 0.5, "low": 0.4, "high": 0.6}, bound],
+        "data_values": [{**stable, "value": None}],
         "versions": {"python": "3.11"},
     }
 
@@ -445,10 +443,10 @@ def _of_records() -> list[Reader]:
     from analysis.load import load
     from bench.records import schema
     from bench.records import store as records
-    from bench.run.sample import sizes_of
+    from bench.run.sample import facts_of
 
     def data(path: Path) -> None:
-        sizes_of(records.read_json(path, schema.DATA), path)
+        facts_of(records.read_json(path, schema.DATA), path)
 
     def of(schema: dict[str, Any]) -> Callable[[Path], None]:
         def read(path: Path) -> None:

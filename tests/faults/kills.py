@@ -42,7 +42,8 @@ STAGES: dict[str, tuple[str, int, float]] = {
     "training": ("bench.run.train.training_step", 12, 0.005),
     "checkpointing": ("bench.run.train.save_state", 2, 0.004),
     "sampling": ("bench.run.evaluate.sample_prompt", 3, 0.05),
-    "evaluation": ("bench.run.execute.evaluate_run", 1, 0.1),
+    "measuring": ("bench.run.execute.measure_run", 1, 0.1),
+    "evaluating": ("bench.run.execute.evaluate_run", 1, 0.1),
     "record writing": ("bench.records.store.write_atomically", 8, 0.001),
 }
 

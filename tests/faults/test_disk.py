@@ -14,7 +14,7 @@ import pytest
 import torch
 from faults.disk import mount, tmpfs
 from safetensors.torch import load_file
-from support import ELEMENTS, MEAN_ATOMS, run_config, structures
+from support import FACTS, run_config, structures
 from torch import Tensor
 
 from bench.config.run import RunConfig
@@ -34,7 +34,7 @@ def config(n_steps: int = 3) -> RunConfig:
 
 
 def trained(folder: Path, cfg: RunConfig) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    train(cfg, Model.build(cfg, ELEMENTS, MEAN_ATOMS), TRAIN, VALID, folder)
+    train(cfg, Model.build(cfg, FACTS), TRAIN, VALID, folder)
     lines = [{k: v for k, v in line.items() if k != "seconds"} for line in read_steps(folder / "steps.jsonl")]
     return load_file(folder / "state.safetensors"), lines
 

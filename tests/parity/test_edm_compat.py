@@ -109,10 +109,10 @@ def test_samples_are_padded_to_the_largest_size_known():
 
 
 def test_layout_keeps_what_it_would_be_padded_to():
-    """Sorting and moving a batch keep it; unless told, it is the largest molecule."""
+    """Moving a batch keeps it; by default it is the largest molecule."""
     layout = Layout(SIZES, n_padded=29)
     assert Layout(SIZES).n_padded == max(SIZES)
-    assert layout.by_size.n_padded == layout.to("meta").n_padded == 29
+    assert layout.to("meta").n_padded == 29
 
 
 # ---------------------------------------------------------------------- 6.10: time features
@@ -137,7 +137,7 @@ def test_time_features_see_times_up_to_one():
 
     page = {"study": "tests", "method": "plain", "data": {"name": "mini"}}
     scaled = page | {"backbone": {"name": "dit", "time_scale": 1000.0}}
-    assert build(RunConfig, scaled).backbone["time_scale"] == 1000.0
+    assert build(RunConfig, scaled).backbone.options.time_scale == 1000.0
     assert build(RunConfig, page | {"backbone": "dit", "diffusion": {"edm_compat": True}}).diffusion.edm_compat
     with pytest.raises(ConfigError, match=r"time_scale' is 1000\.0, expected 1, as published"):
         build(RunConfig, scaled | {"diffusion": {"edm_compat": True}})

@@ -85,7 +85,7 @@ def test_an_imported_network_gives_the_published_output(tmp_path, name, method):
     run, stored = bench.load_run(tmp_path / "published" / "run"), fixture(name)
     z_t, level = stored.state("z_t"), stored.level
     if method:
-        assert run.cfg.method["name"] == method
+        assert run.cfg.method.name == method
         eps = run.denoiser(z_t, level)
     else:
         R = released_rotation(run.model.method.kernel, z_t, stored["base_rotation"], stored["encoder_noise"], level.t)

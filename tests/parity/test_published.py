@@ -1,7 +1,7 @@
 """Numbers of the published code, reproduced: EDM `fce07d7` and SymDiff `8aad5a2`, float32 on CPU, random weights.
 
-The files and what they hold: `tests/parity/README.md`; the comparison is `bench.published.parity`'s, which is also the command
-`equibench parity`. Here max |a - b| / max |b| <= 1e-5, and a stored value changed by 0.3 % is refused.
+The files and what they hold: `tests/parity/README.md`; the comparison is `bench.published.parity`'s, which is also the
+command `equibench parity`. Here max |a - b| / max |b| <= 1e-5, and a stored value changed by 0.3 % is refused.
 """
 
 import functools

@@ -138,7 +138,7 @@ def sampling(n_molecules: int, n_steps: int, n_rounds: int = 3, **given: Any) ->
     from performance.padded import use_reference
 
     def sampler(reference: bool, times: list[float]) -> Clocked:
-        cfg, model, data = built(**given)
+        cfg, model, _ = built(**given)
         prompts = model.task.prompts(n_molecules, SAMPLING_BATCH, cfg.seed)
         if reference:
             use_reference(cfg, model)
@@ -207,14 +207,13 @@ def built(**given: Any) -> tuple[Any, Any, Any]:
     """Configuration, model and data of a cell."""
     import torch
 
-    from bench.config.run import options_of
     from bench.registry import datasets
     from bench.run.acceleration import accelerate
     from bench.run.model import Model
 
     cfg = config(**given)
     torch.set_num_threads(cfg.train.n_threads)
-    data = datasets[cfg.data["name"]].build(options_of(datasets, cfg.data))
+    data = datasets[cfg.data.name].build(cfg.data.options)
     model = Model.build(cfg, data.facts).to(cfg.train.device)
     accelerate(model, cfg.train)
     return cfg, model, data

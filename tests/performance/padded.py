@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from bench.backbones.dit import DiTConfig
 from bench.backbones.egnn import EGNNConfig
-from bench.config.run import RunConfig, options_of
+from bench.config.run import RunConfig
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
-from bench.registry import backbones, methods
 from bench.run.model import Model
 from methods.symdiff import SymDiffConfig
 
@@ -300,13 +299,13 @@ def use_reference(cfg: RunConfig, model: Model) -> None:
     Raises:
         KeyError: there is no reference of this backbone.
     """
-    options = options_of(backbones, cfg.backbone)
-    network = NETWORKS[cfg.backbone["name"]](options, model.process.channels)
+    options = cfg.backbone.options
+    network = NETWORKS[cfg.backbone.name](options, model.process.channels)
     _take_weights(network, model.denoiser.backbone)
     model.denoiser.backbone = network
     if isinstance(getattr(model.method, "kernel", None), nn.Module):
         ours = model.method.kernel
-        cfg_kernel = options_of(methods, cfg.method)
+        cfg_kernel = cfg.method.options
         if hasattr(network, "pair_embedding"):
             kernel = PaddedRotationKernel(cfg_kernel, network.pair_embedding, network.trunk.time.time_scale)
         else:

@@ -18,12 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from performance.cell import ROOT, measured
+from support import for_molecules
 
 from analysis.readme import filled
 from bench.records.store import read_json, write_atomically, write_json
 from bench.run.roofline import Machine, Work
 from bench.run.timing import quartiles
+from performance.cell import ROOT, measured
 
 PAGE = ROOT / "docs" / "performance.md"
 RECORDS = ROOT / "results" / "performance"
@@ -82,7 +83,7 @@ def measure(
     machine = measured("peaks", device=device, threads=threads)
     record = {"schema": 1, "kind": "performance", "machine": machine, "cells": cells}
     here = {"device": device, "threads": threads, "data": data}
-    others = [("plain", b) for b in backbones if b not in {b for _, b in WITH_REFERENCE}]
+    others = [("plain", b) for b in for_molecules() if b not in {b for _, b in WITH_REFERENCE}]
     for size in [only] if only else STEPS:
         of_reference, of_ours = STEPS.get(size, (1, 1))
         compiled = compile_laptop and size != PUBLISHED

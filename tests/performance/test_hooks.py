@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from support import for_molecules
 
-from bench.config.run import RunConfig, build, options_of, reason_to_skip
+from bench.config.run import RunConfig, build, reason_to_skip
 from bench.geometry.noised import Noised
 from bench.geometry.state import State
-from bench.registry import backbones, datasets, methods
+from bench.registry import datasets, methods
 from bench.run.model import Model
 from bench.run.train import training_loss
 from bench.streams import Streams
@@ -19,7 +20,7 @@ RNG = Streams(0)
 
 def runs() -> list[RunConfig]:
     """Every method on every backbone that it accepts."""
-    cells = ((method, backbone) for backbone in backbones for method in methods)
+    cells = ((method, backbone) for backbone in for_molecules() for method in methods)
     pages = (
         {"study": "perf", "method": {"name": m}, "backbone": {"name": b, "size": SIZE}, "data": {"name": "mini"}}
         for m, b in cells
@@ -27,11 +28,11 @@ def runs() -> list[RunConfig]:
     return [cfg for page in pages if not reason_to_skip(cfg := build(RunConfig, page))]
 
 
-@pytest.fixture(params=runs(), ids=lambda cfg: f"{cfg.method['name']}-{cfg.backbone['name']}")
+@pytest.fixture(params=runs(), ids=lambda cfg: f"{cfg.method.name}-{cfg.backbone.name}")
 def case(request: pytest.FixtureRequest) -> tuple[RunConfig, Model, State]:
     """A run, its model, and a batch of the embedded set."""
     cfg: RunConfig = request.param
-    data = datasets["mini"].build(options_of(datasets, cfg.data))
+    data = datasets["mini"].build(cfg.data.options)
     model = Model.build(cfg, data.facts)
     smallest_first = np.argsort(data.train.n_atoms[:N_MOLECULES], kind="stable")
     return cfg, model, model.task.encode(data.train.select(smallest_first))
@@ -39,7 +40,7 @@ def case(request: pytest.FixtureRequest) -> tuple[RunConfig, Model, State]:
 
 def test_training_step(benchmark, case):
     cfg, model, x0 = case
-    benchmark.group = f"training step on {cfg.backbone['name']}, {N_MOLECULES} molecules"
+    benchmark.group = f"training step on {cfg.backbone.name}, {N_MOLECULES} molecules"
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
@@ -50,7 +51,7 @@ def test_training_step(benchmark, case):
 
 def test_prediction(benchmark, case):
     cfg, model, x0 = case
-    benchmark.group = f"prediction on {cfg.backbone['name']}, {N_MOLECULES} molecules"
+    benchmark.group = f"prediction on {cfg.backbone.name}, {N_MOLECULES} molecules"
     level = model.process.path.at(torch.full((len(x0),), model.process.path.n_levels // 2))
     with torch.no_grad():
         benchmark(lambda: model.predict(x0, level, RNG.at(0).method))

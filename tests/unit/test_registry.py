@@ -247,7 +247,7 @@ def study_file(folder: Path, name: str) -> Path:
 
 def test_a_study_names_plug_ins_relative_to_itself_and_its_runs_record_them(clean, tmp_path):
     (run,) = load_study(str(study_file(tmp_path, "in_study"))).runs
-    recorded = run.page()["plugins"]
+    recorded = run.to_dict()["plugins"]
     assert recorded == [{"path": str(tmp_path / "mine.py"), "sha256": PluginFile.at(tmp_path / "mine.py").sha256}]
 
 
@@ -271,9 +271,9 @@ def test_a_missing_plug_in_of_a_study_is_one_line(clean, tmp_path):
 
 
 def test_a_worker_loads_what_its_run_names_and_refuses_another_content(clean, tmp_path):
-    page = load_study(str(study_file(tmp_path, "for_worker"))).runs[0].page()
+    page = load_study(str(study_file(tmp_path, "for_worker"))).runs[0].to_dict()
     forget(page)
-    assert trusted_run(page).method["name"] == "for_worker"
+    assert trusted_run(page).method.name == "for_worker"
     forget(page)
     (tmp_path / "mine.py").write_text(METHOD.format(name="for_worker") + "# changed\n")
     with pytest.raises(ConfigError, match=r"mine\.py has changed: its SHA-256 is"):
@@ -282,7 +282,7 @@ def test_a_worker_loads_what_its_run_names_and_refuses_another_content(clean, tm
 
 def test_a_record_alone_executes_nothing(clean, tmp_path):
     """The file that a stranger's config.yaml names is executed only where the user names it too."""
-    page = load_study(str(study_file(tmp_path, "recorded"))).runs[0].page()
+    page = load_study(str(study_file(tmp_path, "recorded"))).runs[0].to_dict()
     forget(page)
     touched = tmp_path / "touched"
     (tmp_path / "mine.py").write_text(METHOD.format(name="recorded") + f"open({str(touched)!r}, 'w').close()\n")
@@ -294,7 +294,7 @@ def test_a_record_alone_executes_nothing(clean, tmp_path):
         read_run(run)
     assert not touched.exists()
     load_file(tmp_path / "mine.py")
-    assert read_run(run).method["name"] == "recorded"
+    assert read_run(run).method.name == "recorded"
     assert touched.exists()
 
 

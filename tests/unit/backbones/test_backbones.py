@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import for_molecules
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.config.run import RunConfig, build
@@ -68,7 +69,7 @@ def multiply_adds(network: torch.nn.Module) -> int:
 
 def table() -> str:
     lines = ["| backbone | size | options | parameters | million multiply-adds |", "|---|---|---|---:|---:|"]
-    for name in backbones:
+    for name in for_molecules():
         entry = backbones[name]
         for size, options in entry.build.sizes.items():
             with torch.device("meta"):

@@ -1,12 +1,13 @@
 """Configuration: every fault is one line that names the key, what came and what was expected."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from support import run_config
+from support import for_molecules, run_config
 
 from bench.config.run import (
     Clip,
@@ -14,13 +15,12 @@ from bench.config.run import (
     RunConfig,
     TrainConfig,
     build,
-    options_of,
     read_run,
     reason_to_skip,
+    resolve,
     weights_run,
 )
 from bench.config.study import load_study, resolve_study, set_dotted, study_names
-from bench.geometry.groups import GroupName
 from bench.registry import backbones, methods
 
 PAGE: dict[str, Any] = {
@@ -29,7 +29,7 @@ PAGE: dict[str, Any] = {
         "method": "plain",
         "backbone": {"name": "dit", "size": "tiny"},
         "data": {"name": "mini"},
-        "train": {"lr": "1e-4"},
+        "train": {"lr": 1e-4},
     },
 }
 
@@ -40,16 +40,57 @@ def base(**changes: Any) -> dict[str, Any]:
 
 def test_a_page_becomes_typed_options():
     cfg = build(RunConfig, base(group="SO3", train={"clip": "queue", "lr": 1, "n_steps": 5}))
-    assert cfg.group is GroupName.SO3
+    assert cfg.group == "SO3"
     assert cfg.train.clip is Clip.QUEUE
     assert cfg.train.lr == 1.0
     assert isinstance(cfg.train.lr, float)
-    assert cfg.method == {"name": "plain"}
-    assert options_of(backbones, cfg.backbone).width == backbones["dit"].build.sizes["tiny"]["width"]
+    assert cfg.method.to_dict() == {"name": "plain"}
+    assert isinstance(cfg.backbone.options, backbones["dit"].config)
+    assert resolve(backbones, cfg.backbone, "backbone") is cfg.backbone  # never made twice
+    assert cfg.backbone.options.width == backbones["dit"].build.sizes["tiny"]["width"]
 
 
-def test_yaml_numbers_with_an_exponent_are_numbers():
-    assert build(RunConfig, base()).train.lr == 1e-4
+SCALARS = [
+    ("train.lr", "1e-4", 1e-4),
+    ("train.lr", "1", 1.0),
+    ("train.max_seconds", "1e3", 1000.0),
+    ("train.lr", "'1e-4'", "'train.lr' is '1e-4', expected float"),
+    ("train.max_seconds", "1:30", "'train.max_seconds' is '1:30', expected float"),
+    ("seed", "010", "'seed' is '010', expected int"),
+    ("seed", "2024-01-01", "'seed' is '2024-01-01', expected int"),
+    ("seed", "1.0", "'seed' is 1.0, expected int"),
+    ("seed", "[1", "not readable as YAML"),
+    ("train.bf16", "on", "'train.bf16' is 'on', expected bool"),
+    ("group", "3", "'group' is 3, expected str"),
+    ("launch.slurm_options", "account", "'launch.slurm_options' is 'account', expected a mapping"),
+    ("launch.slurm_options", "{nodes: 2}", "'launch.slurm_options.nodes' is 2, expected str"),
+    ("backbone.width", "3", "'backbone.width' cannot be set: 'backbone' is 'egnn', expected a mapping"),
+    ("measures.likelihood", "3", "'measures.likelihood' is 3, expected its options or null"),
+    ("measures.likelihod", "{}", "unknown measure 'likelihod'; did you mean 'likelihood'"),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "expected"), SCALARS)
+def test_a_scalar_is_what_it_looks_like_or_refused_in_one_line(tmp_path: Path, key: str, text: str, expected: Any):
+    file = tmp_path / "mine.yaml"
+    file.write_text("study: s\nbase: {method: plain, backbone: egnn, data: mini}\n")
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=re.escape(expected.removeprefix("'backbone.width' "))) as caught:
+            load_study(str(file), [f"{key}={text}"])
+        assert "\n" not in str(caught.value)
+    else:
+        run = load_study(str(file), [f"{key}={text}"]).runs[0]
+        found = getattr(run.train, key.removeprefix("train."))
+        assert (found, type(found)) == (expected, float)
+
+
+def test_a_study_needs_text_for_a_name(tmp_path: Path):
+    for text, message in (("2024", "'study' is 2024, expected text; write it in quotes"), ("''", "'study' is ''")):
+        (tmp_path / "mine.yaml").write_text(f"study: {text}\nbase: {{method: plain, backbone: egnn, data: mini}}\n")
+        with pytest.raises(ConfigError, match=message):
+            load_study(str(tmp_path / "mine.yaml"))
+    (tmp_path / "mine.yaml").write_text("study: '2024'\nbase: {method: plain, backbone: egnn, data: mini}\n")
+    assert load_study(str(tmp_path / "mine.yaml")).name == "2024"  # control
 
 
 @pytest.mark.parametrize(
@@ -63,7 +104,6 @@ def test_yaml_numbers_with_an_exponent_are_numbers():
         ({"train": {"lr": "fast"}}, "'train.lr' is 'fast', expected float"),
         ({"train": {"clip": "hard"}}, "'train.clip' is 'hard', expected one of queue, norm"),
         ({"train": 3}, "train is 3, expected a mapping"),
-        ({"group": "U1"}, "'group' is 'U1', expected one of O3, SO3"),
         ({"method": {"name": "symdif"}}, "unknown method 'symdif'; did you mean 'symdiff'"),
         ({"method": {}}, "'method.name' is missing; choose from"),
         ({"method": {"name": "plain", "depth": 3}}, "unknown key 'method.depth'; it has no options"),
@@ -85,19 +125,22 @@ def test_a_required_key_is_named():
 
 def test_explicit_options_override_a_named_size():
     cfg = build(RunConfig, base(backbone={"name": "dit", "size": "tiny", "depth": 3}))
-    assert (cfg.backbone["depth"], cfg.backbone["width"]) == (3, backbones["dit"].build.sizes["tiny"]["width"])
+    assert (cfg.backbone.options.depth, cfg.backbone.options.width) == (
+        3,
+        backbones["dit"].build.sizes["tiny"]["width"],
+    )
 
 
 @pytest.mark.parametrize("name", [m for m in methods if hasattr(methods[m].build, "sizes")])
 def test_methods_may_have_named_sizes_like_backbones(name):
     for size, options in methods[name].build.sizes.items():
         cfg = build(RunConfig, base(method={"name": name, "size": size}))
-        assert dataclasses.asdict(options_of(methods, cfg.method)).items() >= options.items()
+        assert dataclasses.asdict(cfg.method.options).items() >= options.items()
 
 
 def test_a_page_written_and_read_is_the_same_run(tmp_path: Path):
     cfg = run_config("symdiff", "dit", n_steps=7, clip="queue")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg.page(), sort_keys=False))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(cfg.to_dict(), sort_keys=False))
     assert read_run(tmp_path) == cfg
     with pytest.raises(ConfigError, match="no run folder"):
         read_run(tmp_path / "nowhere")
@@ -120,16 +163,30 @@ def test_identity_follows_what_decides_the_weights():
 
 
 def test_identity_ignores_what_does_not():
-    """The run can be extended, logged otherwise, sampled again and be part of another study."""
+    """What is logged, which kernels run, and the study a run belongs to."""
     identity = build(RunConfig, base()).identity("f")
     for changes in (
         {"study": "other"},
-        {"train": {"lr": 1e-4, "n_steps": 7}},
         {"train": {"lr": 1e-4, "log_every": 7, "checkpoint_seconds": 1.0}},
-        {"sample": {"n_molecules": 3}},
-        {"evaluate": {"n_nll_passes": 1, "n_mixture_draws": 8}},
+        {"train": {"lr": 1e-4, "kernels": "off"}},
     ):
         assert build(RunConfig, base(**changes)).identity("f") == identity, changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "trains_alike"),
+    [
+        ({"train": {"lr": 1e-4, "n_steps": 7}}, False),  # a run is never extended
+        ({"sample": {"n_molecules": 3}}, True),
+        ({"sample": {"n_steps": 10}}, True),
+        ({"measures": {"likelihood": {"n_passes": 1}}}, True),
+        ({"measures": {"likelihood": None}}, True),
+    ],
+)
+def test_every_setting_of_a_result_names_the_run_and_weights_depend_on_those_of_training_alone(changes, trains_alike):
+    before, after = build(RunConfig, base()), build(RunConfig, base(**changes))
+    assert after.run_name("f") != before.run_name("f")
+    assert (after.training_identity("f") == before.training_identity("f")) == trains_alike
 
 
 # ---------------------------------------------------------------------- studies
@@ -141,7 +198,7 @@ def test_a_grid_is_the_product_of_its_lists_and_grids_are_united():
         {"method": [{"name": "edm"}], "backbone": ["egnn"], "train.lr": [1e-3]},
     ]
     runs = resolve_study({**PAGE, "grid": grid}, "here").runs
-    assert [(r.method["name"], r.seed, r.train.lr) for r in runs] == [
+    assert [(r.method.name, r.seed, r.train.lr) for r in runs] == [
         ("plain", 0, 1e-4),
         ("plain", 1, 1e-4),
         ("haar", 0, 1e-4),
@@ -194,7 +251,7 @@ def test_every_study_of_ours_resolves(name):
     ("name", "other", "changed"),
     [
         ("qm9_bf16", "qm9_laptop", {"train.bf16": True}),
-        ("symdiff_kernels", "qm9_laptop_strategies", {"evaluate.n_mixture_draws": 8}),
+        ("symdiff_kernels", "qm9_laptop_strategies", {"measures.likelihood.n_mixture_draws": 8}),
     ],
 )
 def test_studies_that_are_read_beside_another_differ_from_it_in_what_they_say_alone(name, other, changed):
@@ -208,19 +265,19 @@ def test_studies_that_are_read_beside_another_differ_from_it_in_what_they_say_al
 def test_the_smoke_study_runs_every_plug_in_and_shows_a_refusal():
     runs = load_study("qm9_smoke").runs
     fitting = [cfg for cfg in runs if reason_to_skip(cfg) is None]
-    assert {cfg.method["name"] for cfg in fitting} == set(methods)
-    assert {cfg.backbone["name"] for cfg in fitting} == set(backbones)
+    assert {cfg.method.name for cfg in fitting} == set(methods)
+    assert {cfg.backbone.name for cfg in fitting} == set(for_molecules())
     assert 0 < len(fitting) < len(runs)
-    assert {cfg.method["name"] for cfg in load_study("qm9_laptop").runs} != set(methods)  # control
+    assert {cfg.method.name for cfg in load_study("qm9_laptop").runs} != set(methods)  # control
 
 
 def test_cells_without_sense_are_skipped_with_a_reason():
     for method in methods:
-        for backbone in backbones:
+        for backbone in for_molecules():
             reason = reason_to_skip(run_config(method, backbone))
             wanted = methods[method].build.needs_equivariant_backbone and not backbones[backbone].build.equivariant
             assert (reason is not None) == wanted
-            assert reason is None or f"got {backbone!r}; choose e3 or egnn" in reason
+            assert reason is None or f"got {backbone!r}; choose e3 or egnn or visnet" in reason
             if reason is not None and (other := methods[method].build.otherwise) is not None:
                 assert reason.endswith(f"or method {other!r}")
                 assert reason_to_skip(run_config(other, backbone)) is None
@@ -233,13 +290,13 @@ def test_a_method_that_trains_nothing_names_the_run_that_does():
             assert parent is None
         else:
             assert parent is not None
-            assert parent.method["name"] == methods[method].build.weights_of
-            assert methods[parent.method["name"]].build.weights_of is None
+            assert parent.method.name == methods[method].build.weights_of
+            assert methods[parent.method.name].build.weights_of is None
 
 
 def borrowing(parent: Any) -> RunConfig:
     page = {"name": "orbit_average", "n_draws": 2, "weights_of": parent}
-    return dataclasses.replace(run_config("plain", "dit"), method=page)
+    return dataclasses.replace(run_config("plain", "dit"), method=resolve(methods, page, "method"))
 
 
 def test_the_run_to_take_weights_from_can_be_chosen_with_its_options():
@@ -247,8 +304,8 @@ def test_the_run_to_take_weights_from_can_be_chosen_with_its_options():
     by_name, by_page = weights_run(borrowing({"name": "plain"})), weights_run(borrowing({"name": "haar"}))
     assert by_name is not None
     assert by_page is not None
-    assert (by_name.method, by_page.method) == ({"name": "plain"}, {"name": "haar"})
-    assert build(RunConfig, borrowing("plain").page()).method["weights_of"] == {"name": "plain"}
+    assert (by_name.method.name, by_page.method.name) == ("plain", "haar")
+    assert build(RunConfig, borrowing("plain").to_dict()).method.options.weights_of == {"name": "plain"}
     assert reason_to_skip(borrowing({"name": "plain"})) is None
     for parent in ("symdiff", "symdiff_haar", "orbit_average"):
         reason = reason_to_skip(borrowing({"name": parent}))
@@ -257,7 +314,7 @@ def test_the_run_to_take_weights_from_can_be_chosen_with_its_options():
     with pytest.raises(ConfigError, match="unknown method 'plein'; did you mean 'plain'"):
         weights_run(borrowing({"name": "plein"}))
     with pytest.raises(ValueError, match="'n_draws' of orbit_average is 0, expected at least 1"):
-        dataclasses.replace(run_config("plain", "dit"), method={"name": "orbit_average", "n_draws": 0})
+        resolve(methods, {"name": "orbit_average", "n_draws": 0}, "method")
 
 
 def test_defaults_are_the_published_training():

@@ -1,12 +1,15 @@
-"""Ragged batches: indices, sums, rotations, sorting by size."""
+"""Ragged batches: indices, sums, rotations, context."""
 
 import numpy as np
 import pytest
 import torch
 from support import SIZES, generator, orthogonal, states, structures, turned
+from torch_geometric.data import Batch, Data
 
 from bench.geometry.groups import O3
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
+from bench.geometry.spaces import Centred, Euclidean, Spaces
 from bench.geometry.state import State
 from bench.structures.structures import Structures
 
@@ -25,23 +28,9 @@ def test_layout_refuses_empty_molecules(sizes):
         Layout(sizes)
 
 
-def test_sorting_by_size_is_undone_exactly():
-    layout = Layout(SIZES)
-    values = torch.arange(layout.n_total, dtype=torch.float64)[:, None]
-    ordered = layout.to_sorted(values)
-    assert layout.by_size.sizes.tolist() == sorted(SIZES)
-    assert torch.equal(layout.from_sorted(ordered), values)
-    assert not torch.equal(ordered, values)
-    # atoms of a molecule stay together and in order; molecule-wise values go with them
-    of_molecule = layout.to_sorted(layout.molecule[:, None].double())[:, 0]
-    expected = layout.molecules_to_sorted(torch.arange(float(len(SIZES))))[layout.by_size.molecule]
-    assert torch.equal(of_molecule, expected.double())
-
-
-def test_sorted_layout_is_its_own_sorted_layout():
-    layout = Layout([2, 2, 5])
-    assert layout.by_size is layout
-    assert layout.buckets == [(2, 2, 0), (5, 1, 4)]
+def test_buckets_are_runs_of_equal_size():
+    assert Layout([2, 2, 5]).buckets == [(2, 2, 0), (5, 1, 4)]
+    assert Layout([2, 5, 2]).buckets == [(2, 1, 0), (5, 1, 2), (2, 1, 7)]
 
 
 def test_sums_and_means_stay_within_molecules():
@@ -127,3 +116,51 @@ def test_rotation_is_not_made_in_bf16_under_autocast():
     assert turned.dtype == torch.float32
     assert torch.equal(turned, z.rotate(R).x)
     assert (product - turned).abs().max() > 1e-3
+
+
+# ---------------------------------------------------------------------- context
+
+
+def with_context() -> State:
+    """A state whose context has an integer and a floating-point attribute."""
+    graphs = [
+        Data(z=torch.tensor([6, 1]), mass=torch.tensor([12.0, 1.0])),
+        Data(z=torch.tensor([8]), mass=torch.ones(1)),
+    ]
+    return State({"x": torch.zeros(3, 3), "h": torch.zeros(3, 1)}, Layout([2, 1]), Batch.from_data_list(graphs))
+
+
+def test_context_travels_with_a_state():
+    """Through every operation that makes a state of another; the first state's, where two take part."""
+    z = with_context()
+    bare = State(z.parts, z.layout)
+    spaces = Spaces({"x": Centred(3), "h": Euclidean(1)})
+    level = Level(*torch.full((4, 2), 0.5))
+    for out in (
+        *(
+            z.map(torch.neg),
+            z.replace(x=z.x + 1),
+            z.combine(bare, torch.add),
+            z.centred(),
+            z.rotate(torch.eye(3).expand(2, 3, 3)),
+        ),
+        *(spaces.project(z), spaces.wrap(z), spaces.prior(z, 2.0), spaces.move(z, bare, level)),
+        *(spaces.expected_noise(z, bare, bare, level), spaces.displacement(z, bare, level)),
+        spaces.noise(z.layout, generator(0), context=z.context),
+    ):
+        assert out.context is z.context
+    assert bare.combine(z, torch.add).context is None
+
+
+def test_moving_a_state_moves_a_copy_of_its_context():
+    """PyG's own `to` would move the context of the state that is left behind."""
+    z = with_context()
+    there = z.to("meta", torch.float64)
+    assert (there.context.z.device.type, there.context.z.dtype) == ("meta", torch.int64)
+    assert (there.context.mass.device.type, there.context.mass.dtype) == ("meta", torch.float64)
+    assert (z.context.z.device.type, z.context.mass.dtype) == ("cpu", torch.float32)
+    assert there.context.num_graphs == 2
+    assert [graph.z.tolist() for graph in z.to(dtype=torch.float64).context.to_data_list()] == [[6, 1], [8]]
+    moved = with_context()
+    moved.context.to("meta")
+    assert moved.context.z.device.type == "meta"  # control: in place

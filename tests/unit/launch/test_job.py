@@ -23,7 +23,7 @@ signal.signal(signal.SIGALRM, on_signal)
 signal.setitimer(signal.ITIMER_REAL, 1.0)  # by then the run imports torch, or has refused its configuration
 try:
     while True:
-        job.supervise({}, sys.argv[1], 1, "evaluated")
+        job.watch({}, sys.argv[1], 1, "evaluated")
 except Exception:  # would be the result of submitit's job
     sys.exit(9)
 """
@@ -51,7 +51,7 @@ def started(*args, **kwargs):
     return child
 
 subprocess.Popen = started
-print(Job().supervise({}, sys.argv[1], 1, "evaluated"))
+print(Job().watch({}, sys.argv[1], 1, "evaluated"))
 """
 
 

@@ -63,7 +63,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     keys = ("run", "study", "method", "backbone", "seed", "guarantee", "n_steps", "data")
     runs = [{key: one[key] for key in keys} | {"config": CONFIG} for one in whole]
     plan = {
-        "schema": schema.SCHEMA_VERSION,
+        "schema": records.SCHEMA_VERSION,
         "written_by": "0.1.0",
         "study": "made_up",
         "argument": "study.yaml",
@@ -83,7 +83,7 @@ def test_every_run_stands_under_what_is_true_of_it(study: Path, start, capsys: p
     bare = run_name("bare", "dit", 0)
     assert shown(study)[bare] == "killed"
     assert main(["status", "made_up"]) == 0
-    assert "nothing works on 2 runs; `equibench run study.yaml` continues" in capsys.readouterr().out
+    assert "nothing runs; `equibench run study.yaml` does the rest" in capsys.readouterr().out
     start(study / bare)
     assert shown(study) == {
         bare: "running",
@@ -99,7 +99,7 @@ def test_every_run_stands_under_what_is_true_of_it(study: Path, start, capsys: p
     }
     assert main(["status", "made_up"]) == 0
     told = capsys.readouterr().out
-    assert "nothing works on" not in told
+    assert "nothing runs" not in told
     for words in (
         "loss is not finite at step 120",
         "needs an equivariant backbone",
@@ -124,7 +124,7 @@ def test_progress_and_time_left_follow_from_the_records(study: Path):
     at = status.position(folder)
     assert (at.stage, at.at, at.of, at.seconds_left) == ("sampling", 1, 3, 6.0)
     write_json(folder / "samples.json", {})
-    assert status.position(folder).stage == "scoring"
+    assert status.position(folder).stage == "evaluating"
     (folder / "config.yaml").unlink()
     assert status.position(folder).stage == "starting"
 
@@ -202,10 +202,12 @@ def test_a_run_that_waits_in_slurms_queue_is_queued_there(study: Path, monkeypat
     submitted(study / waiting, "slurm", "42")
     submitted(study / cut, "slurm", "50_1")
     told = {one.run: one for one in status.states(study)}
-    assert (told[waiting].status, told[waiting].words) == ("queued", "Slurm job 42, pending (Priority)")
+    assert (told[waiting].status, told[waiting].detail) == ("queued", "Slurm job 42, pending (Priority)")
     assert told[cut].status == "queued"
+    assert "nothing runs" not in status.status(study)  # but in Slurm
     submitted(study / cut, "slurm", "39")
     assert shown(study)[cut] == "killed"
+    assert "nothing runs" in status.status(study)
     submitted(study / cut, "local", "50_1")
     assert shown(study)[cut] == "killed"
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from submitit.core.utils import FailedJobError
 from support import run_config
 
@@ -21,7 +19,6 @@ from bench.launch import submit as runners
 from bench.launch.queue import last_job, submitted
 from bench.launch.submit import Item, Needs, Submission, last_line, needs, sort_waiting
 from bench.records.store import CONTINUES
-from bench.run.execute import Until
 
 REFUSAL = FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Job violates policy")
 
@@ -141,31 +138,6 @@ def test_a_local_launcher_does_not_ask_slurm(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runners, "queued_jobs", refuse)
     assert Submission(LaunchConfig(), tmp_path).by_others(items(tmp_path, 1)) == set()
-
-
-# ---------------------------------------------------------------------- until sampled
-
-
-def test_a_run_is_done_when_it_was_executed_as_far_as_asked(tmp_path):
-    """A sampled run is done for `--until sampled`, and not otherwise; controls: other settings, a failed run."""
-    cfg = run_config("haar", "dit")
-    item = Item(cfg, tmp_path / "run", {}, until=Until.SAMPLED)
-    assert item.status == "new"
-    item.folder.mkdir()
-    for status, until, expected in [
-        ("sampled", Until.SAMPLED, "done"),
-        ("sampled", Until.EVALUATED, "new"),
-        ("running", Until.SAMPLED, "running"),
-        ("failed", Until.SAMPLED, "failed"),
-    ]:
-        (item.folder / "config.yaml").write_text(yaml.safe_dump(cfg.page()))
-        (item.folder / "manifest.json").write_text(json.dumps({"status": status, "weights_from": None}))
-        assert Item(cfg, item.folder, {}, until=until).status == expected, (status, until)
-    other = run_config("haar", "dit")
-    other.sample.n_steps = 3
-    (item.folder / "manifest.json").write_text(json.dumps({"status": "sampled", "weights_from": None}))
-    assert Item(cfg, item.folder, {}, until=Until.SAMPLED).status == "done"
-    assert Item(other, item.folder, {}, until=Until.SAMPLED).status == "new"
 
 
 def test_an_interrupted_launcher_stops_its_jobs_on_this_machine(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import model_of, plug_in, relative_error, states
 
-from bench.config.run import options_of
+from bench.config.run import resolve
 from bench.geometry.state import State
 from bench.nn.linear import Float32Linear
 from bench.registry import backbones
@@ -39,7 +39,7 @@ def test_what_enters_a_network_is_not_rounded(backbone, what, monkeypatch):
 def test_a_state_without_features_gets_an_answer_without_them(backbone):
     """Control: features that are there are answered."""
     _, _, level, z = states(dtype=torch.float32)
-    options = options_of(backbones, plug_in(backbones, backbone))
+    options = resolve(backbones, plug_in(backbones, backbone), "backbone").options
     bare = backbones[backbone].build(options, {"x": 3})
     assert set(bare(State({"x": z.x}, z.layout), level.t.float()).parts) == {"x"}
     full = backbones[backbone].build(options, {"x": 3, "h": z.h.shape[1]})(z, level.t.float())
@@ -50,11 +50,14 @@ def test_a_state_without_features_gets_an_answer_without_them(backbone):
 @pytest.mark.parametrize("n_dimensions", [1, 2])
 def test_points_may_have_any_number_of_dimensions(backbone, n_dimensions):
     _, _, level, z = states(dtype=torch.float32)
-    network = backbones[backbone].build(options_of(backbones, plug_in(backbones, backbone)), {"x": n_dimensions})
+    network = backbones[backbone].build(
+        resolve(backbones, plug_in(backbones, backbone), "backbone").options, {"x": n_dimensions}
+    )
     x = z.x[:, :n_dimensions]
     assert network(State({"x": x}, z.layout), level.t.float()).x.shape == x.shape
 
 
-def test_e3_is_for_three_dimensions():
+@pytest.mark.parametrize("backbone", ["e3", "visnet"])
+def test_some_backbones_are_for_three_dimensions(backbone):
     with pytest.raises(ValueError, match="for points in 3 dimensions, got 2"):
-        backbones["e3"].build(options_of(backbones, plug_in(backbones, "e3")), {"x": 2})
+        backbones[backbone].build(resolve(backbones, plug_in(backbones, backbone), "backbone").options, {"x": 2})

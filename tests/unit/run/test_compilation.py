@@ -73,7 +73,9 @@ def test_networks_are_compiled_for_any_sizes(pair):
     assert found["difference"] < 1e-12
 
 
-@pytest.mark.parametrize("pair", [("edm", "egnn"), ("symdiff", "dit"), ("edm", "e3"), ("plain", "gdm")], ids=str)
+@pytest.mark.parametrize(
+    "pair", [("edm", "egnn"), ("symdiff", "dit"), ("edm", "e3"), ("edm", "visnet"), ("plain", "gdm")], ids=str
+)
 def test_bf16_training_step_is_near_float32_and_gives_float32_gradients(pair):
     model = model_of(*pair, dtype=torch.float32)
     single = loss(model)

@@ -8,12 +8,13 @@ from unittest import mock
 import pytest
 import yaml
 
-from bench.config.run import ConfigError
+from bench.config.run import ConfigError, resolve
 from bench.config.study import load_study
 from bench.launch.status import state
 from bench.launch.submit import Item, plan
 from bench.records import schema
 from bench.records import store as records
+from bench.registry import methods
 from bench.run.execute import Until, evaluate_folder, execute, is_done, reason_of
 
 STUDY = {
@@ -28,11 +29,11 @@ STUDY = {
 }
 
 
-def item(folder: Path, until: Until = Until.EVALUATED) -> Item:
+def item(folder: Path, until: Until = Until.EVALUATED, overrides: list[str] | None = None) -> Item:
     path = folder / "tiny.yaml"
     folder.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(STUDY))
-    return plan(load_study(str(path)), folder / "runs", until)[0]
+    return plan(load_study(str(path), overrides), folder / "runs", until)[0]
 
 
 def stopped_by(error: Exception, run: Item) -> dict:
@@ -48,7 +49,7 @@ def test_a_run_stopped_by_the_disk_has_not_failed(code, tmp_path):
     assert (manifest["status"], run.status) == ("running", "running")  # and so it is continued
     assert os.strerror(code) in manifest["reason"]
     assert manifest["reason"].endswith(records.CONTINUES)
-    assert manifest["reason"] in state(run.folder).words
+    assert manifest["reason"] in state(run.folder).detail
     assert "Traceback" not in (run.folder / "log.txt").read_text()
 
 
@@ -102,12 +103,12 @@ def test_sampled_and_then_evaluated_equals_all_at_once(tmp_path):
     execute(parts.cfg, parts.folder, until=Until.SAMPLED)
     before = records.read_json(parts.folder / "manifest.json", schema.MANIFEST)
     assert (before["status"], parts.status) == ("sampled", "done")
-    assert not is_done(parts.cfg, parts.folder)
+    assert not is_done(parts.folder)
     assert not (parts.folder / "eval.json").exists()
 
     evaluate_folder(parts.folder)
     after = records.read_json(parts.folder / "manifest.json", schema.MANIFEST)
-    assert is_done(parts.cfg, parts.folder)
+    assert is_done(parts.folder)
     assert judged(parts) == judged(whole)
     assert after["code"] == before["code"]
     assert "evaluated" not in before
@@ -115,8 +116,7 @@ def test_sampled_and_then_evaluated_equals_all_at_once(tmp_path):
     evaluate_folder(parts.folder)  # again: the same
     assert judged(parts) == judged(whole)
 
-    other = item(tmp_path / "other")
-    other.cfg.sample.seed = 1
+    other = item(tmp_path / "other", overrides=["sample.seed=1"])
     execute(other.cfg, other.folder)
     assert judged(other) != judged(whole)
 
@@ -130,7 +130,7 @@ def test_a_sampled_run_is_evaluated_by_the_plain_command_too(tmp_path):
         mock.patch("bench.run.evaluate.sample_prompt", side_effect=AssertionError),
     ):
         execute(run.cfg, run.folder)
-    assert is_done(run.cfg, run.folder)
+    assert is_done(run.folder)
 
 
 def test_only_a_sampled_run_can_be_evaluated(tmp_path):
@@ -140,3 +140,47 @@ def test_only_a_sampled_run_can_be_evaluated(tmp_path):
     stopped_by(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), run)
     with pytest.raises(ConfigError, match="is running, expected a sampled run; `equibench run --until sampled` first"):
         evaluate_folder(run.folder)
+
+
+# ---------------------------------------------------------------------- other settings
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_other_sampling_is_another_run_on_the_same_weights(tmp_path):
+    """Nothing of the first run changes. Control: other training is trained."""
+    first, other = item(tmp_path), item(tmp_path, overrides=["sample.n_steps=2"])
+    execute(first.cfg, first.folder)
+    before = contents(first.folder)
+    with mock.patch("bench.run.execute.train", side_effect=AssertionError("trained again")):
+        execute(other.cfg, other.folder)
+        longer = item(tmp_path, overrides=["train.n_steps=3"])
+        with pytest.raises(AssertionError, match="trained again"):
+            execute(longer.cfg, longer.folder)
+    assert contents(first.folder) == before
+    manifest = records.read_json(other.folder / "manifest.json", schema.MANIFEST)
+    assert (manifest["status"], manifest["weights_from"]) == ("done", first.folder.name)
+    assert records.read_json(other.folder / "eval.json", schema.EVALUATION)["n_sampling_steps"] == 2
+    assert is_done(first.folder)
+    assert is_done(other.folder)
+
+
+def test_a_run_that_is_only_begun_lends_no_weights(tmp_path):
+    first, other = item(tmp_path), item(tmp_path, overrides=["sample.n_steps=2"])
+    stopped_by(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), first)
+    execute(other.cfg, other.folder)
+    assert records.read_json(other.folder / "manifest.json", schema.MANIFEST)["weights_from"] is None
+    execute(first.cfg, first.folder)  # and now takes those that are finished
+    assert records.read_json(first.folder / "manifest.json", schema.MANIFEST)["weights_from"] == other.folder.name
+
+
+def test_a_method_that_trains_nothing_finds_weights_that_were_sampled_otherwise(tmp_path):
+    first = item(tmp_path)
+    execute(first.cfg, first.folder)
+    study = load_study(str(tmp_path / "tiny.yaml"), ["sample.n_steps=2"])
+    study.runs[0].method = resolve(methods, "symdiff_haar", "method")
+    wanted = next(i for i in plan(study, tmp_path / "runs") if i.cfg.method.name == "symdiff_haar")
+    execute(wanted.cfg, wanted.folder)
+    assert records.read_json(wanted.folder / "manifest.json", schema.MANIFEST)["weights_from"] == first.folder.name

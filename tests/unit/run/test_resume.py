@@ -106,7 +106,7 @@ def sampled(folder: Path, cfg: RunConfig, kill_at: int | None = None) -> Structu
         if next(calls) == kill_at:
             raise KilledError
 
-    model = model_of(cfg.method["name"], cfg.backbone["name"], dtype=torch.float32)
+    model = model_of(cfg.method.name, cfg.backbone.name, dtype=torch.float32)
     return sample_run(cfg, model, folder, on_step)[0]
 
 
