@@ -18,7 +18,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from bench.records.store import EVALUATION, read_json, read_steps
+from bench.records.schema import EVALUATION
+from bench.records.store import read_json, read_steps
 from bench.records.values import Kind
 
 TINY = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from e2e.test_study import ONE, command, contents, straight, write_study
+from e2e.test_study import ONE, TINY, command, contents, straight, write_study
 
 from bench.records.lock import holder
 
