@@ -7,9 +7,10 @@ through one inner product,
 
     p(R | x_t, x0) ~ exp(tr(F^T R)),   F = (alpha / sigma^2) sum_n x_{t,n} x_{0,n}^T,
 
-a matrix-Fisher distribution, whose mean M is a 3x3 quadrature (`bench.geometry.matrix_fisher`): the target is T = M x0, with no
-Monte Carlo. That paper estimates T by sampling group elements; we know of no publication of the closed form for de novo
-generation. It lowers the variance of the target by at most dim SO(3) = 3 of the 3(N-1) units of noise.
+a matrix-Fisher distribution, whose mean M is a 3x3 quadrature (`bench.geometry.matrix_fisher`): the target is T = M x0,
+with no Monte Carlo. Other groups have closed forms of their own (`bench.geometry.groups`). That paper estimates T by
+sampling group elements; we know of no publication of the closed form for de novo generation. It lowers the variance of
+the target by at most dim SO(3) = 3 of the 3(N-1) units of noise.
 """
 
 from __future__ import annotations

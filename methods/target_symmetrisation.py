@@ -1,6 +1,6 @@
 """Target symmetrisation: the weighted average of x0 over sampled rotations as target, on the data as stored.
 
-Estimator, options and proof of unbiasedness: `bench.symmetry.orbit`. Tong et al., arXiv:2502.09890 (version 1 under this
+Estimator, options and proof of unbiasedness: `bench.symmetry.orbit`. Tong et al., arXiv:2502.09890 (version 1 has this
 name).
 
 Why an equivariant backbone. For D(Qz) = Q D(z) the loss is the same, draw by draw, for (x0, eps, R_k) and for

@@ -34,8 +34,8 @@ class LikelihoodConfig:
 
     n_molecules: int | None = None  # None: all of the test split
     n_passes: int = 5
-    # M draws of a stochastic prediction per step of the bound instead of one: the mixture bound stands beside the
-    # single-draw one, at 2 M network calls more (`bench.diffusion.likelihood.jensen_gap`). 1: the single-draw bound alone
+    # M draws of a stochastic prediction per step of the bound: the mixture bound stands beside the single-draw one, at
+    # 2 M network calls more (`bench.diffusion.likelihood.jensen_gap`); 1: the single-draw bound alone
     n_mixture_draws: int = 1
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class Evaluation:
     Attributes:
         values: of the samples.
         data_values: the same of the test split, the row that samples as good as the data would have.
-        bonds: of each of the first samples, rows (first atom, second atom, order), for drawings; None: nothing is drawn.
+        bonds: of each of the first samples, rows (first atom, second atom, order); None: nothing is drawn.
     """
 
     values: list[Value]
@@ -94,7 +94,7 @@ class Task(ABC):
         """Structures of final states."""
 
     def prompts(self, n: int, batch_size: int, seed: int) -> list[Prompt]:
-        """Batches to sample: n sizes from the training set's histogram, like with like; the order is that of the draw."""
+        """Batches to sample: n sizes from the training set's histogram, like sizes together."""
         sizes = SizeDistribution(self.facts.sizes)
         drawn = sizes.draw(n, np.random.default_rng(seed_of(seed, Stream.SAMPLING, 0)))
         order = np.argsort(drawn, kind="stable")

@@ -1,4 +1,4 @@
-"""What Slurm does to jobs, and what is lost by it: `python -m faults.on_slurm` prints rows as JSON (none if no Slurm).
+"""What Slurm does to jobs, and what is lost by it; `python -m faults.on_slurm` prints rows as JSON.
 
 Runs of a tiny study train as jobs of a real Slurm of one node (`slurm.cluster`), each until a random step. There a
 time limit meets them, or a job of a higher partition takes their place, or the node loses its power. Slurm queues them

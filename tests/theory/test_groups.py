@@ -187,7 +187,7 @@ def test_posterior_means_turn_with_z_and_do_not_see_which_element_made_it(group,
 
 
 def _mean_of_targets(group: Group, n_points: int, cfg: OrbitAverageConfig, n: int) -> float:
-    """Largest standard score of mean(target - exact) over n independent examples, in the projection on z and on the mean.
+    """Largest standard score of mean(target - exact) over n independent examples, projected on z and on the mean.
 
     For one orbit the exact mean is a function of z_t; an unbiased target differs from it by what no function of z_t can
     tell, so its products with functions of z_t average to zero.
