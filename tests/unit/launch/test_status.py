@@ -63,7 +63,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     keys = ("run", "study", "method", "backbone", "seed", "guarantee", "n_steps", "data")
     runs = [{key: one[key] for key in keys} | {"config": CONFIG} for one in whole]
     plan = {
-        "schema": records.SCHEMA_VERSION,
+        "schema": schema.SCHEMA_VERSION,
         "written_by": "0.1.0",
         "study": "made_up",
         "argument": "study.yaml",
