@@ -176,3 +176,17 @@ def test_a_full_disk_of_one_rank_is_told(code, kind, line, tmp_path):
     with pytest.raises(kind, match=line) as caught:
         train_on_ranks(tmp_path / "run", 2, "cpu")
     assert (disk_error(caught.value) is not None) == (code == errno.ENOSPC)
+
+
+def test_ranks_are_as_many_as_configured(tmp_path):
+    """As torchrun may be told otherwise."""
+    with pytest.raises(TrainingError, match=r"started on 1 ranks, expected train\.n_processes = 2"):
+        trained(tmp_path, n_processes=2)
+
+
+def test_steps_and_shares_are_part_of_the_identity():
+    """They change the weights. Control: what is logged does not."""
+    one = run_config("plain", "dit").identity("data")
+    changes: list[dict[str, Any]] = [{"accumulate": 2}, {"n_processes": 2}, {"n_steps": 7}]
+    assert len({one, *(run_config("plain", "dit", **change).identity("data") for change in changes)}) == 4
+    assert run_config("plain", "dit", log_every=2).identity("data") == one
