@@ -174,7 +174,7 @@ def modulate(
 
 
 def per_atom(values: Float[Tensor, "B H"], layout: Layout) -> Float[Tensor, "A H"]:
-    """Each molecule's values for each of its atoms."""
+    """Repeat each molecule's values for each of its atoms."""
     return values.index_select(0, layout.molecule)
 
 

@@ -84,9 +84,9 @@ def paths(l_in: int, l_harmonic: int, l_out: int) -> list[tuple[int, int, int]]:
 
 def coupling(l1: int, l2: int, degrees: list[int]) -> Float[Tensor, "Q M2 K1"]:
     """sqrt(2 l3 + 1) C(l1, l2, l3) as [(l3, m3), m2, m1] for the given l3, in float64."""
-    from e3nn import o3  # here and not above, because it takes as long to import as torch
+    from e3nn import o3  # imported lazily: it takes as long to import as torch
 
-    with torch.device("cpu"):  # e3nn keeps what it made first, and networks are also built on 'meta'
+    with torch.device("cpu"):  # e3nn caches its first result, and networks are also built on 'meta'
         return torch.cat(
             [o3.wigner_3j(l1, l2, l3, dtype=torch.float64).permute(2, 1, 0) * math.sqrt(2 * l3 + 1) for l3 in degrees]
         )
@@ -161,7 +161,7 @@ class Block(nn.Module):
         for l1, l2, l3 in paths(l_in, cfg.lmax, l_out):
             self.products.setdefault((l1, l2), []).append(l3)
         for (l1, l2), degrees in self.products.items():
-            # float64 also where the network is float32, so that one made float64 later is exact
+            # float64 even in float32 networks, so that one converted to float64 later is exact
             C = coupling(l1, l2, degrees) / math.sqrt(cfg.n_partners)
             self.register_buffer(f"coupling_{l1}_{l2}", C, persistent=False)
         n_paths = [sum(degrees.count(l3) for degrees in self.products.values()) for l3 in range(l_out + 1)]
@@ -181,7 +181,7 @@ class Block(nn.Module):
         pairs: Pairs,
         slots: Slots,
     ) -> Float[Tensor, "K_out A C"]:
-        # weights times features are a square of h, that is after `depth` blocks its power 2^depth, were h not bounded
+        # weights times features are quadratic in h: without the norm, `depth` blocks would make its power 2^depth
         seen = normalise(h)
         message = self.message(seen, self.radial_weights(seen[0], basis, pairs), Y, pairs, slots)
         degrees = [message[components(degree)] for degree in range(self.l_out + 1)]
@@ -260,7 +260,7 @@ class E3(nn.Module):
         self.centres: Tensor
         self.embedding = Float32Linear(n_features + 1, cfg.width)
         self.position = Float32Linear(1, cfg.width, bias=False)
-        # degrees that nothing has filled yet, or that the readout does not see, would only be idle weights
+        # degrees that are still zero, or that the readout ignores, would have idle weights
         ends = [1, *[cfg.lmax] * (cfg.depth - 1), 1]
         self.blocks = nn.ModuleList(Block(cfg, ends[i], ends[i + 1]) for i in range(cfg.depth))
         self.velocity = Float32Linear(cfg.width, 1, bias=False)

@@ -33,7 +33,7 @@ class EGNNConfig:
 
     width: int = 256
     depth: int = 9
-    coordinate_range: float = 15.0  # of one block's update, before the weight (x_i - x_j) / (d + 1)
+    coordinate_range: float = 15.0  # bound of a pair's update in one block, before the weight (x_i - x_j) / (d + 1)
 
 
 class MessagePassing(nn.Module):
@@ -121,7 +121,7 @@ class EGNN(nn.Module):
         n_features = channels.get("h", 0)
         self.embedding = Float32Linear(n_features + 1, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg.width, cfg.coordinate_range) for _ in range(cfg.depth))
-        # the published network reads out the time channel too and drops it: its row is kept so that weights load
+        # the published network also reads out the time channel and discards it; the row is kept so that weights load
         self.readout = Float32Linear(cfg.width, n_features + 1)
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:

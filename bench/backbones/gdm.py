@@ -65,7 +65,7 @@ class GDM(nn.Module):
         n_outputs = channels["x"] + channels.get("h", 0)
         self.embedding = Float32Linear(n_outputs + 1, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg.width) for _ in range(cfg.depth))
-        # the published network reads out the time channel too and drops it: its row is kept so that weights load
+        # the published network also reads out the time channel and discards it; the row is kept so that weights load
         self.readout = Float32Linear(cfg.width, n_outputs + 1)
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:

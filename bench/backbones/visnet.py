@@ -105,7 +105,7 @@ class ViSNet(nn.Module):
     }
 
     def __init__(self, cfg: ViSNetConfig, channels: Mapping[str, int]) -> None:
-        # here and not above: PyTorch Geometric takes seconds to import
+        # imported lazily: PyTorch Geometric takes seconds to import
         from torch_geometric.nn.models.visnet import (
             EdgeEmbedding,
             ExpNormalSmearing,

@@ -64,7 +64,7 @@ def product(A: Float[Tensor, "*B 3 3"], B: Float[Tensor, "*B 3 3"]) -> Float[Ten
 
 
 class GroupName(StrEnum):
-    """Symmetry group of the data; which of them a task has, its page says."""
+    """Symmetry group of the data; a task's class lists those that it supports."""
 
     O3 = "O3"  # rotations and reflections: de novo generation
     SO3 = "SO3"  # where chirality is given
@@ -97,7 +97,7 @@ class Group(ABC):
         """Move points: one element per molecule."""
 
     def act_on_noise(self, g: Tensor, noise: State) -> State:
-        """Move displacements, noise and predictions of them along; differs from `act` where the group is not linear."""
+        """Act on displacements, noise and predictions of it; differs from `act` for groups that are not linear."""
         return self.act(g, noise)
 
     def log_likelihood(self, g: Tensor, noised: Noised) -> Float[Tensor, "B"]:
@@ -375,7 +375,7 @@ class Permutations(Group):
     """All permutations of n identical points, the same n in each molecule; exact by enumeration.
 
     Raises:
-        ValueError: n above 6, beyond which n! is no list.
+        ValueError: n above 6, where n! elements are too many to enumerate.
     """
 
     def __init__(self, n_points: int, parts: tuple[str, ...] = ("x",)) -> None:

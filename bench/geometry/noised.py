@@ -1,4 +1,4 @@
-"""Noise levels, and the pair of clean and noised state that a training step is about.
+"""Noise levels, and the pair of clean and noised states of a training step.
 
 Convention: z_t = alpha_t x0 + sigma_t eps (on a torus modulo 1); t = 0 is the least noise and t = 1 the most.
 """
@@ -43,14 +43,14 @@ class Level:
 
 @dataclass(frozen=True)
 class Noised:
-    """A batch as the hooks of a method, the loss and the groups see it.
+    """A noised batch, as passed to the hooks of a method, the loss and the groups.
 
     Attributes:
         clean: x0, after augmentation.
-        noise: E[eps | z_t, x0], which is eps itself but on a torus, where the winding number is lost.
+        noise: E[eps | z_t, x0]: eps itself, except on a torus, where the winding number is lost.
         z_t: the noised state.
         level: noise level of each molecule.
-        spaces: what the parts live in.
+        spaces: the space of each part.
     """
 
     clean: State

@@ -1,7 +1,7 @@
-"""The spaces that the parts of a state live in: what noise is, how it moves a clean part, and how two points differ.
+"""Spaces of the parts of a state: noise, noising and displacements.
 
 A part is either `Euclidean`, `Centred` (positions without centre of mass) or on a `Torus` (fractional coordinates). The
-diffusion process, the sampler and the groups ask the spaces and know nothing else of a part.
+diffusion process, the sampler and the groups depend on a part only through its space.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Space:
         return layout.n_molecules if self.per_molecule else layout.n_total
 
     def project(self, v: Float[Tensor, "N C"], layout: Layout) -> Float[Tensor, "N C"]:
-        """Noise and displacements within the space."""
+        """Project noise or displacements onto the tangent space."""
         del layout
         return v
 
     def wrap(self, z: Float[Tensor, "N C"], layout: Layout) -> Float[Tensor, "N C"]:
-        """Points back within the space, which rounding or a step may have left."""
+        """Bring points back into the space after rounding or a step."""
         return self.project(z, layout)
 
     def prior(self, noise: Float[Tensor, "N C"], sigma: float) -> Float[Tensor, "N C"]:

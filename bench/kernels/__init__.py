@@ -1,6 +1,6 @@
-"""Optional acceleration on a CPU, in C: faster methods for known networks, put in place after a model is built.
+"""Optional CPU kernels in C that replace methods of known networks after a model is built.
 
-Without this folder everything runs, slower. Nothing imports it but `bench.run.acceleration`.
+Everything runs without this folder, more slowly. Only `bench.run.acceleration` imports it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from bench.kernels import dit_passes, pair_mlp
 
 
 def install(model: nn.Module) -> list[str]:
-    """Replace methods of a model's networks where a kernel is for them; values and gradients differ by rounding.
+    """Replace methods of a model's networks by kernels; values and gradients agree to rounding.
 
     Returns:
-        names of the kernels installed: none on another device than a CPU, without a C compiler, or for other networks.
+        names of the kernels installed; none off the CPU, without a C compiler, or for networks without kernels.
     """
     if any(p.device.type != "cpu" for p in model.parameters()):
         return []

@@ -1,6 +1,6 @@
 """Pairs of a layout in chunks that fit a CPU's cache, each made of dense blocks [b, n, n] of molecules of one size.
 
-Chunks are cut on all ordered pairs, i = j included, whether or not these count.
+Chunks partition all ordered pairs including i = j, also where the network ignores those.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.geometry.layout import Layout
 from bench.kernels.threads import SHARED
 
-CACHED = 2**19  # numbers in one buffer of a chunk; up to four are in use at a time
+CACHED = 2**19  # elements of one buffer of a chunk; up to four are in use at a time
 
 
 class Block(NamedTuple):
@@ -54,12 +54,12 @@ class Chunk:
 
 
 def chunks(layout: Layout, n: int = 1) -> list[Chunk]:
-    """All pairs of a layout, cut between molecules, or between atoms i where a molecule is too large.
+    """All pairs of a layout, split between molecules, or between atoms i of a molecule that is too large.
 
-    Made once per layout, since every layer asks for them.
+    Cached in the layout, since every layer needs them.
 
     Args:
-        n: chunks of about as many pairs each; fewer where there are fewer atoms.
+        n: number of chunks, of nearly equal numbers of pairs; fewer where there are fewer atoms.
     """
     key = ("chunks", n)
     if key not in layout.memo:
@@ -93,7 +93,7 @@ def _cut(layout: Layout, n_chunks: int) -> list[Chunk]:
 
 
 def cached_chunks(layout: Layout, width: int) -> list[Chunk]:
-    """Chunks of which a buffer of `width` numbers for each pair lies in a CPU's cache: as many for each thread."""
+    """Chunks whose buffers of `width` elements per pair fit the cache, the same number for each thread."""
     if layout.n_pairs * width <= SHARED:
         return chunks(layout)
     n_threads = torch.get_num_threads()

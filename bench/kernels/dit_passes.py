@@ -1,17 +1,17 @@
-"""The blocks of a DiT for a CPU: what lies between two matrix products is one pass over its rows (dit_passes.c).
+"""DiT blocks on a CPU: all element-wise work between two matrix products is one pass over rows (dit_passes.c).
 
     norm(x) = (1 + scale) LayerNorm(x) + shift, the norm without parameters
     a block: y = x + gate_a (W_out Attention(W_qkv norm_a(x) + b_qkv) + b_out)
              y + gate_m (W_outer SwiGLU(W_inner norm_m(y) + b_inner) + b_outer)
-Rows are atoms, one molecule after the other; shift, scale and gate are a molecule's. As operations of torch it would be
-many passes, over copies of every molecule's shift for each of its atoms and with attention called anew for every
-molecule size. A gated sum and the norm that follows it are one pass, also from one block to the next. Biases are added
-where rows are read anyway: torch's product would first copy the bias to every row, and its backward pass read all
-gradients once more to sum them. The backward pass is written here too, for all blocks: hundreds of nodes of autograd
-take as long as some of these passes. What all blocks have kept is freed at its end.
+Rows are atoms, molecule after molecule; shift, scale and gate are per molecule. Plain torch makes many passes, over
+copies of every molecule's shift for each of its atoms and with padded attention. Here a gated sum and the norm that
+follows it are one pass, also across blocks. Biases are added where rows are read anyway: torch's product first copies
+the bias to every row, and its backward pass reads all gradients once more to sum them. The backward pass of all blocks
+is written by hand too, because hundreds of autograd nodes cost as much as some of these passes; it frees the stored
+activations at its end.
 
-Under autocast what linear layers take and give is bf16; everything else is float32. Rows may follow those of the last
-molecule (`rows.padded_rows`): the passes on molecules make them zero, and in the gradients of their rows.
+Under autocast inputs and outputs of linear layers are bf16; everything else is float32. Padding rows may follow those
+of the last molecule (`rows.padded_rows`); the passes set them and their gradients to zero.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Layers = tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear]  # qkv, out, inner, o
 
 
 def install(model: nn.Module) -> bool:
-    """Replace the transformer blocks of every trunk in a model; False where it has none or C is not compiled."""
+    """Replace the transformer blocks of every trunk; False without a trunk or without a C compiler."""
     trunks = [module for module in model.modules() if isinstance(module, Trunk) and len(module.blocks)]
     if not trunks or library(SOURCE) is None:
         return False
@@ -74,8 +74,8 @@ def blocks(
     """The tokens after these blocks (at least one); of each [shift_a, scale_a, gate_a, shift_m, scale_m, gate_m].
 
     Raises:
-        ValueError: shapes that do not fit one another, or other numbers than float32.
-        RuntimeError: C is not compiled here.
+        ValueError: inconsistent shapes, or a dtype other than float32.
+        RuntimeError: the C file cannot be compiled.
     """
     _check(x, modulation, 6 * len(layers), layout)
     H = x.shape[1]
@@ -97,7 +97,7 @@ def blocks(
 
 
 def _check(x: Tensor, modulation: Tensor, n_parts: int, layout: Layout) -> None:
-    """C would read beyond what does not fit."""
+    """Check shapes and dtypes, which C does not."""
     if x.dtype != torch.float32 or not 0 <= len(x) - layout.n_total < MULTIPLE:
         raise ValueError(f"{len(x)} rows in {x.dtype} for {layout.n_total} atoms; expected float32")
     expected = (len(layout.sizes), n_parts * x.shape[1])

@@ -1,8 +1,7 @@
-"""C files of this package, compiled when first used, for the very processor that they run on.
+"""Just-in-time compilation of the package's C files for the host processor.
 
-The machine's C compiler is $CC, or else cc. Libraries are kept in $XDG_CACHE_HOME/equibench (~/.cache/equibench), under
-a name that changes with the source, its constants, the compiler and the processor. Where there is no compiler, one line
-says so and the caller has to do without.
+The compiler is $CC, by default cc. Libraries are cached in $XDG_CACHE_HOME/equibench (~/.cache/equibench) under a hash
+of source, constants, compiler and processor. Without a compiler one warning is logged and kernels are not installed.
 """
 
 from __future__ import annotations
@@ -27,10 +26,9 @@ import torch
 from torch import Tensor, nn
 
 log = logging.getLogger("equibench")
-warn_once = functools.cache(log.warning)  # a file that has several widths fails for the same reason at each
+warn_once = functools.cache(log.warning)  # a file compiled for several widths fails for the same reason each time
 
-# loops with exponentials become vector instructions, and NaN stays NaN; ISO's own dialect, -std=c11, would forbid to
-# fuse a multiplication with the addition that follows
+# vectorise loops with exponentials, keep NaN; -std=c11 instead of gnu11 would forbid fused multiply-add
 FLAGS = ("-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 FOR_THIS_PROCESSOR = {"x86_64": ("-march=native", "-mprefer-vector-width=512")}
 ELSEWHERE = ("-mcpu=native",)
@@ -40,7 +38,7 @@ HEADERS = Path(__file__).parent
 class Library:
     """Functions of a C file, called with tensors (as pointers, None as NULL), integers (int64_t) and floats.
 
-    Of which kind an argument is, the first call of a function says: what is a float in C must be one, not an integer.
+    Argument types are fixed by the first call of a function: pass 1.0, not 1, for a C float.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,10 +67,10 @@ def _kind(value: Tensor | int | float | None) -> Any:
 
 @functools.cache
 def library(source: Path, **constants: int) -> Library | None:
-    """The functions of a C file, or None where it cannot be compiled or loaded, with one line that says why.
+    """The functions of a C file; None, with a warning, if it cannot be compiled or loaded.
 
     Args:
-        constants: macros of the file, whose value the compiler then knows.
+        constants: preprocessor macros.
     """
     try:
         return _built(source, constants)
@@ -97,22 +95,22 @@ def required(source: Path, **constants: int) -> Library:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether kernels are for such numbers, here and now: float32 on a CPU, with products in float32 or bf16."""
+    """Whether kernels support this tensor: float32 on a CPU, with matrix products in float32 or bf16."""
     return x.dtype is torch.float32 and x.is_cpu and of_products() in (torch.float32, torch.bfloat16)
 
 
 def replace(module: nn.Module, name: str, function: Callable[..., Any]) -> None:
-    """Let one module have another method of this name than its class."""
+    """Override a method of one module (not of its class)."""
     setattr(module, name, types.MethodType(function, module))
 
 
 def of_products() -> torch.dtype:
-    """Of matrix products of float32 numbers on a CPU, here and now."""
+    """Dtype of matrix products of float32 operands on a CPU under the current autocast state."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
 def _compiler() -> tuple[list[str], str]:
-    """Its command, and what it says of itself."""
+    """The compiler's command and its version string."""
     command = shlex.split(os.environ.get("CC") or "cc")
     return command, subprocess.run([*command, "--version"], check=True, capture_output=True, text=True).stdout
 
@@ -128,14 +126,14 @@ def _built(source: Path, constants: dict[str, int]) -> Library:
         with contextlib.suppress(OSError):
             if (folder / name).exists():
                 return Library(folder / name)
-        with contextlib.suppress(OSError):  # a file that does not load, as after a full disk, is made again
+        with contextlib.suppress(OSError):  # rebuild a file that does not load, e.g. one truncated by a full disk
             return Library(_compiled(command, flags, source, folder, name).replace(folder / name))
-    with tempfile.TemporaryDirectory() as scratch:  # once loaded it needs no file
+    with tempfile.TemporaryDirectory() as scratch:  # a loaded library no longer needs its file
         return Library(_compiled(command, flags, source, Path(scratch), name))
 
 
 def _compiled(command: list[str], flags: list[str], source: Path, folder: Path, name: str) -> Path:
-    """A library under a name of its own, so that several processes can make it at once."""
+    """Compile under a name unique to this worker, so that several can compile at once."""
     made = folder / f"{name}.{os.getpid()}"
     line = [*command, *flags, "-I", str(HEADERS), "-o", str(made), str(source), "-lm"]
     subprocess.run(line, check=True, capture_output=True, text=True)
@@ -143,7 +141,7 @@ def _compiled(command: list[str], flags: list[str], source: Path, folder: Path, 
 
 
 def _cache() -> Path | None:
-    """Where libraries are kept; None where nothing can be."""
+    """Cache folder of libraries; None if it is not writable or the disk is full."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "equibench"
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +151,7 @@ def _cache() -> Path | None:
 
 
 def _processor() -> str:
-    """What tells processors apart that see one cache folder, as the nodes of a cluster do."""
+    """CPU feature flags: distinguishes the nodes of a cluster that share one cache folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

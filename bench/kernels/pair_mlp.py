@@ -3,11 +3,11 @@
 For an atom i and its partner j, with [a, b] the first layer's parts for each atom:
     z_ij = a_i + b_j + D_ij W_in,  m_ij = SiLU(W SiLU(z_ij) + bias),  e_ij = w m_ij + c
     `pair_outputs`: e_ij,  `attended_sum`: sum_j sigmoid(e_ij) m_ij
-Two dozen element-wise passes over [P, K] take as long as the matrix products. So pairs go in chunks that fit a cache,
-each thread has chunks of its own, and what lies between two products is one function in C (pair_mlp.c). Only W SiLU(z)
-is kept for the backward pass, which makes the rest again: that is cheaper than to write it and to read it back.
+In plain torch two dozen element-wise passes over [P, K] take as long as the matrix products. Here pairs are processed
+in chunks that fit the cache, each thread on its own chunks, with one C function between two products (pair_mlp.c). Only
+W SiLU(z) is stored for the backward pass; the rest is recomputed, which is cheaper than memory traffic.
 
-Under autocast the products, and what is kept, are bf16; everything else, sums over chunks included, is float32.
+Under autocast the products and the stored activations are bf16; everything else, sums over chunks included, is float32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FirstLayer = tuple[Tensor, Tensor, Tensor]  # [a, b] [A, 2 K], D [P, C], W_in [C
 
 
 def install(model: nn.Module) -> bool:
-    """Replace what EGNN and GDM do on pairs, in every block; False where a model has none or C is not compiled."""
+    """Replace the pair network of every EGNN and GDM block; False without such blocks or without a C compiler."""
     blocks = [module for module in model.modules() if isinstance(module, MessagePassing)]
     if not blocks or any(library(SOURCE, WIDTH=block.attention.in_features) is None for block in blocks):
         return False
@@ -85,8 +85,8 @@ def attended_sum(first: FirstLayer, inner: nn.Linear, attention: nn.Linear, pair
     """sum_j sigmoid(e_ij) m_ij for layers inner (W, bias) and attention (w, c).
 
     Raises:
-        ValueError: shapes that do not fit one another, in float32 (here and below).
-        RuntimeError: C is not compiled here.
+        ValueError: inconsistent shapes, or a dtype other than float32 (here and below).
+        RuntimeError: the C file cannot be compiled.
     """
     return _apply(first, inner, attention, pairs, attended=True)
 
@@ -103,36 +103,36 @@ class _Setting:
     products: torch.dtype
     include_self: bool
     attended: bool
-    kept: bool  # for a backward pass
+    kept: bool  # store activations for a backward pass
 
     def n_rows(self, chunk: Chunk) -> int:
-        """Pairs of a chunk that count."""
+        """Pairs of a chunk, without i = j unless the network includes them."""
         return chunk.n_pairs - (0 if self.include_self else chunk.n_atoms)
 
     def pairs(self, chunk: Chunk) -> slice:
-        """Those of a chunk in arrays of all pairs that count."""
+        """Slice of a chunk's pairs in arrays of all pairs."""
         start = chunk.start - (0 if self.include_self else chunk.first_atom)
         return slice(start, start + self.n_rows(chunk))
 
     def n_padded(self, chunk: Chunk) -> int:
-        """Rows of its products; those beyond the pairs that count are zero in their operands."""
+        """Rows of its products; padding rows are zero in their operands."""
         return -(-self.n_rows(chunk) // MULTIPLE) * MULTIPLE if self.products is torch.bfloat16 else self.n_rows(chunk)
 
     def of(self, chunk: Chunk) -> tuple[Tensor, int, int, int]:
-        """First arguments of every C function."""
+        """Leading arguments of every C function."""
         return chunk.table, len(chunk.blocks), int(self.include_self), int(self.products is torch.bfloat16)
 
     def buffer(self, chunks: list[tuple[int, Chunk]], like: Tensor) -> Tensor:
-        """Room for the products' rows of any of these chunks."""
+        """Buffer for the product rows of the largest of these chunks."""
         return like.new_empty(max(self.n_padded(chunk) for _, chunk in chunks), like.shape[1], dtype=self.products)
 
     def of_partners(self, chunks: list[tuple[int, Chunk]], like: Tensor) -> Tensor:
-        """Room for a row of each partner of one atom in any of these chunks."""
+        """Buffer with a row for each partner of one atom, for the largest molecule in these chunks."""
         return like.new_empty(max(block.n for _, chunk in chunks for block in chunk.blocks), like.shape[1])
 
     @property
     def shares(self) -> list[list[tuple[int, Chunk]]]:
-        """The chunks of each thread, with their places in the plan."""
+        """The chunks of each thread, with their indices in the plan."""
         return shares(list(enumerate(self.plan)))
 
 

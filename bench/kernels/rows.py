@@ -1,8 +1,8 @@
-"""Linear layers on atoms in bf16, whose number of rows is rounded up.
+"""bf16 linear layers on atoms, with the number of rows rounded up.
 
-oneDNN, which makes products in bf16 on a CPU, compiles one for every number of rows, which takes a millisecond and
-memory, and keeps a thousand of them. Batches of molecules have a few hundred numbers of atoms and a network some twenty
-products, so it would compile in most steps of a training. Rounded up there are few numbers.
+oneDNN compiles a bf16 matrix product for every shape (about a millisecond) and caches a thousand of them. Batches of
+molecules have a few hundred different numbers of atoms, times some twenty products of a network: without rounding most
+training steps would compile.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 
 from bench.kernels.native import of_products
 
-MULTIPLE = 32  # numbers of rows of bf16 products are multiples of it
+MULTIPLE = 32  # rows of bf16 products are padded to a multiple of this
 
 
 def padded_rows(x: Float[Tensor, "A K"]) -> Float[Tensor, "A_padded K"]:
-    """x, with rows of zeros up to a multiple of `MULTIPLE` where products are bf16; else x itself."""
+    """x padded with zero rows to a multiple of `MULTIPLE` if products are bf16, else x unchanged."""
     if of_products() is not torch.bfloat16 or len(x) % MULTIPLE == 0:
         return x
     return F.pad(x, (0, 0, 0, -len(x) % MULTIPLE))
@@ -31,15 +31,15 @@ def padded_rows(x: Float[Tensor, "A K"]) -> Float[Tensor, "A_padded K"]:
 def row_linear(
     x: Float[Tensor, "A K"], weight: Float[Tensor, "H K"], bias: Float[Tensor, "H"] | None
 ) -> Float[Tensor, "A H"]:
-    """x W^T + bias, its rows padded in between."""
+    """x W^T + bias, computed on padded rows."""
     padded = padded_rows(x)
     return F.linear(x, weight, bias) if padded is x else F.linear(padded, weight, bias)[: len(x)]
 
 
 def joint_linear(x: Float[Tensor, "B K"], layers: Sequence[nn.Linear]) -> Float[Tensor, "B sum_H"]:
-    """The outputs of several layers of one input, side by side, in the precision of their weights.
+    """Concatenated outputs of several layers applied to one input, in the precision of their weights.
 
-    Under bf16 autocast they are one product: for few rows it is faster than many.
+    Under bf16 autocast they are fused into one product, which is faster for few rows.
     """
     if of_products() is not torch.bfloat16:
         return torch.cat([layer(x).to(layer.weight.dtype) for layer in layers], dim=1)

@@ -1,7 +1,7 @@
-"""Work shared by threads that each run torch on one core, which a CPU does better than many small operations on all.
+"""A thread pool whose workers each run torch on one core.
 
-Operations of a few microseconds on several threads wait for one another more than they work, above all where threads do
-not have a core each all the time.
+Splitting every operation of a few microseconds over all cores spends more time in synchronisation than in arithmetic,
+above all on a shared machine; splitting the batch once does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-SHARED = 2**15  # numbers that one thread is done with before others would have started
+SHARED = 2**15  # below this many elements one thread finishes before others would have started
 
 Part = TypeVar("Part")
 Result = TypeVar("Result")
@@ -24,12 +24,12 @@ _one_caller = Lock()  # makes a pool
 
 
 def on_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
-    """work(part) for each part, at the same time, without gradients; a single part on the caller's thread.
+    """Map `work` over `parts` in parallel, without gradients; a single part runs on the caller's thread.
 
-    What is raised there is raised here. Not to be called from such a thread.
+    Exceptions propagate to the caller. Must not be called from a worker thread.
 
     Args:
-        parts: as many as torch has threads here, or fewer.
+        parts: at most as many as torch has threads.
     """
     if len(parts) == 1:
         return [work(parts[0])]
@@ -37,19 +37,19 @@ def on_threads(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Re
 
 
 def n_threads(n_numbers: int) -> int:
-    """Of torch's threads here, as many as work on so many numbers is worth: all or one."""
+    """Threads worth using for this many elements: all of torch's, or one."""
     return 1 if n_numbers < SHARED else torch.get_num_threads()
 
 
 def shares(items: Sequence[Part]) -> list[list[Part]]:
-    """Every n-th item for each of torch's n threads here, or one for each where there are fewer."""
+    """Deal items round-robin to torch's threads; one each if there are fewer items than threads."""
     n = min(torch.get_num_threads(), len(items))
     return [list(items[k::n]) for k in range(n)]
 
 
 @torch.no_grad()
 def _without_gradients(work: Callable[[Part], Result], part: Part) -> Result:
-    return work(part)  # a thread has modes of its own
+    return work(part)  # grad mode is thread-local
 
 
 def _pool(n: int) -> ThreadPoolExecutor:
@@ -61,14 +61,14 @@ def _pool(n: int) -> ThreadPoolExecutor:
 def _started(n: int) -> ThreadPoolExecutor:
     pool, all_started = ThreadPoolExecutor(n, "equibench", initializer=_start), Barrier(n)
     list(pool.map(lambda _: all_started.wait(), range(n)))
-    torch.set_num_threads(n)  # which also holds for threads that are yet to come
+    torch.set_num_threads(n)  # also the default of threads started later
     return pool
 
 
 def _start() -> None:
-    torch.get_num_threads()  # gives a new thread the number that holds elsewhere: now, and not with its first operation
+    torch.get_num_threads()  # initialise the new thread's setting now; lazily it would overwrite the next line's
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # as `bench.run.denormals`, for networks alone work here
+    torch.set_flush_denormal(True)  # as `bench.run.denormals`; only networks run on these threads
 
 
 os.register_at_fork(after_in_child=_started.cache_clear)  # threads do not survive a fork

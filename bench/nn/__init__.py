@@ -1,2 +1,2 @@
-"""Plain torch that networks share: index lists of pairs, padded slots, layers. Nothing here knows a network or a
-kernel."""
+"""Building blocks shared by networks, in plain torch: pair lists, padding, layers. Nothing here knows a particular
+network or a kernel."""

@@ -13,7 +13,7 @@ from bench.geometry.state import State
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Operations in the precision of their operands, whatever autocast says."""
+    """Context in which autocast is disabled."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()  # the meta device
@@ -22,7 +22,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 class Float32Linear(nn.Linear):
     """`torch.nn.Linear` in the precision of its weights, also under autocast.
 
-    What enters and leaves a network stays float32: in bf16, four of a thousand times t would be one.
+    Inputs and outputs of a network stay float32: bf16 cannot tell apart four neighbouring of a thousand times t.
     """
 
     def forward(self, input: Float[Tensor, "... K"]) -> Float[Tensor, "... H"]:
@@ -31,7 +31,7 @@ class Float32Linear(nn.Linear):
 
 
 def features_of(z: State) -> Float[Tensor, "A F"]:
-    """The part "h"; no columns where a state has none."""
+    """The part "h"; [A, 0] where a state has none."""
     return z.parts["h"] if "h" in z.parts else z.x.new_empty(len(z.x), 0)
 
 

@@ -1,6 +1,6 @@
-"""Molecules side by side, each with as many slots for atoms as the largest has, [B, N].
+"""Padded view of a ragged batch: [B, N] slots, N the size of the largest molecule.
 
-Attention and matrix products over partners work on slots; everything else is on atoms.
+For attention and matrix products over partners; everything else works on atoms.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bench.nn.pairs import Pairs
 
 @dataclass(frozen=True)
 class Slots:
-    """Where each atom stands.
+    """The slot of each atom.
 
     Attributes:
         place: slot b N + n of each atom [A].
@@ -46,7 +46,7 @@ class Slots:
 
 
 def slots_of(layout: Layout) -> Slots:
-    """The slots of a layout; made once per layout."""
+    """The slots of a layout, cached in it."""
     if "slots" not in layout.memo:
         layout.memo["slots"] = _make(layout)
     return layout.memo["slots"]

@@ -29,7 +29,7 @@ class Pairs:
 
 
 def pairs_of(layout: Layout, include_self: bool = False) -> Pairs:
-    """All ordered pairs of a layout, with or without i = j; made once per layout."""
+    """All ordered pairs of a layout, with or without i = j, cached in it."""
     key = ("pairs", include_self)
     if key not in layout.memo:
         layout.memo[key] = _list(layout, include_self)
@@ -64,7 +64,7 @@ def pair_linear(
 ) -> Float[Tensor, "P K"]:
     """W [h_i, h_j, d_ij] + bias, in the precision of h.
 
-    The product with h is made once per atom instead of once per pair. That with distances is exempt from autocast:
+    The product with h is computed per atom instead of per pair. The product with distances is exempt from autocast:
     bf16 has three digits.
     """
     of_i, of_j, of_distances = linear.weight.split([h.shape[1], h.shape[1], linear.in_features - 2 * h.shape[1]], dim=1)

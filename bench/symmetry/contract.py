@@ -1,4 +1,4 @@
-"""The one class that an equivariance strategy subclasses, and the guarantees it can declare."""
+"""`Method`, the base class of equivariance strategies, and the guarantees that they can declare."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.symmetry.published import PublishedWeights
 
 
 class Guarantee(StrEnum):
-    """What symmetry a trained model is promised to have."""
+    """Symmetry promised of a trained model."""
 
     EXACT = "exact"  # D(Qz) = Q D(z) for every Q, at any weights
     IN_LAW = "in_law"  # D(Qz) and Q D(z) have the same distribution, at any weights
@@ -31,7 +31,7 @@ class Guarantee(StrEnum):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is built for.
+    """Constructor arguments of a method.
 
     Attributes:
         group: symmetry group of the data.
@@ -51,12 +51,12 @@ class NoOptions:
 
 
 class Method(nn.Module):
-    """An equivariance strategy. A hook left alone means: do as plain diffusion does.
+    """An equivariance strategy. A hook that is not overridden does what plain diffusion does.
 
     States have named parts over one layout (`bench.geometry.state.State`), without padding; positions x [A, 3] have
     zero centre of mass in each molecule. `noised` holds (clean, noise, z_t, level); `level` holds t, alpha, sigma,
     log_snr, each [B]; `rng` is a torch.Generator that no other concern draws from; `denoiser(z_t, level)` estimates
-    what the process's parametrisation says: the noise, unless it is told otherwise.
+    the quantity of the process's parametrisation: by default the noise.
 
     Class attributes:
         guarantee: tested for every backbone that the method accepts.
@@ -100,7 +100,7 @@ class Method(nn.Module):
         return clean
 
     def couple(self, clean: State, noise: State, rng: torch.Generator) -> State:
-        """The noise to pair with clean data, of which `noise` is an independent draw."""
+        """Noise coupled to the clean data; `noise` is an independent draw."""
         del clean, rng
         return noise
 
@@ -120,6 +120,6 @@ class Method(nn.Module):
         return weighted_error(prediction, target, noised)
 
     def finish(self, samples: State, rng: torch.Generator) -> State:
-        """Samples, once drawn."""
+        """Post-process final samples."""
         del rng
         return samples

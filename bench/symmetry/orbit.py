@@ -19,10 +19,10 @@ unordered set {g_1..g_K}, the element that made z_t is g_j with probability prop
 so T_hat = sum_j w_j g_j x0 / sum_j w_j is E[x0 | z_t, set], whose mean given z_t is T, for every K (K = 1 gives x0). It
 matters that nu knows of x0 its orbit alone: a proposal centred at the generating element gives it away, and these
 weights would then be biased. `Proposal.UNIFORM` is the Haar measure, `Proposal.LOCAL` the angular central Gaussian
-envelope about the posterior's mode (`bench.geometry.matrix_fisher.Envelope`), which is a function of z_t and of the
-orbit: replacing x0 by Q x0 replaces F by F Q^T and the draws R by R Q^T, and R x0 stays. With permutations
-pi_1 = identity, pi_2..pi_P independent and uniform, the candidates are all pairs (pi_p, R_k): the same R_k for each
-pi_p if uniform, draws of its own from the envelope of F_pi if local; either way the argument holds for the pairs.
+envelope about the posterior's mode (`bench.geometry.matrix_fisher.Envelope`), a function of z_t and of the orbit:
+replacing x0 by Q x0 replaces F by F Q^T and the draws R by R Q^T, and R x0 stays. With permutations pi_1 = identity,
+pi_2..pi_P independent and uniform, the candidates are all pairs (pi_p, R_k): the same R_k for each pi_p if uniform,
+draws of its own from the envelope of F_pi if local; either way the argument holds for the pairs.
 
 Left out of this: draws shared by a batch change the covariance between molecules, not the mean. Without the generating
 element the estimate is ordinary self-normalised importance sampling, biased by O(1/K); a temperature other than 1 has

@@ -1,4 +1,4 @@
-"""Permutations of atoms for orbit averages: drawn within molecules, classes, or from a graph's automorphisms."""
+"""Permutations of atoms as candidates of an orbit average: within molecules, within classes, or graph automorphisms."""
 
 from __future__ import annotations
 

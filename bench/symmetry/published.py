@@ -1,4 +1,4 @@
-"""Published state dicts: arrays under a public code's own names, and how a plug-in says which of them are its own.
+"""Published state dicts: arrays under a public code's names, and how a plug-in declares which are its own.
 
 Plug-ins describe their public code with `PublishedWeights`; `bench.published.weights` does the reading.
 """
@@ -17,14 +17,14 @@ from bench.geometry.state import State
 
 
 class PublishedError(ValueError):
-    """Published arrays that cannot be used; one line: which, what came, what was expected."""
+    """Published arrays that cannot be used; one line: the array, what it holds, what was expected."""
 
 
 class StateDict(dict[str, Tensor]):
-    """Arrays by published name; what is missing or of another rank is told in one line."""
+    """Arrays by published name; a missing array or a wrong rank raises a one-line error."""
 
     def __missing__(self, name: str) -> Tensor:
-        raise PublishedError(f"no array {name!r}; it belongs to the network that the other names tell")
+        raise PublishedError(f"no array {name!r}; the other names imply that the network has it")
 
     def size(self, name: str, dim: int) -> int:
         """Length of one dimension."""
@@ -48,9 +48,8 @@ class OwnWeights:
         trunk: published prefix of its transformer blocks.
         names: published layers outside the blocks -> ours; None where the public code holds a layer and never trains
             it.
-        sizes: options of the method that shapes tell.
-        untold: options that decide the function and that no shape tells; they come from a published size, or are
-            given.
+        sizes: options of the method that are inferred from shapes.
+        untold: options that no shape reveals; they come from a published size, or are given.
         config_names: keys of the fixtures' `config` -> options.
         rotation: (module, z_t, base rotation, noise, t) -> R [B, 3, 3] as the public code composes it, which
             `bench.published.parity` holds against its numbers.
@@ -75,8 +74,8 @@ class PublishedWeights:
         backbone: registered name of the backbone.
         trunk: published prefix of the backbone's blocks.
         own: the method's own network, where it has one.
-        assumed: keys of the public code's configuration that no name and no shape tells, with the only value that is
-            supported, which all published runs have.
+        assumed: keys of the public code's configuration that names and shapes do not reveal, with the only supported
+            value, that of all published runs.
         notes: how a run of these weights still differs from the public code; kept in its record.
     """
 

@@ -1,4 +1,4 @@
-"""Symmetrised predictions: a denoiser asked in another frame, its answer brought back."""
+"""Symmetrised predictions: a denoiser evaluated in another frame, its prediction transformed back."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def symmetrised(group: Group, g: Tensor, denoiser: Predict, z_t: State, level: L
 def symmetrised_mean(group: Group, elements: Iterable[Tensor], denoiser: Predict, z_t: State, level: Level) -> State:
     """Mean of g D(g^-1 z_t) over several g per molecule, one network call for each.
 
-    Calls of equal shape, not one call on a batch that many times as large: compiled networks and a layout's indices
-    serve all of them, calls are counted as what they cost, and a batch of usual size fills the machine by itself.
+    Several calls of one shape rather than one call on a larger batch: they share compiled networks and the layout's
+    index lists, the count of calls reflects their cost, and a batch of ordinary size saturates the machine.
     """
     terms = [symmetrised(group, g, denoiser, z_t, level) for g in elements]
     return z_t.replace(**{name: torch.stack([term.parts[name] for term in terms]).mean(0) for name in z_t.parts})

@@ -6,6 +6,7 @@ Methods and backbones are discovered, so a new plug-in is tested without an edit
 
 import pytest
 import torch
+from support import noised
 from torch import Tensor, nn
 
 from bench.geometry.groups import O3, SO3, RotationGroup
@@ -29,7 +30,6 @@ from bench.run.contract import (
     gradients,
     law_change,
     model_of,
-    noised,
     orthogonal,
     permutation_error,
     recorded_draws,

@@ -1,6 +1,7 @@
 """The visnet network against PyTorch Geometric's own, and what of it is needed for the symmetry that it promises."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -79,8 +80,8 @@ def representation_error(cfg: ViSNetConfig, monkeypatch: pytest.MonkeyPatch, cut
         getattr(theirs, name).load_state_dict(getattr(net, ours).state_dict(), strict=ours != "neighbours")
     seen = []
     net.readout.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
-    context = to_batch(structures([4, 6]))
-    context.update({"z": number})
+    context: Any = to_batch(structures([4, 6]))
+    context.z = number
     z = State({"x": x, "h": torch.zeros(10, CHANNELS["h"], dtype=torch.float64)}, layout, context)
     net(z, torch.zeros(2, dtype=torch.float64))
     scalars, vectors = theirs(number, z.centre(x), layout.molecule)
@@ -191,8 +192,8 @@ def test_given_elements_decide_the_answer():
     """The context's nuclear charges do, in a network that is asked to look; without them it says what is missing."""
     _, _, level, z = states()
     given = to_batch(structures())
-    others = to_batch(structures())
-    others.update({"z": others["z"] % 9 + 1})
+    others: Any = to_batch(structures())
+    others.z = others.z % 9 + 1
     looking, blind = network(dataclasses.replace(CFG, given_elements=True)), network()
     here, there = (State(z.parts, z.layout, context) for context in (given, others))
     assert relative_error(looking(there, level.t), looking(here, level.t)) > 1e-2
