@@ -202,6 +202,9 @@ class PlugIn:
         return {"name": self.name, **({} if self.size is None else {"size": self.size}), **_plain(self.options)}
 
 
+KINDS = {"method": methods, "backbone": backbones, "data": datasets, "task": tasks}  # key of a run -> its registry
+
+
 def resolve(registry: Registry, given: Any, where: str) -> PlugIn:
     """Resolve a plug-in from its name, or from a mapping with its name, size and options.
 
@@ -210,8 +213,6 @@ def resolve(registry: Registry, given: Any, where: str) -> PlugIn:
     Raises:
         ConfigError: no such plug-in, size or option, or an option of another type.
     """
-    if isinstance(given, PlugIn):
-        return given
     if isinstance(given, str):
         given = {"name": given}
     if not isinstance(given, Mapping):
@@ -237,7 +238,7 @@ def resolve(registry: Registry, given: Any, where: str) -> PlugIn:
 
 @dataclass
 class RunConfig:
-    """One run. Plug-ins may be given by name or as mappings, as in a YAML file, and are resolved here."""
+    """One run. `build` makes it of plain data, in which a plug-in is a name, or a mapping with its name and options."""
 
     study: str
     method: PlugIn
@@ -254,14 +255,7 @@ class RunConfig:
     measures: dict[str, PlugIn | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for file in self.plugins:  # a record of a stranger must not make us execute a file
-            if not file.is_loaded:
-                raise ConfigError(f"needs plug-in {file.path}; if you trust that file, give --plugin {file.path}")
-        self.task = resolve(tasks, self.task, "task")
-        self.method = resolve(methods, self.method, "method")
-        self.backbone = resolve(backbones, self.backbone, "backbone")
-        self.data = resolve(datasets, self.data, "data")
-        self.measures = {name: _measure(name, given) for name, given in ({"likelihood": {}} | self.measures).items()}
+        self.measures = {"likelihood": resolve(measures, "likelihood", "measures"), **self.measures}
         if not is_folder_name(self.study):
             raise ConfigError(f"'study' is {shown(self.study)}, expected a name that a folder can have")
         most = self.diffusion.n_levels
@@ -301,14 +295,17 @@ class RunConfig:
         return f"{self.method.name}-{self.backbone.name}-s{self.seed}-{self.identity(fingerprint)}"
 
 
-def _measure(name: str, given: Any) -> PlugIn | None:
-    if given is None or isinstance(given, PlugIn):
-        return given
+def _measure(given: Any, where: str) -> PlugIn:
     if not isinstance(given, Mapping):
-        raise ConfigError(
-            f"'measures.{name}' is {shown(given)}, expected a mapping of options, or null to leave it out"
-        )
-    return resolve(measures, {**given, "name": name}, f"measures.{name}")
+        raise ConfigError(f"'{where}' is {shown(given)}, expected its options or null")
+    return resolve(measures, {**given, "name": where.removeprefix("measures.")}, where)
+
+
+def require_loaded(files: Any) -> None:
+    """Raise ConfigError for a plug-in file that is not loaded: a stranger's record must not make us execute one."""
+    for file in _convert(list[PluginFile], files, "plugins"):
+        if not file.is_loaded:
+            raise ConfigError(f"needs plug-in {file.path}; if you trust that file, give --plugin {file.path}")
 
 
 def _hash(settings: Mapping[str, Any]) -> str:
@@ -322,6 +319,8 @@ def build(cls: Any, values: Any, where: str = "") -> Any:
     """An instance of dataclass `cls` from nested plain values; unknown keys and wrong types raise ConfigError."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or cls.__name__} is {shown(values)}, expected a mapping of options")
+    if cls is RunConfig:  # before a name is looked up that only the file would register
+        require_loaded(values.get("plugins") or [])
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""
@@ -342,8 +341,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return None
         (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
         return _convert(kind, value, where)
-    if kind is PlugIn:  # resolved in RunConfig, once its plug-in files are known to be loaded
-        return value
+    if kind is PlugIn:
+        return _measure(value, where) if where.startswith("measures.") else resolve(KINDS[where], value, where)
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):

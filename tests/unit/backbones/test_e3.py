@@ -1,6 +1,5 @@
 """The e3 network against e3nn's own tensor product, and what of it is needed for the symmetry that it promises."""
 
-import dataclasses
 import itertools
 import math
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from bench.backbones import e3
 from bench.backbones.e3 import E3, LARGEST, SOFTENING, Block, E3Config
+from bench.config.run import RunConfig, build
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
 from bench.nn.padded import slots_of
@@ -237,9 +237,9 @@ def test_options_that_make_no_network_are_refused_with_the_page(refused, message
     """In one line when a study's page is read, and not when its run starts; the nearest sound options are accepted."""
     cfg = run_config("edm", "e3")
     with pytest.raises(ValueError, match=message) as refusal:
-        dataclasses.replace(cfg, backbone={"name": "e3", **refused})
+        build(RunConfig, {**cfg.to_dict(), "backbone": {"name": "e3", **refused}})
     assert "\n" not in str(refusal.value)
-    dataclasses.replace(cfg, backbone={"name": "e3", **refused, **accepted})
+    build(RunConfig, {**cfg.to_dict(), "backbone": {"name": "e3", **refused, **accepted}})
 
 
 def test_a_network_built_on_meta_leaves_e3nn_in_order():

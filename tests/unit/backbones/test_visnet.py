@@ -11,6 +11,7 @@ from torch_geometric.nn.models.visnet import ViS_MP, ViSNetBlock
 
 from bench.backbones import visnet
 from bench.backbones.visnet import ViSNet, ViSNetConfig
+from bench.config.run import RunConfig, build
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
 from bench.nn.pairs import pairs_of
@@ -218,6 +219,6 @@ def test_options_that_make_no_network_are_refused(refused, message, accepted):
     """In one line, when a study file is read; the nearest sound options are accepted."""
     cfg = run_config("edm", "visnet")
     with pytest.raises(ValueError, match=message) as refusal:
-        dataclasses.replace(cfg, backbone={"name": "visnet", **refused})
+        build(RunConfig, {**cfg.to_dict(), "backbone": {"name": "visnet", **refused}})
     assert "\n" not in str(refusal.value)
-    dataclasses.replace(cfg, backbone={"name": "visnet", **refused, **accepted})
+    build(RunConfig, {**cfg.to_dict(), "backbone": {"name": "visnet", **refused, **accepted}})
