@@ -9,7 +9,6 @@ Slurm sends SIGTERM and SIGUSR2 to both; the run ignores them, and the superviso
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from bench.records import store as records
 from bench.records.lock import BusyError, locked
 from bench.records.store import RunFolder
 from bench.run.interpreter import environment, python
+from bench.run.parent import die_with
 
 BUSY = "another worker holds it"
 GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL
@@ -151,15 +151,6 @@ def record_failure(folder: Path, reason: str) -> None:
         manifest = records.read_json(path, schema.MANIFEST)
         if manifest["status"] == "running":
             records.write_json(path, manifest | {"status": "failed", "reason": reason}, schema.MANIFEST)
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this interpreter when its parent dies (Linux; elsewhere the run finishes alone)."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent died before prctl
-            sys.exit(1)
 
 
 def main() -> None:

@@ -162,8 +162,16 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     measures; and the peak of memory over all of it."""
     found = {"step_seconds": 0.0, "forward_seconds": 0.0, "peak_memory_mb": 0.0}
     if weights_run(cfg) is None:
-        timed = time_steps(cfg, TRAINING_STEPS)
+        # one micro-batch; ranks work at the same time, each in memory of its own
+        train = cfg.train
+        share = max(1, train.batch_size // (train.accumulate * train.n_processes))
+        small = dataclasses.replace(train, batch_size=share, accumulate=1, n_processes=1)
+        timed = time_steps(dataclasses.replace(cfg, train=small), TRAINING_STEPS)
         found = {key: timed[key] for key in found}
+        found["step_seconds"] *= train.accumulate
+        found["forward_seconds"] *= train.batch_size / share
+        if torch.device(train.device).type == "cpu":
+            found["peak_memory_mb"] *= train.n_processes
     torch.set_num_threads(cfg.train.n_threads)
     device = torch.device(cfg.train.device)
     data = load_data(cfg)

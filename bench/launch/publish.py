@@ -109,8 +109,10 @@ def row(manifest: dict, evaluation: dict | None) -> dict:
 
 
 def table(rows: list[dict]) -> str:
+    """CSV with the columns of all rows, in order of first appearance; missing values are empty."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(key for row in rows for key in row))  # runs without a result have no values
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()

@@ -144,7 +144,8 @@ def status(study_folder: Path) -> str:
     name = plan["argument"] or study_folder.name
     if counts["failed"]:
         lines.append(f"failed runs are left alone; `equibench run {name} --retry` takes them up again")
-    if counts["queued"] + counts["killed"] and not counts["running"]:
+    left = [one for one in found if one.status == "killed" or (one.status == "queued" and not one.detail)]
+    if left and not counts["running"]:  # what waits in Slurm needs no launcher
         lines.append(f"nothing runs; `equibench run {name}` does the rest")
     return "\n".join(lines)
 

@@ -162,7 +162,7 @@ def run_study(
         argument: the study as the user named it.
         until: how far each run is executed.
     Raises:
-        KeyboardInterrupt: interrupted; submitted jobs may still be running.
+        KeyboardInterrupt: interrupted. Jobs on this machine are told to stop; those in Slurm go on.
     """
     items = plan(study, runs_root, until)
     study_folder = runs_root / study.name
@@ -173,7 +173,14 @@ def run_study(
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
     if waiting:
         with Progress(len(waiting)) as progress:
-            work_off(waiting, study.launch, Submission(study.launch, study_folder), progress)
+            try:
+                work_off(waiting, study.launch, Submission(study.launch, study_folder), progress)
+            except KeyboardInterrupt:
+                if study.launch.cluster == "local":  # SIGINT to the launcher alone does not reach its jobs
+                    for item in items:
+                        if item.job is not None and not item.job.done():
+                            item.job.cancel()
+                raise
     return items
 
 

@@ -17,7 +17,7 @@ from bench.tasks.contract import Task
 class Batches:
     """Epochs are permutations drawn from the data stream; the last, incomplete batch of an epoch is left out.
 
-    A batch of the whole training set is in stored order, and encoded once.
+        A batch of the whole training set is in stored order, and encoded once.
 
     A batch is sorted by size, which the backbones' dense blocks want; the order means nothing to the mathematics.
 

@@ -10,10 +10,8 @@ Then `equibench run` samples and evaluates. Under torchrun, runs with plug-in fi
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +26,7 @@ from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.distributed import Ranks, joined
 from bench.run.model import Model
+from bench.run.parent import die_with
 from bench.run.train import train
 
 
@@ -56,7 +55,7 @@ def train_on_ranks(folder: Path, n: int, device: str) -> None:
 
 
 def _rank(rank: int, n: int, parent: int, store: str, device: str, full: Any, folder: str) -> None:
-    _die_with(parent)
+    die_with(parent)
     with joined(device, init_method=store, rank=rank, world_size=n):
         try:
             train_folder(Path(folder), trusted=True)  # the parent has written this configuration
@@ -64,14 +63,6 @@ def _rank(rank: int, n: int, parent: int, store: str, device: str, full: Any, fo
             if disk := disk_error(error):
                 full.put((disk.errno, disk.strerror))
             raise
-
-
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this rank when its parent dies (Linux): a rank inside a collective ignores other signals."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 def train_folder(folder: Path, trusted: bool = False) -> None:

@@ -136,6 +136,8 @@ def train(
     model.to(device)
     streams = Streams(cfg.seed, device)
     batches = Batches(structures, model.task, settings.batch_size, cfg.seed, settings.device)
+    if ranks.n != settings.n_processes:
+        raise TrainingError(f"started on {ranks.n} ranks, expected train.n_processes = {settings.n_processes}")
     n_shares = ranks.n * settings.accumulate
     if batches.batch_size % n_shares:
         raise TrainingError(

@@ -310,7 +310,7 @@ def test_load_run_gives_the_denoiser(straight):
     run = bench.load_run(folder)
     layout = Layout([5, 7])
     z = State({"x": torch.randn(12, 3), "h": torch.randn(12, run.model.task.n_features)}, layout).centred()
-    eps_hat = run.denoiser(z, run.process.schedule.at(torch.tensor([100, 500])))
+    eps_hat = run.denoiser(z, run.process.path.at(torch.tensor([100, 500])))
     assert eps_hat.x.shape == (12, 3)
     assert torch.isfinite(eps_hat.x).all()
 
@@ -336,7 +336,7 @@ def test_mistakes_get_one_line_that_says_what_to_do(tmp_path, arguments, words):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_molecules_without_bond_lengths_are_trained_on_and_not_scored(tmp_path):
+def test_molecules_without_bond_lengths_are_trained_on_and_not_evaluated(tmp_path):
     """A set with chlorine: likelihood and cost stand in the table, stability and validity are dashes."""
     frame = "5\n\nC 0 0 0\nCl {} 0 0\nH -0.36 1.03 0\nH -0.36 -0.5 0.9\nH -0.36 -0.5 -0.9\n"
     (tmp_path / "molecules").mkdir()
@@ -348,7 +348,7 @@ def test_molecules_without_bond_lengths_are_trained_on_and_not_scored(tmp_path):
     (tmp_path / "page.yaml").write_text(yaml.safe_dump(page))
     done = command("run", "page.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "samples are not scored" in done.stderr
+    assert "samples are not evaluated" in done.stderr
     assert "element Cl" in done.stderr
     (evaluation,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/tiny/*/eval.json"))
     values = {value["name"]: value["value"] for value in evaluation["values"]}

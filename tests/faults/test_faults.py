@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
-from e2e.test_study import ONE, command, contents, straight, write_study
+from e2e.test_study import ONE, TINY, command, contents, straight, write_study
 
 from bench.records.lock import holder
 
@@ -22,6 +23,7 @@ __all__ = ["straight"]  # a fixture
 
 TWO = [{**ONE[0], "seed": [0, 1]}]
 LOCAL = {"cluster": "local", "n_parallel": 2}
+LONG = {**TINY["base"], "train": {**TINY["base"]["train"], "n_steps": 100_000}}  # type: ignore[index]
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 300.0) -> None:
@@ -120,6 +122,27 @@ def test_two_launchers_share_a_study_without_clobbering(straight, tmp_path, star
     assert [key for key in ours if ours[key] != theirs[key]] == []
     for log in (tmp_path / "runs/tiny").glob("*/log.txt"):
         assert log.read_text().count("INFO done\n") == 1  # executed once
+
+
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_an_interrupted_launcher_stops_its_runs_and_leaves_them_resumable(tmp_path, started, cluster):
+    """SIGINT to the launcher alone. Control: before it, the workers are alive and nothing is left to continue."""
+    launch = {**LOCAL, "cluster": cluster}
+    path, runs = write_study(tmp_path, grid=TWO, launch=launch, base=LONG), tmp_path / "runs/tiny"
+    process = started(path)
+    wait_for(training(runs))
+    held = [who.pid for lock in runs.glob("*/lock") if (who := holder(lock))]
+    assert held
+    assert all(map(psutil.pid_exists, held))
+    assert "1 running" in (before := command("status", "tiny", cwd=tmp_path).stdout) or "2 running" in before
+    assert "nothing runs" not in before
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    wait_for(lambda: not any(map(psutil.pid_exists, held)), 30.0)
+    status = command("status", "tiny", cwd=tmp_path).stdout
+    assert "killed" in status
+    assert f"nothing runs; `equibench run {path}`" in status
+    assert "failed" not in {m["status"] for m in manifests(runs).values()}
 
 
 def test_plan_measures_and_writes_nothing(tmp_path):

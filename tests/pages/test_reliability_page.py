@@ -37,7 +37,7 @@ def test_a_failed_campaign_leaves_what_others_found(tmp_path, monkeypatch):
     def measured(name: str) -> dict:
         if name == "hostile":
             raise RuntimeError
-        return campaign([row(f"fault of {name}", 1, 0, "")] if name != "slurm" or slurm else [], "0123456789abcdef")
+        return campaign([row(f"fault of {name}", 1, 0, "")] if name != "on_slurm" or slurm else [], "0123456789abcdef")
 
     monkeypatch.setattr(table, "measured", measured)
     try:
@@ -48,9 +48,9 @@ def test_a_failed_campaign_leaves_what_others_found(tmp_path, monkeypatch):
     else:
         raise AssertionError("the failure was hidden")
     for slurm in (False, True, False):  # a machine without a Slurm takes nothing away
-        assert table.main(["slurm"]) == 0
-        assert ("slurm" in table.record()["campaigns"]) >= slurm
-    assert table.record()["campaigns"].keys() == {"kills", "launchers", "disk", "slurm"}
+        assert table.main(["on_slurm"]) == 0
+        assert ("on_slurm" in table.record()["campaigns"]) >= slurm
+    assert table.record()["campaigns"].keys() == {"kills", "launchers", "disk", "on_slurm"}
 
 
 def found(where: str) -> bool:

@@ -62,7 +62,7 @@ def elements(group: Group, n: int) -> list[Tensor]:
 @pytest.mark.parametrize(("group", "n_points"), [(Sign(), 1), (SO2(), 3), (Permutations(2), 2), (Permutations(4), 4)])
 def test_posterior_mean_and_evidence_are_those_of_enumeration(group, n_points, sigma):
     made = noised(group, sigma, n_points)
-    g = [element.expand(len(made), *element.shape[1:]) for element in elements(group, 20_000)]
+    g = [element.expand(len(made), *element.shape[1:]) for element in elements(group, 1000)]
     log_w = torch.stack([group.log_likelihood(element, made) for element in g])
     brute = weighted_noise(group, g, log_w, made)
     exact = group.posterior_mean(made)
@@ -82,9 +82,8 @@ def test_the_sign_flip_is_a_hyperbolic_tangent():
 
 @pytest.mark.parametrize("group", [SO3(), O3()], ids=["SO3", "O3"])
 def test_evidence_of_rotations_is_a_mean_over_draws(group):
-    made = noised(group, 0.9, 4, n=1)
+    F = torch.diag(torch.tensor([1.4, 1.2, 1.0], dtype=F64)) @ SO3().haar(1, torch.Generator().manual_seed(0), F64)[0]
     R = group.haar(400_000, torch.Generator().manual_seed(1), F64)
-    F = group.moment(made.clean.x[:, None], made)[0, 0]
     weights = torch.einsum("ij,kij->k", F, R).exp()
     found = group.log_normaliser(F[None]).exp().item()
     z = abs(weights.mean().item() - found) / (weights.std().item() / len(R) ** 0.5)
@@ -102,18 +101,20 @@ def dense_mean(made: Noised, n_nodes: int = 200_000, uniform: bool = True) -> Te
     d = made.z_t.parts["frac"] - made.clean.parts["frac"]
     tau = (torch.arange(n_nodes, dtype=F64) + 0.5) / n_nodes
     out = torch.empty_like(d)
+    zero, one = torch.zeros(n_nodes, 1, dtype=F64), torch.ones(n_nodes, 1, dtype=F64)
     for b in range(len(made)):
-        rows = slice(int(made.z_t.ptr[b]), int(made.z_t.ptr[b + 1]))
+        rows = range(int(made.z_t.ptr[b]), int(made.z_t.ptr[b + 1]))
         for a in range(3):
-            moved = (d[rows, a][:, None] - tau).reshape(-1, 1)
-            zero, one = torch.zeros_like(moved), torch.ones_like(moved)
-            log_w = space.log_likelihood(moved, zero, one, sigma * one).view(-1, n_nodes).sum(0)
-            noise = space.displacement(moved, zero, one, sigma * one).view(-1, n_nodes)
-            out[rows, a] = (log_w.softmax(0) * noise).sum(1)
+            moved = [(d[n, a] - tau)[:, None] for n in rows]  # one atom at a time keeps memory flat
+            log_w = sum(space.log_likelihood(at, zero, one, sigma * one) for at in moved)
+            assert isinstance(log_w, Tensor)
+            w = log_w.softmax(0)
+            for n, at in zip(rows, moved, strict=True):
+                out[n, a] = w @ space.displacement(at, zero, one, sigma * one)[:, 0]
     return out
 
 
-@pytest.mark.parametrize("n_points", [1, 2, 20])
+@pytest.mark.parametrize("n_points", [1, 2, 7])
 @pytest.mark.parametrize("sigma", [0.005, 0.1, 0.5])
 def test_the_torus_quadrature_is_that_of_200_000_nodes(sigma, n_points):
     group = TorusShift()
@@ -138,7 +139,7 @@ def test_limits_of_the_torus_target():
         alone = noised(group, sigma, 1)
         assert group.posterior_mean(alone).frac.abs().max() < 1e-10
     assert noised(group, 0.2, 1).noise.frac.abs().max() > 0.1
-    assert group.posterior_mean(noised(group, 1.5, 3)).frac.abs().max() < 1e-8  # beyond the period nothing is left
+    assert group.posterior_mean(noised(group, 0.9, 3)).frac.abs().max() < 1e-8  # near the period nothing is left
 
 
 def test_torus_target_against_a_million_shifts():

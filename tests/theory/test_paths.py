@@ -102,11 +102,12 @@ def test_samplers_reproduce_gaussian_data_with_the_optimal_denoiser(path, parame
         return drawn.mean().item(), drawn.std().item()
 
     mean, spread = moments(SPREAD)
-    # sampling starts at N(0, 1), where the most noise of a table leaves alpha of the data's mean
-    alpha = of.path.at(of.path.grid(99, "cpu")[:1], F64).alpha.item()
-    assert mean == pytest.approx(MEAN - SPREAD * alpha * MEAN, abs=0.02)
-    assert spread == pytest.approx(SPREAD, rel=0.03)
-    assert moments(1.3 * SPREAD)[1] != pytest.approx(SPREAD, rel=0.03)  # control: another denoiser, another law
+    # sampling starts at N(0, 1), where the most noise of a table leaves alpha of the data's mean; a flow carries that
+    # offset to the end, fresh noise forgets it
+    alpha = 0.0 if sampler is Sampler.ANCESTRAL else of.path.at(of.path.grid(99, "cpu")[:1], F64).alpha.item()
+    assert mean == pytest.approx(MEAN - SPREAD * alpha * MEAN, abs=0.01)
+    assert spread == pytest.approx(SPREAD, rel=0.05)  # of 99 steps
+    assert moments(1.3 * SPREAD)[1] != pytest.approx(SPREAD, rel=0.05)  # control: another denoiser, another law
 
 
 def heun_error(sampler: Sampler, n_steps: int) -> float:
@@ -179,19 +180,19 @@ def torus_distance(drawn: State, pair: torch.Tensor) -> torch.Tensor:
 
 
 def test_ancestral_sampling_on_the_torus_reproduces_a_pair():
-    of = process(PathName.VARIANCE_EXPLODING, Parametrisation.NOISE, Torus(3), "frac")
+    of = process(PathName.VARIANCE_EXPLODING, Parametrisation.NOISE, Torus(3), "frac", n_levels=50)
     pair = [[0.1, 0.2, 0.3], [0.45, 0.4, 0.9]]
     one = torch.ones(1, dtype=F64)
     drawn = optimal_samples(
-        of, Optimum(shapes("frac", pair, 1), one, TorusShift(), of.spaces), 500, 2, Sampler.ANCESTRAL, 100
+        of, Optimum(shapes("frac", pair, 1), one, TorusShift(64), of.spaces), 100, 2, Sampler.ANCESTRAL, 50
     )
     assert torus_distance(drawn, torch.tensor(pair, dtype=F64)).max() < 0.1
     assert torus_distance(drawn, torch.tensor(pair, dtype=F64)).median() < 0.02
     angle = 2 * torch.pi * drawn.frac.view(-1, 2, 3)[:, 0].double()
-    assert torch.hypot(angle.cos().mean(0), angle.sin().mean(0)).max() < 5 / 500**0.5
+    assert torch.hypot(angle.cos().mean(0), angle.sin().mean(0)).max() < 5 / 100**0.5
     other = [[0.1, 0.2, 0.3], [0.5, 0.4, 0.9]]  # control: the denoiser of another pair
     drawn = optimal_samples(
-        of, Optimum(shapes("frac", other, 1), one, TorusShift(), of.spaces), 500, 2, Sampler.ANCESTRAL, 100
+        of, Optimum(shapes("frac", other, 1), one, TorusShift(64), of.spaces), 100, 2, Sampler.ANCESTRAL, 50
     )
     assert torus_distance(drawn, torch.tensor(pair, dtype=F64)).median() > 0.03
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import for_molecules
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.config.run import RunConfig, build

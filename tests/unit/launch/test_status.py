@@ -204,8 +204,10 @@ def test_a_run_that_waits_in_slurms_queue_is_queued_there(study: Path, monkeypat
     told = {one.run: one for one in status.states(study)}
     assert (told[waiting].status, told[waiting].detail) == ("queued", "Slurm job 42, pending (Priority)")
     assert told[cut].status == "queued"
+    assert "nothing runs" not in status.status(study)  # but in Slurm
     submitted(study / cut, "slurm", "39")
     assert shown(study)[cut] == "killed"
+    assert "nothing runs" in status.status(study)
     submitted(study / cut, "local", "50_1")
     assert shown(study)[cut] == "killed"
 

@@ -13,6 +13,7 @@ from submitit.core.utils import FailedJobError
 from support import run_config
 
 from bench.config.run import ConfigError, LaunchConfig
+from bench.config.study import StudyConfig
 from bench.launch import queue
 from bench.launch import submit as runners
 from bench.launch.queue import last_job, submitted
@@ -137,3 +138,24 @@ def test_a_local_launcher_does_not_ask_slurm(tmp_path, monkeypatch):
 
     monkeypatch.setattr(runners, "queued_jobs", refuse)
     assert Submission(LaunchConfig(), tmp_path).by_others(items(tmp_path, 1)) == set()
+
+
+def test_an_interrupted_launcher_stops_its_jobs_on_this_machine(tmp_path, monkeypatch):
+    """Those of a cluster go on (control)."""
+    stopped: list[str] = []
+
+    def interrupted(waiting, *_):
+        for item, ended in zip(waiting, (True, False), strict=True):
+            name = item.folder.name
+            item.job = SimpleNamespace(done=lambda ended=ended: ended, cancel=lambda name=name: stopped.append(name))
+        raise KeyboardInterrupt
+
+    for name in ("write_plan", "watch_queue"):
+        monkeypatch.setattr(runners, name, lambda *_: None)
+    monkeypatch.setattr(runners, "plan", lambda *_: items(tmp_path, 2))
+    monkeypatch.setattr(runners, "work_off", interrupted)
+    for cluster, expected in (("slurm", []), ("local", ["run1"])):
+        study = StudyConfig("study", [], LaunchConfig(cluster=cluster), {})
+        with pytest.raises(KeyboardInterrupt):
+            runners.run_study(study, tmp_path)
+        assert stopped == expected

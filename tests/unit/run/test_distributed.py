@@ -97,7 +97,6 @@ from bench.symmetry.contract import Guarantee, Method
 @dataclass
 class FailingConfig:
     code: int = 0
-    slow: bool = False
 
 
 @methods.register("failing", FailingConfig)
@@ -109,9 +108,8 @@ class Failing(Method):
 
     def augment(self, x0, rng):
         if dist.get_rank() == 1:
-            time.sleep(3 * self.cfg.slow)
             raise OSError(self.cfg.code, os.strerror(self.cfg.code))
-        time.sleep(3 * (not self.cfg.slow))
+        time.sleep(3)
         raise RuntimeError("lost the connection")
 """
 
@@ -169,16 +167,26 @@ def _without_the_plug_in():
 
 @pytest.mark.usefixtures("_without_the_plug_in")
 @pytest.mark.parametrize(
-    ("code", "slow", "kind", "line"),
-    [
-        (errno.ENOSPC, False, OSError, "No space left on device"),
-        (errno.ENOSPC, True, OSError, "No space left on device"),
-        (errno.EIO, False, RuntimeError, r"rank \d of 2: "),
-    ],
+    ("code", "kind", "line"),
+    [(errno.ENOSPC, OSError, "No space left on device"), (errno.EIO, RuntimeError, r"rank \d of 2: ")],
 )
-def test_a_full_disk_is_told_whichever_rank_ends_first(code, slow, kind, line, tmp_path):
+def test_a_full_disk_of_one_rank_is_told(code, kind, line, tmp_path):
     """Control: any other error is not one of the disk, and names its rank. Ranks execute the run's plug-ins."""
-    run_folder(tmp_path / "run", {"name": "failing", "code": code, "slow": slow}, n_processes=2)
+    run_folder(tmp_path / "run", {"name": "failing", "code": code}, n_processes=2)
     with pytest.raises(kind, match=line) as caught:
         train_on_ranks(tmp_path / "run", 2, "cpu")
     assert (disk_error(caught.value) is not None) == (code == errno.ENOSPC)
+
+
+def test_ranks_are_as_many_as_configured(tmp_path):
+    """As torchrun may be told otherwise."""
+    with pytest.raises(TrainingError, match=r"started on 1 ranks, expected train\.n_processes = 2"):
+        trained(tmp_path, n_processes=2)
+
+
+def test_steps_and_shares_are_part_of_the_identity():
+    """They change the weights. Control: what is logged does not."""
+    one = run_config("plain", "dit").identity("data")
+    changes: list[dict[str, Any]] = [{"accumulate": 2}, {"n_processes": 2}, {"n_steps": 7}]
+    assert len({one, *(run_config("plain", "dit", **change).identity("data") for change in changes)}) == 4
+    assert run_config("plain", "dit", log_every=2).identity("data") == one
