@@ -330,7 +330,7 @@ def test_files_of_the_working_directory_do_not_shadow_ours(tmp_path):
         "  backbone: {name: dit, size: tiny}\n"
         "  train: {n_steps: 2, batch_size: 4, valid_every: 2, n_valid: 8, log_every: 1}\n"
         "  sample: {n_molecules: 2, n_steps: 2, batch_size: 2}\n"
-        "  evaluate: {n_nll_molecules: 2, n_nll_passes: 1}\n"
+        "  measures: {likelihood: {n_molecules: 2, n_passes: 1}}\n"
         "launch: {cluster: local, n_parallel: 1}\n"
     )
     listed = started(tmp_path, "list")

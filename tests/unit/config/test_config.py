@@ -46,7 +46,6 @@ def test_a_page_becomes_typed_options():
     assert isinstance(cfg.train.lr, float)
     assert cfg.method.to_dict() == {"name": "plain"}
     assert isinstance(cfg.backbone.options, backbones["dit"].config)
-    assert resolve(backbones, cfg.backbone, "backbone") is cfg.backbone  # never made twice
     assert cfg.backbone.options.width == backbones["dit"].build.sizes["tiny"]["width"]
 
 
