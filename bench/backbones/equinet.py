@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.geometry.state import State
+from bench.references import TONG_2025, Reference
 from bench.registry import backbones
 
 
@@ -29,7 +30,7 @@ class EquiNet(nn.Module):
 
     equivariant: ClassVar[bool] = True
     one_size: ClassVar[bool] = True
-    references: ClassVar[tuple[str, ...]] = ("Tong et al., Orbit Diffusion, arXiv:2502.09890",)
+    references: ClassVar[tuple[Reference, ...]] = (TONG_2025,)
     sizes: ClassVar[dict[str, dict[str, int]]] = {"published": {}}
 
     def __init__(self, cfg: EquiNetConfig, channels: Mapping[str, int]) -> None:

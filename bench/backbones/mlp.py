@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.geometry.state import State
+from bench.references import EQUIBENCH, Reference
 from bench.registry import backbones
 
 PERIODIC = "frac"
@@ -38,7 +39,7 @@ class MLP(nn.Module):
 
     equivariant: ClassVar[bool] = False
     one_size: ClassVar[bool] = True
-    references: ClassVar[tuple[str, ...]] = ()
+    references: ClassVar[tuple[Reference, ...]] = (EQUIBENCH,)
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 32, "depth": 2},
         "small": {"width": 128, "depth": 3},

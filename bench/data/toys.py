@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from bench.references import EQUIBENCH, TONG_2025
 from bench.registry import datasets
 from bench.structures.dataset import DataError, DataSet
 from bench.structures.structures import Structures
@@ -45,7 +46,7 @@ class ToysConfig:
             raise ValueError(f"'n_copies' is {self.n_copies}, expected at least 1")
 
 
-@datasets.register("toys", ToysConfig)
+@datasets.register("toys", ToysConfig, references=(TONG_2025, EQUIBENCH))
 def load(cfg: ToysConfig) -> DataSet:
     """Fixed shapes with a known law: sign flip, planar clouds, tetrahedra, identical points, a pair on the torus."""
     chosen = shapes(cfg.toy)

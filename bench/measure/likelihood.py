@@ -13,11 +13,19 @@ from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.measure.contract import Subject, mean_and_sem
 from bench.records.values import Better, Kind, Value
+from bench.references import HOOGEBOOM_2022, Reference
 from bench.registry import measures
 from bench.streams import Streams
 from bench.structures.sizes import SizeDistribution
 
 BATCH = 128
+KINGMA_2021 = Reference(
+    "kingma2021variational",
+    "Variational Diffusion Models",
+    ("Kingma, Diederik P.", "Salimans, Tim", "Poole, Ben", "Ho, Jonathan"),
+    2021,
+    arxiv="2107.00630",
+)
 TERMS = {
     "diffusion": "bound at t > 0",
     "reconstruction": "positions at t = 0",
@@ -45,7 +53,7 @@ class LikelihoodConfig:
                 raise ValueError(f"'{key}' of likelihood is {value!r}, expected at least 1")
 
 
-@measures.register("likelihood", LikelihoodConfig)
+@measures.register("likelihood", LikelihoodConfig, references=(KINGMA_2021, HOOGEBOOM_2022))
 def measure(subject: Subject, cfg: LikelihoodConfig) -> list[Value]:
     """Variational bound of the negative log likelihood on the test split, nats per molecule.
 

@@ -24,6 +24,7 @@ from bench.geometry.spaces import Spaces
 from bench.geometry.state import State
 from bench.measure.contract import Subject
 from bench.records.values import Better, Kind, Value
+from bench.references import TONG_2025
 from bench.registry import measures
 from bench.streams import Streams
 from bench.structures.structures import Structures
@@ -126,7 +127,7 @@ def shapes_of(structures: Structures) -> tuple[Structures, np.ndarray]:
     return structures.select(np.array(list(first.values()))), np.array(list(counts.values())) / len(structures)
 
 
-@measures.register("optimum", OptimumConfig)
+@measures.register("optimum", OptimumConfig, references=(TONG_2025,))
 def measure(subject: Subject, cfg: OptimumConfig) -> list[Value]:
     """Error of the model, and of its method's target, against the exact optimal denoiser; and gradient variance.
 

@@ -15,6 +15,7 @@ from bench.diffusion.process import DiffusionConfig, Process
 from bench.geometry.groups import Group
 from bench.geometry.state import State
 from bench.records.values import Value
+from bench.references import Reference
 from bench.streams import Stream, seed_of
 from bench.structures.dataset import DataSet, Facts
 from bench.structures.sizes import SizeDistribution
@@ -72,7 +73,7 @@ class Task(ABC):
     """
 
     groups: ClassVar[Mapping[str, Callable[[], Group]]]
-    references: ClassVar[tuple[str, ...]] = ()
+    references: ClassVar[tuple[Reference, ...]] = ()
     one_size: ClassVar[bool] = False
 
     facts: Facts

@@ -25,6 +25,7 @@ from bench.geometry.spaces import Centred, Euclidean, Spaces
 from bench.geometry.state import State
 from bench.records.store import read_json, write_json
 from bench.records.values import Value
+from bench.references import HOOGEBOOM_2022
 from bench.registry import tasks
 from bench.structures.dataset import DataSet, Facts
 from bench.structures.structures import Structures
@@ -48,7 +49,7 @@ class Denovo(Task):
     """Molecules from their number of atoms: elements and positions (EDM's problem)."""
 
     groups: ClassVar[Mapping[str, Callable[[], Group]]] = {"O3": O3, "SO3": SO3}
-    references = ("Hoogeboom et al., Equivariant diffusion for molecule generation in 3D, arXiv:2203.17003",)
+    references = (HOOGEBOOM_2022,)
 
     def __init__(self, cfg: DenovoConfig, diffusion: DiffusionConfig, group: str, facts: Facts) -> None:
         self.cfg, self.facts = cfg, facts

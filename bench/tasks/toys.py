@@ -26,12 +26,23 @@ from bench.geometry.layout import Layout
 from bench.geometry.spaces import Centred, Euclidean, Space, Spaces, Torus
 from bench.geometry.state import State
 from bench.records.values import Better, Kind, Value
+from bench.references import EQUIBENCH, TONG_2025, Reference
 from bench.registry import tasks
 from bench.streams import Stream, seed_of
 from bench.structures.dataset import DataSet, Facts
 from bench.structures.structures import Structures
 from bench.tasks.contract import Evaluation, Task
 
+JIAO_2023 = Reference(
+    "jiao2023crystal",
+    "Crystal Structure Prediction by Joint Equivariant Diffusion",
+    (
+        *("Jiao, Rui", "Huang, Wenbing", "Lin, Peijia", "Han, Jiaqi", "Chen, Pin"),
+        *("Lu, Yutong", "Liu, Yang"),
+    ),
+    2023,
+    arxiv="2309.04475",
+)
 MAX_PERMUTATIONS = 24  # of identical points, in the comparison of a sample with an orbit
 
 
@@ -61,6 +72,7 @@ class ToyTask(Task):
     """
 
     part: ClassVar[str] = "x"
+    references = (EQUIBENCH,)
     one_size: ClassVar[bool] = True
 
     def __init__(self, cfg: ToyOptions, diffusion: DiffusionConfig, group: str, facts: Facts) -> None:
@@ -188,7 +200,7 @@ class SignFlip(ToyTask):
     """A point on the line and its mirror image (1D toy of Orbit Diffusion)."""
 
     groups: ClassVar[Mapping[str, Callable[[], Group]]] = {"sign": Sign}
-    references = ("Tong et al., Orbit Diffusion (Rao-Blackwell gradient estimators), arXiv:2502.09890",)
+    references = (TONG_2025,)
 
     def make_space(self) -> Space:
         return Euclidean(1)
@@ -271,7 +283,7 @@ class TorusPair(ToyTask):
 
     part: ClassVar[str] = "frac"
     groups: ClassVar[Mapping[str, Callable[[], Group]]] = {"torus": TorusShift}
-    references = ("Jiao et al., DiffCSP, arXiv:2309.04475",)
+    references = (JIAO_2023,)
 
     def make_space(self) -> Space:
         return Torus(3)
