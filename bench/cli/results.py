@@ -85,8 +85,9 @@ def _configurations(what: str) -> list[RunConfig]:
 
 def _references_of_run(cfg: RunConfig) -> list[Reference]:
     from bench.config.run import weights_run
-    from bench.registry import backbones, datasets, methods
+    from bench.registry import backbones, datasets, measures, methods, tasks
 
     parent = weights_run(cfg)
-    entries = [methods[cfg.method.name], backbones[cfg.backbone.name], datasets[cfg.data.name]]
+    entries = [methods[cfg.method.name], backbones[cfg.backbone.name], datasets[cfg.data.name], tasks[cfg.task.name]]
+    entries += [measures[name] for name, given in cfg.measures.items() if given is not None]
     return [*(ref for entry in entries for ref in entry.references), *(_references_of_run(parent) if parent else [])]
