@@ -83,9 +83,7 @@ class TrainConfig:
     batch_size: int = 256
     lr: float = 2e-4
     warmup_steps: int = 0  # linear from zero
-    # linear to zero over the last part of the run. A checkpoint is kept where it starts, so that a longer run of the
-    # same configuration continues from there and equals one that was planned longer from the beginning
-    cooldown_fraction: float = 0.0
+    cooldown_fraction: float = 0.0  # linear to zero over the last part of the run
     # the learning rate is multiplied by `lr_decay` every `lr_decay_every` steps
     lr_decay: float = 1.0
     lr_decay_every: int = 1000
