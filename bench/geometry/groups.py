@@ -169,9 +169,13 @@ class MatrixGroup(Group):
     def mean(self, F: Float[Tensor, "B D D"]) -> Float[Tensor, "B D D"]:
         """Mean of p(R) ~ exp(tr(F^T R)) over the group."""
 
-    @abstractmethod
     def log_normaliser(self, F: Float[Tensor, "B D D"]) -> Float[Tensor, "B"]:
-        """log of the mean of exp(tr(F^T R)) over the group."""
+        """log of the mean of exp(tr(F^T R)) over the group, which decides between several orbits.
+
+        Raises:
+            NotImplementedError: none is known for this group.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no closed-form normaliser")
 
     @torch.no_grad()
     def log_evidence(self, noised: Noised) -> Float[Tensor, "B"]:

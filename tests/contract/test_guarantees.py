@@ -281,7 +281,7 @@ def test_states_targets_and_predictions_have_no_centre_of_mass(method, backbone,
     assert centre_of_mass_drift(model_of(method, backbone, dtype=precision), precision) < TOLERANCE[precision]
 
 
-@pytest.mark.parametrize("backbone", list(backbones))
+@pytest.mark.parametrize("backbone", for_molecules())
 def test_raw_network_output_has_a_centre_of_mass(backbone):
     """T7: without the denoiser's projection the same check fails for a network that is not built on differences."""
     _, _, level, z_t = states()
@@ -291,7 +291,7 @@ def test_raw_network_output_has_a_centre_of_mass(backbone):
     assert drift(raw.replace(x=raw.x + 1)) > 1e-2
 
 
-@pytest.mark.parametrize("backbone", list(backbones))
+@pytest.mark.parametrize("backbone", for_molecules())
 def test_prediction_ignores_where_a_centred_state_came_from(backbone):
     """T10: x and x + c give one prediction once centred; without centring DiT does not."""
     _, _, level, z_t = states()

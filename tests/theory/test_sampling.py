@@ -35,7 +35,8 @@ from bench.geometry.groups import O3, SO3, RotationGroup, Translated
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.registry import backbones, methods
+from bench.registry import methods
+from bench.run.contract import for_molecules
 from bench.run.model import Model
 from bench.run.sample import sample_prompt
 from bench.run.train import training_loss
@@ -257,7 +258,7 @@ def untrained_samples(backbone: str) -> State:
     return sample(model.process, lambda z, level: model.predict(z, level, rng), Layout([3, 18, 29] * 4), 20, rng)
 
 
-@pytest.mark.parametrize("backbone", list(backbones))
+@pytest.mark.parametrize("backbone", for_molecules())
 def test_untrained_networks_sample_finite_positions(backbone):
     """The first steps multiply what the network errs by, so its answer must not grow like a power of its input."""
     state = untrained_samples(backbone)

@@ -14,8 +14,9 @@ from bench.structures.structures import Structures
 def call(monkeypatch):
     monkeypatch.delenv("QM9_DIR", raising=False)
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return lambda *words: command.run(parser.parse_args([str(word) for word in words]))
+    verbs = parser.add_subparsers()
+    command.add_verbs(lambda name, run, text: verbs.add_parser(name, help=text))
+    return lambda *words: command.run(parser.parse_args(["data", *(str(word) for word in words)]))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from bench.config.run import resolve
 from bench.geometry.state import State
 from bench.nn.linear import Float32Linear
 from bench.registry import backbones
+from bench.run.contract import for_molecules
 
 SIZES = (16, 18, 19, 20)
 
@@ -35,7 +36,7 @@ def test_what_enters_a_network_is_not_rounded(backbone, what, monkeypatch):
     assert seen_in_bf16(backbone, what) == 0
 
 
-@pytest.mark.parametrize("backbone", list(backbones))
+@pytest.mark.parametrize("backbone", for_molecules())
 def test_a_state_without_features_gets_an_answer_without_them(backbone):
     """Control: features that are there are answered."""
     _, _, level, z = states(dtype=torch.float32)

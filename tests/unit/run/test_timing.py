@@ -130,7 +130,9 @@ def test_the_step_that_is_timed_trains():
         x0, _, _, _ = states(dtype=torch.float32)
         state = TrainingState.at_start(model.named_weights(), settings)
         for _ in range(20):
-            losses, norm, clipped = training_step(BatchLoss(model), x0, Streams(0).at(0), settings, state, settings.lr)
+            losses, norm, clipped = training_step(
+                BatchLoss(model), [x0], [Streams(0).at(0)], settings, state, settings.lr
+            )
         assert (losses.shape, norm.shape, clipped.shape) == ((len(x0),), (), ())
         means[lr] = losses.mean().item()
         before = training_loss(model_of("edm", "egnn", dtype=torch.float32), x0, Streams(0).at(0)).mean().item()

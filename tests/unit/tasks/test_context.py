@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from bench.backbones.visnet import ViSNet, ViSNetConfig
-from bench.config.run import SampleConfig, options_of
+from bench.config.run import SampleConfig
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.process import DiffusionConfig, Process
 from bench.diffusion.sampler import Sampler
@@ -79,7 +79,7 @@ class ByElement(nn.Module):
 
 def arrangement_model(method: str, looks: bool = True) -> Model:
     task, network = Arrangement(), ByElement(looks)
-    options = options_of(methods, run_config(method, "egnn").method)
+    options = run_config(method, "egnn").method.options
     built = methods[method].build(options, Setting(task.group, network, task.process.channels))
     return Model(task, Denoiser(network, task.process.spaces), built)
 
