@@ -199,8 +199,11 @@ def make_path(name: PathName, n_levels: int = 1000, precision: float = 1e-5) -> 
         return LinearPath()
     if name is PathName.VARIANCE_EXPLODING:
         return VarianceExploding(geometric_sigma(n_levels), n_levels)
-    gamma = linear_sigma(n_levels) if name is PathName.LINEAR_SIGMA else polynomial_2(n_levels, precision)
-    return VariancePreserving(gamma, n_levels)
+    if name is PathName.LINEAR_SIGMA:
+        return VariancePreserving(linear_sigma(n_levels), n_levels)
+    if name is PathName.POLYNOMIAL:
+        return VariancePreserving(polynomial_2(n_levels, precision), n_levels)
+    raise ValueError(f"path {name.value!r} has no branch in make_path")
 
 
 def time_grid(last: int, n_steps: int) -> list[int]:

@@ -17,7 +17,7 @@ from bench.tasks.contract import Task
 class Batches:
     """Epochs are permutations drawn from the data stream; the last, incomplete batch of an epoch is left out.
 
-        A batch of the whole training set is in stored order, and encoded once.
+    A batch of the whole training set is in stored order, and encoded once.
 
     A batch is sorted by size, which the backbones' dense blocks want; the order means nothing to the mathematics.
 
@@ -34,7 +34,7 @@ class Batches:
         self._whole: dict[tuple[int, int], State] = {}  # by share
 
     def indices(self, step: int) -> torch.Tensor:
-        """State of a step [batch_size]."""
+        """Indices of the molecules of a step [batch_size]."""
         if self.batch_size == len(self.structures):
             return self._order
         epoch, i = divmod(step, self.per_epoch)
@@ -44,7 +44,7 @@ class Batches:
         return self._order[i * self.batch_size : (i + 1) * self.batch_size]
 
     def in_order(self, step: int) -> np.ndarray:
-        """State of a step, in the order in which they stand in its batch."""
+        """Indices of the molecules of a step, in the order in which they stand in its batch."""
         index = self.indices(step).numpy()
         return index[self.structures.n_atoms[index].argsort(kind="stable")]
 

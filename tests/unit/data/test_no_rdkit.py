@@ -24,16 +24,16 @@ RUN = """
 from pathlib import Path
 from bench.config.run import RunConfig, build
 from bench.registry import datasets
-from bench.run.execute import execute
+from bench.run.execute import Until, execute
 entry = datasets[{data!r}["name"]]
 fingerprint = entry.build(entry.config(**{{k: v for k, v in {data!r}.items() if k != "name"}})).fingerprint
 few = {{"n_molecules": 2, "n_steps": 2, "batch_size": 2}}
 cfg = build(RunConfig, {{"study": "t", "method": {{"name": "haar"}}, "backbone": {{"name": "dit", "size": "tiny"}},
     "data": {data!r}, "train": {{"n_steps": 2, "batch_size": 2}}, "sample": few,
-    "evaluate": {{"n_nll_passes": 1, "n_nll_molecules": 2}}}})
+    "measures": {{"likelihood": {{"n_passes": 1, "n_molecules": 2}}}}}})
 folder = Path({folder!r}, cfg.run_name(fingerprint))
 folder.mkdir(parents=True)
-execute(cfg, folder, score={score})
+execute(cfg, folder, until=Until.{until})
 """
 
 
@@ -67,19 +67,19 @@ def test_a_run_trains_and_samples_without_rdkit(tmp_path, name):
     data = (
         {"name": name, "max_atoms": 9} if name == "mini" else {"name": name, "dir": str(qm9_folder(tmp_path / "qm9"))}
     )
-    done = python(NO_RDKIT + RUN.format(data=data, folder=str(tmp_path / "trained"), score=False))
+    done = python(NO_RDKIT + RUN.format(data=data, folder=str(tmp_path / "trained"), until="SAMPLED"))
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "trained").iterdir()
     assert len(files.read(run / "samples.npz")) == 2
     if name == "mini":  # control: evaluating the samples does need RDKit
-        done = python(NO_RDKIT + RUN.format(data=data, folder=str(tmp_path / "evaluated"), score=True))
+        done = python(NO_RDKIT + RUN.format(data=data, folder=str(tmp_path / "evaluated"), until="EVALUATED"))
         assert "rdkit" in done.stderr.splitlines()[-1]
 
 
 def test_the_listing_shows_no_data_set_as_unavailable():
-    code = "from bench.cli.listing import listing; print(listing())"
+    code = "from bench.cli.plugins import listing; print(listing())"
     done = python(NO_RDKIT + code)
     assert done.returncode == 0, done.stderr
     section = done.stdout.split("data sets\n")[1].split("\n\n")[0]
-    assert [line.split()[0] for line in section.splitlines()] == ["folder", "mini", "qm9"]
+    assert [line.split()[0] for line in section.splitlines()] == ["folder", "mini", "qm9", "toys"]
     assert "unavailable" not in section
