@@ -200,7 +200,7 @@ def test_an_interrupted_run_is_continued_by_the_same_command(straight, tmp_path)
 
 
 def test_changed_sampling_is_not_mistaken_for_done(straight, tmp_path):
-    """Other sampling settings are runs of their own, on the weights of those that are there, which stay as they were."""
+    """Other sampling settings are runs of their own, on weights that are there; those runs stay as they were."""
     shutil.copytree(straight / "runs", tmp_path / "runs")
     path = write_study(tmp_path)
     assert "0 to do" in command("run", str(path), cwd=tmp_path).stderr
