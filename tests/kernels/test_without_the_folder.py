@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 STUDY = (
     "run qm9_smoke launch.cluster=debug train.n_steps=4 train.log_every=2 train.n_valid=4 train.batch_size=4 "
-    "sample.n_molecules=4 sample.n_steps=2 evaluate.n_nll_molecules=2 evaluate.n_nll_passes=1"
+    "sample.n_molecules=4 sample.n_steps=2 measures.likelihood.n_molecules=2 measures.likelihood.n_passes=1"
 )
 # an editable installation would find the folder in its own checkout
 SITE = """
