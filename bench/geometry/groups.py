@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -61,17 +60,6 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"], proper: bool = False) -> Float[Tens
 def product(A: Float[Tensor, "*B 3 3"], B: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
     """A B, element by element: autocast would make a matrix product in bf16, and no rotation would be left."""
     return (A[..., :, :, None] * B[..., None, :, :]).sum(-2)
-
-
-class GroupName(StrEnum):
-    """Symmetry group of the data; a task's class lists those that it supports."""
-
-    O3 = "O3"  # rotations and reflections: de novo generation
-    SO3 = "SO3"  # where chirality is given
-    SO2 = "SO2"
-    SIGN = "sign"
-    TORUS = "torus"
-    PERMUTATIONS = "permutations"
 
 
 class Group(ABC):

@@ -198,7 +198,7 @@ def gradient_variance(subject: Subject, cfg: OptimumConfig, level: Level, stream
     some = level[: cfg.batch_size].to(dtype=torch.float32)
     gradients = []
     for i in range(cfg.n_gradients):
-        clean = clean_states(subject, len(some.t), place)
+        clean = clean_states(subject, len(some.t), 10_000 * (place + 1) + i)
         loss = subject.losses(clean, streams.at(4_000_000 + 10_000 * place + i), some).mean()
         each = torch.autograd.grad(loss, weights, allow_unused=True)
         gradients.append(torch.cat([g.flatten() for g in each if g is not None]).double())

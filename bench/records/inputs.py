@@ -1,4 +1,4 @@
-"""Reading files that nobody vouches for: sizes, YAML and npz, and errors as one short line.
+"""Safe reading of untrusted files: sizes, YAML and npz, with errors of one short line.
 
 Only regular files of a bounded size are opened, nothing is unpickled or executed, and what a file declares is held
 against what it holds before memory is allocated.
