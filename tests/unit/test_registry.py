@@ -340,7 +340,10 @@ def test_files_of_the_working_directory_do_not_shadow_ours(tmp_path):
         p.read_text() for p in tmp_path.glob("runs/here/.submitit/*/*err")
     )
     # control: an interpreter that puts the working directory first imports what lies there
-    control = subprocess.run([sys.executable, "-c", "import yaml"], cwd=tmp_path, capture_output=True, text=True)
+    unsafe = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    control = subprocess.run(
+        [sys.executable, "-c", "import yaml"], cwd=tmp_path, capture_output=True, text=True, env=unsafe
+    )
     assert "was imported" in control.stderr
 
 
