@@ -18,8 +18,6 @@ ARROWS = {Better.HIGHER: " ↑", Better.LOWER: " ↓", Better.NEITHER: ""}
 # units of time: the largest value of a column below the bound, shown in, factor from seconds
 TIMES = ((1e-3, "µs", 1e6), (1.0, "ms", 1e3), (100.0, "s", 1.0), (6000.0, "min", 1 / 60), (float("inf"), "h", 1 / 3600))
 COUNTS = ((1e4, "", 1.0), (1e7, "10³", 1e-3), (float("inf"), "10⁶", 1e-6))
-# positions that are words and have a shorter way to be said: (axis, word) -> suffix of a label
-SELECTED, LAST = {("weights", "best"): "selected", ("weights", "last"): "last"}, "last"
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Column:
 
 
 def column_name(name: str, at: Mapping[str, Any]) -> str:
-    """A value's column: its name, and the words of its position in brackets, as in 'rmsd[weights=best]'."""
+    """A value's column: its name, and the words of its position in brackets, as in 'rmsd[sampler=heun]'."""
     words = [f"{axis}={word}" for axis, word in sorted(at.items()) if isinstance(word, str)]
     return f"{name}[{','.join(words)}]" if words else name
 
@@ -78,11 +76,9 @@ def columns(values: Any) -> list[Column]:
     found = []
     for name, rows in values.groupby("column", sort=False) if len(values) else ():
         newest = rows.iloc[-1]
-        siblings = values[values["name"] == newest["name"]]["words"]
-        selected = any(axis == "weights" for words in siblings.drop_duplicates() for axis, _ in words)
         largest = float(rows["value"].abs().max())
         unit, scale, digits = display(newest["unit"], largest)
-        label = newest["label"] + _suffix(newest["words"], selected)
+        label = newest["label"] + "".join(f", {axis} {word}" for axis, word in newest["words"])
         better, kind = Better(newest["better"]), Kind(newest["kind"])
         found.append(Column(str(name), label, unit, better, kind, scale, digits, newest["definition"]))
     return sorted(found, key=lambda column: list(Kind).index(column.kind))
@@ -123,10 +119,3 @@ def significant(value: float, figures: int = 3) -> int:
 def directed(found: Iterable[Column]) -> list[Column]:
     """Those with a direction of improvement."""
     return [column for column in found if column.better is not Better.NEITHER]
-
-
-def _suffix(words: tuple[tuple[str, str], ...], selected: bool) -> str:
-    """', selected' for {'weights': 'best'}, and ', last' for the value without a position beside it."""
-    if not words:
-        return f", {LAST}" if selected else ""
-    return "".join(f", {SELECTED.get(word, ' '.join(word))}" for word in words)

@@ -68,6 +68,13 @@ class OptimiserName(enum.StrEnum):
     MUON = "muon"
 
 
+class Weights(enum.StrEnum):
+    """The averaged weights that are sampled and measured: of the last step, or of the lowest validation loss."""
+
+    LAST = "last"
+    BEST = "best"
+
+
 class Kernels(enum.StrEnum):
     """The accelerated networks of `bench.kernels` on a CPU where they can be had, or plain torch alone."""
 
@@ -99,6 +106,7 @@ class TrainConfig:
     log_every: int = 100
     valid_every: int = 1000
     n_valid: int = 512  # molecules of the validation split whose loss is followed
+    keep_best: bool = False  # keep the averaged weights of the lowest validation loss beside the last
     checkpoint_seconds: float = 120.0
     # autocast of training steps; weights, optimiser, sampling and evaluation stay in float32
     bf16: bool = False
@@ -146,6 +154,7 @@ class SampleConfig:
     n_molecules: int = 10_000
     n_steps: int = 1000
     sampler: Sampler = Sampler.ANCESTRAL
+    weights: Weights = Weights.LAST  # `best` needs train.keep_best
     batch_size: int = 250
     seed: int = 0
 
@@ -261,6 +270,8 @@ class RunConfig:
         require(
             "sample", n_steps=(self.sample.n_steps, self.sample.n_steps <= most, f"at most diffusion.n_levels = {most}")
         )
+        kept = self.train.keep_best or self.sample.weights is Weights.LAST
+        require("sample", weights=(self.sample.weights.value, kept, "last, unless train.keep_best is true"))
         scale = getattr(self.backbone.options, "time_scale", 1.0)
         as_published = scale == 1 or not self.diffusion.edm_compat
         require("backbone", time_scale=(scale, as_published, "1, as published, with diffusion.edm_compat"))
@@ -276,14 +287,16 @@ class RunConfig:
     def training_identity(self, fingerprint: str) -> str:
         """Hash of all that decides the trained weights; of the data set and of plug-in files the content counts.
 
-        Not part of it: the study, what is logged, which kernels run, and where the data lies.
+        Not part of it: the study, which kernels run, where the data lies, and what is logged and validated, unless
+        `train.keep_best` chooses by it.
         """
         return _hash({k: v for k, v in self._decisive(fingerprint).items() if k not in ("sample", "measures")})
 
     def _decisive(self, fingerprint: str) -> dict[str, Any]:
         settings = self.to_dict()
         del settings["study"]
-        for key in ("log_every", "valid_every", "n_valid", "checkpoint_seconds", "kernels"):
+        chosen_by = () if self.train.keep_best else ("log_every", "valid_every", "n_valid")
+        for key in (*chosen_by, "checkpoint_seconds", "kernels"):
             del settings["train"][key]
         hashes = sorted(file["sha256"] for file in settings.pop("plugins"))
         return settings | {"data": fingerprint} | ({"plugins": hashes} if hashes else {})

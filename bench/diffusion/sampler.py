@@ -43,8 +43,12 @@ def sample(
     on_step: Callable[[], None] = lambda: None,
     sampler: Sampler = Sampler.ANCESTRAL,
     context: Any = None,
+    start: State | None = None,
 ) -> State:
-    """Draw states of given sizes; n_steps + 1 calls of `predict`, twice as many with Heun's method.
+    """Draw states of given sizes.
+
+    On a path of levels, n_steps + 1 calls of `predict`; on the linear path, which ends without noise, n_steps with
+    Euler's method and 2 n_steps - 1 with Heun's.
 
     Args:
         predict: (z_t, level) -> what the process's parametrisation estimates.
@@ -52,6 +56,7 @@ def sample(
         n_steps: reverse steps S; T and `ancestral` reproduce the published sampler of EDM.
         rng: source of all noise here (a stochastic method draws its own).
         on_step: called after each network call, for progress.
+        start: the most noised state, drawn where none is given.
     Returns:
         final state, still in scaled units; the task's `decode` makes structures of it.
     Raises:
@@ -72,7 +77,9 @@ def sample(
         on_step()
         return answer
 
-    z = process.spaces.prior(process.noise(layout, rng, dtype, context), path.prior_sigma)
+    z = start
+    if z is None:
+        z = process.spaces.prior(process.noise(layout, rng, dtype, context), path.prior_sigma)
     if sampler is Sampler.ANCESTRAL:
         for level, step in zip(levels, reverse_coefficients(path, places[1:], places[:-1]), strict=False):
             noise_hat = process.parametrisation.noise(output(z, level), z, level)

@@ -59,11 +59,13 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
 
 
 def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
-    """Copy the averaged weights, if they are small enough for a repository."""
+    """Copy the averaged weights, last and best, if they are small enough for a repository."""
     weights = weights_file(folder, None)
     if weights.exists() and 4 * n_parameters < MAX_WEIGHTS_BYTES:
         target.mkdir(parents=True, exist_ok=True)
         save_average(RunFolder(target).weights, weights)
+        if RunFolder(folder).best.exists():
+            write_atomically(RunFolder(target).best, RunFolder(folder).best.read_bytes())
 
 
 def curves(steps: list[dict]) -> str:

@@ -112,6 +112,7 @@ def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) ->
     """
     items: dict[Path, Item] = {}
     loaded: dict[str, DataSet] = {}
+    trained: dict[str, Item] = {}  # training identity -> the item that trains these weights; others take them
 
     def add(cfg: RunConfig) -> Item:
         key = repr(cfg.data)
@@ -121,8 +122,13 @@ def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) ->
         folder = runs_root / study.name / cfg.run_name(data.fingerprint)
         if folder in items:
             return items[folder]
-        needs = add(parent) if parent and not reason else None
+        needs = None
+        if not reason:
+            identity = cfg.training_identity(data.fingerprint)
+            needs = add(parent) if parent else trained.get(identity)
         items[folder] = Item(cfg, folder, data.record(), needs, until=until)
+        if needs is None and not reason:
+            trained[identity] = items[folder]
         return items[folder]
 
     for cfg in study.runs:

@@ -106,7 +106,7 @@ EVALUATION: dict[str, Any] = {
     "schema": int,
     "run": str,
     "step": int,  # optimiser steps of the weights evaluated
-    "weights": str,  # 'ema'
+    "weights": str,  # 'ema', or 'ema (best)' where `sample.weights` is best
     "n_sampling_steps": int,
     "sampling_seed": int,
     "n_samples": int,

@@ -111,6 +111,11 @@ class RunFolder:
         return self.path / "weights.safetensors"
 
     @property
+    def best(self) -> Path:
+        """Averaged weights alone, of the lowest validation loss so far."""
+        return self.path / "best.safetensors"
+
+    @property
     def diverged(self) -> Path:
         """The offending step, of a run whose loss was no longer finite."""
         return self.path / "diverged.json"

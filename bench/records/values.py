@@ -44,7 +44,7 @@ class Value:
         kind: the part of a report.
         low, high: 95 % interval over what was sampled, the trained model held fixed.
         sem: standard error over what was sampled.
-        at: position on a curve, such as {'t': 0.5}, {'n_atoms': 9} or {'weights': 'best'}; empty for a scalar.
+        at: position on a curve, such as {'t': 0.5}, {'n_atoms': 9} or {'sampler': 'heun'}; empty for a scalar.
         upper_bound: whether `value` only bounds the quantity from above, so that rows without this mark compare badly
             with it.
         definition: one line for the notes below a table, where the label does not say it all.

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.config.run import RunConfig
+from bench.config.run import RunConfig, Weights
 from bench.measure.contract import Subject
 from bench.records import schema
 from bench.records import store as records
@@ -137,7 +137,7 @@ def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str
         "schema": schema.SCHEMA_VERSION,
         "run": folder.name,
         "step": made["step"],
-        "weights": "ema",
+        "weights": "ema (best)" if cfg.sample.weights is Weights.BEST else "ema",
         "n_sampling_steps": cfg.sample.n_steps,
         "sampling_seed": cfg.sample.seed,
         "n_samples": len(samples),

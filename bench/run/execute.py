@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.config.run import ConfigError, RunConfig, read_run, weights_run
+from bench.config.run import ConfigError, RunConfig, Weights, read_run, weights_run
 from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import locked
@@ -99,7 +99,8 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
     manifest["parameters"] = model.count_parameters()
     if RunFolder(folder).manifest.exists():
         before = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
-        manifest["weights_from"] = before["weights_from"]  # of samples that lie here already
+        if RunFolder(folder).samples.exists():
+            manifest["weights_from"] = before["weights_from"]
         if RunFolder(folder).steps.exists():
             # an earlier call has trained, at least in part: its code and costs stay in the record
             manifest |= {key: before[key] for key in ("code", "cost", "created")}
@@ -190,7 +191,7 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
     wanted = weights_run(cfg) or cfg
     manifest["weights_from"] = manifest["weights_from"] or trained_run(wanted, folder, data.fingerprint)
     if manifest["weights_from"] is not None:
-        step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
+        step = load_average(weights_file(folder, manifest["weights_from"], cfg.sample.weights), model.named_weights())
     elif came_trained(cfg, folder):
         return load_average(RunFolder(folder).weights, model.named_weights())
     else:
@@ -199,6 +200,8 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
             step = load_average(folder / STATE, model.named_weights())
         else:
             step = train(cfg, model, data.train, data.valid, folder)
+        if cfg.sample.weights is Weights.BEST:
+            step = load_average(RunFolder(folder).best, model.named_weights())
         manifest["cost"] |= training_cost(folder)
     manifest["cost"]["peak_memory_mb"] = max(
         peak_memory_mb(cfg.train.device), manifest["cost"].get("peak_memory_mb", 0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.config.run import RunConfig, SampleConfig, read_run
+from bench.config.run import RunConfig, SampleConfig, Weights, read_run
 from bench.diffusion.process import Process
 from bench.diffusion.sampler import sample
 from bench.geometry.layout import Layout
@@ -112,7 +112,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     manifest = read_json(RunFolder(folder).manifest, MANIFEST)
     about = read_json(RunFolder(folder).data, DATA)
     model = Model.build(cfg, facts_of(about, RunFolder(folder).data))
-    step = load_average(weights_file(folder, manifest["weights_from"]), model.named_weights())
+    step = load_average(weights_file(folder, manifest["weights_from"], cfg.sample.weights), model.named_weights())
     model.to(device).eval()
     accelerate(model, cfg.train)
     return Run(cfg, model, step)
@@ -135,12 +135,14 @@ def facts_of(about: dict[str, Any], path: Path) -> Facts:
     return Facts(tuple(elements), float(about["mean_atoms"]), sizes)
 
 
-def weights_file(folder: Path, weights_from: str | None) -> Path:
+def weights_file(folder: Path, weights_from: str | None, which: Weights = Weights.LAST) -> Path:
     """Where a run's averaged weights lie: its own state, published weights, or those of the run it depends on."""
     if weights_from is not None and not is_folder_name(weights_from):
         raise RecordError(
             f"{folder}: 'weights_from' is {truncate(weights_from)!r}, expected the name of a folder beside it"
         )
     home = folder if weights_from is None else folder.parent / weights_from
+    if which is Weights.BEST:
+        return RunFolder(home).best
     published = RunFolder(home).weights
     return published if published.exists() else RunFolder(home).state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from bench.geometry.state import State
 from bench.records.schema import STEP, check
 from bench.records.store import RunFolder, append_line, as_line, read_steps, write_atomically
 from bench.run.batches import Batches
-from bench.run.checkpoint import PREVIOUS, STATE, resume, save_state
+from bench.run.checkpoint import PREVIOUS, STATE, resume, save_state, write_average
 from bench.run.clock import Timer
 from bench.run.distributed import Ranks
 from bench.run.model import Model
@@ -149,10 +150,12 @@ def train(
 
     state = TrainingState.at_start(model.named_weights(), settings)
     resume(folder, ranks, state)
+    lowest = math.inf  # validation loss so far
     if ranks.writes:
         steps = [line for line in read_steps(RunFolder(folder).steps) if line["step"] <= state.step]
         if state.step != (steps[-1]["step"] if steps else 0):
             log.warning("%s: lines before step %d are missing, and not made again", RunFolder(folder).steps, state.step)
+        lowest = min((line["valid_loss"] for line in steps if "valid_loss" in line), default=math.inf)
         _write_steps(RunFolder(folder).steps, steps)  # lines after the checkpoint are made again
         RunFolder(folder).diverged.unlink(missing_ok=True)
     loss_of = ranks.wrap(BatchLoss(model))
@@ -206,6 +209,10 @@ def train(
             if state.step % settings.valid_every == 0 or finished:
                 state.average.swap(state.weights)
                 line["valid_loss"] = validation()
+                if settings.keep_best and line["valid_loss"] < lowest:
+                    lowest = line["valid_loss"]
+                    about = {"step": state.step, "seconds": state.seconds}
+                    write_average(RunFolder(folder).best, model.named_weights(), about)
                 state.average.swap(state.weights)
             check(line, STEP, str(RunFolder(folder).steps))
             append_line(RunFolder(folder).steps, line)

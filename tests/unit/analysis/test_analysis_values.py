@@ -122,24 +122,12 @@ def test_costs_that_nobody_knew_of_stand_among_the_costs(folder):
     assert "Wobble" not in (folder / "report" / "paired.md").read_text()
 
 
-def test_selected_weights_are_a_column_beside_the_last(folder):
-    invent(folder)
-    assert "Wobble (furlong)" in (report.build(folder) / "main.md").read_text()
-    invent(folder, at={"weights": "best"}, value=1.5)
-    out = report.build(folder)
-    header = next(line for line in (out / "main.md").read_text().splitlines() if line[:1] == "|")
-    assert "| Wobble, last (furlong) | Wobble, selected (furlong) |" in header
-    bare = next(row for row in rows(out / "main.csv") if row["method"] == "bare")
-    assert float(bare["wobble"]) == pytest.approx(3.005)
-    assert float(bare["wobble[weights=best]"]) == 1.5
-    assert values_of(trace(load(folder), "bare", "Wobble, selected")) == [1.5, 1.5]
-
-
 def test_other_words_of_a_position_stand_in_the_label(folder):
     invent(folder)
     invent(folder, at={"sampler": "heun"})
     header = next(line for line in (report.build(folder) / "main.md").read_text().splitlines() if line[:1] == "|")
     assert "| Wobble (furlong) | Wobble, sampler heun (furlong) |" in header
+    assert values_of(trace(load(folder), "bare", "Wobble, sampler heun")) == [3.0, 3.01]
 
 
 def test_values_with_a_position_are_curves(folder, panels):
@@ -178,7 +166,7 @@ def toys(folder):
         (path.parent / "drawn.sdf").unlink()
         shift = 0.1 * path.parent.name.startswith("turned")
         rmsd = {"name": "rmsd", "label": "RMSD", "unit": "angstrom", "better": "lower", "sem": 0.01}
-        made = [rmsd | {"value": 0.4 - shift}, rmsd | {"value": 0.3 - shift, "at": {"weights": "best"}}]
+        made = [rmsd | {"value": 0.4 - shift}, rmsd | {"value": 0.3 - shift, "at": {"sampler": "heun"}}]
         for t in (0.1, 0.5, 0.9):
             made.append({"name": "target_error", "label": "Target error", "value": t - shift, "at": {"t": t}})
         made.append({"name": "step_seconds", "label": "Training step", "value": 3e-4, "unit": "s", "kind": "cost"})
@@ -194,8 +182,8 @@ def test_a_study_of_toys_has_a_report_of_its_own_values(toys):
     assert {"main.md", "paired.csv", "pareto.png", "values.png", "positions.png", "index.html"} <= names
     assert not names & {"molecules.png", "curves.png"}
     page = (out / "report.md").read_text()
-    assert "RMSD, last (angstrom)" in page
-    assert "RMSD, selected (angstrom)" in page
+    assert "RMSD (angstrom)" in page
+    assert "RMSD, sampler heun (angstrom)" in page
     assert "Training step (µs)" in page
     for words in ("tability", "NLL", "likelihood", "The data row"):
         assert words not in page
