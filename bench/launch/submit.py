@@ -122,13 +122,14 @@ def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) ->
         folder = runs_root / study.name / cfg.run_name(data.fingerprint)
         if folder in items:
             return items[folder]
-        needs = None
-        if not reason:
+        if reason:
+            items[folder] = Item(cfg, folder, data.record(), until=until)
+        elif parent:
+            items[folder] = Item(cfg, folder, data.record(), add(parent), until=until)
+        else:
             identity = cfg.training_identity(data.fingerprint)
-            needs = add(parent) if parent else trained.get(identity)
-        items[folder] = Item(cfg, folder, data.record(), needs, until=until)
-        if needs is None and not reason:
-            trained[identity] = items[folder]
+            items[folder] = Item(cfg, folder, data.record(), trained.get(identity), until=until)
+            trained.setdefault(identity, items[folder])
         return items[folder]
 
     for cfg in study.runs:
