@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from analysis.figures import curves, molecules, pareto, positions, values
+from analysis.figures import curves, fields, molecules, pareto, positions, values
 from analysis.html import Section, html_page, markdown_page
 from analysis.labels import MISSING
 from analysis.load import Frame, Study, load
-from analysis.tables import main, paired
+from analysis.tables import main, paired, published
 from analysis.tables.render import Cell, Table
 from bench.records.store import write_atomically
 from bench.records.values import Kind
@@ -19,6 +19,7 @@ FIGURES: tuple[tuple[str, Callable[[Study, Path], list[Path]], Callable[[Study],
     ("Quality against cost", pareto.build, pareto.caption),
     ("All values", values.build, values.caption),
     ("Values by position", positions.build, positions.caption),
+    ("Vector fields", fields.build, fields.caption),
     ("Sampled molecules", molecules.build, lambda _: molecules.caption()),
 )
 
@@ -73,6 +74,9 @@ def _sections(study: Study, out: Path, links: dict[str, str]) -> list[Section]:
     ]
     if table is not None:
         sections.append(Section("Paired differences", table=table))
+    beside = published.published_table(study)
+    if beside is not None:
+        sections.append(Section("Published beside ours", table=beside))
     for title, build_figure, caption in FIGURES:
         paths = build_figure(study, out)
         if paths:
@@ -123,7 +127,7 @@ def _reading(study: Study) -> list[str]:
         "seconds.",
         "Rows on different backbones differ in more than the strategy; only rows on one backbone isolate it.",
         "The order of methods may change with model size, data and budget, and these are the ones stated above and "
-        "no others. Published numbers come from other trainings and stand apart; they are not compared here.",
+        "no others. Published numbers come from other trainings; no test compares ours with them.",
     ]
     if main.has_data_row(study):
         out.insert(

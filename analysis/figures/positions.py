@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from analysis.figures.fields import of_fields
 from analysis.figures.style import DATA, STYLE, WIDTH, legend, line_look, name, save, x_axis
 from analysis.labels import ARROWS, Column, columns
 from analysis.load import AT, Frame, Study
@@ -63,7 +64,7 @@ def _panels(study: Study) -> list[tuple[Column, str]]:
 
 def _curves(study: Study) -> Frame:
     values = study.values[study.values["counted"] & ~study.values["scalar"]]
-    return values[values["value"].notna()]
+    return values.drop(of_fields(study).index).dropna(subset=["value"])
 
 
 def _panel(axes: Axes, study: Study, column: Column, axis: str) -> tuple[set[Group], bool]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 
 mpl.use("Agg")
 from matplotlib.axes import Axes
@@ -108,11 +109,11 @@ def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     """One legend above all panels, in as few lines as fit."""
     lengths = [len(str(handle.get_label())) + 6 for handle in handles]  # with the symbol
 
-    def width(n_lines: int) -> int:  # columns are filled one after the other
-        return sum(max(lengths[i : i + n_lines]) for i in range(0, len(lengths), n_lines))
+    def width(n_columns: int) -> int:  # matplotlib fills columns one after the other, the first ones longer
+        return sum(max(column) for column in np.array_split(lengths, n_columns))
 
-    n_lines = next((n for n in range(1, len(lengths)) if width(n) <= LETTERS), max(len(lengths), 1))
-    figure.legend(handles=handles, loc="outside upper center", ncols=-(-len(handles) // n_lines))
+    n_columns = next((n for n in range(len(lengths), 1, -1) if width(n) <= LETTERS), 1)
+    figure.legend(handles=handles, loc="outside upper center", ncols=n_columns)
 
 
 def save(figure: Figure, out: Path, stem: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,13 @@ from bench.backbones.mlp import MLP, MLPConfig
 from bench.config.run import RunConfig, build, reason_to_skip
 from bench.config.study import load_study
 from bench.data.toys import Toy, ToysConfig, cyclohexane, load, shapes
+from bench.diffusion.parametrisation import Parametrisation
 from bench.geometry.layout import Layout
+from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.measure.optimum import OptimumConfig, measure
+from bench.measure import field, pushforward
+from bench.measure.contract import Subject
+from bench.measure.optimum import OptimumConfig, measure, optimum_of
 from bench.run.batches import load_data
 from bench.run.evaluate import subject_of
 from bench.run.execute import execute
@@ -177,3 +182,58 @@ def test_the_published_settings_are_those_of_the_study():
     assert (cfg.train.n_steps, cfg.train.lr, cfg.train.lr_decay, cfg.train.lr_decay_every) == (100_000, 1e-3, 0.8, 8000)
     assert cfg.diffusion.n_levels == 100
     assert len(load(ToysConfig(Toy.SIGN_FLIP)).train) == cfg.train.batch_size == 200
+
+
+def exact_subject(toy: Toy, shift: float = 0.0, **more) -> Subject:
+    """A subject that answers with the optimal denoiser, its expected noise off by `shift`."""
+    cfg = config(toy, "plain", **more)
+    data = load_data(cfg)
+    subject = subject_of(cfg, Model.build(cfg, data.facts), data)
+    optimum = optimum_of(subject)
+
+    def predict(z_t: State, level: Level, rng: torch.Generator) -> State:
+        del rng
+        z, exact = z_t.to(dtype=torch.float64), level.to(dtype=torch.float64)
+        answer = optimum(z, exact).map(lambda noise: noise + shift)
+        if subject.process.parametrisation is Parametrisation.CLEAN:
+            answer = Parametrisation.NOISE.clean(answer, z, exact)
+        return answer.to(dtype=torch.float32)
+
+    return replace(subject, predict=predict)
+
+
+@pytest.mark.parametrize("toy", [Toy.SIGN_FLIP, Toy.PLANAR_ONE, Toy.MOLECULE, Toy.TORUS_PAIR], ids=str)
+def test_the_field_of_the_optimum_is_the_exact_one(toy):
+    """Control: off by 0.3 where its noise is."""
+
+    def differences(shift: float) -> np.ndarray:
+        found = field.measure(exact_subject(toy, shift), field.FieldConfig(n_levels=2, n_grid=3))
+        named = {name: {tuple(v.at.items()): v.value for v in found if v.name == name} for name in field.FIELDS}
+        assert named["field"].keys() == named["field_exact"].keys()
+        assert len(named["field"]) == 2 * (3 if toy is Toy.SIGN_FLIP else 2 * 9)
+        return np.array([named["field"][at] - named["field_exact"][at] for at in named["field"]])
+
+    assert np.abs(differences(0.0)).max() < 1e-5
+    assert differences(0.3) == pytest.approx(-0.3, abs=1e-5)
+
+
+def test_the_field_on_a_line_is_that_of_the_hyperbolic_tangent():
+    found = field.measure(exact_subject(Toy.SIGN_FLIP), field.FieldConfig(n_levels=1, n_grid=5))
+    level = exact_subject(Toy.SIGN_FLIP).process.path.at(torch.tensor([10]), torch.float64)
+    alpha, sigma = level.alpha.item(), level.sigma.item()
+    for value in found:
+        x = value.at["x"]
+        assert value.at["t"] == pytest.approx(0.5)
+        assert value.value == pytest.approx((alpha * np.tanh(alpha * x / sigma**2) - x) / sigma, abs=1e-5)
+
+
+def test_the_sampled_law_of_the_optimum_is_at_no_distance():
+    """Control: that of another denoiser is not."""
+    cfg = pushforward.PushforwardConfig(n_nodes=2000, n_steps=19)
+    exact = {v.name: v.value for v in pushforward.measure(exact_subject(Toy.SIGN_FLIP), cfg)}
+    off = {v.name: v.value for v in pushforward.measure(exact_subject(Toy.SIGN_FLIP, 0.5), cfg)}
+    assert exact["rmsd_exact"] < 1e-3
+    assert exact["w2_exact"] < 0.03
+    assert off["rmsd_exact"] > 2 * exact["rmsd_exact"]
+    with pytest.raises(ValueError, match="one point on a line"):
+        pushforward.measure(exact_subject(Toy.PLANAR_ONE), cfg)

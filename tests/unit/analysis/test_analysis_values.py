@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 from fabricated_study import edit, edit_value, run_name, write_study
 from matplotlib.figure import Figure
+from matplotlib.quiver import Quiver
 
 from analysis import report
-from analysis.figures import positions, values
+from analysis.figures import fields, positions, values
 from analysis.load import load
 from analysis.tables.main import print_table
+from analysis.tables.published import published_table
 from analysis.trace import trace
 
 CELLS = [("bare", "dit", 0), ("bare", "dit", 1), ("turned", "dit", 0), ("turned", "dit", 1)]
@@ -34,7 +36,7 @@ def panels(monkeypatch):
         found[stem] = figure
         return []
 
-    for module in (values, positions):
+    for module in (values, positions, fields):
         monkeypatch.setattr(module, "save", keep)
     return found
 
@@ -237,3 +239,55 @@ def test_numbers_of_the_records_reach_the_csv_to_the_last_digit(folder):
     frame = pd.read_csv(report.build(folder) / "values.csv", float_precision="round_trip")
     mine = frame[(frame["run"] == run_name("bare", "dit", 0)) & (frame["of"] == "samples")].set_index("name")["value"]
     assert mine.to_dict() == {value["name"]: value["value"] for value in record["values"]}
+
+
+def field_of(folder, plane: bool):
+    """Give four runs a field, and the exact one twice as long."""
+    points = [{"x": x, "y": y} for x in (-1.0, 1.0) for y in (0.0, 1.0)] if plane else [{"x": x} for x in (-1.0, 1.0)]
+    for at in points:
+        for along in ("x", "y") if plane else ("x",):
+            for name, factor in (("flow", 1.0), ("flow_exact", 2.0)):
+                told = {"label": name, "kind": "diagnostic", "value": factor * at["x"]}
+                for method, backbone, seed in CELLS:
+                    path = folder / run_name(method, backbone, seed) / "eval.json"
+                    edit_value(path, name, **told, at={"t": 0.5, **at, "along": along})
+
+
+@pytest.mark.parametrize("plane", [False, True])
+def test_fields_are_drawn_beside_the_exact_one_and_not_as_curves(folder, panels, plane):
+    assert fields.build(load(folder), folder) == []
+    assert "fields" not in panels
+    field_of(folder, plane)
+    fields.build(load(folder), folder)
+    shown = [axes for axes in panels["fields"].axes if axes.axison]
+    assert len(shown) == (2 if plane else 1)  # a panel per method, or per time
+    if plane:
+        exact, learned = (quiver for quiver in shown[0].collections if isinstance(quiver, Quiver))
+        assert exact.U.tolist() == [2 * u for u in learned.U.tolist()]
+        assert learned.U.tolist() == [-1.0, -1.0, 1.0, 1.0]
+    else:
+        assert shown[0].lines[-1].get_ydata().tolist() == [-2.0, 2.0]
+        assert all(line.get_ydata().tolist() == [-1.0, 1.0] for line in shown[0].lines[:-1])
+    assert "t = 0.5" in fields.caption(load(folder)) or not plane
+    assert positions.build(load(folder), folder) == []
+    assert fields.build in [build for _, build, _ in report.FIGURES]
+
+
+def test_published_numbers_stand_beside_ours(folder, tmp_path):
+    """Control: not beside a study of another task or other data."""
+    for method, backbone, seed in CELLS:
+        run = folder / run_name(method, backbone, seed)
+        (run / "config.yaml").write_text("task: {name: denovo}\n")
+    header = "task,data,quantity,method,backbone,row,mean,sd,n_seeds,source,differs\n"
+    line = "{task},{data},validity,bare,dit,Their bare,0.5,0.25,3,a paper,otherwise trained\n"
+    file = tmp_path / "published.csv"
+    file.write_text(header + line.format(task="denovo", data="invented"))
+    table = published_table(load(folder), file)
+    assert [[cell.plain for cell in row] for row in table.rows] == [
+        ["Validity", "Their bare", "bare", "0.5 ±0.25 (3)", "0.42 ±0.0283 (2)", "0.42"]
+    ]
+    assert "a paper" in table.caption
+    assert table.notes == ["Published: otherwise trained."]
+    for other in ({"task": "conformers", "data": "invented"}, {"task": "denovo", "data": "qm9"}):
+        file.write_text(header + line.format(**other))
+        assert published_table(load(folder), file) is None

@@ -184,3 +184,24 @@ def test_a_method_that_trains_nothing_finds_weights_that_were_sampled_otherwise(
     wanted = next(i for i in plan(study, tmp_path / "runs") if i.cfg.method.name == "symdiff_haar")
     execute(wanted.cfg, wanted.folder)
     assert records.read_json(wanted.folder / "manifest.json", schema.MANIFEST)["weights_from"] == first.folder.name
+
+
+def test_best_and_last_weights_are_two_runs_of_one_training(tmp_path):
+    """The second waits for the first. Control: weights that training does not keep are refused."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(STUDY | {"grid": [{**STUDY["grid"][0], "sample.weights": ["last", "best"]}]}))
+    kept = ["train.keep_best=true", "train.log_every=1", "train.valid_every=1", "train.lr=1.0"]
+    last, best = plan(load_study(str(path), kept), tmp_path / "runs")
+    assert (last.needs, best.needs) == (None, last)
+    for run in (last, best):
+        execute(run.cfg, run.folder)
+    records_of = {
+        run.folder.name: records.read_json(run.folder / "eval.json", schema.EVALUATION) for run in (last, best)
+    }
+    assert [record["weights"] for record in records_of.values()] == ["ema", "ema (best)"]
+    assert (last.folder / "best.safetensors").exists()
+    assert not (best.folder / "state.safetensors").exists()
+    manifest = records.read_json(best.folder / "manifest.json", schema.MANIFEST)
+    assert manifest["weights_from"] == last.folder.name
+    with pytest.raises(ConfigError, match=r"sample\.weights.*keep_best"):
+        load_study(str(path), ["train.keep_best=false"])

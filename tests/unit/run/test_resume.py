@@ -24,10 +24,10 @@ from bench.launch.publish import curves
 from bench.records.store import read_json, read_steps
 from bench.registry import methods
 from bench.run.batches import Batches
-from bench.run.checkpoint import CheckpointError, read_tensors, write_tensors
+from bench.run.checkpoint import CheckpointError, load_average, read_tensors, write_tensors
 from bench.run.evaluate import sample_run
 from bench.run.model import Model
-from bench.run.train import TrainingError, train
+from bench.run.train import TrainingError, Validation, train
 from bench.streams import StepStreams, Streams
 from bench.structures.structures import Structures
 
@@ -378,3 +378,24 @@ def test_streams_of_a_step_are_functions_of_seed_stream_and_step():
     assert all(torch.equal(a, b) for a, b in zip(first, draws(0, 7), strict=True))
     everything = torch.cat([*first, *draws(1, 7), *draws(0, 8)])
     assert len(everything.unique()) == len(everything)
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
+    """Also after a kill between them and the next checkpoint. Control: the last weights are others, and higher."""
+    rising = {"lr": 0.1, "cooldown_fraction": 0.0, "valid_every": 1, "keep_best": True, "ema_decay": 0.0}
+    cfg = config("haar", "dit", **rising)
+    trained(tmp_path / "straight", cfg)
+    killed(tmp_path / "killed", cfg, 3, 6)
+    trained(tmp_path / "killed", cfg)
+    losses = {line["step"]: line["valid_loss"] for line in read_steps(tmp_path / "straight" / "steps.jsonl")}
+    best = min(losses, key=losses.__getitem__)
+    assert best < N_STEPS
+    kept, about = read_tensors(tmp_path / "straight" / "best.safetensors")
+    again, about_again = read_tensors(tmp_path / "killed" / "best.safetensors")
+    assert about["step"] == about_again["step"] == best
+    assert same(kept, again)
+    last, _ = read_tensors(tmp_path / "straight" / "state.safetensors")
+    assert not same(kept, {name: last[name] for name in kept})
+    model = Model.build(cfg, FACTS)
+    load_average(tmp_path / "straight" / "best.safetensors", model.named_weights())
+    assert Validation(model, VALID, cfg.train)() == losses[best]
