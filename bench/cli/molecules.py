@@ -26,6 +26,7 @@ def sample(args: argparse.Namespace) -> int:
     """`equibench sample`."""
     from tqdm import tqdm
 
+    from bench.diffusion.sampler import n_calls
     from bench.run.sample import load_run
     from bench.structures import files
 
@@ -36,7 +37,8 @@ def sample(args: argparse.Namespace) -> int:
     run = load_run(args.run_folder)
     steps = args.steps or run.cfg.sample.n_steps
     n_prompts = len(run.model.task.prompts(args.n, run.cfg.sample.batch_size, args.seed))
-    with tqdm(total=n_prompts * (steps + 1), unit="call", disable=not sys.stderr.isatty()) as bar:
+    total = n_prompts * n_calls(run.process.path, run.cfg.sample.sampler, steps)
+    with tqdm(total=total, unit="call", disable=not sys.stderr.isatty()) as bar:
 
         def count() -> None:
             bar.update()

@@ -254,7 +254,7 @@ class RunConfig:
     plugins: list[PluginFile] = field(default_factory=list)  # files whose plug-ins it may use beside ours
     seed: int = 0
     task: PlugIn = field(default_factory=lambda: resolve(tasks, "denovo", "task"))
-    group: str = "O3"
+    group: str | None = None  # the symmetry group of the data; by default the first of the task's
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -263,6 +263,12 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self.measures = {"likelihood": resolve(measures, "likelihood", "measures"), **self.measures}
+        groups = list(tasks[self.task.name].build.groups)
+        self.group = groups[0] if self.group is None else self.group
+        if self.group not in groups:
+            raise ConfigError(
+                f"'group' is {shown(self.group)}, expected {' or '.join(groups)} for task {self.task.name!r}"
+            )
         if not is_folder_name(self.study):
             raise ConfigError(f"'study' is {shown(self.study)}, expected a name that a folder can have")
         most = self.diffusion.n_levels

@@ -45,10 +45,7 @@ def sample(
     context: Any = None,
     start: State | None = None,
 ) -> State:
-    """Draw states of given sizes.
-
-    On a path of levels, n_steps + 1 calls of `predict`; on the linear path, which ends without noise, n_steps with
-    Euler's method and 2 n_steps - 1 with Heun's.
+    """Draw states of given sizes, with `n_calls` calls of `predict`.
 
     Args:
         predict: (z_t, level) -> what the process's parametrisation estimates.
@@ -62,13 +59,8 @@ def sample(
     Raises:
         ValueError: a number of steps, or a sampler, that the path does not have.
     """
+    require_sampler(process, sampler, n_steps)
     path, dtype = process.path, torch.float32
-    if isinstance(path, LinearPath) and sampler is Sampler.ANCESTRAL:
-        raise ValueError("sampler 'ancestral' needs a path of levels; choose 'euler' or 'heun' on path 'linear'")
-    if not isinstance(path, LinearPath) and sampler is Sampler.HEUN:
-        raise ValueError("sampler 'heun' needs path 'linear'; choose 'euler' or 'ancestral'")
-    if sampler is not Sampler.ANCESTRAL:
-        process.spaces.require_linear(f"sampler {sampler.value!r}")
     places, B = path.grid(n_steps, layout.device), len(layout.sizes)
     levels = [path.at(place.expand(B)) for place in places]
 
@@ -97,6 +89,26 @@ def sample(
     if process.decoder is not None:
         return process.decoder.step(z, answer, process.noise(layout, rng, dtype, context), last)
     return process.spaces.wrap(process.parametrisation.clean(answer, z, last))
+
+
+def require_sampler(process: Process, sampler: Sampler, n_steps: int) -> None:
+    """Raise ValueError for a sampler, or a number of steps, that the process does not have."""
+    linear = isinstance(process.path, LinearPath)
+    if linear and sampler is Sampler.ANCESTRAL:
+        raise ValueError("sampler 'ancestral' needs a path of levels; choose 'euler' or 'heun' on path 'linear'")
+    if not linear and sampler is Sampler.HEUN:
+        raise ValueError("sampler 'heun' needs path 'linear'; choose 'euler' or 'ancestral'")
+    if sampler is not Sampler.ANCESTRAL:
+        process.spaces.require_linear(f"sampler {sampler.value!r}")
+    process.path.grid(n_steps, "cpu")
+
+
+def n_calls(path: Path, sampler: Sampler, n_steps: int) -> int:
+    """Predictions of one sampling run: one per step and, except on the linear path, which ends without noise, a last
+    one; Heun's method makes two per step but the last."""
+    if not isinstance(path, LinearPath):
+        return n_steps + 1
+    return 2 * n_steps - 1 if sampler is Sampler.HEUN else n_steps
 
 
 class ReverseCoefficients(NamedTuple):

@@ -26,6 +26,7 @@ import torch
 
 from bench.config.run import RunConfig, reason_to_skip, trusted_run, weights_run
 from bench.config.study import StudyConfig
+from bench.diffusion.sampler import n_calls
 from bench.launch.status import duration
 from bench.launch.submit import Item
 from bench.launch.submit import plan as plan_items
@@ -177,7 +178,7 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     data = load_data(cfg)
     model = Model.build(cfg, data.facts).to(device)
     accelerate(model, cfg.train)
-    prompts = model.task.prompts(cfg.sample.n_molecules, cfg.sample.batch_size, cfg.sample.seed)
+    prompts = model.task.prompts(cfg.sample.n_molecules, cfg.sample.batch_size, cfg.sample.seed, data)
     forget_peak_memory(cfg.train.device)
     # sizes ascend: the mean of three that lie evenly stands for all, the last is the largest
     chosen = [prompts[i] for i in np.linspace(0, len(prompts) - 1, 3).round().astype(int)]
@@ -186,8 +187,8 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     started = clock(device)
     for prompt in chosen:
         sample_prompt(model, prompt, few_steps, cfg.train.device)
-    # the steps and the last prediction
-    found["sample_step_seconds"] = (clock(device) - started) / (len(chosen) * (SAMPLING_STEPS + 1))
+    made, asked = (n_calls(model.process.path, cfg.sample.sampler, n) for n in (SAMPLING_STEPS, cfg.sample.n_steps))
+    found["prompt_seconds"] = (clock(device) - started) / (len(chosen) * made) * asked
     few = dataclasses.replace(data, test=data.test.select(np.arange(min(MEASURED_MOLECULES, len(data.test)))))
     subject, found["measure_seconds"] = subject_of(cfg, model, few), 0.0
     for name, options in active_measures(cfg).items():
@@ -209,7 +210,7 @@ def total(cfg: RunConfig, one: dict[str, float]) -> Cost:
     valid = n_steps / train.valid_every * train.n_valid / train.batch_size * one["forward_seconds"]
     return Cost(
         seconds + valid,
-        one["n_prompts"] * (cfg.sample.n_steps + 1) * one["sample_step_seconds"],
+        one["n_prompts"] * one["prompt_seconds"],
         one["measure_seconds"],
         one["peak_memory_mb"],
     )

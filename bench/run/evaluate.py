@@ -42,7 +42,11 @@ class SamplingError(RuntimeError):
 
 
 def sample_run(
-    cfg: RunConfig, model: Model, folder: Path, on_step: Callable[[], None] = lambda: None
+    cfg: RunConfig,
+    model: Model,
+    folder: Path,
+    data: DataSet | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> tuple[Structures, dict[str, Any]]:
     """The run's samples, drawn prompt by prompt; finished ones are kept, so a killed run goes on where it was.
 
@@ -56,7 +60,7 @@ def sample_run(
     settings, whole, costs = cfg.sample, RunFolder(folder).samples, RunFolder(folder).sample_costs
     if whole.exists() and costs.exists():
         return files.read(whole), records.read_json(costs)
-    prompts = model.task.prompts(settings.n_molecules, settings.batch_size, settings.seed)
+    prompts = model.task.prompts(settings.n_molecules, settings.batch_size, settings.seed, data)
     parts, seconds, calls = [], 0.0, 0
     for prompt in prompts:
         path = RunFolder(folder).chunk(prompt.number)
@@ -153,7 +157,7 @@ def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str
 COSTS = {
     "step_seconds": ("Training step", "s"),
     "train_seconds": ("Training", "s"),
-    "sample_seconds_per_molecule": ("Sampling, per molecule", "s"),
+    "sample_seconds_per_molecule": ("Sampling per molecule", "s"),
     "peak_memory_mb": ("Peak memory", "MB"),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bench.config.run import ConfigError, RunConfig, Weights, read_run, weights_run
+from bench.diffusion.sampler import require_sampler
 from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import locked
@@ -95,6 +96,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
     data = load_data(cfg)
     check_data(cfg, data, folder)
     model = Model.build(cfg, data.facts).to(cfg.train.device)
+    require_sampler(model.process, cfg.sample.sampler, cfg.sample.n_steps)  # before hours of training
     manifest = describe(cfg, folder.name, data.record(), n_parallel)
     manifest["parameters"] = model.count_parameters()
     if RunFolder(folder).manifest.exists():
@@ -123,7 +125,8 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
             manifest["environment"]["compile"] = compile_networks(model, data)
         step = obtain_weights(cfg, model, data, folder, manifest)
         save("running")
-        _, cost = sample_run(cfg, model, folder)
+        model.eval()
+        _, cost = sample_run(cfg, model, folder, data)
         manifest["cost"] |= cost
         measure_run(cfg, model, step, data, folder)
         if until is Until.SAMPLED:

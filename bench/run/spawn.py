@@ -24,6 +24,7 @@ from bench.config.run import read_run
 from bench.records.store import RunFolder, disk_error
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
+from bench.run.compile import compile_networks
 from bench.run.distributed import Ranks, joined
 from bench.run.model import Model
 from bench.run.parent import die_with
@@ -82,6 +83,9 @@ def train_folder(folder: Path, trusted: bool = False) -> None:
     data = load_data(cfg)
     model = Model.build(cfg, data.facts)
     accelerate(model, cfg.train)
+    if cfg.train.compile:
+        model.to(cfg.train.device)
+        compile_networks(model, data)
     train(cfg, model, data.train, data.valid, folder)
 
 

@@ -134,7 +134,7 @@ def train(
     """
     settings, ranks = cfg.train, Ranks.here()
     device = torch.device(settings.device)
-    model.to(device)
+    model.to(device).train()
     streams = Streams(cfg.seed, device)
     batches = Batches(structures, model.task, settings.batch_size, cfg.seed, settings.device)
     if ranks.n != settings.n_processes:
@@ -161,7 +161,7 @@ def train(
     loss_of = ranks.wrap(BatchLoss(model))
     saved = time.monotonic()
     totals = torch.zeros(4, dtype=torch.float64, device=device)  # loss, gradient norm, clipped, steps
-    diagnostics: dict[str, Tensor] = {}  # sums of what the method reports
+    diagnostics: dict[str, Tensor] = {}  # sums of what the method reports of its last micro-batch, on rank 0
     watch = Watch(state.step, batches.batch_size // ranks.n, device)
     timer = Timer(device)
     calls = 0  # of the network, in training steps since the last line
@@ -189,7 +189,7 @@ def train(
         if state.step % settings.log_every == 0 or finished:
             if fault := watch.fault(state.weights, ranks):
                 if ranks.writes:
-                    record_fault(folder, fault, state.step, model, batches, streams, settings, n_shares)
+                    record_fault(folder, fault, state.step, rate, model, batches, streams, n_shares)
                 raise TrainingError(
                     f"{fault.reason} at step {fault.step} ({RunFolder(folder).diverged.name} has its molecules); "
                     "lower train.lr, or clip harder; the last checkpoint is kept"
@@ -247,6 +247,7 @@ class Validation:
     def __call__(self) -> float:
         losses = []
         process = self.model.process
+        self.model.eval()
         for i, clean in enumerate(self.batches):
             rng = self.streams.at(i)
             level = process.draw(len(clean), rng.time, decoder_level=False)
@@ -254,6 +255,7 @@ class Validation:
             target = process.parametrisation.target(noised.noise, noised)
             prediction = self.model.predict(noised.z_t, level, rng.method)
             losses.append(process.training_loss(weighted_error(prediction, target), prediction, target, noised))
+        self.model.train()
         return torch.cat(losses).double().mean().item()
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.config.run import TrainConfig
 from bench.records.store import RunFolder, write_json
 from bench.run.batches import Batches
 from bench.run.checkpoint import PREVIOUS, STATE, about_of
@@ -77,10 +76,10 @@ def record_fault(
     folder: Path,
     fault: Fault,
     seen: int,
+    rate: float,
     model: Model,
     batches: Batches,
     streams: Streams,
-    settings: TrainConfig,
     n_shares: int = 1,
 ) -> None:
     """Write diverged.json: the offending step with its molecules, whose batch and times follow from the step."""
@@ -94,7 +93,7 @@ def record_fault(
         "batch_size": len(order),
         "loss": _number(sum(fault.losses) / len(order)),
         "gradient_norm": _number(fault.norm),
-        "lr": settings.lr,
+        "lr": rate,
         "molecules": [
             {"index": int(i), "n_atoms": int(n), "t": time_, "loss": _number(loss)}
             for i, n, time_, loss in zip(order, batches.structures.n_atoms[order], t, losses, strict=True)

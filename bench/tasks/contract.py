@@ -94,8 +94,13 @@ class Task(ABC):
     def decode(self, state: State) -> Structures:
         """Structures of final states."""
 
-    def prompts(self, n: int, batch_size: int, seed: int) -> list[Prompt]:
-        """Batches to sample: n sizes from the training set's histogram, like sizes together."""
+    def prompts(self, n: int, batch_size: int, seed: int, data: DataSet | None = None) -> list[Prompt]:
+        """Batches to sample: n sizes from the training set's histogram, like sizes together.
+
+        Args:
+            data: whose test split a conditional task takes its contexts from; None where a run is sampled without it.
+        """
+        del data
         sizes = SizeDistribution(self.facts.sizes)
         drawn = sizes.draw(n, np.random.default_rng(seed_of(seed, Stream.SAMPLING, 0)))
         order = np.argsort(drawn, kind="stable")

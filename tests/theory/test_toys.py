@@ -16,6 +16,7 @@ from bench.config.run import RunConfig, build, reason_to_skip
 from bench.config.study import load_study
 from bench.data.toys import Toy, ToysConfig, cyclohexane, load, shapes
 from bench.diffusion.parametrisation import Parametrisation
+from bench.diffusion.sampler import Sampler, n_calls, sample
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
@@ -237,3 +238,15 @@ def test_the_sampled_law_of_the_optimum_is_at_no_distance():
     assert off["rmsd_exact"] > 2 * exact["rmsd_exact"]
     with pytest.raises(ValueError, match="one point on a line"):
         pushforward.measure(exact_subject(Toy.PLANAR_ONE), cfg)
+
+
+@pytest.mark.parametrize(("path", "sampler"), [("linear", "euler"), ("linear", "heun"), ("linear_sigma", "ancestral")])
+def test_calls_of_a_sampler_are_as_many_as_are_told(path, sampler):
+    subject, made = exact_subject(Toy.PLANAR_ONE, diffusion={"path": path, "parametrisation": "clean"}), []
+
+    def predict(z_t: State, level: Level) -> State:
+        made.append(level)
+        return z_t
+
+    sample(subject.process, predict, Layout([3]), 7, torch.Generator().manual_seed(0), sampler=Sampler(sampler))
+    assert len(made) == n_calls(subject.process.path, Sampler(sampler), 7)

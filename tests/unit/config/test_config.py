@@ -326,3 +326,12 @@ def test_defaults_are_the_published_training():
         "norm",
         2.0,
     )
+
+
+def test_the_group_is_the_first_of_the_task_unless_it_is_given():
+    page = {"study": "s", "method": "plain", "backbone": "mlp", "data": {"name": "toys", "toy": "planar_one"}}
+    assert build(RunConfig, page).group == "O3"
+    assert build(RunConfig, page | {"task": "planar"}).group == "SO2"
+    assert build(RunConfig, page | {"task": "rigid", "group": "O3"}).group == "O3"
+    with pytest.raises(ConfigError, match="'group' is 'O3', expected SO2 for task 'planar'"):
+        build(RunConfig, page | {"task": "planar", "group": "O3"})

@@ -205,3 +205,22 @@ def test_best_and_last_weights_are_two_runs_of_one_training(tmp_path):
     assert manifest["weights_from"] == last.folder.name
     with pytest.raises(ConfigError, match=r"sample\.weights.*keep_best"):
         load_study(str(path), ["train.keep_best=false"])
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ancestral"])
+def test_a_sampler_that_the_path_does_not_have_is_refused_before_training(sampler, tmp_path):
+    """Control: Euler's method runs on both paths."""
+    linear = ["diffusion.path=linear", "diffusion.parametrisation=velocity"]
+    toys = {"data": {"name": "toys", "toy": "planar_one"}, "diffusion": {"n_levels": 10}}
+    page = STUDY | {"base": STUDY["base"] | toys | {"task": "planar"}}
+    page["grid"] = [{"method": ["haar"], "backbone": [{"name": "mlp", "size": "tiny", "n_points": 3}]}]
+    overrides = {"heun": [], "ancestral": linear}[sampler]
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(page))
+    (wrong,) = plan(load_study(str(path), [*overrides, f"sample.sampler={sampler}"]), tmp_path / "runs")
+    (right,) = plan(load_study(str(path), [*overrides, "sample.sampler=euler"]), tmp_path / "runs")
+    with mock.patch("bench.run.execute.train", side_effect=AssertionError("trained")):
+        with pytest.raises(ValueError, match=f"sampler '{sampler}' needs"):
+            execute(wrong.cfg, wrong.folder)
+        with pytest.raises(AssertionError, match="trained"):
+            execute(right.cfg, right.folder)

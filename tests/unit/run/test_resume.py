@@ -107,7 +107,7 @@ def sampled(folder: Path, cfg: RunConfig, kill_at: int | None = None) -> Structu
             raise KilledError
 
     model = model_of(cfg.method.name, cfg.backbone.name, dtype=torch.float32)
-    return sample_run(cfg, model, folder, on_step)[0]
+    return sample_run(cfg, model, folder, on_step=on_step)[0]
 
 
 @pytest.mark.parametrize(("method", "backbone"), fitting_pairs())
