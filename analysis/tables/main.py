@@ -249,11 +249,14 @@ def _steps(study: Study) -> str:
 
 
 def provenance(study: Study) -> str:
-    """Commit, device, dtype, compile mode and versions of the counted runs, in one line."""
+    """Commit, device, dtype, compile mode, kernels and versions of the counted runs, in one line."""
     runs = study.counted if len(study.counted) else study.runs
     commits = _join(str(commit)[:10] for commit in runs["code.commit"].dropna())
     settings = (("device", "device"), ("dtype", ""), ("n_threads", "threads"), ("compile", ""))
     environment = [f"{word} {_listing(study, f'environment.{key}')}".strip() for key, word in settings]
+    installed = runs["environment.kernels"].dropna() if "environment.kernels" in runs else ()
+    if kernels := _join(" and ".join(names) or "none" for names in installed):
+        environment.append(f"kernels {kernels}")
     versions = sorted(column for column in runs if column.startswith("environment.versions."))
     packages = [
         f"{c.removeprefix('environment.versions.')} {_listing(study, c)}" for c in versions if _listing(study, c)

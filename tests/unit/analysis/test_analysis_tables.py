@@ -178,6 +178,14 @@ def test_caption_states_what_was_measured(folder):
         assert word in told
 
 
+@pytest.mark.parametrize(("installed", "told"), [(["pair_mlp", "dit_passes"], "pair_mlp and dit_passes"), ([], "none")])
+def test_provenance_states_which_kernels_ran(folder, installed, told):
+    """Control: records of before kernels were named say nothing."""
+    assert "kernels" not in main.provenance(load(folder))
+    edit(folder / run_name("bare", "dit", 0) / "manifest.json", environment__kernels=installed)
+    assert f"eager, kernels {told}, " in main.provenance(load(folder))
+
+
 def test_partial_study_is_called_partial_and_a_whole_one_is_not(folder):
     assert main.caption(load(folder)).startswith("PARTIAL: 6 of 8 runs done.")
     for method, backbone, seed in (("strict", "egnn", 1), ("turned_later", "dit", 1)):
