@@ -7,7 +7,7 @@ continuous.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from enum import StrEnum
 
 import numpy as np
@@ -28,8 +28,8 @@ class PathName(StrEnum):
     VARIANCE_EXPLODING = "variance_exploding"  # alpha = 1, for a torus (DiffCSP, arXiv:2309.04475)
 
 
-class Path(nn.Module):
-    """What the process and the sampler ask of a path.
+class Path(nn.Module, ABC):
+    """Interface of a path, as the process and the sampler use it.
 
     Attributes:
         prior_sigma: standard deviation of the state from which sampling starts.

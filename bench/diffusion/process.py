@@ -39,9 +39,8 @@ class DiffusionConfig:
     edm_compat: bool = False
 
 
-def weighted_error(prediction: State, target: State, noised: Noised | None = None) -> Float[Tensor, "B"]:
-    """0.5 |prediction - target|^2 over all parts: weight 1 in noise space ('l2' of arXiv:2203.17003)."""
-    del noised
+def squared_error(prediction: State, target: State) -> Float[Tensor, "B"]:
+    """0.5 |prediction - target|^2 over all parts ('l2' of arXiv:2203.17003)."""
     return 0.5 * prediction.combine(target, torch.sub).squared_norm()
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.diffusion.parametrisation import Predict
-from bench.diffusion.process import weighted_error
+from bench.diffusion.process import squared_error
 from bench.geometry.groups import Group
 from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
@@ -116,8 +116,9 @@ class Method(nn.Module):
         return denoiser(z_t, level)
 
     def loss(self, prediction: State, target: State, noised: Noised) -> Float[Tensor, "B"]:
-        """Error of each molecule in the parametrisation's own space; a decoder's level t = 0 is the core's."""
-        return weighted_error(prediction, target, noised)
+        """Error of each molecule in the parametrisation's own space (at t = 0 a decoder's term may replace it)."""
+        del noised
+        return squared_error(prediction, target)
 
     def finish(self, samples: State, rng: torch.Generator) -> State:
         """Post-process final samples."""
