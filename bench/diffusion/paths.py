@@ -62,7 +62,7 @@ class TablePath(Path):
     """A table of levels, drawn uniformly.
 
     Attributes:
-        gamma: -log_snr of each level, strictly increasing.
+        gamma: -log_snr = log(sigma^2 / alpha^2) of each level, strictly increasing.
         n_levels: T, in which t = i / T.
         last: index of the most noise.
     """
@@ -92,7 +92,6 @@ class VariancePreserving(TablePath):
             t=(place.to(torch.float64) / self.n_levels).to(dtype),
             alpha=torch.sigmoid(-gamma).sqrt().to(dtype),
             sigma=torch.sigmoid(gamma).sqrt().to(dtype),
-            log_snr=-gamma.to(dtype),
         )
 
     def step(self, s: Int[Tensor, "B"], t: Int[Tensor, "B"]) -> tuple[Tensor, Tensor]:
@@ -116,7 +115,6 @@ class VarianceExploding(TablePath):
             t=(place.to(torch.float64) / self.n_levels).to(dtype),
             alpha=torch.ones_like(gamma).to(dtype),
             sigma=torch.exp(0.5 * gamma).to(dtype),
-            log_snr=-gamma.to(dtype),
         )
 
     def step(self, s: Int[Tensor, "B"], t: Int[Tensor, "B"]) -> tuple[Tensor, Tensor]:
@@ -152,7 +150,6 @@ class LinearPath(Path):
             t=place.to(dtype),
             alpha=alpha.to(dtype),
             sigma=sigma.to(dtype),
-            log_snr=2 * (alpha.log() - sigma.log()).to(dtype),
             d_alpha=-torch.ones_like(place, dtype=dtype),
             d_sigma=torch.ones_like(place, dtype=dtype),
         )

@@ -20,14 +20,12 @@ class Level:
     """Noise level of each of B molecules; every field is [B].
 
     Attributes:
-        log_snr: log(alpha^2 / sigma^2).
         d_alpha, d_sigma: derivatives with respect to t; None on paths that are tables.
     """
 
     t: Float[Tensor, "B"]
     alpha: Float[Tensor, "B"]
     sigma: Float[Tensor, "B"]
-    log_snr: Float[Tensor, "B"]
     d_alpha: Float[Tensor, "B"] | None = None
     d_sigma: Float[Tensor, "B"] | None = None
 

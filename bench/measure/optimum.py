@@ -27,7 +27,6 @@ from bench.records.values import Better, Kind, Value
 from bench.references import TONG_2025
 from bench.registry import measures
 from bench.streams import Streams
-from bench.structures.structures import Structures
 
 MAX_SHAPES = 64
 ABOUT = {
@@ -106,25 +105,15 @@ def optimum_of(subject: Subject) -> Optimum:
     Raises:
         ValueError: too many shapes, or of several sizes.
     """
-    distinct, shares = shapes_of(subject.data.train)
+    distinct, counts = subject.data.train.distinct()
     if len(distinct) > MAX_SHAPES or len(set(distinct.n_atoms.tolist())) > 1:
         raise ValueError(
             f"measure 'optimum' takes at most {MAX_SHAPES} shapes of one size, got {len(distinct)} of sizes "
             f"{sorted(set(distinct.n_atoms.tolist()))[:5]}; leave it out (measures.optimum=null)"
         )
     shapes = subject.encode(distinct, subject.device).to(dtype=torch.float64)
-    return Optimum(shapes, torch.from_numpy(shares).to(subject.device), subject.group, subject.process.spaces)
-
-
-def shapes_of(structures: Structures) -> tuple[Structures, np.ndarray]:
-    """Distinct structures, in the order in which they come, and their shares."""
-    first: dict[bytes, int] = {}
-    counts: dict[bytes, int] = {}
-    for i, (numbers, positions) in enumerate(structures):
-        key = numbers.tobytes() + positions.tobytes()
-        first.setdefault(key, i)
-        counts[key] = counts.get(key, 0) + 1
-    return structures.select(np.array(list(first.values()))), np.array(list(counts.values())) / len(structures)
+    shares = torch.from_numpy(counts / counts.sum()).to(subject.device)
+    return Optimum(shapes, shares, subject.group, subject.process.spaces)
 
 
 @measures.register("optimum", OptimumConfig, references=(TONG_2025,))

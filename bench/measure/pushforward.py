@@ -14,7 +14,6 @@ from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.measure.contract import Subject
-from bench.measure.optimum import shapes_of
 from bench.records.values import Better, Kind, Value
 from bench.references import EQUIBENCH
 from bench.registry import measures
@@ -47,7 +46,7 @@ def measure(subject: Subject, cfg: PushforwardConfig) -> list[Value]:
     """
     process = subject.process
     (name,) = process.spaces
-    distinct, _ = shapes_of(subject.data.train)
+    distinct, _ = subject.data.train.distinct()
     if process.channels != {name: 1} or set(distinct.n_atoms.tolist()) != {1} or len(distinct) != 1:
         raise ValueError("measure 'pushforward' takes one point on a line; leave it out (measures.pushforward=null)")
     scale = float(subject.encode(distinct, subject.device).parts[name].abs())

@@ -97,7 +97,7 @@ class Fixture:
     def level(self) -> Level:
         """The stored time is continuous, so the table has no level for it; networks see t alone."""
         t = self["t"][:, 0]
-        return Level(t, *(torch.full_like(t, torch.nan) for _ in range(3)))
+        return Level(t, *(torch.full_like(t, torch.nan) for _ in range(2)))
 
     def state(self, name: str) -> State:
         """A stored [A, 3 + F] as positions and features."""

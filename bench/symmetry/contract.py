@@ -54,8 +54,8 @@ class Method(nn.Module):
     """An equivariance strategy. A hook that is not overridden does what plain diffusion does.
 
     States have named parts over one layout (`bench.geometry.state.State`), without padding; positions x [A, 3] have
-    zero centre of mass in each molecule. `noised` holds (clean, noise, z_t, level); `level` holds t, alpha, sigma,
-    log_snr, each [B]; `rng` is a torch.Generator that no other concern draws from; `denoiser(z_t, level)` estimates
+    zero centre of mass in each molecule. `noised` holds (clean, noise, z_t, level); `level` holds t, alpha and
+    sigma, each [B]; `rng` is a torch.Generator that no other concern draws from; `denoiser(z_t, level)` estimates
     the quantity of the process's parametrisation: by default the noise.
 
     Class attributes:

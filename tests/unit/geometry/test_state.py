@@ -143,7 +143,7 @@ def test_context_travels_with_a_state():
     z = with_context()
     bare = State(z.parts, z.layout)
     spaces = Spaces({"x": Centred(3), "h": Euclidean(1)})
-    level = Level(*torch.full((4, 2), 0.5))
+    level = Level(*torch.full((3, 2), 0.5))
     for out in (
         *(
             z.map(torch.neg),
