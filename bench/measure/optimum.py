@@ -1,4 +1,4 @@
-"""A denoiser and its training target against the exact optimum, where the training set is a few shapes and a group.
+"""Errors of a denoiser and of its training target against the exact optimum, for a few shapes under a group.
 
 With x_1..x_M the distinct structures of the training set, p_m their shares and G the group, the law of the clean data
 is that of g x_m, g uniform on G, and the expected noise given z_t is
@@ -120,11 +120,11 @@ def optimum_of(subject: Subject) -> Optimum:
 def measure(subject: Subject, cfg: OptimumConfig) -> list[Value]:
     """Error of the model, and of its method's target, against the exact optimal denoiser; and gradient variance.
 
-    Each at several noise levels, with the mean over levels beside.
+    Each at several noise levels, and its mean over levels.
 
-    The model is asked at states of the symmetrised law. The target is the method's own, at states that the method makes
-    in training; with several shapes, or a sampled average, it scatters around the optimum. Methods that train nothing
-    have the first alone.
+    The model is evaluated at states of the symmetrised law. The target is the method's own, at states as in
+    training; with several shapes, or a sampled average, it scatters around the optimum. Methods that train nothing have
+    the first error alone.
     """
     optimum, streams = optimum_of(subject), Streams(subject.seed, subject.device)
     path, found = subject.process.path, {name: [] for name in ABOUT}
@@ -156,7 +156,7 @@ def measure(subject: Subject, cfg: OptimumConfig) -> list[Value]:
 
 
 def clean_states(subject: Subject, n: int, place: int) -> State:
-    """n clean states of the test split, in turn, and never in the order of a batch."""
+    """n clean states drawn with replacement from the test split; `place` names the draw."""
     test = subject.data.test
     index = np.random.default_rng([subject.seed, place]).integers(len(test), size=n)
     return subject.encode(test.select(index), subject.device)
@@ -195,5 +195,6 @@ def gradient_variance(subject: Subject, cfg: OptimumConfig, level: Level, stream
 
 
 def per_dimension(subject: Subject, a: State, b: State) -> float:
+    """Mean over molecules of |a - b|^2 per degree of freedom."""
     error = a.combine(b, torch.sub).squared_norm() / subject.process.spaces.dimension(a.layout)
     return error.mean().item()

@@ -1,6 +1,6 @@
-"""The law that a deterministic sampler gives in one dimension, by quadrature over the noise that it starts from.
+"""The law of a deterministic sampler's samples in one dimension, by quadrature over the initial noise.
 
-No chance is left in it: a rate that 10^5 samples meet once, such as that of strays far from any target, is resolved.
+Free of sampling error: a rate of 1e-5, such as that of strays far from any target, is still resolved.
 """
 
 from __future__ import annotations

@@ -62,10 +62,10 @@ class Method(nn.Module):
         guarantee: tested for every backbone that the method accepts.
         needs_group: kind of group that the method works with.
         needs_equivariant_backbone: refuse backbones that are not exactly equivariant.
-        otherwise: name of the method to take instead on the backbones that this one refuses.
-        on_equivariant_backbone: why it changes nothing but cost on an exactly equivariant backbone; None: it does.
+        otherwise: name of the fallback method for backbones that this one refuses.
+        on_equivariant_backbone: why it only adds cost on an exactly equivariant backbone; None: it has an effect there.
         weights_of: name of the method whose trained weights this one uses; it then trains nothing. An option of this
-            name lets a study choose another one that defines no `predict`, with its options.
+            name lets a study choose another method, with its options, that does not override `predict`.
         references: papers to cite for it, at least one (`equibench cite`).
         published: the public code whose weights this method reads (`bench.published.weights`), where there is one.
 
@@ -105,8 +105,8 @@ class Method(nn.Module):
         return noise
 
     def target(self, noised: Noised, rng: torch.Generator) -> State:
-        """Expected noise given z_t and whatever the method averages over; the core turns it into what the network's
-        parametrisation regresses on."""
+        """Expected noise given z_t and whatever the method averages over; the core converts it to the
+        parametrisation of the network."""
         del rng
         return noised.noise
 
