@@ -164,6 +164,7 @@ def clean_states(subject: Subject, n: int, place: int) -> State:
 
 @torch.no_grad()
 def denoising_error(subject: Subject, optimum: Optimum, level: Level, streams: Streams, place: int) -> float:
+    """Error of the model against the optimum, at states of the symmetrised law."""
     rng, process = streams.at(2_000_000 + place), subject.process
     clean = clean_states(subject, len(level.t), place).to(dtype=torch.float64)
     clean = subject.group.act(subject.group.haar(len(clean), rng.data, clean.dtype), clean)
@@ -175,6 +176,7 @@ def denoising_error(subject: Subject, optimum: Optimum, level: Level, streams: S
 
 @torch.no_grad()
 def target_error(subject: Subject, optimum: Optimum, level: Level, streams: Streams, place: int) -> float:
+    """Error of the method's regression target against the optimum, at states as in training."""
     clean = clean_states(subject, len(level.t), place).to(dtype=torch.float64)
     noised, target = subject.example(clean, streams.at(3_000_000 + place), level)
     noise = subject.process.parametrisation.noise(target, noised.z_t, level)

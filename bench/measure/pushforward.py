@@ -63,7 +63,7 @@ def measure(subject: Subject, cfg: PushforwardConfig) -> list[Value]:
     ][:, 0]
     x = (x.double() / scale).sort().values
     law = torch.where(shares < 0.5, -1.0, 1.0).to(x)
-    lower, about = Better.LOWER, "by quadrature over the initial noise; no chance of sampling in it"
+    lower, about = Better.LOWER, "by quadrature over the initial noise, without sampling error"
 
     def value(key: str, label: str, number: torch.Tensor, kind: Kind = Kind.QUALITY) -> Value:
         return Value(key, label, number.item(), "", lower, kind, definition=about)

@@ -50,7 +50,7 @@ class Holder:
 
     def __str__(self) -> str:
         if not self.pid:
-            return "a process that has not said who it is"
+            return "an unidentified process"
         job = f", Slurm job {self.job}" if self.slurm else ""
         return f"process {self.pid} on {self.host}{job}"
 

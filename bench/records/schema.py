@@ -73,7 +73,7 @@ MANIFEST: dict[str, Any] = {
         "sha256": str,
         "network": str,  # the public class
         "schedule": str,  # where it is known from
-        "unused": list,  # arrays that the file holds and nothing needs
+        "unused": list,  # arrays of the file that are not used
         "notes": list,  # what differs from the public code, and what is assumed
     },
     "evaluated?": {  # by `equibench evaluate`, where `code` and `environment` are of the machine that sampled

@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def sample_costs(self) -> Path:
-        """What the samples cost; written after them."""
+        """Cost of the samples; written after them."""
         return self.path / "samples.json"
 
     @property
@@ -82,7 +82,7 @@ class RunFolder:
         return self.path / "chunks"
 
     def chunk(self, number: int) -> Path:
-        """Samples of one prompt; what they cost lies beside them, with the suffix .json."""
+        """Samples of one prompt; their cost is in the file of the same name with the suffix .json."""
         return self.chunks / f"{number:05d}.npz"
 
     @property

@@ -23,12 +23,12 @@ class Better(StrEnum):
 
 
 class Kind(StrEnum):
-    """The part of a report in which a value stands."""
+    """The part of a report that shows a value."""
 
     QUALITY = "quality"  # of samples
     LIKELIHOOD = "likelihood"
     COST = "cost"
-    DIAGNOSTIC = "diagnostic"  # explains others; in figures and CSV, not in the main table
+    DIAGNOSTIC = "diagnostic"  # explains other values; in figures and CSV, not in the main table
 
 
 @dataclass(frozen=True)

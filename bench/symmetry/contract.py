@@ -116,7 +116,7 @@ class Method(nn.Module):
         return denoiser(z_t, level)
 
     def loss(self, prediction: State, target: State, noised: Noised) -> Float[Tensor, "B"]:
-        """Error of each molecule in the parametrisation's own space (at t = 0 a decoder's term may replace it)."""
+        """Error of each molecule in the parametrisation's own space (at t = 0, a decoder's term replaces it)."""
         del noised
         return squared_error(prediction, target)
 
