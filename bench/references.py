@@ -1,4 +1,4 @@
-"""Literature: what a plug-in asks to be cited, and BibTeX of it. Papers that several plug-ins build on stand here."""
+"""Bibliography: works that plug-ins ask to be cited, their BibTeX, and the references that several plug-ins share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Reference:
         key: BibTeX key, one for each work, e.g. 'hoogeboom2022equivariant'.
         title: as published; capitals are kept.
         authors: in order, each as 'Family, Given'.
-        year: of the version that is meant.
+        year: of the cited version.
         arxiv: number, e.g. '2203.17003'.
         doi, venue, url: where there is one.
     """
@@ -54,10 +54,10 @@ class Reference:
 
 
 def bibliography(references: Iterable[Reference]) -> str:
-    """BibTeX of each work once, by key.
+    """BibTeX of all works, each once, sorted by key.
 
     Raises:
-        ValueError: one key stands for two works.
+        ValueError: two works share a key.
     """
     works: dict[str, Reference] = {}
     for reference in references:

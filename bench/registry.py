@@ -35,11 +35,11 @@ GROUP = "equibench.plugins"
 
 
 class UnknownNameError(ValueError):
-    """A name that no plug-in carries; the message names the nearest one."""
+    """No plug-in has this name; the message suggests the closest one."""
 
 
 class PluginError(ValueError):
-    """A plug-in file that cannot be used; one line: the file and why."""
+    """A plug-in file cannot be used; the message, one line, names the file and the reason."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -60,7 +60,7 @@ class Entry:
 
     @property
     def references(self) -> tuple[Reference, ...]:
-        """What to cite for it: of a class its attribute `references`, of a function what the decorator was given."""
+        """Papers to cite: a class attribute `references`, or the argument of the decorator."""
         return tuple(getattr(self.build, "references", ()))
 
 
@@ -71,7 +71,7 @@ class Registry:
     Attributes:
         kind: what an entry is called in messages, e.g. 'method'.
         package: import name of the package whose files are the plug-ins.
-        root: folder that the package's top level lies in.
+        root: folder that contains the package's top level.
         unavailable: file or entry point -> why it could not be imported.
     """
 
@@ -141,7 +141,7 @@ REGISTRIES = (methods, backbones, datasets, tasks, measures)
 
 
 def _files(package: str, root: Path) -> list[str]:
-    """Names of the modules of a package that lies under `root`, after the package itself has been imported from there.
+    """Import a package from under `root` and list the names of its modules.
 
     Raises:
         ImportError: a package of that name from elsewhere is in use already.
@@ -175,7 +175,7 @@ _entry_points_are_loaded = False
 
 
 def _discover_ours() -> None:
-    """All of our own plug-ins, so that it is the stranger's file that is refused where two claim one name."""
+    """Register built-in plug-ins first, so that a name clash is reported for the external file."""
     for registry in REGISTRIES:
         registry.discover()
 
@@ -232,14 +232,14 @@ def _content(path: Path) -> bytes:
 
 
 def load_file(path: Path, sha256: str | None = None) -> ModuleType:
-    """Execute a Python file, whose `@register` decorators enter what it holds. The same content is executed once.
+    """Execute a Python file whose `@register` decorators add plug-ins; the same content is executed only once.
 
     This runs the file's code: only for files that the user has named.
 
     Args:
-        sha256: what the file's content has to have, where a record says it.
+        sha256: expected checksum of the content, where a record states one.
     Raises:
-        PluginError: no such file, another content than recorded, an error while it is executed, or nothing registered.
+        PluginError: missing file, checksum mismatch, an error during execution, or nothing registered.
     """
     content = _content(path)
     found = hashlib.sha256(content).hexdigest()
@@ -269,7 +269,7 @@ def load_file(path: Path, sha256: str | None = None) -> ModuleType:
 
 
 def registered_by(module: ModuleType) -> list[tuple[Registry, Entry]]:
-    """What a module has registered."""
+    """The plug-ins that a module has registered."""
     return [
         (registry, entry)
         for registry in REGISTRIES

@@ -29,7 +29,7 @@ def seed_of(seed: int, stream: Stream | str, step: int, share: int = 0) -> int:
     """63-bit seed of one (seed, stream, step); collisions are those of a random function.
 
     Args:
-        share: which of several shares of a batch draws (micro-batches, ranks).
+        share: index of the micro-batch or rank, where a batch is split.
     """
     name = f"{seed}/{stream}/{step}" if share == 0 else f"{seed}/{stream}/{step}/{share}"
     digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
@@ -38,7 +38,7 @@ def seed_of(seed: int, stream: Stream | str, step: int, share: int = 0) -> int:
 
 @dataclass(frozen=True)
 class StepStreams:
-    """The generators of one step, made when first used."""
+    """The random generators of one step, each created on first use."""
 
     seed: int
     step: int

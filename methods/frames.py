@@ -148,7 +148,7 @@ class Frames(Method):
 
 @methods.register("frames_averaged", NoOptions)
 class FramesAveraged(Frames):
-    """Mean over all 8 (O3) or 4 (SO3) PCA frames; equivariant but on a null set of states, at 8 or 4 network calls."""
+    """Mean over all 8 (O3) or 4 (SO3) PCA frames; equivariant except on a null set, at 8 or 4 network calls."""
 
     guarantee = Guarantee.EXACT
     references = (PUNY_2021, DYM_2024)

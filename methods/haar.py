@@ -20,7 +20,7 @@ class Haar(Method):
     """
 
     guarantee = Guarantee.AT_OPTIMUM
-    on_equivariant_backbone = "a turned example has the loss of the stored one, with the noise turned along"
+    on_equivariant_backbone = "rotating an example together with its noise leaves its loss unchanged"
     references = (ZHANG_2024,)  # DiT-Aug
 
     def augment(self, clean: State, rng: torch.Generator) -> State:

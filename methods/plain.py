@@ -1,4 +1,4 @@
-"""No symmetry at all: the floor of the ablation."""
+"""No symmetry anywhere: the baseline of the ablation."""
 
 from __future__ import annotations
 

@@ -13,13 +13,13 @@ with linear maps U, V over channels, one for each degree, and <h^l>^2 the mean s
     m_i^l3   = V^l3 [ sqrt(2 l3 + 1) C(l1, l2, l3) sum_{j != i} w_ij^l2 Y^l2(v_ij) (U s_j)^l1 ]_{l1, l2} / sqrt(n)
     [u, g^l] = W4 SiLU(W3 [s_i^0, m_i^0, sqrt(1 + |m_i^l|^2)])
     h_i^0 <- h_i^0 + u,  h_i^l <- h_i^l + sigmoid(g^l) m_i^l
-A block so changes h by a bounded amount, and for large states the network grows no faster than linearly (tested).
+Each block thus changes h by a bounded amount, and for large states the network grows no faster than linearly (tested).
 Because C does not depend on j, it is applied after the sum, once per atom: the work on pairs is a small matrix product,
 where a tensor product on each pair, as in e3nn, would write [P, paths, 2 l3 + 1, C] (tests/unit/backbones/test_e3.py
 holds them equal).
 
 Distances are those of a noised, scaled state, from 0.1 to tens: Gaussians in log d, each as wide as their spacing.
-Everything is smooth, in one point too: solid harmonics of the softened v vanish there with their gradients finite.
+Everything is smooth, also where two atoms coincide: there solid harmonics of v vanish and their gradients are finite.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from bench.nn.pairs import Pairs, differences, pair_linear, pairs_of
 from bench.references import Reference
 from bench.registry import backbones
 
-SOFTENING = 0.1  # distance below which two atoms look as if in one place
+SOFTENING = 0.1  # length below which distances are smoothed, in scaled units
 LARGEST = 30.0  # last centre of the distance basis
-SMALLEST = 0.1  # root mean square below which a block sees features as small: the norm enlarges none beyond tenfold
+SMALLEST = 0.1  # floor of the root mean square in `normalise`, which thus enlarges features at most tenfold
 
 
 @dataclass
@@ -147,7 +147,7 @@ class DegreeLinear(nn.Module):
         self.degrees = nn.ModuleList(nn.Linear(n, n_out, bias=degree == 0) for degree, n in enumerate(n_in))
 
     def forward(self, parts: list[Tensor]) -> Float[Tensor, "M A C"]:
-        """Parts [2 l + 1, A, n_in[l]] of degree 0, 1, ..., to all components."""
+        """Map parts [2 l + 1, A, n_in[l]] of degrees l = 0, 1, ... and concatenate their components."""
         return torch.cat([linear(part) for linear, part in zip(self.degrees, parts, strict=True)])
 
 
@@ -260,7 +260,7 @@ class E3(nn.Module):
         self.centres: Tensor
         self.embedding = Float32Linear(n_features + 1, cfg.width)
         self.position = Float32Linear(1, cfg.width, bias=False)
-        # degrees that are still zero, or that the readout ignores, would have idle weights
+        # weights of degrees that are still zero, or that the readout ignores, would be idle
         ends = [1, *[cfg.lmax] * (cfg.depth - 1), 1]
         self.blocks = nn.ModuleList(Block(cfg, ends[i], ends[i + 1]) for i in range(cfg.depth))
         self.velocity = Float32Linear(cfg.width, 1, bias=False)

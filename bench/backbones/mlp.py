@@ -25,7 +25,7 @@ N_HARMONICS = 2  # of periodic coordinates
 
 @dataclass
 class MLPConfig:
-    """Options: rows of a state, and width and depth, which a named size sets."""
+    """Options: points per state, and width and depth, which a named size sets."""
 
     n_points: int = 1
     width: int = 128

@@ -41,7 +41,7 @@ from bench.nn.pairs import differences, pairs_of
 from bench.references import Reference
 from bench.registry import backbones
 
-SOFTENING = 0.1  # distance below which two atoms look as if in one place
+SOFTENING = 0.1  # length below which distances are smoothed, in scaled units
 MAX_NUMBER = 118  # nuclear charges of given elements
 
 

@@ -37,13 +37,13 @@ class FolderConfig:
     n_train: int | None = None
 
 
-# the reader alone: whose molecules they are, the user knows
+# the reader alone: the molecules are the user's to cite
 @datasets.register("folder", FolderConfig, references=(EQUIBENCH,))
 def load(cfg: FolderConfig) -> DataSet:
     """A folder of your own: xyz, extxyz, sdf or npz files; elements, sizes and split are found.
 
-    Molecules that cannot be trained on (fewer than two atoms, or atoms on top of each other) are
-    left out and noted with their file. Raises DataError when the folder holds no data set; FileError from
+    Molecules with fewer than two atoms, or with atoms on top of each other, are left out and noted with their file.
+    Raises DataError when the folder holds no data set; FileError from
     `bench.structures.files` when a file cannot be read.
     """
     folder = Path(cfg.dir).expanduser()

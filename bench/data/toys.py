@@ -1,7 +1,7 @@
 """Toys: one to three fixed shapes, copied, whose law under a symmetry group is known in closed form.
 
 Positions fill the first columns of [A, 3] and are zero in the others; those of `torus_pair` are fractional coordinates.
-Points with one number are identical, points with numbers 1..N are told apart.
+Points with equal numbers are identical, points numbered 1..N distinguishable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Toy(StrEnum):
     PLANAR_THREE = "planar_three"  # three clouds of five points in the plane, equally likely
     TETRAHEDRON = "tetrahedron"  # regular, four identical points
     CHIRAL_TETRAHEDRON = "chiral_tetrahedron"  # a centre with four different arms
-    MOLECULE = "molecule"  # 18 atoms, of a size that organic molecules have: cyclohexane in its chair
+    MOLECULE = "molecule"  # cyclohexane in its chair conformation: 18 atoms, the size of a small organic molecule
     TWO_POINTS = "two_points"  # identical points in the plane
     THREE_POINTS = "three_points"
     TORUS_PAIR = "torus_pair"  # two atoms in a periodic cell
@@ -63,7 +63,7 @@ def load(cfg: ToysConfig) -> DataSet:
 
 
 def shapes(toy: Toy) -> list[np.ndarray]:
-    """The shapes of a toy, each [N, D]; but for points on a line and on the torus they are centred."""
+    """The shapes of a toy, each [N, D]; centred, except on the line and on the torus."""
     if toy is Toy.SIGN_FLIP:
         return [np.ones((1, 1))]
     if toy is Toy.TORUS_PAIR:

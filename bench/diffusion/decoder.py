@@ -61,7 +61,7 @@ class Decoder:
         return clean.sum_over_atoms(per_atom)
 
     def terms(self, noise_hat: State, target: State, noised: Noised) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"]]:
-        """Of the training error at t = 0: reconstruction of positions, and of features."""
+        """Terms of the loss at t = 0, each [B]: reconstruction of positions, and of features."""
         features = -self.feature_log_likelihood(noised.clean, noised.z_t, noised.level)
         return self.reconstruction(noise_hat, target), features
 
@@ -70,7 +70,7 @@ class Decoder:
         return math.log(self.scale_position)
 
     def step(self, z_0: State, noise_hat: State, noise: State, level: Level) -> State:
-        """x = (z_0 - sigma_0 eps_hat) / alpha_0 + (sigma_0 / alpha_0) eps'_x; h stays z_0's; `level`: t = 0."""
+        """x = (z_0 - sigma_0 eps_hat) / alpha_0 + (sigma_0 / alpha_0) eps'_x; h is that of z_0; `level`: at t = 0."""
         alpha_0, sigma_0 = level.alpha[0], level.sigma[0]
         return z_0.replace(x=(z_0.x - sigma_0 * noise_hat.x + sigma_0 * noise.x) / alpha_0)
 

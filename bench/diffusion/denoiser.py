@@ -1,4 +1,4 @@
-"""Denoiser: a backbone as the estimate that a parametrisation asks for, D(z_t, level)."""
+"""Denoiser D(z_t, level): a backbone whose output is projected onto the space of each part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Denoiser(nn.Module):
     """D(z_t, level) = P backbone(z_t, t), with P the projection onto each part's space (zero centre of mass).
 
     Attributes:
-        n_calls: network calls so far; a cost that records state per step and per molecule.
+        n_calls: network calls so far, for the costs per step and per molecule in records.
     """
 
     def __init__(self, backbone: nn.Module, spaces: Spaces) -> None:
@@ -23,5 +23,5 @@ class Denoiser(nn.Module):
 
     def forward(self, z_t: State, level: Level) -> State:
         self.n_calls += 1
-        # under autocast a network answers in bf16; what is done with its answer is not
+        # under autocast the output may be bf16; everything after it is in the precision of z_t
         return self.spaces.project(self.backbone(z_t, level.t).to(dtype=z_t.dtype))

@@ -1,4 +1,4 @@
-"""The variational bound of -log p(x, h | N), and how far more draws of a stochastic prediction lower it.
+"""The variational bound of -log p(x, h | N), and by how much more draws of a stochastic prediction lower it.
 
 For variance-preserving tables with EDM's decoder. Source: Hoogeboom et al. (arXiv:2203.17003), equations 7-12 and
 appendix A; Kingma et al., Variational diffusion models (arXiv:2107.00630). Unit: nats per molecule.
@@ -37,7 +37,7 @@ def _parts(process: Process) -> tuple[VariancePreserving, Decoder]:
 
 
 def log_constants(process: Process, layout: Layout) -> Float[Tensor, "B"]:
-    """C0 = 3(N-1) (gamma_0 + log 2 pi) / 2, minus the log of the decoder's normalisation on U, and the change of
+    """C0 = 3(N-1) (gamma_0 + log 2 pi) / 2, the normalisation of the decoder on U, plus the change of
     volume 3(N-1) log(scale) from scaled units to angstrom."""
     path, decoder = _parts(process)
     dims = process.spaces["x"].dimension(layout)
@@ -111,7 +111,7 @@ def jensen_gap(
     time_rng: torch.Generator,
     noise_rng: torch.Generator,
 ) -> dict[str, Tensor]:
-    """How far the mixture bound over M draws of a stochastic `predict` lies below `bound`: one unbiased draw of it.
+    """How far the mixture bound over M draws of a stochastic `predict` lies below `bound`: one unbiased estimate.
 
     Such a method's reverse kernel is a mixture, p(z_s | z_t) = E_R N(z_s; mu_R, s^2 I), and so is its decoder.
     `bound` takes -log inside the mean over R. With z_s ~ q(z_s | z_t, x0) and M independent draws,
@@ -125,7 +125,7 @@ def jensen_gap(
 
         mean_m a_m + log mean_m exp(-a_m) >= 0   (Jensen),
 
-    nothing where the prediction does not depend on R, and half the trace of the covariance of d over R where that
+    zero where the prediction does not depend on R, and half the trace of the covariance of d over R where that
     is small. In the decoder's term x0 is given, so there is no xi.
 
     Args:

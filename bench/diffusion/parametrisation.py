@@ -1,4 +1,4 @@
-"""Parametrisations: what a network regresses on, and the estimate of the noise that its output stands for.
+"""Parametrisations: what a network regresses on, and the estimates of noise and clean state that its output implies.
 
 At fixed z_t the clean state, the noise, the velocity and the score determine one another, so one implementation of a
 target (an expected noise) serves all of them. The error is taken in the parametrisation's own space. Noise is the only
@@ -26,7 +26,7 @@ class Parametrisation(StrEnum):
     SCORE = "score"  # -eps / sigma
 
     def target(self, noise: State, noised: Noised) -> State:
-        """What to regress on, from an expected noise at fixed z_t."""
+        """Regression target, from an expected noise at fixed z_t."""
         level = noised.level
         if self is Parametrisation.NOISE:
             return noise
@@ -39,7 +39,7 @@ class Parametrisation(StrEnum):
         return _scaled(clean, d_alpha).combine(_scaled(noise, d_sigma), torch.add)
 
     def noise(self, output: State, z_t: State, level: Level) -> State:
-        """The estimate of the noise in a network's output."""
+        """Noise estimate implied by a network's output."""
         if self is Parametrisation.NOISE:
             return output
         if self is Parametrisation.SCORE:
@@ -54,7 +54,7 @@ class Parametrisation(StrEnum):
         return _scaled(output, of_output).combine(_scaled(z_t, of_z), torch.add)
 
     def clean(self, output: State, z_t: State, level: Level) -> State:
-        """The estimate of the clean state in a network's output (linear spaces)."""
+        """Clean state implied by a network's output (linear spaces)."""
         if self is Parametrisation.CLEAN:
             return output
         if self is Parametrisation.VELOCITY:
@@ -69,7 +69,7 @@ class LossWeight(StrEnum):
     """Weight of each level in the training error."""
 
     ONE = "one"
-    SNR = "snr"  # alpha^2 / sigma^2: an error of the clean state then counts as that of the noise does
+    SNR = "snr"  # alpha^2 / sigma^2: makes the error of the clean state that of the noise
 
     def of(self, level: Level) -> Tensor | float:
         return 1.0 if self is LossWeight.ONE else (level.alpha / level.sigma).square()

@@ -7,7 +7,7 @@ continuous.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from enum import StrEnum
 
 import numpy as np
@@ -20,7 +20,7 @@ from bench.geometry.noised import Level
 
 
 class PathName(StrEnum):
-    """The paths that a configuration can ask for."""
+    """Paths by their name in a configuration."""
 
     POLYNOMIAL = "polynomial"  # variance preserving, of EDM (arXiv:2203.17003)
     LINEAR_SIGMA = "linear_sigma"  # variance preserving, sigma in equal steps (toy of arXiv:2502.09890)
@@ -28,8 +28,8 @@ class PathName(StrEnum):
     VARIANCE_EXPLODING = "variance_exploding"  # alpha = 1, for a torus (DiffCSP, arXiv:2309.04475)
 
 
-class Path(nn.Module):
-    """What the process and the sampler ask of a path.
+class Path(nn.Module, ABC):
+    """Interface of a path, as the process and the sampler use it.
 
     Attributes:
         prior_sigma: standard deviation of the state from which sampling starts.
@@ -39,14 +39,14 @@ class Path(nn.Module):
 
     @abstractmethod
     def draw(self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32) -> Level:
-        """n independent levels to train on; `lowest`: smallest index of a table that is drawn."""
+        """n independent levels to train on; `lowest`: smallest index drawn, on discrete paths."""
 
     @abstractmethod
     def grid(self, n_steps: int, device: torch.device | str) -> Tensor:
-        """Places of n_steps + 1 levels from the most noise to the least, as `at` takes them.
+        """n_steps + 1 places (arguments of `at`), from the most noise to the least.
 
         Raises:
-            ValueError: a number of steps that the path does not have.
+            ValueError: the path does not support this number of steps.
         """
 
     @abstractmethod
@@ -59,12 +59,12 @@ class Path(nn.Module):
 
 
 class TablePath(Path):
-    """A table of levels, drawn uniformly.
+    """A discrete path: a table of levels, drawn uniformly.
 
     Attributes:
-        gamma: -log_snr of each level, strictly increasing.
+        gamma: -log_snr = log(sigma^2 / alpha^2) of each level, strictly increasing.
         n_levels: T, in which t = i / T.
-        last: index of the most noise.
+        last: index of the noisiest level.
     """
 
     gamma: Tensor
@@ -92,7 +92,6 @@ class VariancePreserving(TablePath):
             t=(place.to(torch.float64) / self.n_levels).to(dtype),
             alpha=torch.sigmoid(-gamma).sqrt().to(dtype),
             sigma=torch.sigmoid(gamma).sqrt().to(dtype),
-            log_snr=-gamma.to(dtype),
         )
 
     def step(self, s: Int[Tensor, "B"], t: Int[Tensor, "B"]) -> tuple[Tensor, Tensor]:
@@ -116,7 +115,6 @@ class VarianceExploding(TablePath):
             t=(place.to(torch.float64) / self.n_levels).to(dtype),
             alpha=torch.ones_like(gamma).to(dtype),
             sigma=torch.exp(0.5 * gamma).to(dtype),
-            log_snr=-gamma.to(dtype),
         )
 
     def step(self, s: Int[Tensor, "B"], t: Int[Tensor, "B"]) -> tuple[Tensor, Tensor]:
@@ -128,8 +126,8 @@ class LinearPath(Path):
     """alpha = 1 - t, sigma = t: the straight line between data and noise. Places are the times themselves.
 
     Args:
-        margin: times are drawn from [margin, 1 - margin], since the noise that goes with a clean state is undefined at
-            t = 0, and the clean state that goes with a noise at t = 1.
+        margin: times are drawn from [margin, 1 - margin], because an expected clean state determines no expected noise
+            at t = 0, nor the noise the clean state at t = 1.
     """
 
     def __init__(self, margin: float = 1e-3) -> None:
@@ -152,7 +150,6 @@ class LinearPath(Path):
             t=place.to(dtype),
             alpha=alpha.to(dtype),
             sigma=sigma.to(dtype),
-            log_snr=2 * (alpha.log() - sigma.log()).to(dtype),
             d_alpha=-torch.ones_like(place, dtype=dtype),
             d_sigma=torch.ones_like(place, dtype=dtype),
         )
@@ -194,7 +191,7 @@ def geometric_sigma(n_levels: int) -> np.ndarray:
 
 
 def make_path(name: PathName, n_levels: int = 1000, precision: float = 1e-5) -> Path:
-    """The path of a configuration; `n_levels` and `precision` are read by the tables that have them."""
+    """The path of a configuration; `n_levels` is for discrete paths, `precision` for the polynomial one."""
     if name is PathName.LINEAR:
         return LinearPath()
     if name is PathName.VARIANCE_EXPLODING:

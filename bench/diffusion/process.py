@@ -1,7 +1,7 @@
-"""The diffusion process: noising, and the training error that a method's target and a network's answer make.
+"""The diffusion process: noising, and the training loss of a prediction against a target.
 
-A state has named parts, each in a space of its own (`bench.geometry.spaces`); a path says how much noise there is at a
-time (`bench.diffusion.paths`); a parametrisation says what the network estimates. The defaults are those of all
+A state has named parts, each in a space of its own (`bench.geometry.spaces`); a path maps a time to a noise level
+(`bench.diffusion.paths`); a parametrisation is what the network estimates. The defaults are those of all
 published QM9 runs: arXiv:2203.17003, equations 5-12 and appendix B.
 """
 
@@ -28,33 +28,32 @@ class DiffusionConfig:
     """Options of the process."""
 
     path: PathName = PathName.POLYNOMIAL
-    n_levels: int = 1000  # T, of paths that are tables
+    n_levels: int = 1000  # T of discrete paths
     precision: float = 1e-5  # s of the polynomial schedule
     parametrisation: Parametrisation = Parametrisation.NOISE
     loss_weight: LossWeight = LossWeight.ONE
-    # three defects of the published code at once. (1) The training error is divided by (3 + F) times the padded atom
+    # reproduce three defects of the published code. (1) The training error is divided by (3 + F) times the padded atom
     # count of the batch, the feature term at t = 0 is not divided: the weight of an atom depends on its batch. (2) The
     # DiT's pair embedding sums its bias over padded columns (`GaussianPairEmbedding`): so do predictions. (3) The DiT's
     # time features are made for 0..1000 and see t in [0, 1]: `time_scale` must be 1, which is also its default
     edm_compat: bool = False
 
 
-def weighted_error(prediction: State, target: State, noised: Noised | None = None) -> Float[Tensor, "B"]:
-    """0.5 |prediction - target|^2 over all parts: weight 1 in noise space ('l2' of arXiv:2203.17003)."""
-    del noised
+def squared_error(prediction: State, target: State) -> Float[Tensor, "B"]:
+    """0.5 |prediction - target|^2 over all parts ('l2' of arXiv:2203.17003)."""
     return 0.5 * prediction.combine(target, torch.sub).squared_norm()
 
 
 class Process(nn.Module):
-    """Everything that must be the same for every method.
+    """The diffusion process, the same for every method.
 
     Args:
-        spaces: of the parts of a state.
+        spaces: the space of each part of a state.
         cfg: options.
-        mean_atoms: mean atom count of the training set, of which the loss denominator is made.
-        decoder: the step from z_0 to data with discrete features; None: the clean state is what the network estimates.
+        mean_atoms: mean atom count of the training set, for the loss denominator.
+        decoder: p(x, h | z_0) for discrete features; None: the last estimate of the clean state is the sample.
     Raises:
-        ValueError: options that do not fit one another.
+        ValueError: incompatible options.
     """
 
     def __init__(
@@ -76,13 +75,13 @@ class Process(nn.Module):
             )
         if decoder is not None:
             if cfg.parametrisation is not Parametrisation.NOISE or cfg.path is PathName.LINEAR:
-                raise ValueError("a decoder of discrete features needs parametrisation 'noise' and a path of levels")
-            # on the CPU, where tables are made, also while a model is outlined on the meta device
+                raise ValueError("a decoder of discrete features needs parametrisation 'noise' and a discrete path")
+            # on the CPU, where the table lies even while the model is built on the meta device
             decoder.check(self.path.at(torch.zeros(1, dtype=torch.long, device="cpu")).sigma.item())
 
     @property
     def channels(self) -> dict[str, int]:
-        """Columns of each part, which a backbone is built for."""
+        """Columns of each part, for the constructor of a backbone."""
         return self.spaces.channels
 
     def noise(
@@ -96,7 +95,7 @@ class Process(nn.Module):
         return self.spaces.move(clean, noise, level)
 
     def noised(self, clean: State, noise: State, level: Level) -> Noised:
-        """All that the hooks of a method may ask for."""
+        """z_t with its clean state, expected noise and level, as the hooks of a method receive them."""
         z_t = self.noising(clean, noise, level)
         return Noised(clean, self.spaces.expected_noise(noise, z_t, clean, level), z_t, level, self.spaces)
 
@@ -106,7 +105,7 @@ class Process(nn.Module):
         """n independent levels, uniform in t.
 
         Args:
-            decoder_level: also t = 0, where a decoder takes over; where there is none, all levels are drawn.
+            decoder_level: include t = 0, where the decoder's term applies; without a decoder it is always included.
         """
         lowest = 0 if decoder_level or self.decoder is None else 1
         return self.path.draw(n, rng, lowest, dtype)
@@ -118,7 +117,7 @@ class Process(nn.Module):
 
         Args:
             error: the method's own error, used where t > 0 or where there is no decoder.
-            target: what was regressed on.
+            target: regression target.
         Returns:
             [B], dimensionless. The constant is the number of channels times the data set's mean atom count: each atom
             weighs as in the bound, and nothing else in a batch changes a molecule's loss.

@@ -26,7 +26,7 @@ from bench.geometry.state import State
 
 
 class Sampler(StrEnum):
-    """How a reverse step is made."""
+    """Rules for a reverse step."""
 
     ANCESTRAL = "ancestral"
     EULER = "euler"
@@ -53,11 +53,11 @@ def sample(
         n_steps: reverse steps S; T and `ancestral` reproduce the published sampler of EDM.
         rng: source of all noise here (a stochastic method draws its own).
         on_step: called after each network call, for progress.
-        start: the most noised state, drawn where none is given.
+        start: initial state at t = 1; by default drawn from the prior.
     Returns:
         final state, still in scaled units; the task's `decode` makes structures of it.
     Raises:
-        ValueError: a number of steps, or a sampler, that the path does not have.
+        ValueError: the path does not support the sampler or the number of steps.
     """
     require_sampler(process, sampler, n_steps)
     path, dtype = process.path, torch.float32
@@ -112,7 +112,7 @@ def n_calls(path: Path, sampler: Sampler, n_steps: int) -> int:
 
 
 class ReverseCoefficients(NamedTuple):
-    """z_s = keep z_t - remove eps_hat + spread eps', host numbers so that a step waits for nothing."""
+    """z_s = keep z_t - remove eps_hat + spread eps', Python floats, so that no step waits for the device."""
 
     keep: float
     remove: float
@@ -128,20 +128,20 @@ def reverse_coefficients(path: Path, s: Tensor, t: Tensor) -> list[ReverseCoeffi
 
 
 def reverse_step(z_t: State, noise_hat: State, noise: State, step: ReverseCoefficients) -> State:
-    """z_s, from the noise estimate at z_t and a fresh draw, before it is brought back into its space."""
+    """z_s, from the noise estimate at z_t and a fresh draw; not yet wrapped into its space."""
     kept = z_t.combine(noise_hat, lambda z, hat: step.keep * z - step.remove * hat)
     return kept.combine(noise, lambda z, eps: z + step.spread * eps)
 
 
 def euler_step(process: Process, z_t: State, answer: State, t: Level, s: Level) -> State:
-    """alpha_s x0_hat + sigma_s eps_hat, from what the network answered at z_t."""
+    """alpha_s x0_hat + sigma_s eps_hat, from the network's output at z_t."""
     noise_hat = process.parametrisation.noise(answer, z_t, t)
     clean_hat = process.parametrisation.clean(answer, z_t, t)
     return process.noising(clean_hat, noise_hat, s)
 
 
 def heun_step(process: Process, z_t: State, output: Predict, t: Level, s: Level) -> State:
-    """z_t + (s - t) (v(z_t, t) + v(z_s, s)) / 2, z_s from Euler's method; at t = 0 nothing is left to correct."""
+    """z_t + (s - t) (v(z_t, t) + v(z_s, s)) / 2, z_s from Euler's method, which alone makes the step to t = 0."""
     answer = output(z_t, t)
     z_s = euler_step(process, z_t, answer, t, s)
     if (s.sigma == 0).all():

@@ -29,7 +29,7 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"], proper: bool = False) -> Float[Tens
     """Orthonormalise the columns: the Q of M = Q T with T upper triangular and a positive diagonal.
 
     Closed form for 3x3, so nothing leaves the device and gradients are those of the QR factor. A column whose
-    residual is exactly nothing becomes zero, with zero gradient, instead of NaN. The second column is orthogonalised
+    residual is exactly zero becomes zero, with zero gradient, instead of NaN. The second column is orthogonalised
     twice, which keeps Q^T Q = I to rounding for condition numbers near 1/precision.
 
     Returns:
@@ -40,7 +40,7 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"], proper: bool = False) -> Float[Tens
 
     def unit(v: Tensor) -> Tensor:
         # scaling first keeps the squares of very small or large columns in range; the sum is then at least 1, unless
-        # there is no column left to speak of, through which no gradient passes either
+        # the column has vanished, and then no gradient passes either
         size = v.detach().abs().amax(-1, keepdim=True)
         v = torch.where(size > floor, v, 0) / size.clamp_min(floor)
         return v / v.square().sum(-1, keepdim=True).clamp_min(1).sqrt()
@@ -58,7 +58,7 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"], proper: bool = False) -> Float[Tens
 
 
 def product(A: Float[Tensor, "*B 3 3"], B: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
-    """A B, element by element: autocast would make a matrix product in bf16, and no rotation would be left."""
+    """A B without a matrix product, which autocast would run in bf16, destroying orthogonality."""
     return (A[..., :, :, None] * B[..., None, :, :]).sum(-2)
 
 
@@ -82,7 +82,7 @@ class Group(ABC):
 
     @abstractmethod
     def act(self, g: Tensor, state: State) -> State:
-        """Move points: one element per molecule."""
+        """Apply one element per molecule to its points."""
 
     def act_on_noise(self, g: Tensor, noise: State) -> State:
         """Act on displacements, noise and predictions of it; differs from `act` for groups that are not linear."""
@@ -103,7 +103,7 @@ class Group(ABC):
     def log_evidence(self, noised: Noised) -> Float[Tensor, "B"]:
         """log of the mean of p(z_t | g x0) over the group, float64, up to the constant of `log_likelihood`.
 
-        Between several candidates for x0 it decides which orbit made z_t.
+        Among several candidates for x0 it weighs which orbit produced z_t.
 
         Raises:
             NotImplementedError: it is not known for this group.
@@ -123,8 +123,8 @@ class MatrixGroup(Group):
     """A group of D x D matrices R that act on the rows of one part, x_n -> R x_n.
 
     Because |z_t - alpha R x0|^2 depends on R through one inner product, the posterior is the exponential family
-    p(R | z_t, x0) ~ exp(tr(F^T R)) with the moment F = (alpha / sigma^2) sum_n z_n x0_n^T, and all of a molecule that
-    enters is D x D.
+    p(R | z_t, x0) ~ exp(tr(F^T R)) with the moment F = (alpha / sigma^2) sum_n z_n x0_n^T: a molecule enters through a
+    D x D matrix alone.
 
     Attributes:
         part: name of the part.
@@ -158,7 +158,7 @@ class MatrixGroup(Group):
         """Mean of p(R) ~ exp(tr(F^T R)) over the group."""
 
     def log_normaliser(self, F: Float[Tensor, "B D D"]) -> Float[Tensor, "B"]:
-        """log of the mean of exp(tr(F^T R)) over the group, which decides between several orbits.
+        """log of the mean of exp(tr(F^T R)) over the group, which weighs several orbits.
 
         Raises:
             NotImplementedError: none is known for this group.
@@ -173,7 +173,7 @@ class MatrixGroup(Group):
 
     @torch.no_grad()
     def posterior_mean(self, noised: Noised) -> State:
-        """The noise that goes with E[x0 | z_t, orbit] = M x0, M the mean of p(R) ~ exp(tr(F^T R))."""
+        """Expected noise equivalent to E[x0 | z_t, orbit] = M x0, with M the mean of p(R) ~ exp(tr(F^T R))."""
         clean = noised.clean
         M = self.mean(self.moment(clean.parts[self.part][:, None], noised)[:, 0])
         return noised.noise_of(self.act(M.to(clean.dtype), clean))
@@ -256,7 +256,7 @@ class O3(RotationGroup):
 
 
 class SO3(RotationGroup):
-    """Proper rotations. A Haar draw of O(3) whose third column is turned so that det R = 1 is Haar on SO(3)."""
+    """Proper rotations. A Haar draw of O(3) whose third column is flipped, where needed, to make det R = 1."""
 
     proper = True
 

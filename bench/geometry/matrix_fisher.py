@@ -9,7 +9,7 @@ integrating out all but one angle leaves, for any ordering {i, j, k} of {1, 2, 3
     f_k(v) = I0e(|s_i - s_j| v / 2) I0e((s_i + s_j)(2 - v) / 2) exp(-(min(s_i, s_j) + s_k) v),
 
 I0e(x) = exp(-|x|) I0(x), with v = 1 - u and u the element R_kk of the rotation in the frames of U and V. All three c_k
-are one number. Differentiating, d_k is the mean of u, so 1 - d_k = int v f_k / int f_k, which has no cancellation at
+are equal. Differentiating, d_k is the mean of u, so 1 - d_k = int v f_k / int f_k, which has no cancellation at
 high concentration.
 
 Quadrature. At concentration s the integrand lives on scales 1/s at either end of [0, 2], so each half is integrated in

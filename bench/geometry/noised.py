@@ -20,14 +20,12 @@ class Level:
     """Noise level of each of B molecules; every field is [B].
 
     Attributes:
-        log_snr: log(alpha^2 / sigma^2).
-        d_alpha, d_sigma: derivatives with respect to t; None on paths that are tables.
+        d_alpha, d_sigma: derivatives with respect to t; None on discrete paths.
     """
 
     t: Float[Tensor, "B"]
     alpha: Float[Tensor, "B"]
     sigma: Float[Tensor, "B"]
-    log_snr: Float[Tensor, "B"]
     d_alpha: Float[Tensor, "B"] | None = None
     d_sigma: Float[Tensor, "B"] | None = None
 
@@ -63,7 +61,7 @@ class Noised:
         return len(self.clean)
 
     def noise_of(self, clean: State) -> State:
-        """The expected noise that goes with an expected clean state T at fixed z_t: eps + (alpha / sigma) (x0 - T).
+        """Expected noise equivalent to an expected clean state T at fixed z_t: eps + (alpha / sigma) (x0 - T).
 
         Exact for T = x0 and free of the cancellation of (z_t - alpha T) / sigma at small sigma.
         """

@@ -26,7 +26,7 @@ def modulo_one(v: Float[Tensor, "N C"]) -> Float[Tensor, "N C"]:
 
 
 class Space:
-    """R^channels for each row of a part: the base of all others.
+    """Base class of spaces; by default R^channels for each row of a part.
 
     Attributes:
         channels: columns of the part.
@@ -52,7 +52,7 @@ class Space:
         return self.project(z, layout)
 
     def prior(self, noise: Float[Tensor, "N C"], sigma: float) -> Float[Tensor, "N C"]:
-        """A draw of the most noised state, from projected standard normal numbers."""
+        """Initial state of sampling (t = 1), from projected standard normal noise."""
         return noise if sigma == 1 else sigma * noise
 
     def move(self, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Space:
         return alpha * clean + sigma * noise
 
     def expected_noise(self, noise: Tensor, z: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
-        """E[eps | z_t, x0] where eps = `noise` made z_t."""
+        """E[eps | z_t, x0], given the eps = `noise` that produced z_t."""
         del z, clean, sigma
         return noise
 
@@ -97,7 +97,7 @@ class Centred(Space):
 class Torus(Space):
     """[0, 1)^channels with the wrapped normal as kernel, z_t = (x0 + sigma eps) mod 1.
 
-    The winding number of eps is not a function of z_t and x0, so its mean is regressed on: with d = z_t - x0,
+    The winding number of eps is not a function of z_t and x0, so the target is its mean: with d = z_t - x0,
     E[eps | d] = sum_k w_k (d + k) / sigma, w = softmax_k(-(d + k)^2 / (2 sigma^2)), which is -sigma times the score of
     the wrapped normal (De Bortoli et al., arXiv:2202.02763; Jiao et al., DiffCSP, arXiv:2309.04475).
     """
@@ -164,7 +164,7 @@ class Spaces(Mapping[str, Space]):
         return all(space.linear for space in self.values())
 
     def require_linear(self, what: str) -> None:
-        """Raise ValueError where a part's points cannot be averaged."""
+        """Raise ValueError if the points of some part cannot be averaged."""
         if not self.linear:
             curved = ", ".join(name for name, space in self.items() if not space.linear)
             raise ValueError(f"{what} does not exist on a torus (part {curved}); state it as expected noise")
@@ -186,19 +186,19 @@ class Spaces(Mapping[str, Space]):
         return State({name: parts[name] for name in self}, layout, context)
 
     def project(self, v: State) -> State:
-        """Displacements of every part within its space."""
+        """Project displacements of every part onto the tangent space."""
         return v.replace(**{name: self[name].project(part, v.layout) for name, part in v.parts.items()})
 
     def wrap(self, z: State) -> State:
-        """Points of every part within its space."""
+        """Bring the points of every part back into its space."""
         return z.replace(**{name: self[name].wrap(part, z.layout) for name, part in z.parts.items()})
 
     def prior(self, noise: State, sigma: float) -> State:
-        """The most noised state, from its noise."""
+        """Initial state of sampling (t = 1), from projected standard normal noise."""
         return noise.replace(**{name: self[name].prior(part, sigma) for name, part in noise.parts.items()})
 
     def move(self, clean: State, noise: State, level: Level) -> State:
-        """z_t."""
+        """z_t, from a clean state and noise."""
         return clean.replace(
             **{
                 name: self[name].move(
@@ -209,7 +209,7 @@ class Spaces(Mapping[str, Space]):
         )
 
     def expected_noise(self, noise: State, z_t: State, clean: State, level: Level) -> State:
-        """E[eps | z_t, x0] where `noise` made z_t."""
+        """E[eps | z_t, x0], given the `noise` that produced z_t."""
         return noise.replace(
             **{
                 name: self[name].expected_noise(

@@ -60,7 +60,15 @@ class State:
         return self.layout.n_molecules
 
     def replace(self, **parts: Tensor) -> State:
-        """The same batch with some parts replaced."""
+        """The same batch with some parts replaced.
+
+        Raises:
+            ValueError: the state has no part of that name; to add one, construct a `State`.
+        """
+        if unknown := set(parts) - set(self.parts):
+            raise ValueError(
+                f"cannot replace {', '.join(map(repr, sorted(unknown)))}: the parts are {', '.join(self.parts)}"
+            )
         return State({**self.parts, **parts}, self.layout, self.context)
 
     def map(self, of: Callable[[Tensor], Tensor]) -> State:

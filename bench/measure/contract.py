@@ -28,15 +28,15 @@ class Subject:
         process: the diffusion process.
         group: symmetry group of the data.
         predict: (z_t, level, rng) -> the model's estimate, with averaged weights; a stochastic method draws from `rng`.
-        example: (clean, rng, level) -> a noised batch and what the network regresses on, as the method makes them in
-            training.
+        example: (clean, rng, level) -> a noised batch and its regression target, as the method makes them in training.
         losses: (clean, rng, level) -> training loss of each molecule [B].
         weights: all trained weights, by name.
-        trains: whether the method trains these weights itself; else they are another method's.
+        trains: whether the method trained these weights itself; otherwise another method did.
         encode: structures -> clean states.
         data: with the split that is measured on.
-        facts: of the training set.
-        seed: of all draws.
+        facts: facts about the training set.
+        device: where the model and its inputs are.
+        seed: seed of all draws.
         on_batch: to be called before each batch, for progress and deadlines.
     """
 

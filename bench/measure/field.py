@@ -1,4 +1,4 @@
-"""The learned vector field beside the exact one, on a slice of the state space of a toy.
+"""The learned vector field and the exact one, on a slice of the state space of a toy.
 
 A state of the slice is a clean shape, scaled by alpha, whose first point is moved over a grid in its first two
 coordinates (one on a line) while the others stay. The field is -E[eps | z_t] at that point: sigma times the score.

@@ -42,8 +42,8 @@ class LikelihoodConfig:
 
     n_molecules: int | None = None  # None: all of the test split
     n_passes: int = 5
-    # M draws of a stochastic prediction per step of the bound: the mixture bound stands beside the single-draw one, at
-    # 2 M network calls more (`bench.diffusion.likelihood.jensen_gap`); 1: the single-draw bound alone
+    # M draws of a stochastic prediction per step, for the mixture bound (`bench.diffusion.likelihood.jensen_gap`), at
+    # 2 M extra network calls; 1: the single-draw bound alone
     n_mixture_draws: int = 1
 
     def __post_init__(self) -> None:
@@ -57,10 +57,10 @@ class LikelihoodConfig:
 def measure(subject: Subject, cfg: LikelihoodConfig) -> list[Value]:
     """Variational bound of the negative log likelihood on the test split, nats per molecule.
 
-    Molecules are all of the split or, of a fixed permutation, the first; a pass draws one time per molecule. The
+    Molecules are all of the split, or the first of a fixed permutation; a pass draws one time per molecule. The
     standard error is over molecules, each averaged over its passes. Where the prediction draws random numbers and
-    `n_mixture_draws` asks for it, the mixture bound stands beside, at the same times and noise. Nothing where the bound
-    is not defined (`bench.diffusion.likelihood.has_bound`).
+    `n_mixture_draws` is above 1, the mixture bound is added, at the same times and noise. No values where the bound is
+    not defined (`bench.diffusion.likelihood.has_bound`).
     """
     if not likelihood.has_bound(subject.process):
         return []

@@ -1,4 +1,4 @@
-"""A denoiser and its training target against the exact optimum, where the training set is a few shapes and a group.
+"""Errors of a denoiser and of its training target against the exact optimum, for a few shapes under a group.
 
 With x_1..x_M the distinct structures of the training set, p_m their shares and G the group, the law of the clean data
 is that of g x_m, g uniform on G, and the expected noise given z_t is
@@ -27,7 +27,6 @@ from bench.records.values import Better, Kind, Value
 from bench.references import TONG_2025
 from bench.registry import measures
 from bench.streams import Streams
-from bench.structures.structures import Structures
 
 MAX_SHAPES = 64
 ABOUT = {
@@ -106,36 +105,26 @@ def optimum_of(subject: Subject) -> Optimum:
     Raises:
         ValueError: too many shapes, or of several sizes.
     """
-    distinct, shares = shapes_of(subject.data.train)
+    distinct, counts = subject.data.train.distinct()
     if len(distinct) > MAX_SHAPES or len(set(distinct.n_atoms.tolist())) > 1:
         raise ValueError(
             f"measure 'optimum' takes at most {MAX_SHAPES} shapes of one size, got {len(distinct)} of sizes "
             f"{sorted(set(distinct.n_atoms.tolist()))[:5]}; leave it out (measures.optimum=null)"
         )
     shapes = subject.encode(distinct, subject.device).to(dtype=torch.float64)
-    return Optimum(shapes, torch.from_numpy(shares).to(subject.device), subject.group, subject.process.spaces)
-
-
-def shapes_of(structures: Structures) -> tuple[Structures, np.ndarray]:
-    """Distinct structures, in the order in which they come, and their shares."""
-    first: dict[bytes, int] = {}
-    counts: dict[bytes, int] = {}
-    for i, (numbers, positions) in enumerate(structures):
-        key = numbers.tobytes() + positions.tobytes()
-        first.setdefault(key, i)
-        counts[key] = counts.get(key, 0) + 1
-    return structures.select(np.array(list(first.values()))), np.array(list(counts.values())) / len(structures)
+    shares = torch.from_numpy(counts / counts.sum()).to(subject.device)
+    return Optimum(shapes, shares, subject.group, subject.process.spaces)
 
 
 @measures.register("optimum", OptimumConfig, references=(TONG_2025,))
 def measure(subject: Subject, cfg: OptimumConfig) -> list[Value]:
     """Error of the model, and of its method's target, against the exact optimal denoiser; and gradient variance.
 
-    Each at several noise levels, with the mean over levels beside.
+    Each at several noise levels, and its mean over levels.
 
-    The model is asked at states of the symmetrised law. The target is the method's own, at states that the method makes
-    in training; with several shapes, or a sampled average, it scatters around the optimum. Methods that train nothing
-    have the first alone.
+    The model is evaluated at states of the symmetrised law. The target is the method's own, at states as in
+    training; with several shapes, or a sampled average, it scatters around the optimum. Methods that train nothing have
+    the first error alone.
     """
     optimum, streams = optimum_of(subject), Streams(subject.seed, subject.device)
     path, found = subject.process.path, {name: [] for name in ABOUT}
@@ -167,7 +156,7 @@ def measure(subject: Subject, cfg: OptimumConfig) -> list[Value]:
 
 
 def clean_states(subject: Subject, n: int, place: int) -> State:
-    """n clean states of the test split, in turn, and never in the order of a batch."""
+    """n clean states drawn with replacement from the test split; `place` names the draw."""
     test = subject.data.test
     index = np.random.default_rng([subject.seed, place]).integers(len(test), size=n)
     return subject.encode(test.select(index), subject.device)
@@ -175,6 +164,7 @@ def clean_states(subject: Subject, n: int, place: int) -> State:
 
 @torch.no_grad()
 def denoising_error(subject: Subject, optimum: Optimum, level: Level, streams: Streams, place: int) -> float:
+    """Error of the model against the optimum, at states of the symmetrised law."""
     rng, process = streams.at(2_000_000 + place), subject.process
     clean = clean_states(subject, len(level.t), place).to(dtype=torch.float64)
     clean = subject.group.act(subject.group.haar(len(clean), rng.data, clean.dtype), clean)
@@ -186,6 +176,7 @@ def denoising_error(subject: Subject, optimum: Optimum, level: Level, streams: S
 
 @torch.no_grad()
 def target_error(subject: Subject, optimum: Optimum, level: Level, streams: Streams, place: int) -> float:
+    """Error of the method's regression target against the optimum, at states as in training."""
     clean = clean_states(subject, len(level.t), place).to(dtype=torch.float64)
     noised, target = subject.example(clean, streams.at(3_000_000 + place), level)
     noise = subject.process.parametrisation.noise(target, noised.z_t, level)
@@ -206,5 +197,6 @@ def gradient_variance(subject: Subject, cfg: OptimumConfig, level: Level, stream
 
 
 def per_dimension(subject: Subject, a: State, b: State) -> float:
+    """Mean over molecules of |a - b|^2 per degree of freedom."""
     error = a.combine(b, torch.sub).squared_norm() / subject.process.spaces.dimension(a.layout)
     return error.mean().item()

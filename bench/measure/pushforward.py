@@ -1,6 +1,6 @@
-"""The law that a deterministic sampler gives in one dimension, by quadrature over the noise that it starts from.
+"""The law of a deterministic sampler's samples in one dimension, by quadrature over the initial noise.
 
-No chance is left in it: a rate that 10^5 samples meet once, such as that of strays far from any target, is resolved.
+Free of sampling error: a rate of 1e-5, such as that of strays far from any target, is still resolved.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.measure.contract import Subject
-from bench.measure.optimum import shapes_of
 from bench.records.values import Better, Kind, Value
 from bench.references import EQUIBENCH
 from bench.registry import measures
@@ -47,7 +46,7 @@ def measure(subject: Subject, cfg: PushforwardConfig) -> list[Value]:
     """
     process = subject.process
     (name,) = process.spaces
-    distinct, _ = shapes_of(subject.data.train)
+    distinct, _ = subject.data.train.distinct()
     if process.channels != {name: 1} or set(distinct.n_atoms.tolist()) != {1} or len(distinct) != 1:
         raise ValueError("measure 'pushforward' takes one point on a line; leave it out (measures.pushforward=null)")
     scale = float(subject.encode(distinct, subject.device).parts[name].abs())
@@ -64,7 +63,7 @@ def measure(subject: Subject, cfg: PushforwardConfig) -> list[Value]:
     ][:, 0]
     x = (x.double() / scale).sort().values
     law = torch.where(shares < 0.5, -1.0, 1.0).to(x)
-    lower, about = Better.LOWER, "by quadrature over the initial noise; no chance of sampling in it"
+    lower, about = Better.LOWER, "by quadrature over the initial noise, without sampling error"
 
     def value(key: str, label: str, number: torch.Tensor, kind: Kind = Kind.QUALITY) -> Value:
         return Value(key, label, number.item(), "", lower, kind, definition=about)

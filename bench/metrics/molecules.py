@@ -54,7 +54,7 @@ class MoleculeEvaluation:
         return np.array([smiles is not None for smiles in self.smiles], dtype=bool)
 
     def summary(self) -> dict[str, int | float | None]:
-        """The metrics of `bench.records.store.METRICS`, as fractions.
+        """The metrics of `LABELS`, except valid-and-unique, as fractions; and `n_molecules`.
 
         Atom stability is over all atoms, molecule stability and validity over all molecules, uniqueness over the valid
         molecules, novelty over the unique ones; a metric without denominator is None, and so is novelty without
@@ -153,6 +153,7 @@ def evaluate_molecules(
         structures: at least one molecule; positions in angstrom.
         train_smiles: of `bench.metrics.validity.smiles_of(training molecules)`; None leaves novelty out.
         n_workers: worker processes for the SMILES; by default one per core, and one in all for small sets.
+        table: bond lengths and valences; by default EDM's.
     Raises:
         ValueError: no molecule, or a position that is not finite.
         UnknownElementError: an element without bond lengths.

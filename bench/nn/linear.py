@@ -1,4 +1,4 @@
-"""Linear layers at the two ends of a network, and the state parts that they read and write."""
+"""Input and output layers of networks, and access to the state parts that they read and write."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
 class Float32Linear(nn.Linear):
     """`torch.nn.Linear` in the precision of its weights, also under autocast.
 
-    Inputs and outputs of a network stay float32: bf16 cannot tell apart four neighbouring of a thousand times t.
+    Inputs and outputs of a network stay float32: bf16 cannot resolve times t that differ by 1/1000.
     """
 
     def forward(self, input: Float[Tensor, "... K"]) -> Float[Tensor, "... H"]:

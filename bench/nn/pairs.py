@@ -20,7 +20,7 @@ from bench.nn.linear import without_autocast
 
 @dataclass(frozen=True)
 class Pairs:
-    """Atoms i and their partners j."""
+    """Atoms i and their partners j, P ordered pairs within molecules."""
 
     i: Int[Tensor, "P"]
     j: Int[Tensor, "P"]

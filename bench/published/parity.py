@@ -25,7 +25,7 @@ from bench.config.run import resolve
 from bench.diffusion import likelihood
 from bench.diffusion.denoiser import Denoiser
 from bench.diffusion.paths import VariancePreserving, polynomial_2
-from bench.diffusion.process import DiffusionConfig, Process, weighted_error
+from bench.diffusion.process import DiffusionConfig, Process, squared_error
 from bench.diffusion.sampler import reverse_coefficients, reverse_step
 from bench.geometry.groups import O3
 from bench.geometry.layout import Layout
@@ -97,7 +97,7 @@ class Fixture:
     def level(self) -> Level:
         """The stored time is continuous, so the table has no level for it; networks see t alone."""
         t = self["t"][:, 0]
-        return Level(t, *(torch.full_like(t, torch.nan) for _ in range(3)))
+        return Level(t, *(torch.full_like(t, torch.nan) for _ in range(2)))
 
     def state(self, name: str) -> State:
         """A stored [A, 3 + F] as positions and features."""
@@ -244,7 +244,7 @@ def _core(fixture: Fixture, denoiser: Denoiser) -> Iterator[Comparison]:
     for name, times in (("l2_train_loss_official_padded", "t_int"), ("l2_train_loss_with_t0", "t_int_with_zero")):
         noised = padded.noised(x0, eps, padded.path.at(fixture[times][:, 0]))
         eps_hat = denoiser(noised.z_t, noised.level)
-        loss = padded.training_loss(weighted_error(eps_hat, eps), eps_hat, eps, noised)
+        loss = padded.training_loss(squared_error(eps_hat, eps), eps_hat, eps, noised)
         # the published loss adds the KL of the prior, which has no gradient; ours leaves it out
         yield Comparison.of(name, loss + fixture["kl_prior"], fixture[name])
 

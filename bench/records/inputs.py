@@ -1,7 +1,7 @@
 """Safe reading of untrusted files: sizes, YAML and npz, with errors of one short line.
 
-Only regular files of a bounded size are opened, nothing is unpickled or executed, and what a file declares is held
-against what it holds before memory is allocated.
+Only regular files of a bounded size are opened, nothing is unpickled or executed, and declared sizes are checked
+against the file before memory is allocated.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def size_of(path: Path, at_most: int | None = None) -> int:
-    """Bytes of a regular file, or of what a link to one names; to be asked before a file is opened.
+    """Size in bytes of a regular file, links followed; call it before opening a file.
 
     Raises:
         OSError: missing; a folder; a pipe or a device, which could block or never end; more than `at_most` bytes.
@@ -77,7 +77,7 @@ PLAIN = [TAG + kind for kind in ("null", "bool", "int", "float", "str", "seq", "
 
 
 class YamlError(ValueError):
-    """A YAML file that cannot be read; one line: file, what came, what was expected."""
+    """A YAML file that cannot be read; one line: file, what was found, what was expected."""
 
 
 def _resolvers(base: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -92,7 +92,7 @@ def _resolvers(base: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts nodes, aliases as what they stand for, before anything is made of them."""
+    """Counts nodes, with aliases expanded, before anything is constructed from them."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -106,7 +106,7 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         if is_alias:
             if id(node) not in self.expanded:
-                raise YamlError("an alias stands inside what it stands for")
+                raise YamlError("an alias refers to a value that contains it")
             self.n_nodes += self.expanded[id(node)]
         else:
             self.expanded[id(node)] = self.n_nodes - before
@@ -127,7 +127,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_scalar_node(self, anchor: Any) -> Any:
         node = super().compose_scalar_node(anchor)
-        node.value.encode()  # half of a surrogate pair, which no file could be written with
+        node.value.encode()  # raises for a lone surrogate, which no file could hold
         return node
 
 
@@ -148,8 +148,8 @@ def read_yaml(path: Path) -> Any:
     """Contents of a YAML file: mappings, lists, text, numbers, booleans and null.
 
     Raises:
-        YamlError: no UTF-8, no YAML, anything but plain data, a key twice, or more than MAX_NODES values.
-        OSError: missing, no regular file, or more than MAX_YAML_BYTES long.
+        YamlError: not UTF-8, not YAML, not plain data, a duplicate key, or more than MAX_NODES values.
+        OSError: missing, not a regular file, or more than MAX_YAML_BYTES long.
     """
     size_of(path, MAX_YAML_BYTES)
     try:
@@ -174,18 +174,18 @@ def parse_yaml(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f"line {mark.line + 1}: " if mark else ""
         raise YamlError(f"not readable as YAML ({line}{truncate(error.problem or error.context or '')})") from error
-    except Exception as error:  # of numbers that only look like numbers, PyYAML raises whatever Python does
+    except Exception as error:  # for malformed numbers PyYAML passes on any error of Python's parsers
         raise YamlError(f"not readable as YAML ({one_line(error)})") from error
 
 
 def as_yaml(data: Any) -> str:
-    """Plain data as YAML, which `read_yaml` and readers of YAML 1.1 read back as it was."""
+    """Plain data as YAML that both `read_yaml` and readers of YAML 1.1 read back unchanged."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
 # ---------------------------------------------------------------------- npz
 
-MAX_GROWTH = 100  # times the file's size, where that is more than SMALL; padding compresses well, hardly beyond this
+MAX_GROWTH = 100  # unpacked bytes per byte of the file, above SMALL; even padding hardly compresses better
 SMALL = 1 << 25
 
 
@@ -200,8 +200,8 @@ def read_arrays(path: Path, names: Sequence[str] | None = None, optional: Sequen
     unpack whatever an entry unpacks to.
 
     Raises:
-        NpzError: no npz file, damaged, without one of `names`, or larger unpacked than it may be.
-        OSError: missing, or no regular file.
+        NpzError: not an npz file, damaged, lacking one of `names`, or too large when unpacked.
+        OSError: missing, or not a regular file.
     """
     import numpy as np
 
@@ -251,7 +251,7 @@ def _declared_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str)
     shown = repr(truncate(name))
     # bz2 and lzma, which numpy never writes, unpack to any size in one call
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise NpzError(f"array {shown} is packed as numpy never does; save the file again with np.savez")
+        raise NpzError(f"array {shown} has a compression that numpy never writes; save the file again with np.savez")
     with archive.open(entry) as file:
         try:
             version = npy.read_magic(file)
@@ -264,7 +264,7 @@ def _declared_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str)
     if dtype.hasobject:
         raise NpzError(f"array {shown} holds pickled objects, which are never loaded; save it as plain numbers")
     n_bytes = math.prod(shape) * dtype.itemsize
-    # an element without bytes would let any shape pass; no array that numpy makes of data has such
+    # elements of zero bytes would let any shape pass, and no numeric array has them
     if not dtype.itemsize or dtype.names or any(n < 0 for n in shape) or n_bytes + n_header != entry.file_size:
         raise NpzError(
             f"array {shown} declares shape {truncate(str(shape))} of {truncate(str(dtype))}, but the file holds "

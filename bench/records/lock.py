@@ -1,7 +1,7 @@
-"""Who works on a run: a lock file that is free again as soon as its process has ended, however it ended.
+"""Locks of runs, released as soon as the holding process ends, however it ends.
 
-The lock is `filelock`'s (flock). Its holder writes into the file who it is; the line stays after the lock is released
-and then says who was there last.
+The lock is `filelock`'s (flock). Its holder identifies itself in the first line of the file, which stays after
+release and then names the last holder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from bench.records.store import RunFolder, writing
 
-# `holder` takes a free lock for a moment to see that it is free; whoever wants it meanwhile waits this long
+# `holder` probes a free lock by taking it for a moment; a process that wants it meanwhile waits this long
 PATIENCE_SECONDS = 1.0
 
 
@@ -34,8 +34,8 @@ class Holder:
     """A process that holds a lock, or held it last.
 
     Attributes:
-        job: submitit's number of the job that the process belongs to, or None.
-        slurm: whether that is a number of Slurm's.
+        job: submitit's id of the job that the process belongs to, or None.
+        slurm: whether `job` is a Slurm job id.
     """
 
     host: str
@@ -50,7 +50,7 @@ class Holder:
 
     def __str__(self) -> str:
         if not self.pid:
-            return "a process that has not said who it is"
+            return "an unidentified process"
         job = f", Slurm job {self.job}" if self.slurm else ""
         return f"process {self.pid} on {self.host}{job}"
 
@@ -66,13 +66,13 @@ def this_process() -> Holder:
 
 
 def _lock(path: Path, timeout: float) -> FileLock:
-    # no second-rate lock where flock is missing: it would outlive a killed process
+    # no fallback to a soft lock where flock is missing: it would outlive a killed process
     return FileLock(path, timeout=timeout, mode=0o644, fallback_to_soft=False, poll_interval=0.02)
 
 
 @contextlib.contextmanager
 def hold(path: Path) -> Iterator[FileIO]:
-    """Hold a lock file, whose first line then says who does; yields it for more lines.
+    """Hold a lock file and identify the holder in its first line; yields the open file for more lines.
 
     Raises:
         BusyError: another process holds it.
@@ -91,10 +91,10 @@ def hold(path: Path) -> Iterator[FileIO]:
 
 
 def write_line(file: FileIO, record: dict[str, Any]) -> None:
-    """Write a line of JSON into a file that is held; without a buffer, which closing the file would try to write again.
+    """Write a line of JSON into a held file; unbuffered, because closing a buffered file would retry a failed write.
 
     Raises:
-        OSError: there is no room for it.
+        OSError: it could not be written, e.g. because the disk is full.
     """
     content = (json.dumps(record) + "\n").encode()
     with writing(Path(file.name)):
@@ -114,7 +114,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def last_holder(path: Path) -> Holder | None:
-    """Who wrote the file's first line: who holds the lock, or held it last; None where nobody did so legibly."""
+    """The holder, or the last one, as the file's first line names it; None if the line is missing or unreadable."""
     try:
         with path.open() as file:
             return Holder(**json.loads(file.readline(4096)))
@@ -131,5 +131,5 @@ def holder(path: Path) -> Holder | None:
             return None
     except Timeout:
         return last_holder(path) or Holder("", 0, "")
-    except PermissionError:  # the folder of somebody else; what it says is all there is to know
+    except PermissionError:  # another user's folder: the line in the file is all there is to go by
         return last_holder(path)

@@ -1,4 +1,4 @@
-"""What records contain: their schemas, and `check`, which holds a record against one."""
+"""Schemas of records, and `check`, which validates a record against one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SCHEMA_VERSION = 2
 
 
 class RecordError(ValueError):
-    """A record that is not what its schema says; the message names file, key, what came and what was expected."""
+    """A record violates its schema; the message names file, key, what was found and what was expected."""
 
 
 # A schema maps a key to the types its value may have; a nested mapping is a nested object. Keys ending in '?' may be
-# absent. `dict` stands for a free object, for what differs between plug-ins.
+# absent. `dict` stands for an object of any content, which differs between plug-ins.
 Number = (int, float)
 CODE: dict[str, Any] = {"version": str, "commit": (str, type(None)), "dirty": (bool, type(None))}
 MANIFEST: dict[str, Any] = {
@@ -73,7 +73,7 @@ MANIFEST: dict[str, Any] = {
         "sha256": str,
         "network": str,  # the public class
         "schedule": str,  # where it is known from
-        "unused": list,  # arrays that the file holds and nothing needs
+        "unused": list,  # arrays of the file that are not used
         "notes": list,  # what differs from the public code, and what is assumed
     },
     "evaluated?": {  # by `equibench evaluate`, where `code` and `environment` are of the machine that sampled

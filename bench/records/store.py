@@ -1,4 +1,4 @@
-"""Files that runs and studies leave: where they lie, and how they are written and read (no torch).
+"""Files of runs and studies: their paths, and how they are written and read (no torch).
 
 Only `RunFolder` and `StudyFolder` know file names. Every file is written under a temporary name, synced and renamed, so
 that a reader sees the old content or the new one. A JSON record carries one checksum, because a flipped bit in a digit
@@ -26,7 +26,7 @@ MAX_LINE_BYTES = 1 << 20  # of steps.jsonl
 CHECKSUM = "checksum"  # key of a JSON record on disk: CRC-32 of its values; readers give records without it
 
 CONTINUES = "the same command continues it"  # end of the line on a run that was stopped and has not failed
-# that there is no space, no quota, or that a file system is read-only, passes, and is no fault of a run
+# full disk, exhausted quota, read-only file system: transient, and no fault of the run
 OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def curves(self) -> Path:
-        """The same thinned, of a published run."""
+        """`steps` thinned, of a published run."""
         return self.path / "curves.csv"
 
     @property
@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def sample_costs(self) -> Path:
-        """What the samples cost; written after them."""
+        """Cost of the samples; written after them."""
         return self.path / "samples.json"
 
     @property
@@ -82,7 +82,7 @@ class RunFolder:
         return self.path / "chunks"
 
     def chunk(self, number: int) -> Path:
-        """Samples of one prompt; what they cost lies beside them, with the suffix .json."""
+        """Samples of one prompt; their cost is in the file of the same name with the suffix .json."""
         return self.chunks / f"{number:05d}.npz"
 
     @property
@@ -126,7 +126,7 @@ class RunFolder:
 
     @property
     def job(self) -> Path:
-        """The job that was submitted for the run last."""
+        """The job last submitted for the run."""
         return self.path / "job.json"
 
     @property
@@ -151,7 +151,7 @@ class StudyFolder:
 
     @property
     def study(self) -> Path:
-        """The study as it was called."""
+        """The study file, as it was given."""
         return self.path / "study.yaml"
 
     @property
@@ -220,7 +220,7 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Have an OSError in the block name the file."""
+    """Context in which an OSError is raised anew with the name of the file."""
     try:
         yield
     except OSError as error:
@@ -234,7 +234,7 @@ def not_written(path: Path, error: OSError) -> OSError:
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """The error, or what caused it, if it is that of a disk on which nothing can be written."""
+    """The first of the error and its causes to say that the disk cannot be written; None if there is none."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in OF_DISKS:
@@ -244,7 +244,7 @@ def disk_error(error: BaseException) -> OSError | None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is on disk once its folder is; file systems that cannot sync a folder say EINVAL."""
+    """A rename is on disk once its folder is; file systems that cannot sync a folder raise EINVAL."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -279,10 +279,10 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 
 def parse(text: str) -> Any:
-    """JSON as it is written here.
+    """Strict JSON.
 
     Raises:
-        ValueError: no JSON; NaN, infinity or a number beyond 64 bits; a key twice; text that is no Unicode.
+        ValueError: not JSON; NaN, infinity or an integer beyond 64 bits; a duplicate key; a lone surrogate.
     """
     try:
         value = json.loads(
@@ -291,7 +291,7 @@ def parse(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if "\\ud" in text.lower():
-        json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair can be read, and never written
+        json.dumps(value, ensure_ascii=False).encode()  # raises for a lone surrogate, which cannot be written
     return value
 
 
@@ -322,8 +322,8 @@ def read_json(path: Path, schema: Mapping[str, Any] | None = None) -> dict[str, 
     """Read one record.
 
     Raises:
-        RecordError: no JSON object as `parse` takes it, or one that breaks its schema.
-        OSError: missing, no regular file, or more than MAX_BYTES long.
+        RecordError: not a JSON object, damaged, or in breach of its schema.
+        OSError: missing, not a regular file, or more than MAX_BYTES long.
     """
     size_of(path, MAX_BYTES)
     try:
@@ -349,8 +349,8 @@ def read_config(run: RunFolder) -> dict[str, Any]:
     """A run's configuration as plain data; empty where there is none.
 
     Raises:
-        RecordError: not readable, or no mapping.
-        OSError: no regular file, or too large.
+        RecordError: not readable, or not a mapping.
+        OSError: not a regular file, or too large.
     """
     try:
         config = read_yaml(run.config)
@@ -375,10 +375,10 @@ def read_steps(path: Path, until: int | None = None) -> list[dict[str, Any]]:
     """Lines of steps.jsonl; none where there is no file. A last line cut short by a crash is left out.
 
     Args:
-        until: step to which the lines of a run that has ended must go.
+        until: step that the lines of a finished run must reach.
     Raises:
-        RecordError: any other fault of a line; or they end before.
-        OSError: no regular file.
+        RecordError: any other malformed line, or lines that end before `until`.
+        OSError: not a regular file.
     """
     steps, fault = [], None
     for number, line in enumerate(_lines(path), start=1):

@@ -1,7 +1,7 @@
-"""A value: one measured number that brings along all that a table or a figure needs to show it.
+"""Value: one measured number with everything that a table or a figure needs to show it.
 
-Tasks and measures make values, records hold them, `analysis` draws whatever values there are. So a new metric is a new
-value and needs no change of records, tables or figures.
+Tasks and measures make values, records hold them and `analysis` draws whatever values it finds, so a new metric needs
+no change of records, tables or figures.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Better(StrEnum):
 
 
 class Kind(StrEnum):
-    """The part of a report in which a value stands."""
+    """The part of a report that shows a value."""
 
     QUALITY = "quality"  # of samples
     LIKELIHOOD = "likelihood"
     COST = "cost"
-    DIAGNOSTIC = "diagnostic"  # explains others; in figures and CSV, not in the main table
+    DIAGNOSTIC = "diagnostic"  # explains other values; in figures and CSV, not in the main table
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Value:
 
     Attributes:
         name: column of CSV files, unique among the values of one position: 'atom_stability'.
-        label: for people, with the denominator where one is needed: 'Uniqueness of valid'.
+        label: human-readable, with the denominator where one is needed: 'Uniqueness of valid'.
         value: in `unit`; None where it is not defined for these samples (no valid molecule, unknown elements).
         unit: 'fraction', 's', 'MB', 'nats/molecule', 'angstrom', 'count', or '' for a pure number.
         better: the direction of improvement.
@@ -45,8 +45,8 @@ class Value:
         low, high: 95 % interval over what was sampled, the trained model held fixed.
         sem: standard error over what was sampled.
         at: position on a curve, such as {'t': 0.5}, {'n_atoms': 9} or {'sampler': 'heun'}; empty for a scalar.
-        upper_bound: whether `value` only bounds the quantity from above, so that rows without this mark compare badly
-            with it.
+        upper_bound: whether `value` only bounds the quantity from above, and so does not compare with rows without this
+            mark.
         definition: one line for the notes below a table, where the label does not say it all.
     """
 
@@ -64,7 +64,7 @@ class Value:
     definition: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a record, without what has its default."""
+        """Plain data for a record; fields at their default are left out."""
         changed = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {key: str(value) if isinstance(value, StrEnum) else value for key, value in changed.items()}
         plain["at"] = dict(self.at)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.config.run import RunConfig, TrainConfig
-from bench.diffusion.process import weighted_error
+from bench.diffusion.process import squared_error
 from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
 from bench.records.schema import STEP, check
@@ -254,7 +254,7 @@ class Validation:
             noised = process.noised(clean, process.noise(clean.layout, rng.noise, context=clean.context), level)
             target = process.parametrisation.target(noised.noise, noised)
             prediction = self.model.predict(noised.z_t, level, rng.method)
-            losses.append(process.training_loss(weighted_error(prediction, target), prediction, target, noised))
+            losses.append(process.training_loss(squared_error(prediction, target), prediction, target, noised))
         self.model.train()
         return torch.cat(losses).double().mean().item()
 

@@ -30,7 +30,7 @@ SUBSET_SEED = 0  # of the permutation from which n_train molecules are taken, so
 
 
 class DataError(ValueError):
-    """Invalid data; the message says what came, what was expected and what to do."""
+    """Invalid data; the message says what was found, what was expected and what to do."""
 
 
 def grouped(n: int) -> str:
@@ -129,7 +129,7 @@ class DataSet:
         return to_graph(self.splits[split], index)
 
     def record(self) -> dict[str, Any]:
-        """The manifest's entry `data` (`bench.records.store.MANIFEST`)."""
+        """The manifest's entry `data` (`bench.records.schema.MANIFEST`)."""
         return {
             "name": self.name,
             "label": self.label,

@@ -1,4 +1,4 @@
-"""What readers of all formats share: element symbols, limits, and the error of a file that cannot be read."""
+"""Shared by the readers of all formats: element symbols, limits, and the error for a file that cannot be read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ MAX_LINE = 1 << 20  # characters of a line of text
 
 
 class FileError(ValueError):
-    """A file of molecules that cannot be read or written; one line: file, place, what came, what was expected."""
+    """A file of molecules that cannot be read or written; one line: file, place, what was found, what was expected."""
 
 
 # Written out, because a training run reads xyz files and loads no RDKit.

@@ -93,6 +93,7 @@ def _says_2d(lines: list[bytes], where: str, first: int) -> bool:
 
 
 def write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> bytes:
+    """Contents of an SDF file, V3000 where a coordinate is too wide for V2000; `bonds` as in `files.write`."""
     blocks = []
     for k, (numbers, positions) in enumerate(structures):
         mol = Chem.RWMol()

@@ -91,6 +91,19 @@ class Structures:
         atoms = np.repeat(self.ptr[:-1][index] - ptr[:-1], sizes) + np.arange(ptr[-1])
         return Structures(self.numbers[atoms], self.positions[atoms], ptr)
 
+    def distinct(self) -> tuple[Structures, np.ndarray]:
+        """The distinct molecules, in the order of their first occurrence, and how often each occurs [K].
+
+        Molecules are equal where nuclear charges and coordinates agree bit for bit, atom by atom.
+        """
+        first: dict[bytes, int] = {}
+        counts: dict[bytes, int] = {}
+        for i, (numbers, positions) in enumerate(self):
+            key = numbers.tobytes() + positions.tobytes()
+            first.setdefault(key, i)
+            counts[key] = counts.get(key, 0) + 1
+        return self.select(np.array(list(first.values()), dtype=np.int64)), np.array(list(counts.values()), np.int64)
+
     @classmethod
     def concatenate(cls, parts: Sequence[Structures]) -> Structures:
         """Several lists as one."""

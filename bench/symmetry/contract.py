@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.diffusion.parametrisation import Predict
-from bench.diffusion.process import weighted_error
+from bench.diffusion.process import squared_error
 from bench.geometry.groups import Group
 from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
@@ -54,18 +54,18 @@ class Method(nn.Module):
     """An equivariance strategy. A hook that is not overridden does what plain diffusion does.
 
     States have named parts over one layout (`bench.geometry.state.State`), without padding; positions x [A, 3] have
-    zero centre of mass in each molecule. `noised` holds (clean, noise, z_t, level); `level` holds t, alpha, sigma,
-    log_snr, each [B]; `rng` is a torch.Generator that no other concern draws from; `denoiser(z_t, level)` estimates
+    zero centre of mass in each molecule. `noised` holds (clean, noise, z_t, level); `level` holds t, alpha and
+    sigma, each [B]; `rng` is a torch.Generator that no other concern draws from; `denoiser(z_t, level)` estimates
     the quantity of the process's parametrisation: by default the noise.
 
     Class attributes:
         guarantee: tested for every backbone that the method accepts.
         needs_group: kind of group that the method works with.
         needs_equivariant_backbone: refuse backbones that are not exactly equivariant.
-        otherwise: name of the method to take instead on the backbones that this one refuses.
-        on_equivariant_backbone: why it changes nothing but cost on an exactly equivariant backbone; None: it does.
+        otherwise: name of the fallback method for backbones that this one refuses.
+        on_equivariant_backbone: why it only adds cost on an exactly equivariant backbone; None: it has an effect there.
         weights_of: name of the method whose trained weights this one uses; it then trains nothing. An option of this
-            name lets a study choose another one that defines no `predict`, with its options.
+            name lets a study choose another method, with its options, that does not override `predict`.
         references: papers to cite for it, at least one (`equibench cite`).
         published: the public code whose weights this method reads (`bench.published.weights`), where there is one.
 
@@ -105,8 +105,8 @@ class Method(nn.Module):
         return noise
 
     def target(self, noised: Noised, rng: torch.Generator) -> State:
-        """Expected noise given z_t and whatever the method averages over; the core turns it into what the network's
-        parametrisation regresses on."""
+        """Expected noise given z_t and whatever the method averages over; the core converts it to the
+        parametrisation of the network."""
         del rng
         return noised.noise
 
@@ -116,8 +116,9 @@ class Method(nn.Module):
         return denoiser(z_t, level)
 
     def loss(self, prediction: State, target: State, noised: Noised) -> Float[Tensor, "B"]:
-        """Error of each molecule in the parametrisation's own space; a decoder's level t = 0 is the core's."""
-        return weighted_error(prediction, target, noised)
+        """Error of each molecule in the parametrisation's own space (at t = 0, a decoder's term replaces it)."""
+        del noised
+        return squared_error(prediction, target)
 
     def finish(self, samples: State, rng: torch.Generator) -> State:
         """Post-process final samples."""

@@ -24,7 +24,7 @@ replacing x0 by Q x0 replaces F by F Q^T and the draws R by R Q^T, and R x0 stay
 pi_2..pi_P independent and uniform, the candidates are all pairs (pi_p, R_k): the same R_k for each pi_p if uniform,
 draws of its own from the envelope of F_pi if local; either way the argument holds for the pairs.
 
-Left out of this: draws shared by a batch change the covariance between molecules, not the mean. Without the generating
+Exceptions: draws shared by a batch change the covariance between molecules, not the mean. Without the generating
 element the estimate is ordinary self-normalised importance sampling, biased by O(1/K); a temperature other than 1 has
 another limit. Both are here as controls.
 """
@@ -77,8 +77,8 @@ class OrbitAverage:
 
     Attributes:
         noise: the expected noise.
-        effective_sample_size: 1 / sum_k w_k^2 of the normalised weights, from 1 (all weight on one candidate, which
-            does no harm and no good) to the number of candidates.
+        effective_sample_size: 1 / sum_k w_k^2 of the normalised weights, from 1 (all weight on one candidate: no
+            reduction of variance) to the number of candidates.
     """
 
     noise: State
@@ -143,7 +143,7 @@ def _matrix_average(
         log_w = _inner(F, R) - envelope.log_density(R.flatten(0, 1)).view(B, P, K)
     if order is not None and "h" in x0.parts:
         scale = (level.alpha / level.sigma.square()).double()[:, None] / cfg.temperature
-        shift = (x0.h[order] - x0.h[:, None]).double()  # nothing at all within classes
+        shift = (x0.h[order] - x0.h[:, None]).double()  # exactly zero within classes
         log_w = log_w + (scale * x0.sum_over_atoms((z_t.h.double()[:, None] * shift).sum(-1)))[:, :, None]
     w = log_w.flatten(1).softmax(dim=1).view(B, P, K)
     M = torch.einsum("bpk,bpkij->bpij", w, R)
@@ -157,7 +157,7 @@ def _inner(F: Float[Tensor, "B P D D"], R: Float[Tensor, "B P K D D"]) -> Float[
 
 
 def _permuted_average(x0: State, part: str, M: Tensor, w: Tensor, order: Int[Tensor, "A P"]) -> State:
-    """sum_p M_p x0_pi_p, and the features' average as a difference from x0, exactly nothing within classes."""
+    """sum_p M_p x0_pi_p, and the features' average as a difference from x0, exactly zero within classes."""
     x = torch.einsum("apij,apj->ai", x0.per_atom(M), x0.parts[part][order].double()).to(x0.dtype)
     if "h" not in x0.parts:
         return x0.replace(**{part: x})

@@ -24,7 +24,7 @@ class Permutations(StrEnum):
 
 @runtime_checkable
 class PermutationOptions(Protocol):
-    """What `draw_permutations` reads of a method's options."""
+    """The options that `draw_permutations` reads."""
 
     permutations: Permutations
     n_permutations: int
@@ -32,7 +32,7 @@ class PermutationOptions(Protocol):
 
 
 def draw_permutations(x0: State, cfg: PermutationOptions, rng: torch.Generator) -> Int[Tensor, "A P"] | None:
-    """Uniform permutations within molecules or within their classes; the first is the identity, or drawn as well."""
+    """Uniform permutations within molecules or classes of atoms; the first is the identity if `include_generator`."""
     if cfg.permutations is Permutations.NONE:
         return None
     classes = x0.layout.molecule if cfg.permutations is Permutations.ALL else atom_classes(x0)
@@ -65,7 +65,7 @@ def automorphisms(
     Args:
         colours: of each atom, e.g. its element, with charge or chirality where they matter.
         bonds: (i, j, order), each once.
-        at_most: refuse larger groups, from which uniform draws would need more than a list.
+        at_most: largest group that is listed.
     Raises:
         ValueError: more than `at_most` automorphisms.
     """

@@ -1,4 +1,4 @@
-"""Published state dicts: arrays under a public code's names, and how a plug-in declares which are its own.
+"""Published state dicts: arrays under a public code's names, and how a plug-in declares its own.
 
 Plug-ins describe their public code with `PublishedWeights`; `bench.published.weights` does the reading.
 """
@@ -50,9 +50,9 @@ class OwnWeights:
             it.
         sizes: options of the method that are inferred from shapes.
         untold: options that no shape reveals; they come from a published size, or are given.
-        config_names: keys of the fixtures' `config` -> options.
-        rotation: (module, z_t, base rotation, noise, t) -> R [B, 3, 3] as the public code composes it, which
-            `bench.published.parity` holds against its numbers.
+        config_names: keys of the `config` in parity fixtures -> options.
+        rotation: (module, z_t, base rotation, noise, t) -> R [B, 3, 3] as the public code composes it, for
+            the comparison with its numbers in `bench.published.parity`.
     """
 
     module: str

@@ -12,7 +12,7 @@ from bench.geometry.groups import Group
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 
-# of a prediction made of `symmetrised` terms, for `Method.on_equivariant_backbone`
+# value of `Method.on_equivariant_backbone` for methods built on `symmetrised`
 TURNED_BACK = "R k(R^-1 z) = k(z) for every R: predictions are those of the bare network, at a higher cost"
 
 

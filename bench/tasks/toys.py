@@ -124,7 +124,7 @@ class ToyTask(Task):
         many = data.test.select(np.arange(len(samples)) % len(data.test))
         clean = self.encode(many, dtype=torch.float64)
         exact = self.group.act(self.group.haar(len(clean), rng, torch.float64), clean).parts[self.part]
-        shapes = self.points(distinct(data.train))
+        shapes = self.points(data.train.distinct()[0])
         return Evaluation(
             self.values(self.points(samples), shapes), self.values(exact.view(len(samples), self.n_points, -1), shapes)
         )
@@ -166,14 +166,6 @@ class ToyTask(Task):
         distance, which = torch.stack([near.distance for near in found]).min(0)
         where = torch.stack([near.where for near in found])[which, torch.arange(len(x))]
         return Nearest(distance, where)
-
-
-def distinct(structures: Structures) -> Structures:
-    """Each shape once, in the order in which they come."""
-    seen: dict[bytes, int] = {}
-    for i, (numbers, positions) in enumerate(structures):
-        seen.setdefault(numbers.tobytes() + positions.tobytes(), i)
-    return structures.select(np.array(list(seen.values())))
 
 
 def exchanges(numbers: np.ndarray) -> list[Int[Tensor, "N"]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.backbones.dit import DiT, GaussianPairEmbedding
-from bench.diffusion.process import weighted_error
+from bench.diffusion.process import squared_error
 from bench.geometry.groups import O3, SO3, RotationGroup, Translated, gram_schmidt
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
@@ -235,9 +235,9 @@ def losses(
     """(symmetrised loss on (x0, eps) with rotation R, plain loss on (R^-1 x0, R^-1 eps)), each [B]."""
     assert R is not None
     process, denoiser = model.process, model.denoiser
-    symmetric = weighted_error(symmetrised(O3(), R, denoiser, process.noising(x0, eps, level), level), eps)
+    symmetric = squared_error(symmetrised(O3(), R, denoiser, process.noising(x0, eps, level), level), eps)
     back, noise = x0.rotate(R.mT), eps.rotate(R.mT) if rotate_noise else eps
-    return symmetric, weighted_error(denoiser(process.noising(back, noise, level), level), noise)
+    return symmetric, squared_error(denoiser(process.noising(back, noise, level), level), noise)
 
 
 def test_symmetrised_loss_is_the_augmentation_loss(precision):
@@ -271,7 +271,7 @@ def projected_gradients(model: Model, how: str, n_batches: int, seed: int) -> Te
         clean = x0.rotate(R) if how == "augmented" else x0
         z_t = task.process.noising(clean, eps, level)
         eps_hat = symmetrised(O3(), R, denoiser, z_t, level) if how == "symmetrised" else denoiser(z_t, level)
-        gradients = torch.autograd.grad(weighted_error(eps_hat, eps).mean(), weights)
+        gradients = torch.autograd.grad(squared_error(eps_hat, eps).mean(), weights)
         rows.append(sum(d @ g.flatten() for d, g in zip(directions, gradients, strict=True)))
     return torch.stack(rows)
 

@@ -25,7 +25,7 @@ F64 = torch.float64
 def level(sigma: float, n: int, exploding: bool = False) -> Level:
     s = torch.full((n,), sigma, dtype=F64)
     alpha = torch.ones_like(s) if exploding else (1 - s.square()).sqrt()
-    return Level(s, alpha, s, 2 * (alpha / s).log())
+    return Level(s, alpha, s)
 
 
 def noised(group: Group, sigma: float, n_points: int, n: int = 4, seed: int = 0) -> Noised:

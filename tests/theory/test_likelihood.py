@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.diffusion import likelihood
 from bench.diffusion.parametrisation import Predict
-from bench.diffusion.process import Process, weighted_error
+from bench.diffusion.process import Process, squared_error
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
@@ -252,7 +252,7 @@ def test_a_batch_of_one_has_the_loss_that_it_has_in_a_batch(i):
             level = process.path.at(torch.full((len(x0),), i), torch.float64)
             both = process.noised(x0, eps, level)
             eps_hat = model.denoiser(both.z_t, level)
-            return process.training_loss(weighted_error(eps_hat, eps), eps_hat, eps, both)
+            return process.training_loss(squared_error(eps_hat, eps), eps_hat, eps, both)
 
         together = loss(x0, eps)
         alone = torch.cat([loss(subset(x0, [k]), subset(eps, [k])) for k in range(len(x0))])
@@ -269,7 +269,7 @@ def test_loss_weighs_each_atom_alike():
     eps_hat = z_t
     for i in (0, 700):
         level = task.process.path.at(torch.full((len(x0),), i), torch.float64)
-        error = weighted_error(eps_hat, eps)
+        error = squared_error(eps_hat, eps)
         at_zero = 0.5 * x0.sum_over_atoms(
             (eps_hat.x - eps.x).square().sum(1)
         ) - task.process.decoder.feature_log_likelihood(x0, z_t, level)

@@ -107,7 +107,7 @@ def test_average_over_automorphisms_is_that_over_the_enumerated_group():
         parts.append(State({"x": x, "h": h}, Layout([len(h)])).centred())
     x0 = State({"x": torch.cat([m.x for m in parts]), "h": torch.cat([m.h for m in parts])}, Layout([4, 6]))
     alpha, sigma = torch.full((2,), 0.6, dtype=torch.float64), torch.full((2,), 0.8, dtype=torch.float64)
-    level = Level(alpha * 0 + 0.5, alpha, sigma, 2 * (alpha / sigma).log())
+    level = Level(alpha * 0 + 0.5, alpha, sigma)
     noise = x0.replace(x=torch.randn(10, 3, generator=generator(2), dtype=torch.float64)).centred()
     z_t = x0.replace(x=0.6 * x0.x + 0.8 * noise.x)
 

@@ -152,7 +152,7 @@ def bias_score(factor: float, group: Group, n: int = 4000) -> float:
         for part in range(0, n, 4000):  # what a cache holds
             x0 = haar_turned(cloud(4000, 8, n_atoms=4), i + part, group)
             z_t, _, level = noised_to(x0, i, 9 + i + part)
-            spoilt = Level(level.t, level.alpha * factor, level.sigma, level.log_snr)
+            spoilt = Level(level.t, level.alpha * factor, level.sigma)
             difference = target(x0, z_t, spoilt, group) - x0.x
             psi = torch.stack([z_t.x, torch.tanh(2 * z_t.x), z_t.x.norm(dim=1, keepdim=True) * z_t.x], dim=1)
             products.append(x0.sum_over_atoms((difference[:, None] * psi).sum(2)))
@@ -206,7 +206,7 @@ def test_float32_positions_are_enough(i, dims, group):
     refused where they matter."""
     x0 = cloud(20, 15, dims=dims)
     z_t, _, level = noised_to(x0, i, 16)
-    single = Level(*(v.float() for v in (level.t, level.alpha, level.sigma, level.log_snr)))
+    single = Level(*(v.float() for v in (level.t, level.alpha, level.sigma)))
 
     def error(precision: torch.dtype) -> float:
         clean, state = (m.to(dtype=precision).to(dtype=torch.float32) for m in (x0, z_t))
@@ -243,7 +243,7 @@ class Given(RotationGroup):
 
 def at(alpha: float, sigma: float, n: int) -> Level:
     a, s = torch.full((n,), alpha, dtype=torch.float64), torch.full((n,), sigma, dtype=torch.float64)
-    return Level(a * 0 + 0.5, a, s, 2 * (a / s).log())
+    return Level(a * 0 + 0.5, a, s)
 
 
 def noised_at(x0: State, alpha: float, sigma: float, seed: int) -> tuple[State, Level]:
@@ -395,7 +395,7 @@ def estimator_bias(
             x0 = x0 if order is None else x0.replace(x=x0.x[order[:, 0]], h=x0.h[order[:, 0]])
             z_t, level = noised_at(x0, alpha, sigma, part + 20 + seed)
             if wrong_factor:  # exp(-d^2 / sigma) for exp(-d^2 / (2 sigma^2))
-                level = Level(level.t, 2 * sigma * level.alpha, level.sigma, level.log_snr)
+                level = Level(level.t, 2 * sigma * level.alpha, level.sigma)
             found = averaged(x0, z_t, level, group, generator(part + 30 + seed), cfg)
             d, z = (torch.cat([m.x, m.h], dim=1) for m in (found.combine(x0, torch.sub), z_t))
             psi = torch.stack([z, torch.tanh(2 * z), z.norm(dim=1, keepdim=True) * z], dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bench.diffusion.parametrisation import LossWeight, Parametrisation
 from bench.diffusion.paths import PathName
-from bench.diffusion.process import DiffusionConfig, Process, weighted_error
+from bench.diffusion.process import DiffusionConfig, Process, squared_error
 from bench.diffusion.sampler import Sampler, sample
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level, Noised
@@ -132,8 +132,8 @@ def test_score_on_a_torus_is_the_gradient_of_the_wrapped_normal():
 def test_errors_of_the_clean_state_weighted_by_the_snr_are_those_of_the_noise():
     """|eps - eps'|^2 = (alpha / sigma)^2 |x0 - x0'|^2 at fixed z_t; without the weight it is not."""
     both = batch(process_of(PathName.POLYNOMIAL, CLEAN), PathName.POLYNOMIAL)
-    in_noise = weighted_error(another(both), both.noise)
-    in_clean = weighted_error(CLEAN.target(another(both), both), both.clean)
+    in_noise = squared_error(another(both), both.noise)
+    in_clean = squared_error(CLEAN.target(another(both), both), both.clean)
     assert relative_error(in_clean * LossWeight.SNR.of(both.level), in_noise) < 1e-9
     assert relative_error(in_clean * LossWeight.ONE.of(both.level), in_noise) > 0.1
 
@@ -145,7 +145,7 @@ def test_loss_of_a_process_has_its_weight_and_denominator(weight):
         MOLECULES, DiffusionConfig(parametrisation=CLEAN, n_levels=100, loss_weight=weight), mean_atoms=7.5
     )
     both = batch(process, PathName.POLYNOMIAL)
-    error_of_each = weighted_error(both.z_t, both.clean)
+    error_of_each = squared_error(both.z_t, both.clean)
     loss = process.training_loss(error_of_each, both.z_t, both.clean, both)
     snr = (both.level.alpha / both.level.sigma).square()
     assert relative_error(loss * 5 * 7.5, error_of_each * (snr if weight is LossWeight.SNR else 1)) < 1e-9

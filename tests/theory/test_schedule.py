@@ -65,10 +65,11 @@ def test_gamma_increases_and_only_the_last_step_is_clipped():
 
 
 def test_alpha_and_sigma_are_variance_preserving():
-    """T1: alpha^2 + sigma^2 = 1 to 1e-12 and log_snr = log(alpha^2 / sigma^2), for every level in float64."""
-    level = path_of().at(torch.arange(1001), torch.float64)
+    """T1: alpha^2 + sigma^2 = 1 to 1e-12 and gamma = log(sigma^2 / alpha^2), for every level in float64."""
+    path = path_of()
+    level = path.at(torch.arange(1001), torch.float64)
     assert (level.alpha**2 + level.sigma**2 - 1).abs().max() < 1e-12
-    torch.testing.assert_close(level.log_snr, (level.alpha**2 / level.sigma**2).log(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(path.gamma, (level.sigma**2 / level.alpha**2).log(), rtol=1e-9, atol=1e-9)
     assert torch.equal(level.t, torch.arange(1001, dtype=torch.float64) / 1000)
 
 

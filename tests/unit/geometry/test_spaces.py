@@ -19,7 +19,7 @@ LINEAR = Spaces({name: ALL[name] for name in ("x", "h", "cell")})
 
 def level_of(alpha: float, sigma: float, n: int = len(SIZES)) -> Level:
     a, s = torch.full((n,), alpha, dtype=torch.float64), torch.full((n,), sigma, dtype=torch.float64)
-    return Level(a * 0 + 0.5, a, s, 2 * (a / s).log())
+    return Level(a * 0 + 0.5, a, s)
 
 
 def pair(spaces: Spaces, alpha: float, sigma: float) -> tuple[State, State, Level, State]:
@@ -236,7 +236,7 @@ def test_levels_can_be_chosen_and_moved():
     some = level[[2, 0]]
     assert torch.equal(some.sigma, level.sigma[[2, 0]])
     assert torch.equal(level[1:3].t, level.t[1:3])
-    assert level.to(dtype=torch.float32).log_snr.dtype is torch.float32
+    assert level.to(dtype=torch.float32).sigma.dtype is torch.float32
     assert some.d_alpha is None
 
 

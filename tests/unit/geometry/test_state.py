@@ -42,6 +42,14 @@ def test_sums_and_means_stay_within_molecules():
         torch.testing.assert_close(x0.squared_norm()[i], x0.x[a:b].square().sum() + x0.h[a:b].square().sum())
 
 
+def test_replace_refuses_parts_that_the_state_does_not_have():
+    """A misspelt name would otherwise leave the part as it was and add another."""
+    z = states()[0]
+    assert torch.equal(z.replace(x=z.x + 1).x, z.x + 1)
+    with pytest.raises(ValueError, match="cannot replace 'X', 'y': the parts are x, h"):
+        z.replace(y=z.x, X=z.x)
+
+
 def test_centring_is_a_projection():
     x0 = states()[0]
     moved = x0.replace(x=x0.x + x0.per_atom(torch.randn(len(x0), 3, generator=generator(0), dtype=torch.float64)))
@@ -135,7 +143,7 @@ def test_context_travels_with_a_state():
     z = with_context()
     bare = State(z.parts, z.layout)
     spaces = Spaces({"x": Centred(3), "h": Euclidean(1)})
-    level = Level(*torch.full((4, 2), 0.5))
+    level = Level(*torch.full((3, 2), 0.5))
     for out in (
         *(
             z.map(torch.neg),

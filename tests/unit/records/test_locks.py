@@ -86,7 +86,7 @@ def test_no_file_no_holder(tmp_path: Path):
 def test_a_holder_that_says_nothing_still_holds(tmp_path: Path, another: subprocess.Popen):
     for text in ("", '{"host": "elsewhere"}\n', "no JSON\n"):
         (tmp_path / "lock").write_text(text)
-        assert str(holder(tmp_path / "lock")) == "a process that has not said who it is"
+        assert str(holder(tmp_path / "lock")) == "an unidentified process"
         with pytest.raises(BusyError, match="by another process"), locked(tmp_path):
             pass
 

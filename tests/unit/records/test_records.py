@@ -217,7 +217,7 @@ def test_yaml_is_read_back_as_it_was_written():
     ("text", "message"),
     [
         ("a: 1\na: 2", "line 2: key 'a' comes twice"),
-        ("a: &a [*a]", "an alias stands inside what it stands for"),
+        ("a: &a [*a]", "an alias refers to a value that contains it"),
         ("a: !!binary aGk=", "could not determine a constructor"),
         ("[" * 50 + "]" * 50, "nested more than 40 deep"),
         ("a: [", "not readable as YAML"),
