@@ -39,7 +39,7 @@ def list_all(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """`equibench check`; 1 when something does not hold."""
-    from bench.run.contract import WORTH, check
+    from bench.run.check import WORTH, check
 
     n_failed = 0
     for file in args.files:
