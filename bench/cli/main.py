@@ -7,9 +7,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from importlib import metadata
 
 from bench.cli import data, machine, molecules, plugins, results, study, weights
+from bench.records.schema import package_version
 from bench.registry import load_file
 
 
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="equibench", description="Equivariance strategies of 3D molecular diffusion, side by side."
     )
-    top.add_argument("--version", action="version", version=f"equibench {_version()}")
+    top.add_argument("--version", action="version", version=f"equibench {package_version()}")
     top.add_argument("--quiet", action="store_true", help="warnings and errors only")
     sub = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -54,13 +54,6 @@ def parser() -> argparse.ArgumentParser:
     for family in (plugins, data, study, results, molecules, weights, machine):
         family.add_verbs(add)
     return top
-
-
-def _version() -> str:
-    try:
-        return metadata.version("equibench")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from bench.records import store as records
 from bench.records.lock import BusyError, Holder, holder, locked
 from bench.records.store import RunFolder, StudyFolder
 from bench.run.batches import load_data
-from bench.run.evaluate import package_version
 from bench.run.execute import Until, is_done
 from bench.run.interpreter import environment
 from bench.run.provenance import describe, now, planned
@@ -142,7 +141,7 @@ def write_plan(study: StudyConfig, items: list[Item], study_folder: Path, argume
     records.write_yaml(StudyFolder(study_folder).study, study.page)
     record = {
         "schema": schema.SCHEMA_VERSION,
-        "written_by": package_version(),
+        "written_by": schema.package_version(),
         "study": study.name,
         "argument": argument,
         "created": now(),

@@ -144,7 +144,7 @@ def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str
         "values": [value.to_dict() for value in found.values] + made["values"] + costs(manifest),
         "data_values": [value.to_dict() for value in found.data_values],
         "versions": versions(),
-        "written_by": package_version(),
+        "written_by": schema.package_version(),
     }
     records.write_json(RunFolder(folder).eval, record, schema.EVALUATION)
     return record
@@ -167,16 +167,8 @@ def costs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return [value.to_dict() for value in found]
 
 
-def package_version() -> str:
-    """Of equibench itself."""
-    try:
-        return metadata.version("equibench")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that can move a number."""
+    """Versions of Python and of the packages that can affect results."""
     found = {"python": platform.python_version()}
     for package in ("torch", "numpy", "rdkit", "e3nn", "torch-geometric", "safetensors"):
         try:

@@ -20,7 +20,7 @@ from bench.records import schema
 from bench.records import store as records
 from bench.records.store import RunFolder
 from bench.registry import methods
-from bench.run.evaluate import package_version, versions
+from bench.run.evaluate import versions
 
 
 def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def code_version() -> dict[str, Any]:
     # code alone: publishing results must not mark the next run as modified
     changes = git("status", "--porcelain", "--", ":(top)bench", ":(top)methods")
     return {
-        "version": package_version(),
+        "version": schema.package_version(),
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
     }
