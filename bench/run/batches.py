@@ -17,9 +17,8 @@ from bench.tasks.contract import Task
 class Batches:
     """Epochs are permutations drawn from the data stream; the last, incomplete batch of an epoch is left out.
 
-    A batch of the whole training set is in stored order, and encoded once.
-
-    A batch is sorted by size, which the backbones' dense blocks want; the order means nothing to the mathematics.
+    Batches are sorted by size, for dense blocks; results do not depend on the order. A batch of the whole
+    training set is encoded once.
 
     Args:
         structures: training molecules.
