@@ -3,8 +3,8 @@
 Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
 manifest.json, eval.json, curves.csv with the same columns); config.yaml, where present, tells apart runs that differ in
 a setting other than method, backbone and seed. A live study also has runs.json, which names the runs that have not
-begun. A record that cannot be read becomes one line in `Study.problems` and a run of status 'unreadable'; the rest of
-the study is still shown.
+started. An unreadable record becomes one line in `Study.problems` and a run of status 'unreadable'; the rest of the
+study is still shown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VALUE_COLUMNS = [
     *("run", "method", "backbone", "seed", "counted", "of", "column", *VALUE_FIELDS),
     *("words", "scalar", "source", "entry"),
 ]
-# What a manifest may say of method or backbone without telling two variants of one name apart.
+# Keys of a method or backbone in a manifest that are part of its label anyway.
 NAMES = ("name", "size")
 ALWAYS = (
     *("study", "method.name", "backbone.name", "seed", "guarantee", "n_steps", "weights_from", "reason"),
@@ -95,7 +95,7 @@ class Study:
 
     @cached_property
     def columns(self) -> list[Column]:
-        """What the counted runs measured of their samples: quality, likelihood, cost, diagnostics."""
+        """All quantities that the counted runs measured: quality, likelihood, cost, diagnostics."""
         return columns(self.scalars)
 
     def of_kind(self, *kinds: Kind) -> list[Column]:
@@ -104,11 +104,11 @@ class Study:
 
     @property
     def compared(self) -> list[Column]:
-        """Quality and likelihood: what methods are compared by."""
+        """Quality and likelihood: the columns by which methods are compared."""
         return self.of_kind(Kind.QUALITY, Kind.LIKELIHOOD)
 
     def data_values(self, column: Column) -> list[float]:
-        """What the data set's own structures get, as recorded by each counted run, oldest first."""
+        """Values of the data set's own structures, as recorded by each counted run, oldest first."""
         values = self.values
         values = values[(values["of"] == "data") & values["counted"] & values["scalar"]]
         return values[values["column"] == column.name]["value"].dropna().tolist()
@@ -122,7 +122,7 @@ class Study:
         return self.runs[(self.runs["method"] == method) & (self.runs["backbone"] == backbone)]
 
     def missing(self) -> list[tuple[str, str, int]]:
-        """(method, backbone, seed) without a run, where another (method, backbone) of the study has that seed."""
+        """(method, backbone, seed) without a run, although another (method, backbone) of the study has that seed."""
         return [
             (method, backbone, seed)
             for method, backbone in self.groups
@@ -133,14 +133,14 @@ class Study:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Runs counted, and runs that the study is known to ask for (skipped cells and duplicates left out)."""
+        """Number of counted runs, and of runs that the study is known to ask for (without skipped and duplicates)."""
         wanted = ~self.runs["status"].isin(["skipped", "duplicate"])
-        # A run whose manifest is unreadable is one of the missing ones: nobody can say which.
+        # A run with an unreadable manifest is one of the missing ones, though unknown which.
         unknown = int(self.runs["method"].isna().sum())
         return int(self.runs["counted"].sum()), int(wanted.sum()) + max(0, len(self.missing()) - unknown)
 
     def parts(self) -> list[Study]:
-        """One study per data set (fingerprint), for numbers of two never share a table; most counted runs first."""
+        """One study per data set (fingerprint), since tables never mix data sets; most counted runs first."""
         prints = self.runs["data.fingerprint"].replace("", None)
         if prints.nunique() < 2:
             return [self]
