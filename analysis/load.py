@@ -215,7 +215,7 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
 
 
 def _read_values(records: list[Any], key: str, file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of `Study.values`; raises RecordError for what is no value, and for two of one name and position."""
+    """Rows of `Study.values`; raises RecordError for an invalid value, or two of one name and position."""
     seen = set()
     for i, record in enumerate(records):
         where = f"{file}: {key}[{i}]"
@@ -240,7 +240,7 @@ def _value_frame(rows: list[dict[str, Any]]) -> Frame:
 
 
 def _with_borrowed_cost(values: Frame, runs: Frame) -> Frame:
-    """Runs that train nothing get the costs that they did not measure from the run whose weights they use."""
+    """Add to runs that train nothing the costs that they lack, from the run whose weights they use."""
     added = []
     for run, parent in runs.loc[runs["borrowed"], ["run", "weights_from"]].itertuples(index=False):
         own = values[(values["run"] == run) & (values["of"] == "samples")]
@@ -251,7 +251,7 @@ def _with_borrowed_cost(values: Frame, runs: Frame) -> Frame:
 
 
 def _in_one_unit(values: Frame, runs: Frame) -> tuple[Frame, list[str]]:
-    """Values in order of their runs' creation, without those in another unit than the newest of their column."""
+    """Values by creation of their runs, without those whose unit differs from the newest value of their column."""
     order = {run: i for i, run in enumerate(runs["run"])}
     values = values.sort_values("run", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
     newest = values.groupby("column")["unit"].transform("last")
@@ -273,7 +273,7 @@ def _with_values(runs: Frame, values: Frame) -> Frame:
 
 
 def _attached(values: Frame, runs: Frame) -> Frame:
-    """Values with what `runs` says of their run."""
+    """Values with method, backbone, seed and `counted` of their run."""
     about = ["method", "backbone", "seed", "counted"]
     found = runs.drop_duplicates("run").set_index("run")[about]
     values = values.drop(columns=about).merge(found, left_on="run", right_index=True, how="left")
@@ -281,7 +281,7 @@ def _attached(values: Frame, runs: Frame) -> Frame:
 
 
 def _queued(folder: Path, begun: set[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of runs that the newest plan asks for and that have no record yet."""
+    """Rows of runs that the newest plan lists and that have no record yet."""
     path = StudyFolder(folder).plan
     try:
         runs = read_json(path, PLAN)["runs"] if path.exists() else []
@@ -307,7 +307,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _settings(page: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's page as columns, without what its manifest says."""
+    """A run's settings as columns, without those in its manifest."""
     own = {key: value for key, value in page.items() if key not in ("study", "seed", "method", "backbone")}
     return flatten(own, "config.")
 
@@ -354,8 +354,8 @@ def _labelled(runs: Frame) -> Frame:
 
 
 def _labels(runs: Frame, kind: str) -> Any:
-    """'name size', or 'name WIDTHxDEPTH' where there is no named size but these options; more options are appended only
-    where runs of one name and size differ in them within the study."""
+    """'name size', or 'name WIDTHxDEPTH' if there is no named size but these options; other options are appended only if
+    runs of one name and size differ in them within the study."""
     names = [f"{kind}.{key}" for key in NAMES if f"{kind}.{key}" in runs]
     options = [c for c in runs if isinstance(c, str) and c.startswith(f"{kind}.") and c not in names]
 
@@ -377,7 +377,7 @@ def _labels(runs: Frame, kind: str) -> Any:
 
 
 def _told_apart(runs: Frame) -> Any:
-    """Method labels, with the settings appended in which runs of one method, backbone and seed differ (a sweep)."""
+    """Method labels, with any settings appended in which runs of one method, backbone and seed differ (a sweep)."""
     labels = runs["method"].copy()
     settings = [c for c in runs if isinstance(c, str) and c.startswith("config.")]
     for _, group in runs.dropna(subset=["method"]).groupby(["method", "backbone"], sort=False):
