@@ -354,7 +354,7 @@ def _labelled(runs: Frame) -> Frame:
 
 
 def _labels(runs: Frame, kind: str) -> Any:
-    """'name size', or 'name WIDTHxDEPTH' if there is no named size but these options; other options are appended only if
+    """'name size', or 'name WIDTHxDEPTH' if there is no named size but these options; others are appended only if
     runs of one name and size differ in them within the study."""
     names = [f"{kind}.{key}" for key in NAMES if f"{kind}.{key}" in runs]
     options = [c for c in runs if isinstance(c, str) and c.startswith(f"{kind}.") and c not in names]
