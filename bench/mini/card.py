@@ -1,4 +1,4 @@
-"""The data card of the embedded set, docs/mini.md and docs/figures/mini.png: `mini` and QM9 of at most 14 atoms compared.
+"""The data card of the embedded set, docs/mini.md and docs/figures/mini.png: `mini` compared with QM9 up to 14 atoms.
 
 Both sets are described from their geometries alone, by the same code; bonds are those of EDM's distance rule. Called
 by `python -m bench.mini.card`. Only these statistics of QM9 are written, none of its molecules.

@@ -135,7 +135,7 @@ def _raisable(order: np.ndarray, free: np.ndarray) -> list[tuple[int, int]]:
 def _closures(
     order: np.ndarray, free: np.ndarray, affinity: np.ndarray, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Pairs of unsaturated atoms whose bond would close a ring of 3 to 7 atoms, each kept at the rate of its ring size."""
+    """Pairs of unsaturated atoms whose bond closes a ring of 3 to 7 atoms, each kept at the rate of its ring size."""
     distance = Chem.GetDistanceMatrix(_skeleton(order)).astype(int)
     open_atoms = np.flatnonzero(free).tolist()
     pairs = [(i, j) for i in open_atoms for j in open_atoms if i < j]

@@ -4,9 +4,9 @@
     QM9_DIR=... python -m bench.mini.card                  write docs/mini.md and docs/figures/mini.png
 
 Random graphs (bench.mini.graphs) get an ETKDG conformer and are relaxed with GFN2-xTB; a molecule is kept if EDM's
-distance rule finds exactly the bonds of its graph in the relaxed geometry, with every valence filled. Relaxed chunks are
-kept under build/mini, so an interrupted run resumes. Positions are in angstrom, with their mean at the origin and in a
-Haar-random orientation: ETKDG aligns every molecule with x, which a method without symmetry could learn.
+distance rule finds exactly the bonds of its graph in the relaxed geometry, with every valence filled. Relaxed
+chunks are kept under build/mini, so an interrupted run resumes. Positions are in angstrom, with their mean at the
+origin and in a Haar-random orientation: ETKDG aligns every molecule with x, which an asymmetric method could learn.
 """
 
 from __future__ import annotations
