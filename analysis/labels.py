@@ -1,7 +1,7 @@
 """Columns of tables and axes of figures, derived from the values that a study's records hold.
 
-A value brings its label, unit, direction and kind (`bench.records.values`). Here these become a `Column`, with the
-scale and the decimals in which people read its unit. No metric is named here.
+A value brings its label, unit, direction and kind (`bench.records.values`). Here these become a `Column`, with a
+readable scale and number of decimals. No metric is named here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Column:
         name: column of the CSV files, `column_name` of its values; numbers there are in the record's unit.
         label: for people, without unit.
         unit: unit after scaling, '' for a pure number.
-        better: the direction of improvement; kind: the part of a report.
+        better: the direction of improvement; kind: the part of a report that shows it.
         scale: factor from the record's unit to `unit`.
         digits: decimals shown; None means three significant figures.
         definition: one line for the notes, or ''.
@@ -54,7 +54,7 @@ class Column:
         return f"{self.label} {self.unit}".rstrip()
 
     def show(self, value: float | None, signed: bool = False, like: float | None = None) -> str:
-        """A value of the records in the column's unit, with as many decimals as `like`; a dash where there is none."""
+        """A recorded value in the column's unit, with the decimals of `like`; a dash if there is no value."""
         if value is None or value != value:
             return MISSING
         scaled = value * self.scale
@@ -63,7 +63,7 @@ class Column:
 
 
 def column_name(name: str, at: Mapping[str, Any]) -> str:
-    """A value's column: its name, and the words of its position in brackets, as in 'rmsd[sampler=heun]'."""
+    """Column name of a value: its name, and its non-numeric position in brackets, as in 'rmsd[sampler=heun]'."""
     words = [f"{axis}={word}" for axis, word in sorted(at.items()) if isinstance(word, str)]
     return f"{name}[{','.join(words)}]" if words else name
 
@@ -71,7 +71,7 @@ def column_name(name: str, at: Mapping[str, Any]) -> str:
 def columns(values: Any) -> list[Column]:
     """Columns of a frame of values (`Study.values`), by kind and then in order of first appearance.
 
-    Where runs describe one quantity differently, the newest one is followed.
+    If runs describe one quantity differently, the newest description is used.
     """
     found = []
     for name, rows in values.groupby("column", sort=False) if len(values) else ():
@@ -85,9 +85,9 @@ def columns(values: Any) -> list[Column]:
 
 
 def display(unit: str, largest: float) -> tuple[str, float, int | None]:
-    """How a unit is shown where values reach `largest`: unit, scale, decimals (None for three significant figures).
+    """Displayed unit, scale and decimals (None for three significant figures) for values up to `largest`.
 
-    What follows a slash stays: 's/molecule' becomes 'ms/molecule'.
+    The part after a slash stays: 's/molecule' becomes 'ms/molecule'.
     """
     base, slash, per = unit.partition("/")
     largest = largest if largest == largest else 0.0
@@ -107,7 +107,7 @@ def display(unit: str, largest: float) -> tuple[str, float, int | None]:
 
 
 def significant(value: float, figures: int = 3) -> int:
-    """Decimals that show `figures` significant figures; 1234 keeps its integer digits."""
+    """Number of decimals that shows `figures` significant figures; all integer digits are kept."""
     value, digits = abs(value), figures - 1
     while value >= 10 and digits > 0:
         value, digits = value / 10, digits - 1
@@ -117,5 +117,5 @@ def significant(value: float, figures: int = 3) -> int:
 
 
 def directed(found: Iterable[Column]) -> list[Column]:
-    """Those with a direction of improvement."""
+    """Columns with a direction of improvement."""
     return [column for column in found if column.better is not Better.NEITHER]

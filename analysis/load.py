@@ -3,8 +3,8 @@
 Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
 manifest.json, eval.json, curves.csv with the same columns); config.yaml, where present, tells apart runs that differ in
 a setting other than method, backbone and seed. A live study also has runs.json, which names the runs that have not
-begun. A record that cannot be read becomes one line in `Study.problems` and a run of status 'unreadable'; the rest of
-the study is still shown.
+started. An unreadable record becomes one line in `Study.problems` and a run of status 'unreadable'; the rest of the
+study is still shown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VALUE_COLUMNS = [
     *("run", "method", "backbone", "seed", "counted", "of", "column", *VALUE_FIELDS),
     *("words", "scalar", "source", "entry"),
 ]
-# What a manifest may say of method or backbone without telling two variants of one name apart.
+# Keys of a method or backbone in a manifest that are part of its label anyway.
 NAMES = ("name", "size")
 ALWAYS = (
     *("study", "method.name", "backbone.name", "seed", "guarantee", "n_steps", "weights_from", "reason"),
@@ -95,7 +95,7 @@ class Study:
 
     @cached_property
     def columns(self) -> list[Column]:
-        """What the counted runs measured of their samples: quality, likelihood, cost, diagnostics."""
+        """All quantities that the counted runs measured: quality, likelihood, cost, diagnostics."""
         return columns(self.scalars)
 
     def of_kind(self, *kinds: Kind) -> list[Column]:
@@ -104,11 +104,11 @@ class Study:
 
     @property
     def compared(self) -> list[Column]:
-        """Quality and likelihood: what methods are compared by."""
+        """Quality and likelihood: the columns by which methods are compared."""
         return self.of_kind(Kind.QUALITY, Kind.LIKELIHOOD)
 
     def data_values(self, column: Column) -> list[float]:
-        """What the data set's own structures get, as recorded by each counted run, oldest first."""
+        """Values of the data set's own structures, as recorded by each counted run, oldest first."""
         values = self.values
         values = values[(values["of"] == "data") & values["counted"] & values["scalar"]]
         return values[values["column"] == column.name]["value"].dropna().tolist()
@@ -122,7 +122,7 @@ class Study:
         return self.runs[(self.runs["method"] == method) & (self.runs["backbone"] == backbone)]
 
     def missing(self) -> list[tuple[str, str, int]]:
-        """(method, backbone, seed) without a run, where another (method, backbone) of the study has that seed."""
+        """(method, backbone, seed) without a run, although another (method, backbone) of the study has that seed."""
         return [
             (method, backbone, seed)
             for method, backbone in self.groups
@@ -133,14 +133,14 @@ class Study:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Runs counted, and runs that the study is known to ask for (skipped cells and duplicates left out)."""
+        """Number of counted runs, and of runs that the study is known to ask for (without skipped and duplicates)."""
         wanted = ~self.runs["status"].isin(["skipped", "duplicate"])
-        # A run whose manifest is unreadable is one of the missing ones: nobody can say which.
+        # A run with an unreadable manifest is one of the missing ones, though unknown which.
         unknown = int(self.runs["method"].isna().sum())
         return int(self.runs["counted"].sum()), int(wanted.sum()) + max(0, len(self.missing()) - unknown)
 
     def parts(self) -> list[Study]:
-        """One study per data set (fingerprint), for numbers of two never share a table; most counted runs first."""
+        """One study per data set (fingerprint), since tables never mix data sets; most counted runs first."""
         prints = self.runs["data.fingerprint"].replace("", None)
         if prints.nunique() < 2:
             return [self]
@@ -215,7 +215,7 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
 
 
 def _read_values(records: list[Any], key: str, file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of `Study.values`; raises RecordError for what is no value, and for two of one name and position."""
+    """Rows of `Study.values`; raises RecordError for an invalid value, or two of one name and position."""
     seen = set()
     for i, record in enumerate(records):
         where = f"{file}: {key}[{i}]"
@@ -240,7 +240,7 @@ def _value_frame(rows: list[dict[str, Any]]) -> Frame:
 
 
 def _with_borrowed_cost(values: Frame, runs: Frame) -> Frame:
-    """Runs that train nothing get the costs that they did not measure from the run whose weights they use."""
+    """Add to runs that train nothing the costs that they lack, from the run whose weights they use."""
     added = []
     for run, parent in runs.loc[runs["borrowed"], ["run", "weights_from"]].itertuples(index=False):
         own = values[(values["run"] == run) & (values["of"] == "samples")]
@@ -251,7 +251,7 @@ def _with_borrowed_cost(values: Frame, runs: Frame) -> Frame:
 
 
 def _in_one_unit(values: Frame, runs: Frame) -> tuple[Frame, list[str]]:
-    """Values in order of their runs' creation, without those in another unit than the newest of their column."""
+    """Values by creation of their runs, without those whose unit differs from the newest value of their column."""
     order = {run: i for i, run in enumerate(runs["run"])}
     values = values.sort_values("run", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
     newest = values.groupby("column")["unit"].transform("last")
@@ -273,7 +273,7 @@ def _with_values(runs: Frame, values: Frame) -> Frame:
 
 
 def _attached(values: Frame, runs: Frame) -> Frame:
-    """Values with what `runs` says of their run."""
+    """Values with method, backbone, seed and `counted` of their run."""
     about = ["method", "backbone", "seed", "counted"]
     found = runs.drop_duplicates("run").set_index("run")[about]
     values = values.drop(columns=about).merge(found, left_on="run", right_index=True, how="left")
@@ -281,7 +281,7 @@ def _attached(values: Frame, runs: Frame) -> Frame:
 
 
 def _queued(folder: Path, begun: set[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of runs that the newest plan asks for and that have no record yet."""
+    """Rows of runs that the newest plan lists and that have no record yet."""
     path = StudyFolder(folder).plan
     try:
         runs = read_json(path, PLAN)["runs"] if path.exists() else []
@@ -307,7 +307,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _settings(page: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's page as columns, without what its manifest says."""
+    """A run's settings as columns, without those in its manifest."""
     own = {key: value for key, value in page.items() if key not in ("study", "seed", "method", "backbone")}
     return flatten(own, "config.")
 
@@ -354,8 +354,8 @@ def _labelled(runs: Frame) -> Frame:
 
 
 def _labels(runs: Frame, kind: str) -> Any:
-    """'name size', or 'name WIDTHxDEPTH' where there is no named size but these options; more options are appended only
-    where runs of one name and size differ in them within the study."""
+    """'name size', or 'name WIDTHxDEPTH' if there is no named size but these options; others are appended only if
+    runs of one name and size differ in them within the study."""
     names = [f"{kind}.{key}" for key in NAMES if f"{kind}.{key}" in runs]
     options = [c for c in runs if isinstance(c, str) and c.startswith(f"{kind}.") and c not in names]
 
@@ -377,7 +377,7 @@ def _labels(runs: Frame, kind: str) -> Any:
 
 
 def _told_apart(runs: Frame) -> Any:
-    """Method labels, with the settings appended in which runs of one method, backbone and seed differ (a sweep)."""
+    """Method labels, with any settings appended in which runs of one method, backbone and seed differ (a sweep)."""
     labels = runs["method"].copy()
     settings = [c for c in runs if isinstance(c, str) and c.startswith("config.")]
     for _, group in runs.dropna(subset=["method"]).groupby(["method", "backbone"], sort=False):

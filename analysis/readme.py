@@ -1,7 +1,7 @@
 """The README's section on the laptop study, copied from the published report, so that no number is typed by hand.
 
-`python -m analysis.readme` fills what stands between the two marks; with `--check` it changes nothing and ends with 1
-when the README shows something else.
+`python -m analysis.readme` replaces the text between the two marks; with `--check` it changes nothing and exits with 1
+if the README is out of date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NONE_YET = "No published results yet; `make ablation-qm9 publish readme` makes t
 
 
 def section(report: Path) -> str:
-    """The main table as published, the figure, and where the rest stands; a line when nothing is published."""
+    """The published main table, the figure and a link to the report; one line if nothing is published."""
     table = report / "main.md"
     if not table.is_file():
         return NONE_YET

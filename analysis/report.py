@@ -25,12 +25,12 @@ FIGURES: tuple[tuple[str, Callable[[Study, Path], list[Path]], Callable[[Study],
 
 
 def build(study_folder: Path, out: Path | None = None) -> Path:
-    """Build the report of a live or published study and return the folder it stands in.
+    """Build the report of a live or published study and return its folder.
 
     Args:
         study_folder: `runs/<study>` or `results/<study>`.
-        out: defaults to `<study_folder>/report`. A study that holds runs on several data sets gets one report for each:
-            the one with most evaluated runs here, the others in sub-folders named after data set and fingerprint.
+        out: defaults to `<study_folder>/report`. A study with runs on several data sets gets one report for each: the
+            one with most evaluated runs here, the others in sub-folders named after data set and fingerprint.
     Raises:
         FileNotFoundError: the folder holds no run. OSError: `out` cannot be written.
     """

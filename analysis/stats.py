@@ -35,7 +35,7 @@ class Summary:
     Attributes:
         values: one per seed, in the record's unit; mean, sd: over them, NaN where n is too small (0 and 1).
         sampling: half-width of the 95 % interval of `mean` from the finite number of samples, NaN if unknown.
-        upper_bound: whether some value only bounds the quantity from above.
+        upper_bound: whether some value is only an upper bound on the quantity.
         borrowed: whether some value was measured on the run whose weights are used.
     """
 
@@ -85,7 +85,7 @@ def combined_half_width(half_widths: Sequence[float]) -> float:
 
 
 def half_widths(rows: Frame) -> list[float]:
-    """Half-width of the 95 % interval of each value: of its own interval, else 1.96 standard errors, else NaN."""
+    """Half-width of the 95 % interval of each value: from its own interval, else 1.96 standard errors, else NaN."""
     return ((rows["high"] - rows["low"]) / 2).fillna(Z_95 * rows["sem"]).tolist()
 
 
@@ -106,7 +106,7 @@ def t_interval(differences: Sequence[float], level: float = LEVEL) -> Difference
 
 
 def paired(a: Summary, b: Summary) -> Difference:
-    """a - b on the seeds that both have."""
+    """a - b on the common seeds."""
     return t_interval([a.values[seed] - b.values[seed] for seed in sorted(a.values.keys() & b.values.keys())])
 
 

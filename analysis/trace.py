@@ -1,4 +1,4 @@
-"""`equibench trace`: from a cell of the main table to the runs behind it, their records, and how to make them again."""
+"""`equibench trace`: from a cell of the main table to the runs behind it, their records, and how to reproduce them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ DATA_ROW = "data"
 
 
 def trace(study: Study, row: str, column: str) -> str:
-    """What stands behind a cell, for reading.
+    """The runs behind a cell, as text.
 
     Args:
         row: a method, or method and backbone where it runs on several; 'data' for the row on top.
-        column: a name as in main.csv, or as the tables or the terminal head it.
+        column: its name in main.csv, or its heading in the tables or on the terminal.
     Raises:
-        ValueError: no such row or column, or several rows are meant; the message lists what there is.
+        ValueError: no such row or column, or several rows match; the message lists the choices.
     """
-    parts = study.parts()  # a table for each data set
+    parts = study.parts()  # one table per data set
     asked = find_column([known for part in parts for known in part.columns], column)
     blocks = []
     for part in parts:
@@ -47,7 +47,7 @@ def find_column(columns: Sequence[Column], name: str) -> Column:
 
 
 def find_group(study: Study, row: str) -> Group:
-    """The (method, backbone) meant by 'method', 'method backbone' or 'method/backbone'; the start of it is enough."""
+    """The (method, backbone) given as 'method', 'method backbone' or 'method/backbone', or as a prefix of one."""
     asked = " ".join(row.replace("/", " ").lower().split())
     names = {" ".join(group).lower(): group for group in study.groups}
     exact = [group for name, group in names.items() if asked in (name, group[0].lower())]
@@ -82,7 +82,7 @@ def _cell(study: Study, group: Group, column: Column) -> str:
 
 
 def _data_row(study: Study, column: Column) -> list[str]:
-    """The data row shows what the newest counted run has recorded of the data set's own structures."""
+    """The values in the data row: those recorded by the newest counted run."""
     values = study.values
     rows = values[(values["of"] == "data") & values["counted"] & values["scalar"] & (values["column"] == column.name)]
     if rows.empty:

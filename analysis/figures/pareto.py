@@ -1,4 +1,4 @@
-"""Quality against cost: the leading values of quality over the times that methods cost."""
+"""Quality against cost: the leading quality values over training and sampling times."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build(study: Study, out: Path) -> list[Path]:
 
 
 def _axes(study: Study) -> tuple[list[Column], list[Column]]:
-    """The first values of quality (of likelihood where there is none), and the first costs in units of time."""
+    """The first quality values (likelihoods if there are none), and the first costs in units of time."""
     qualities = directed(study.of_kind(Kind.QUALITY)) or directed(study.of_kind(Kind.LIKELIHOOD))
     measured = study.scalars[study.scalars["value"].notna()]
     units = dict(zip(measured["column"], measured["unit"], strict=True))

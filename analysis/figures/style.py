@@ -31,9 +31,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", ":", "-.")
 GREY = "#666666"
 WIDTH = 7.0  # inches: the text width of a two-column page
-LETTERS = 105  # of a legend, in that width
+LETTERS = 105  # characters of a legend that fit that width
 WIDE = 20  # ratio of the largest to the smallest value from which an axis is logarithmic
-DATA: Any = {"color": GREY, "lw": 0.8, "ls": (0, (4, 3)), "zorder": 1}  # of what the data set itself gets
+DATA: Any = {"color": GREY, "lw": 0.8, "ls": (0, (4, 3)), "zorder": 1}  # style of the data set's own values
 
 STYLE: Any = {
     "figure.constrained_layout.use": True,
@@ -60,7 +60,7 @@ STYLE: Any = {
 
 
 def colours(study: Study) -> dict[str, str]:
-    """Method -> colour. More methods than colours start again, told apart by `name` in the legend."""
+    """Method -> colour; beyond the last colour they start again, with other dashes."""
     return dict(zip(study.methods, itertools.cycle(COLOURS)))
 
 
@@ -70,19 +70,19 @@ def markers(study: Study) -> dict[str, str]:
 
 
 def dashes(study: Study) -> dict[str, str]:
-    """Method -> line style; changes when the colours are used up."""
+    """Method -> line style, which changes when colours repeat."""
     return {method: DASHES[i // len(COLOURS) % len(DASHES)] for i, method in enumerate(study.methods)}
 
 
 def line_look(study: Study, group: Group) -> dict[str, Any]:
-    """Of a curve: colour and dashes by method, marker by backbone."""
+    """Style of a curve: colour and dashes by method, marker by backbone."""
     method, backbone = group
     return {"color": colours(study)[method], "ls": dashes(study)[method], "marker": markers(study)[backbone], "ms": 3.5}
 
 
 def symbol_look(study: Study, group: Group) -> dict[str, Any]:
-    """Of a point: filled where the method trains; open and larger where it does not, so that it stays visible around
-    the row whose weights it uses."""
+    """Style of a point: filled if the method trains; otherwise open and larger, to stay visible around the point of the
+    row whose weights it uses."""
     colour, marker = colours(study)[group[0]], markers(study)[group[1]]
     borrowed = bool(study.of(*group)["borrowed"].any())
     size = 8 if borrowed else 5.5
@@ -90,7 +90,7 @@ def symbol_look(study: Study, group: Group) -> dict[str, Any]:
 
 
 def x_axis(axes: Axes, values: Sequence[float], from_zero: bool = False) -> None:
-    """Logarithmic where positive values lie far apart; else linear, and from zero where asked for."""
+    """Logarithmic if positive values span a wide range; otherwise linear, from zero if `from_zero`."""
     if min(values) > 0 and max(values) / min(values) > WIDE:
         axes.set_xscale("log")
         axes.set_xlim(min(values) / 1.5, max(values) * 1.5)

@@ -50,7 +50,7 @@ def caption(study: Study) -> str:
 
 
 def _shown(study: Study) -> list[Column]:
-    """Those measured; of diagnostics only what differs between runs."""
+    """Measured quantities; diagnostics only if they differ between runs."""
     n_values = study.scalars.groupby("column")["value"].nunique()
     measured = [column for column in study.compared if n_values[column.name] > 0]
     return measured + [column for column in study.of_kind(Kind.DIAGNOSTIC) if n_values[column.name] > 1]

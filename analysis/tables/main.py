@@ -20,7 +20,7 @@ from bench.records.store import write_atomically
 from bench.records.values import Kind
 
 N_TEXT = 3  # method, backbone, guarantee
-NAME_WIDTH = 22  # of a column of words on a terminal, when columns are shared out among blocks
+NAME_WIDTH = 22  # largest width of a text column on a terminal, when columns are split into blocks
 NBSP = "\N{NO-BREAK SPACE}"
 BORROWED, OLDER, DIRTY, BOUND, AT_LEAST = "§", "†", "‡", "≤", "≥"
 # columns of values.csv
@@ -73,7 +73,7 @@ def main_table(study: Study) -> Table:
 
 
 def main_frame(study: Study) -> Frame:
-    """The same as numbers in the records' units: mean, standard deviation over seeds, sampling half-width, seeds."""
+    """The table as numbers in the records' units: mean, standard deviation over seeds, sampling half-width, seeds."""
     rows: list[dict[str, Any]] = []
     if has_data_row(study):
         values = {column.name: found[-1] for column in study.columns if (found := study.data_values(column))}
@@ -106,7 +106,7 @@ def print_table(study: Study, width: int = 120) -> str:
     done, wanted = study.progress
     table, shown = main_table(study), shown_columns(study)
     short = ["method", "backbone", "guarantee", "seeds", *(column.short for column in shown), "status"]
-    # The interval from sampling stands in the written table alone: it would take the room of a column.
+    # The sampling interval is only in the written table: here it would take the room of a column.
     spreads = [[cell.small.partition("(")[0].strip().replace("± ", "±") for cell in row] for row in table.rows]
     rows = [
         [Cell(cell.text, spread) for cell, spread in zip(row, line, strict=True)]
@@ -124,7 +124,7 @@ def print_table(study: Study, width: int = 120) -> str:
 
 
 def _blocks(table: Table, before: list[int], middle: Iterable[int], after: list[int], width: int) -> list[Table]:
-    """Tables of at most `width` characters that share out the columns `middle`, each with those before and after."""
+    """Tables of at most `width` characters that split the columns `middle`, each with those before and after."""
     widths = [
         min(natural, NAME_WIDTH) if table.is_text(i) else natural for i, natural in enumerate(natural_widths(table))
     ]
@@ -137,7 +137,7 @@ def _blocks(table: Table, before: list[int], middle: Iterable[int], after: list[
 
 
 def status(study: Study, group: Group) -> str:
-    """'complete', or what keeps the row from being so: '1 failed, 1 missing'."""
+    """'complete', or what the row lacks: '1 failed, 1 missing'."""
     runs = study.of(*group)
     others = runs[~runs["counted"] & (runs["status"] != "duplicate")]["status"]
     counts = dict(others.value_counts(sort=False))
@@ -165,7 +165,7 @@ def _data_row(study: Study, shown: list[Column]) -> list[Cell]:
 def _cell(column: Column, summary: Summary, bold: bool) -> Cell:
     if not summary.n:
         return Cell(MISSING)
-    # a cost that is the same to the last digit was not measured but counted
+    # a cost that is equal to the last digit was counted, not measured
     repeated = summary.n > 1 and (summary.sd > 0 or column.kind is not Kind.COST)
     spread = f"± {column.show(summary.sd, like=summary.mean)}" if repeated else ""
     sampling = f"({column.show(summary.sampling)})" if summary.sampling == summary.sampling else ""
@@ -185,7 +185,7 @@ def guarantee(study: Study, group: Group) -> str:
 
 
 def is_bound(study: Study, group: Group, column: Column) -> bool:
-    """Whether the row's value only bounds the quantity from above."""
+    """Whether the row's value is only an upper bound on the quantity."""
     return summarise(study, group, column).upper_bound
 
 
@@ -195,7 +195,7 @@ def _has_bounds(study: Study, column: Column) -> bool:
 
 
 def latest_commit(study: Study) -> str | None:
-    """Commit of the counted run that was updated last: what 'older code' is measured against."""
+    """Commit of the counted run that was updated last; runs of other commits count as older code."""
     counted = study.counted
     return None if counted.empty else counted.sort_values("updated", kind="stable")["code.commit"].iloc[-1]
 
@@ -221,7 +221,7 @@ def _join(words: Iterable[str]) -> str:
 
 
 def caption(study: Study) -> str:
-    """What was measured on what; every word of it from the records."""
+    """Data, samples, steps and the meaning of spreads and bold; all facts from the records."""
     done, wanted = study.progress
     partial = "" if done == wanted else f"PARTIAL: {done} of {wanted} runs done. "
     seeds = ", ".join(str(seed) for seed in sorted({int(s) for s in study.counted["seed"]})) or "none yet"
@@ -270,7 +270,7 @@ def provenance(study: Study) -> str:
 
 
 def notes(study: Study, short: bool = False) -> list[str]:
-    """What columns and marks of the table mean; only the marks that occur."""
+    """The meaning of the table's columns, and of the marks that occur."""
     out, shown = [], shown_columns(study)
     defined = [f"{column.label}: {column.definition.rstrip('.')}." for column in shown if column.definition]
     if defined and not short:

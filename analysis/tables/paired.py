@@ -50,7 +50,7 @@ def comparisons(study: Study, reference: str | None = None) -> list[tuple[Group,
 
 
 def paired_table(study: Study, reference: str | None = None) -> Table | None:
-    """The differences as cells, None when there is nothing to compare."""
+    """The differences as cells; None if there is nothing to compare."""
     found = comparisons(study, reference)
     if not found or not study.compared:
         return None
@@ -59,8 +59,8 @@ def paired_table(study: Study, reference: str | None = None) -> Table | None:
         cells = []
         for column in study.compared:
             d = differences[column.name]
-            # An upper bound minus a value that is none bounds the difference from above, and so proves no increase;
-            # a value minus an upper bound proves no decrease.
+            # An upper bound minus an exact value bounds the difference from above, so it cannot prove an increase; an
+            # exact value minus an upper bound cannot prove a decrease.
             mine, theirs = is_bound(study, group, column), is_bound(study, other, column)
             above, below = mine and not theirs, theirs and not mine
             interval = f"[{column.show(d.low, signed=True)}, {column.show(d.high, signed=True)}]" if d.n > 1 else ""
@@ -96,7 +96,7 @@ def _warning(found: list[tuple[Group, Group, dict[str, Difference]]]) -> str:
 
 
 def paired_frame(study: Study, reference: str | None = None) -> Frame:
-    """The differences as numbers in the records' units, one line per row and quantity; those of each seed beside."""
+    """The differences as numbers in the records' units, one line per row and quantity, also seed by seed."""
     rows = []
     for group, other, differences in comparisons(study, reference):
         for column in study.compared:

@@ -26,8 +26,8 @@ class Table:
     """Header, rows of cells and a caption.
 
     Attributes:
-        n_text: leading columns that hold words and are set flush left; the others are set flush right.
-        last_is_text: the last column holds words too.
+        n_text: number of leading text columns, set flush left; the others are set flush right.
+        last_is_text: whether the last column is text too.
         rule_after: number of leading rows set apart by a rule (the data row).
     """
 
@@ -154,7 +154,7 @@ def latex(panels: Sequence[Table], label: str) -> str:
 
 
 def natural_widths(table: Table) -> list[int]:
-    """Characters that each column takes as plain text: its widest cell, and the longest word of its header."""
+    """Width of each column as plain text, in characters: its widest cell or the longest word of its header."""
     cells = [[cell.plain for cell in row] for row in table.rows]
     return [
         max([len(row[i]) for row in cells] + [len(word) for word in header.split()] + [1])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add_verbs(add: AddVerb) -> None:
-    """`equibench data`; options that a data set lacks are refused when it is named."""
+    """Add `equibench data`; options that the named data set does not have are refused."""
     parser = add("data", run, "fetch, verify and describe a data set")
     parser.add_argument("name", help="data set, as listed by `equibench list`: qm9, mini, folder, ...")
     parser.add_argument("--dir", help="folder with the data (for qm9 also the environment variable QM9_DIR)")
@@ -52,7 +52,7 @@ def _load(args: argparse.Namespace) -> DataSet:
 
 
 def _table(data: DataSet) -> str:
-    """What the data set is, a row for each split, and the notes."""
+    """Label, source and fingerprint, a row for each split, and the notes."""
     import numpy as np
 
     from bench.structures.dataset import grouped

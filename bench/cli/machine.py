@@ -1,4 +1,4 @@
-"""Verbs on what a machine takes: time, scaling."""
+"""Verbs on cost: time, scaling."""
 
 from __future__ import annotations
 
@@ -11,35 +11,41 @@ from bench.cli.verbs import RUNS, AddVerb, add_plugin
 
 
 def add_verbs(add: AddVerb) -> None:
-    command = add("time", time, "seconds and memory of a training step")
+    command = add("time", time, "time and memory of a training step")
     command.add_argument("--method", required=True)
     command.add_argument("--backbone", required=True)
     command.add_argument("--batch", type=int, default=64, help="molecules (default 64)")
-    command.add_argument("--atoms", type=int, metavar="N", help="molecules of N atoms each (made up if there are none)")
+    command.add_argument(
+        "--atoms", type=int, metavar="N", help="molecules of N atoms each (synthetic if too few exist)"
+    )
     command.add_argument("--steps", type=int, default=10, help="timed steps (default 10)")
     timing_arguments(command)
     command.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
 
-    command = add("scaling", scaling, "growth of seconds and memory with atoms and with batch, each cell as by `time`")
+    command = add(
+        "scaling",
+        scaling,
+        "growth of time and memory with atoms and batch size, each cell as by `time`",
+    )
     command.add_argument("--method", nargs="+", help="default: all")
     command.add_argument("--backbone", nargs="+", help="default: all")
     command.add_argument(
         "--atoms", type=int, nargs="+", default=[9, 18, 29, 44, 90, 181], help="from QM9's sizes to GEOM's by default"
     )
     command.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64])
-    command.add_argument("--steps", type=int, default=3, help="timed steps of a cell (default 3)")
+    command.add_argument("--steps", type=int, default=3, help="timed steps per cell (default 3)")
     timing_arguments(command)
     command.add_argument("-o", "--out", type=Path, default=RUNS / "scaling.json", help="record (default %(default)s)")
 
 
 def timing_arguments(command: argparse.ArgumentParser) -> None:
-    """What `time` and `scaling` share."""
+    """Arguments that `time` and `scaling` share."""
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. method.kernel_width=48")
     command.add_argument("--size", help="named size of the backbone, and of the method where it has one of that name")
     command.add_argument("--dtype", choices=["float32", "bf16"], default="float32")
     command.add_argument("--data", metavar="DIR", help="folder with QM9 (else QM9_DIR, else the embedded set)")
     command.add_argument("--device", default="cpu")
-    command.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of a CPU (default: all cores)")
+    command.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     command.add_argument("--compile", action="store_true", help="as train.compile=true")
     command.add_argument("--kernels", choices=["auto", "off"], default="auto", help="off: plain torch (default: auto)")
     add_plugin(command)

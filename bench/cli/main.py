@@ -7,14 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from importlib import metadata
 
 from bench.cli import data, machine, molecules, plugins, results, study, weights
+from bench.records.schema import package_version
 from bench.registry import load_file
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and run; errors that a user can mend are one line, others a traceback."""
+    """Parse and run; errors that a user can fix are one line, others a traceback."""
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("equibench", "bench", "analysis"):  # libraries keep to warnings
@@ -24,13 +24,13 @@ def main(argv: list[str] | None = None) -> int:
             load_file(file)
         return args.run(args)
     except KeyboardInterrupt:
-        logging.getLogger("equibench").error("interrupted; the same command continues")
+        logging.getLogger("equibench").error("interrupted; the same command resumes")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError, RuntimeError) as error:
-        # our own errors are these classes with a line that says what to do; EQUIBENCH_TRACEBACK=1 shows where
+        # our own errors derive from these and say what to do in one line; EQUIBENCH_TRACEBACK=1 shows where
         if os.environ.get("EQUIBENCH_TRACEBACK"):
             raise
         logging.getLogger("equibench").error("equibench: %s", error)
@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All verbs."""
     top = argparse.ArgumentParser(
-        prog="equibench", description="Equivariance strategies of 3D molecular diffusion, side by side."
+        prog="equibench", description="Benchmark of equivariance strategies for 3D generative models."
     )
-    top.add_argument("--version", action="version", version=f"equibench {_version()}")
+    top.add_argument("--version", action="version", version=f"equibench {package_version()}")
     top.add_argument("--quiet", action="store_true", help="warnings and errors only")
     sub = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -54,13 +54,6 @@ def parser() -> argparse.ArgumentParser:
     for family in (plugins, data, study, results, molecules, weights, machine):
         family.add_verbs(add)
     return top
-
-
-def _version() -> str:
-    try:
-        return metadata.version("equibench")
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 if __name__ == "__main__":

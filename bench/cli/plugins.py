@@ -22,11 +22,11 @@ from bench.registry import (
 
 
 def add_verbs(add: AddVerb) -> None:
-    command = add("list", list_all, "methods, backbones, data sets, tasks, measures and studies, a line each")
+    command = add("list", list_all, "methods, backbones, data sets, tasks, measures and studies, one per line")
     command.add_argument("--matrix", action="store_true", help="which method runs on which backbone, and why not")
     add_plugin(command)
 
-    command = add("check", check, "hold the methods and backbones of a file to what they promise")
+    command = add("check", check, "test the methods and backbones of a file against the contract")
     command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="Python file that registers them")
     add_plugin(command)
 
@@ -38,8 +38,8 @@ def list_all(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """`equibench check`; 1 when something does not hold."""
-    from bench.run.contract import WORTH, check
+    """`equibench check`; 1 when a check fails."""
+    from bench.run.check import WORTH, check
 
     n_failed = 0
     for file in args.files:
@@ -84,7 +84,7 @@ def listing() -> str:
 
 
 def matrix() -> str:
-    """Which method runs on which backbone, at default options, and why others do not, or change nothing there."""
+    """Which method runs on which backbone at default options, with footnotes: why not, or why it changes nothing."""
     reasons: dict[str, int] = {}
 
     def number(reason: str) -> str:
@@ -112,7 +112,7 @@ def _reason(method: str, backbone: str) -> str | None:
 
 
 def _note(method: str, backbone: str) -> str | None:
-    """What the method says of equivariant backbones, if this is one."""
+    """The method's remark on equivariant backbones, if this is one."""
     why = methods[method].build.on_equivariant_backbone
     return f"on an equivariant backbone, {why}" if why and backbones[backbone].build.equivariant else None
 

@@ -19,12 +19,12 @@ def add_verbs(add: AddVerb) -> None:
     command.add_argument("study", help=FOLDER_HELP)
     command.add_argument("--out", type=Path, help="folder to write (default: report/ in the study's folder)")
 
-    command = add("trace", trace, "the runs behind a cell of the main table, and how to make them again")
+    command = add("trace", trace, "the runs behind a cell of the main table, and how to reproduce them")
     command.add_argument("table", metavar="TABLE", help="study in runs/ or results/, or path of its folder")
-    command.add_argument("row", metavar="ROW", help="method, or 'method backbone' where it has several; or data")
+    command.add_argument("row", metavar="ROW", help="method, or 'method backbone' if it runs on several; or data")
     command.add_argument("column", metavar="COLUMN", help="as in main.csv, e.g. atom_stability")
 
-    command = add("cite", cite, "BibTeX of the methods, backbones, data and metrics that a study or run uses")
+    command = add("cite", cite, "BibTeX for the methods, backbones, data and metrics that a study, run or file uses")
     command.add_argument("what", metavar="STUDY|RUN|FILE", help="study, folder of a run or study, or plug-in file")
     add_plugin(command)
 

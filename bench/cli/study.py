@@ -10,31 +10,33 @@ from bench.cli.verbs import FOLDER_HELP, RESULTS, RUNS, AddVerb, add_plugin, add
 
 
 def add_verbs(add: AddVerb) -> None:
-    command = add("run", run_study, "execute what is missing of a study, resume what was cut")
+    command = add("run", run_study, "run a study: start missing runs, resume interrupted ones, skip finished ones")
     add_study(command)
-    command.add_argument("--retry", action="store_true", help="also execute runs that have failed before")
+    command.add_argument("--retry", action="store_true", help="also retry runs that have failed")
     command.add_argument(
         "--until",
         choices=["sampled", "evaluated"],
         default="evaluated",
-        help="sampled: needs no RDKit (see `evaluate`)",
+        help="stop after sampling, which needs no RDKit (see `evaluate`), or after evaluation (default)",
     )
 
-    command = add("evaluate", evaluate, "evaluate runs that were executed --until sampled, perhaps elsewhere")
+    command = add("evaluate", evaluate, "evaluate runs that stopped at `run --until sampled`, perhaps elsewhere")
     command.add_argument("run_folders", metavar="RUN", nargs="+", type=Path, help="folders of runs")
     add_plugin(command)
 
-    command = add("plan", plan, "measure what a study would take and refuse what does not fit the memory")
+    command = add("plan", plan, "estimate time and memory of a study; fail if it does not fit into memory")
     add_study(command)
-    command.add_argument("--memory", type=float, metavar="GIB", help="of the machine or GPU (default: this one's)")
+    command.add_argument(
+        "--memory", type=float, metavar="GIB", help="memory there is, e.g. of a GPU (default: this machine's)"
+    )
 
-    command = add("status", status, "how the runs of a study stand, also while it goes")
+    command = add("status", status, "state of a study's runs, also while they run")
     command.add_argument("study", help=FOLDER_HELP)
 
-    command = add("logs", logs, "the end of a run's log and of its job's errors")
-    command.add_argument("run_name", metavar="RUN", help="name of a run, a prefix that no other has, or a folder")
-    command.add_argument("-n", type=int, default=40, metavar="LINES", help="of each (default 40)")
-    command.add_argument("--follow", action="store_true", help="go on printing the log until the run stops")
+    command = add("logs", logs, "end of a run's log and of its job's standard error")
+    command.add_argument("run_name", metavar="RUN", help="name of a run, a unique prefix of one, or a folder")
+    command.add_argument("-n", type=int, default=40, metavar="LINES", help="lines of each (default 40)")
+    command.add_argument("--follow", action="store_true", help="keep printing the log until the run stops")
 
     command = add("publish", publish, "copy a study's records, curves and small weights into results/")
     command.add_argument("study")
@@ -73,7 +75,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> int:
-    """`equibench plan`; 1 when something does not fit."""
+    """`equibench plan`; 1 when the study does not fit into memory."""
     from bench.config.study import load_study
     from bench.launch.plan import MemoryShortError, estimate, table
 

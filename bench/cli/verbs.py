@@ -1,4 +1,4 @@
-"""What the files of verbs share: how a verb is added, where records lie, which plug-in files to load."""
+"""Shared by all verbs: adding a verb, the folders of records, plug-in files to load."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RESULTS = Path("results")
 FOLDER_HELP = "name of a study with records in runs/ or results/, or path of such a folder"
 
 
-# adds a verb: its name, the function that carries it out and returns the exit code, and one line of help
+# adds a verb: its name, the function that runs it and returns the exit code, and one line of help
 AddVerb = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 

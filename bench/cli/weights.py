@@ -12,9 +12,9 @@ def add_verbs(add: AddVerb) -> None:
     command = add("import", import_checkpoint, "turn a published EDM or SymDiff checkpoint into a run to sample")
     command.add_argument("file", type=Path, metavar="FILE", help="state dict: torch.save, safetensors or npz")
     command.add_argument("-o", "--out", type=Path, required=True, help="run folder to make, e.g. runs/published/edm")
-    command.add_argument("--page", type=Path, help="YAML with what the file does not tell (docs/published.md)")
+    command.add_argument("--page", type=Path, help="YAML file with what the checkpoint lacks (docs/published.md)")
 
-    command = add("parity", parity, "hold files of the published code's numbers against this code")
+    command = add("parity", parity, "compare this code with numbers of the published code")
     command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="npz, see tests/parity/README.md")
     command.add_argument("--json", action="store_true", help="print a JSON list instead of the table")
 

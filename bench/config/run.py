@@ -1,7 +1,6 @@
 """A run's configuration: typed dataclasses, built from plain data; unknown keys and wrong types are refused.
 
-The options of a plug-in (`PlugIn`) are an instance of its own dataclass, made once. Studies are read by
-`bench.config.study`.
+The options of a plug-in (`PlugIn`) are an instance of its own dataclass. `bench.config.study` reads studies.
 """
 
 from __future__ import annotations
@@ -69,14 +68,14 @@ class OptimiserName(enum.StrEnum):
 
 
 class Weights(enum.StrEnum):
-    """The averaged weights that are sampled and measured: of the last step, or of the lowest validation loss."""
+    """Which averaged weights are sampled and measured: those of the last step, or of the lowest validation loss."""
 
     LAST = "last"
     BEST = "best"
 
 
 class Kernels(enum.StrEnum):
-    """The accelerated networks of `bench.kernels` on a CPU where they can be had, or plain torch alone."""
+    """Accelerated networks (`bench.kernels`) on a CPU with a C compiler, or plain torch."""
 
     AUTO = "auto"
     OFF = "off"
@@ -89,33 +88,33 @@ class TrainConfig:
     n_steps: int = 100_000
     batch_size: int = 256
     lr: float = 2e-4
-    warmup_steps: int = 0  # linear from zero
-    cooldown_fraction: float = 0.0  # linear to zero over the last part of the run
+    warmup_steps: int = 0  # linear warm-up from zero
+    cooldown_fraction: float = 0.0  # fraction of the run, at its end, over which the rate falls linearly to zero
     # the learning rate is multiplied by `lr_decay` every `lr_decay_every` steps
     lr_decay: float = 1.0
     lr_decay_every: int = 1000
-    # equal seconds instead of equal steps: stop after this many seconds of training steps; n_steps still bounds
+    # stop after this many seconds of training steps (equal time instead of equal steps); n_steps still applies
     max_seconds: float | None = None
     optimiser: OptimiserName = OptimiserName.ADAMW
     adam_beta2: float = 0.999
-    amsgrad: bool = True  # never forgets the large gradients of the first steps: a much smaller step for short runs
+    amsgrad: bool = True  # keeps the large second moments of the first steps: much smaller steps in short runs
     weight_decay: float = 1e-12
     ema_decay: float = 0.9999
     clip: Clip = Clip.NORM
     clip_norm: float = 2.0
-    log_every: int = 100
-    valid_every: int = 1000
-    n_valid: int = 512  # molecules of the validation split whose loss is followed
-    keep_best: bool = False  # keep the averaged weights of the lowest validation loss beside the last
-    checkpoint_seconds: float = 120.0
+    log_every: int = 100  # validation and checkpoints happen only at these steps, and at the last one
+    valid_every: int = 1000  # steps between validations; in effect, common multiples with log_every
+    n_valid: int = 512  # molecules of the validation split in the validation loss
+    keep_best: bool = False  # also keep the averaged weights of the lowest validation loss
+    checkpoint_seconds: float = 120.0  # least time between checkpoints, each written at the next logging step
     # autocast of training steps; weights, optimiser, sampling and evaluation stay in float32
     bf16: bool = False
     compile: bool = False  # torch.compile of the networks; falls back to eager with one line
     n_threads: int = 1
     device: str = "cpu"
     kernels: Kernels = Kernels.AUTO  # changes results by rounding alone
-    accumulate: int = 1  # micro-batches of a batch, taken one after the other, whose gradients are summed
-    n_processes: int = 1  # ranks that share each batch, on one machine; `bench.run.spawn` says how torchrun starts them
+    accumulate: int = 1  # gradient accumulation: micro-batches per batch
+    n_processes: int = 1  # ranks that share each batch, on one machine; for torchrun see `bench.run.spawn`
 
     def __post_init__(self) -> None:
         counts = (
@@ -169,17 +168,17 @@ class SampleConfig:
 class LaunchConfig:
     """How runs are executed through submitit; never part of a result."""
 
-    cluster: str = "local"  # local, debug or slurm; debug is in this process
+    cluster: str = "local"  # local, debug (in this interpreter) or slurm
     n_parallel: int = 2  # runs at a time on a local machine
-    timeout_min: int = 1440  # of a job; a run that meets it is queued again and goes on from its checkpoint
-    # at least; a run with several threads, processes or a GPU asks for as many as it uses (`bench.launch.submit.needs`)
+    timeout_min: int = 1440  # of a job; a run that reaches it is requeued and resumes from its checkpoint
+    # minima; a run with several threads, ranks or a GPU requests as many as it uses (`bench.launch.submit.needs`)
     cpus_per_task: int = 1
     gpus_per_node: int = 0
-    mem_gb: float | None = None  # of a run; by default what the cluster gives
+    mem_gb: float | None = None  # per run; default: the cluster's
     slurm_partition: str | None = None
-    slurm_array_parallelism: int = 16  # runs at a time in Slurm, waiting there or running
-    slurm_signal_delay_s: int = 90  # before its time limit, when a job is told to make room for its continuation
-    slurm_options: dict[str, str] = field(default_factory=dict)  # further ones of sbatch: {account: ..., qos: ...}
+    slurm_array_parallelism: int = 16  # runs of the study in Slurm at a time, pending or running
+    slurm_signal_delay_s: int = 90  # seconds before the time limit at which a job is signalled to requeue itself
+    slurm_options: dict[str, str] = field(default_factory=dict)  # further sbatch options: {account: ..., qos: ...}
 
     def __post_init__(self) -> None:
         counts = ("n_parallel", "timeout_min", "cpus_per_task", "slurm_array_parallelism")
@@ -197,7 +196,7 @@ class PlugIn:
     Attributes:
         name: as registered.
         size: named size from which unset options were taken, or None.
-        options: instance of the plug-in's own dataclass, with every value.
+        options: instance of the plug-in's own dataclass.
     """
 
     name: str
@@ -245,20 +244,20 @@ def resolve(registry: Registry, given: Any, where: str) -> PlugIn:
 
 @dataclass
 class RunConfig:
-    """One run. `build` makes it of plain data, in which a plug-in is a name, or a mapping with its name and options."""
+    """One run. `build` makes it from plain data; a plug-in there is a name, or a mapping with its name and options."""
 
     study: str
     method: PlugIn
     backbone: PlugIn
     data: PlugIn
-    plugins: list[PluginFile] = field(default_factory=list)  # files whose plug-ins it may use beside ours
+    plugins: list[PluginFile] = field(default_factory=list)  # files whose plug-ins it may use besides those installed
     seed: int = 0
     task: PlugIn = field(default_factory=lambda: resolve(tasks, "denovo", "task"))
     group: str | None = None  # the symmetry group of the data; by default the first of the task's
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    # what is measured besides the samples: name -> options; null leaves a measure out
+    # measures of the trained model: name -> options; null leaves a measure out
     measures: dict[str, PlugIn | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -287,14 +286,14 @@ class RunConfig:
         return _plain(self)
 
     def identity(self, fingerprint: str) -> str:
-        """Hash of all that decides the result: what decides the trained weights, sampling and measures."""
+        """Hash of everything that determines the result: training, sampling and measures."""
         return _hash(self._decisive(fingerprint))
 
     def training_identity(self, fingerprint: str) -> str:
-        """Hash of all that decides the trained weights; of the data set and of plug-in files the content counts.
+        """Hash of everything that determines the trained weights, with data set and plug-in files by their content.
 
-        Not part of it: the study, which kernels run, where the data lies, and what is logged and validated, unless
-        `train.keep_best` chooses by it.
+        Not part of it: the study, kernels, where the data lies, and, unless `train.keep_best` depends on them, the
+        intervals of logging and validation.
         """
         return _hash({k: v for k, v in self._decisive(fingerprint).items() if k not in ("sample", "measures")})
 
@@ -319,7 +318,7 @@ def _measure(given: Any, where: str) -> PlugIn:
 
 
 def require_loaded(files: Any) -> None:
-    """Raise ConfigError for a plug-in file that is not loaded: a stranger's record must not make us execute one."""
+    """Raise ConfigError for a plug-in file that is not loaded: an untrusted record must not make us execute one."""
     for file in _convert(list[PluginFile], files, "plugins"):
         if not file.is_loaded:
             raise ConfigError(f"needs plug-in {file.path}; if you trust that file, give --plugin {file.path}")
@@ -412,7 +411,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def naming(where: str | Path) -> Iterator[None]:
-    """Name the file in errors of what it holds."""
+    """Prefix ConfigErrors with the file that they concern."""
     try:
         yield
     except ConfigError as error:
@@ -420,7 +419,7 @@ def naming(where: str | Path) -> Iterator[None]:
 
 
 def trusted_run(settings: Any) -> RunConfig:
-    """The configuration that a launcher hands to its worker; the plug-in files that it names are executed."""
+    """The configuration that a launcher passes to its worker; executes the plug-in files that it names."""
     load_plugins(settings)
     return build(RunConfig, settings)
 
@@ -429,7 +428,7 @@ def load_plugins(settings: Any) -> None:
     """Execute the plug-in files that a run's configuration names, each as recorded.
 
     Raises:
-        ConfigError: a file is missing, has changed or does not work.
+        ConfigError: a file is missing, has changed or fails to load.
     """
     try:
         for file in settings.get("plugins") or ():
@@ -442,7 +441,7 @@ def read_run(folder: Path, trusted: bool = False) -> RunConfig:
     """The configuration of a run's folder.
 
     Args:
-        trusted: execute the plug-in files that it names. Else they have to be loaded already.
+        trusted: execute the plug-in files that it names; otherwise they have to be loaded already.
     """
     path = RunFolder(folder).config
     try:
@@ -456,7 +455,7 @@ def read_run(folder: Path, trusted: bool = False) -> RunConfig:
 
 
 def weights_run(cfg: RunConfig) -> RunConfig | None:
-    """The run whose weights this one samples with, for methods that train nothing.
+    """The run whose weights a method that trains nothing uses; None for other methods.
 
     A method may leave the choice to an option `weights_of`, which holds the other method's name and options.
     """
@@ -468,7 +467,7 @@ def weights_run(cfg: RunConfig) -> RunConfig | None:
 
 
 def takes_states(backbone: str, cfg: RunConfig) -> bool:
-    """Whether a backbone takes the states of the task: some take states of one size alone."""
+    """Whether a backbone accepts the task's states: some need all states to have one size."""
     return tasks[cfg.task.name].build.one_size or not getattr(backbones[backbone].build, "one_size", False)
 
 
@@ -489,7 +488,7 @@ def reason_to_skip(cfg: RunConfig) -> str | None:
         return None
     if methods[parent.method.name].build.predict is not Method.predict:
         return (
-            f"method {cfg.method.name!r} uses a denoiser that was trained as it is, and that of "
+            f"method {cfg.method.name!r} uses a denoiser that was trained unwrapped, and that of "
             f"{parent.method.name!r} was not: that method defines predict; choose one that does not"
         )
     return reason_to_skip(parent)

@@ -1,9 +1,8 @@
 """Studies: one YAML file each, which becomes a list of runs.
 
-A study has a `base` (any part of a run's configuration), a `grid` (lists whose product are the runs; a list of grids is
-their union) and `launch` (how to execute, which never changes a result). `key=value` arguments
-set keys of `base`, or of `launch`. `plugins` lists Python files, relative to the study, that register plug-ins; loading
-the study executes them.
+A study has a `base` (any part of a run's configuration), a `grid` (lists whose product gives the runs; a list of grids
+is their union) and `launch` (how to execute, which never changes a result). `key=value` arguments set keys of `base` or
+`launch`. `plugins` lists Python files, relative to the study, that register plug-ins; loading the study executes them.
 """
 
 from __future__ import annotations
@@ -45,11 +44,12 @@ KEYS = ("study", "plugins", "base", "grid", "launch")
 
 
 def load_study(name: str, overrides: list[str] | None = None, plugins: Sequence[Path] = ()) -> StudyConfig:
-    """Read a study by name or by path and apply `key=value` arguments (`launch.` keys or keys of `base`; not what the
-    grid sets). The config.yaml of a run is a study too, of this run alone, named after its own with '-again'.
+    """Read a study by name or path and apply `key=value` arguments (keys of `launch` or `base` that no grid sets).
+
+    A run's config.yaml is read as a study of that run alone, named after the run's study with the suffix '-again'.
 
     Args:
-        plugins: files with plug-ins, beside those that the page names.
+        plugins: plug-in files besides those that the study names.
     Raises:
         ConfigError: no such study, unreadable YAML, an unknown key, a value of the wrong type, an empty grid.
     """
@@ -95,9 +95,9 @@ def parse_override(argument: str) -> tuple[str, Any]:
 
 
 def _check_shape(page: Any, where: str) -> None:
-    """The outline of a study: ConfigError unless `resolve_study` can read it.
+    """Raise ConfigError unless the page has the structure that `resolve_study` reads.
 
-    Interpolations (`${...}`), which other tools fill in, are refused rather than taken as text.
+    Interpolations (`${...}`) are refused rather than taken as text.
     """
     if not isinstance(page, dict):
         raise ConfigError(f"{where}: expected a mapping with study, base, grid and launch")
@@ -116,7 +116,7 @@ def _check_shape(page: Any, where: str) -> None:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise ConfigError(f"{where}: {name!r} is {shown(value)}, expected a mapping from names")
         if "study" in value:  # its records would lie in one study's folder and name another
-            raise ConfigError(f"{where}: 'study' cannot be set for its runs; name it at the top of a page of your own")
+            raise ConfigError(f"{where}: 'study' cannot be set for its runs; name it at the top of a file of your own")
     for grid in grids:
         for key, values in grid.items():
             if not isinstance(values, list) or not values:
@@ -130,7 +130,7 @@ def _check_shape(page: Any, where: str) -> None:
 
 
 def _plugin(item: Any, folder: Path) -> PluginFile:
-    """A plug-in file from a path relative to `folder`, or from what a run or study has recorded of it."""
+    """A plug-in file from a path relative to `folder`, or from its record in a run or study."""
     if isinstance(item, dict):
         return build(PluginFile, item, "plugins")
     if not isinstance(item, str):
@@ -150,7 +150,7 @@ def _has_interpolation(value: Any) -> bool:
 
 
 def _refuse_hidden(page: Mapping[str, Any], overrides: list[str]) -> None:
-    """An argument for what the grid sets would be lost without a word."""
+    """Refuse an argument for a key that the grid sets: it would have no effect."""
     grids = page.get("grid") or {}
     for item in overrides:
         key = item.split("=", 1)[0]
@@ -158,12 +158,12 @@ def _refuse_hidden(page: Mapping[str, Any], overrides: list[str]) -> None:
             for set_here in grid:
                 if key == set_here or key.startswith(f"{set_here}.") or set_here.startswith(f"{key}."):
                     raise ConfigError(
-                        f"'{key}' cannot be given here: the study's grid sets '{set_here}'; edit a copy of its page"
+                        f"'{key}' cannot be given here: the study's grid sets '{set_here}'; edit a copy of its file"
                     )
 
 
 def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
-    """The runs of a study page, in grid order."""
+    """The runs of a study, in grid order."""
     _check_shape(page, where)
     grids = page.get("grid") or {}
     runs = []
@@ -193,6 +193,6 @@ def set_dotted(page: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def study_of(name: str) -> str:
-    """The study that one of our pages adds to (several may add to one); any other name stands for itself."""
+    """The study that a study file of the package belongs to (several may share one); else the name itself."""
     path = STUDIES / f"{name}.yaml"
     return str(read_yaml(path)["study"]) if path.is_file() else name

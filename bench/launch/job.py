@@ -1,4 +1,4 @@
-"""The submit job: a supervisor that runs training in a child interpreter and records crashes.
+"""The submitit job: a supervisor that executes a run in a child interpreter and records crashes.
 
     launcher (equibench run) -> submitit's controller -> `Job`, the supervisor -> `python -m bench.launch.job`, the run
 
@@ -31,16 +31,12 @@ from bench.run.parent import die_with
 BUSY = "another worker holds it"
 GRACE_SECONDS = 5.0  # between SIGINT and SIGKILL
 SETTLE_SECONDS = 1.0  # before a failure is recorded: if the whole job is being killed, the supervisor dies meanwhile
-ASKED = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-)  # requests to stop; death by other signals is a failure
+ASKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # requests to stop; death by other signals is a failure
 LEFT = (signal.SIGTERM, signal.SIGUSR2)  # ignored by the run, answered by its supervisor
 
 
 class Job:
-    """One run under supervision. A failure stands in the manifest already, so it is returned, not raised."""
+    """One run under supervision. A failure is recorded in the manifest, so it is returned, not raised."""
 
     def __init__(self, here: bool = False) -> None:
         """here: execute the run in this interpreter, without supervision, for a debugger."""
@@ -67,15 +63,15 @@ class Job:
                     env=environment(),
                 )
             os.close(theirs)
-            # in a thread: `checkpoint` interrupts this one, and a wait here would hold Popen's lock
+            # wait in another thread: `checkpoint` interrupts this one, and a wait here would hold Popen's lock
             waiter = threading.Thread(target=self.child.wait, daemon=True)
             waiter.start()
             with contextlib.suppress(BrokenPipeError), cast(IO[str], self.child.stdin) as stdin:
                 stdin.write(json.dumps(config))  # a broken pipe means that the child has died; its exit code says why
             waiter.join()
         except subprocess.SubprocessError as error:
-            # `scontrol requeue`, which submitit calls after `checkpoint`, has failed. With a result the launcher would
-            # take the job for finished; without one it asks the queue whether Slurm requeues it
+            # `scontrol requeue`, called by submitit after `checkpoint`, has failed. With a result the launcher would
+            # consider the job finished; without one it asks the queue whether Slurm requeues it
             raise SystemExit(1) from error
         finally:
             self.stop()

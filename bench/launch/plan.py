@@ -2,8 +2,8 @@
 
 Runs that differ in the seed alone are measured once. Each measurement is a child interpreter that calls the code of
 runs: training steps (`bench.run.timing`), validation, chunks of samples for a few steps, the measures. The evaluation
-of samples is left out: it takes seconds. Nothing is written. On a CPU the child's memory is limited to what there is,
-so that a configuration that does not fit is refused and the machine survives.
+of samples is left out: it takes seconds. Nothing is written. On a CPU the child's memory is limited to what is
+available, so that a configuration that does not fit fails without harming the machine.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Cost:
     """Cost of one run of a configuration.
 
     Attributes:
-        train_seconds, sample_seconds, measure_seconds: validation is part of training.
+        train_seconds, sample_seconds, measure_seconds: training includes validation.
         peak_memory_mb: of the GPU; on a CPU of the OS process.
     """
 
@@ -77,7 +77,7 @@ class Estimate:
     """Estimated cost of a study.
 
     Attributes:
-        items: its runs, skipped ones left out; costs: one for each.
+        items: its runs, without skipped ones; costs: one for each.
         at_a_time: runs that share the machine; device: where it was measured.
         memory_mb: available.
     """
@@ -96,13 +96,13 @@ def estimate(study: StudyConfig, runs_root: Path, memory_gib: float | None = Non
     Args:
         memory_gib: of the machine that will run it; by default this one's.
     Raises:
-        MemoryShortError: one run, or as many as run at a time, do not fit.
+        MemoryShortError: a run, or the runs that share the machine, do not fit.
         ConfigError, DataError: as `bench.launch.submit.plan`; ValueError: a measurement failed otherwise.
     """
     everything = plan_items(study, runs_root)
     items = [item for item in everything if reason_to_skip(item.cfg) is None]
     if not items:
-        raise ValueError(f"study {study.name} has no run that makes sense; `equibench run` says why")
+        raise ValueError(f"all runs of study {study.name} are skipped; `equibench run` says why")
     device = items[0].cfg.train.device
     available = memory_mb(device) if memory_gib is None else 1024 * memory_gib
     measured: dict[str, Cost] = {}
@@ -124,7 +124,7 @@ def configuration(cfg: RunConfig) -> str:
 
 
 def refuse_what_does_not_fit(items: list[Item], costs: list[Cost], at_a_time: int, available: float) -> None:
-    """Raise MemoryShortError if the largest runs that may run together need more memory than there is."""
+    """Raise MemoryShortError if the largest runs that may run together need more memory than is available."""
     largest = sorted(zip(costs, items, strict=True), key=lambda pair: -pair[0].peak_memory_mb)[:at_a_time]
     needed = sum(cost.peak_memory_mb for cost, _ in largest)
     if needed > available:
@@ -159,11 +159,11 @@ def measure_apart(cfg: RunConfig, available: float) -> dict[str, float]:
 
 
 def measure(cfg: RunConfig) -> dict[str, float]:
-    """Seconds of a training step, of a forward pass on a training batch, of sampling a chunk for one step, and of the
-    measures; and the peak of memory over all of it."""
+    """Seconds of a training step, of a forward pass on a training batch, of one sampling step of a chunk, and of the
+    measures; and the overall peak memory."""
     found = {"step_seconds": 0.0, "forward_seconds": 0.0, "peak_memory_mb": 0.0}
     if weights_run(cfg) is None:
-        # one micro-batch; ranks work at the same time, each in memory of its own
+        # one micro-batch of one rank; ranks run concurrently, each in its own memory
         train = cfg.train
         share = max(1, train.batch_size // (train.accumulate * train.n_processes))
         small = dataclasses.replace(train, batch_size=share, accumulate=1, n_processes=1)
@@ -180,7 +180,7 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     accelerate(model, cfg.train)
     prompts = model.task.prompts(cfg.sample.n_molecules, cfg.sample.batch_size, cfg.sample.seed, data)
     forget_peak_memory(cfg.train.device)
-    # sizes ascend: the mean of three that lie evenly stands for all, the last is the largest
+    # sizes ascend: three evenly spaced chunks represent all, and the last one is the largest
     chosen = [prompts[i] for i in np.linspace(0, len(prompts) - 1, 3).round().astype(int)]
     few_steps = dataclasses.replace(cfg.sample, n_steps=SAMPLING_STEPS)
     sample_prompt(model, chosen[0], few_steps, cfg.train.device)  # first calls are slow
@@ -202,7 +202,7 @@ def measure(cfg: RunConfig) -> dict[str, float]:
 
 
 def total(cfg: RunConfig, one: dict[str, float]) -> Cost:
-    """Cost of a run from what was measured of a few steps."""
+    """Cost of a run, extrapolated from the measurement of a few steps."""
     train, n_steps = cfg.train, 0 if weights_run(cfg) else cfg.train.n_steps
     seconds = n_steps * one["step_seconds"]
     if train.max_seconds is not None and seconds > train.max_seconds:
@@ -268,7 +268,7 @@ def table(made: Estimate) -> str:
         f"measured alone on {made.device}, {made.memory_mb / 1024:.1f} GiB; runs that share a machine are slower",
     ]
     if made.n_skipped:
-        lines.append(f"{made.n_skipped} cells of the grid make no sense and are skipped; `equibench run` says why")
+        lines.append(f"{made.n_skipped} cells of the grid are skipped; `equibench run` says why")
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ MAX_WEIGHTS_BYTES = 1_000_000
 def publish(study: str, runs_root: Path, results_root: Path) -> Path:
     """Copy records, thinned curves, drawn samples and small averaged weights of every run, and write runs.csv.
 
-    What was published before stays where the study's plan still asks for it, also if it was made elsewhere.
+    Runs published earlier, perhaps from another machine, stay if the study's plan still lists them.
 
     Raises:
         FileNotFoundError: the study has no runs.
@@ -69,7 +69,7 @@ def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
 
 
 def curves(steps: list[dict]) -> str:
-    """At most N_CURVE_POINTS training lines, and every line that has a validation loss; a method's own diagnostics in
+    """At most N_CURVE_POINTS training lines, and every line with a validation loss, as CSV; the method's diagnostics in
     columns `diagnostics.NAME`."""
     every = -(-len(steps) // N_CURVE_POINTS)
     kept = [flatten(s) for i, s in enumerate(steps) if i % every == 0 or "valid_loss" in s]
@@ -79,7 +79,7 @@ def curves(steps: list[dict]) -> str:
 
 
 def published_row(folder: Path) -> dict:
-    """Line of runs.csv of a folder in results/."""
+    """Line of runs.csv for a folder in results/."""
     has_result = RunFolder(folder).eval.exists()
     evaluation = read_json(RunFolder(folder).eval, EVALUATION) if has_result else None
     return row(read_json(RunFolder(folder).manifest, MANIFEST), evaluation)

@@ -1,4 +1,4 @@
-"""Slurm's queue, read from `squeue` (`sacct` needs accounting, which not every cluster has), and the job of each run.
+"""Slurm's queue, read from `squeue` (`sacct` needs accounting, which some clusters lack), and the job of each run.
 
 A launcher writes the job that it submits for a run into the run's folder (`job.json`), so that no other launcher
 submits a run that waits in the queue.
@@ -69,7 +69,7 @@ def last_job(folder: Path) -> dict[str, str] | None:
 
 
 def queued_jobs(folders: Iterable[Path]) -> dict[str, QueuedJob] | None:
-    """Run -> its job, for runs whose last job is still in Slurm's queue; None where Slurm does not answer."""
+    """Run -> its job, for runs whose last job is still in Slurm's queue; None if Slurm does not answer."""
     jobs = {folder.name: job["job"] for folder in folders if (job := last_job(folder)) and job["cluster"] == "slurm"}
     if not jobs:
         return {}

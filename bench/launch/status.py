@@ -143,9 +143,9 @@ def status(study_folder: Path) -> str:
     lines += ["", f"{study_folder.name}: {len(found)} runs: {totals}"]
     name = plan["argument"] or study_folder.name
     if counts["failed"]:
-        lines.append(f"failed runs are left alone; `equibench run {name} --retry` takes them up again")
+        lines.append(f"failed runs are not retried; `equibench run {name} --retry` retries them")
     left = [one for one in found if one.status == "killed" or (one.status == "queued" and not one.detail)]
-    if left and not counts["running"]:  # what waits in Slurm needs no launcher
+    if left and not counts["running"]:  # runs queued in Slurm need no launcher
         lines.append(f"nothing runs; `equibench run {name}` does the rest")
     return "\n".join(lines)
 
@@ -162,10 +162,10 @@ def duration(seconds: float) -> str:
 
 
 def find_run(name: str, roots: list[Path]) -> Path:
-    """A run's folder by its path, its name, or a prefix that no other run of any study has.
+    """A run's folder by its path, its name, or a unique prefix among the runs of all studies.
 
     Raises:
-        ValueError: none or several runs are meant.
+        ValueError: no run or several runs match.
     """
     if RunFolder(Path(name)).log.exists() or RunFolder(Path(name)).manifest.exists():
         return Path(name)
@@ -210,7 +210,7 @@ def tail(path: Path, n_lines: int) -> str:
 
 
 def follow(folder: Path, poll: float = 0.5, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
-    """Yield what is appended to a run's log, until no worker holds the run."""
+    """Yield text appended to a run's log, until no worker holds the run."""
     path = RunFolder(folder).log
     seen = path.stat().st_size if path.exists() else 0
     while True:

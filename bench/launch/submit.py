@@ -1,7 +1,7 @@
 """The launcher: submits the runs of a study through submitit, resumes interrupted ones and reports failures.
 
-Several launchers may work on one study: a lock gives each run to one worker at a time (`bench.records.lock`), and a
-launcher takes the results of others. On Slurm it also waits for jobs that other launchers have left in the queue.
+Several launchers may work on one study: a lock gives each run to one worker at a time (`bench.records.lock`), and
+launchers use each other's results. On Slurm a launcher also waits for jobs that others have left in the queue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from bench.records import store as records
 from bench.records.lock import BusyError, Holder, holder, locked
 from bench.records.store import RunFolder, StudyFolder
 from bench.run.batches import load_data
-from bench.run.evaluate import package_version
 from bench.run.execute import Until, is_done
 from bench.run.interpreter import environment
 from bench.run.provenance import describe, now, planned
@@ -43,7 +42,7 @@ POLL_SECONDS = 0.5
 LINE_SECONDS = 30.0  # between progress lines where there is no terminal
 QUEUE_SECONDS = 15.0  # between calls of squeue
 AGAIN_SECONDS = 60.0  # before refused runs are submitted again
-LITTLE = 1 << 16  # bytes of free space, below which a job may have been unable to write its result
+LITTLE = 1 << 16  # bytes of free space below which a job may have failed to write its result
 MAX_TIMEOUTS = 100  # time limits of one job, after each of which it is requeued
 
 
@@ -53,9 +52,9 @@ class Item:
 
     Attributes:
         data: `DataSet.record()` of its data set.
-        outcome: one line on how its last job ended, if without a result.
-        shared: another launcher was seen working on it.
-        until: how far it is to be executed.
+        outcome: one line on how its last job ended, if it ended without a result.
+        shared: whether another launcher was seen working on it.
+        until: the stage at which it stops.
     """
 
     cfg: RunConfig
@@ -84,7 +83,7 @@ class Item:
 
     @property
     def reason(self) -> str:
-        """Why it failed, as its record says."""
+        """Why it failed, according to its record."""
         try:
             return str(records.read_json(RunFolder(self.folder).manifest)["reason"])
         except (FileNotFoundError, schema.RecordError):
@@ -97,7 +96,7 @@ class Item:
         records.write_json(RunFolder(self.folder).manifest, manifest, schema.MANIFEST)
 
     def record_failure(self, reason: str) -> None:
-        """Write a manifest for a job that failed before it wrote one, if possible."""
+        """If possible, write a manifest for a job that failed before writing one."""
         path = RunFolder(self.folder).manifest
         with contextlib.suppress(BusyError, OSError), locked(self.folder):
             if not path.exists():
@@ -108,11 +107,11 @@ def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) ->
     """The items of a study, parents before the runs that depend on them. Writes nothing.
 
     Raises:
-        DataError, ConfigError: the data set cannot be had, or a configuration is wrong.
+        DataError, ConfigError: the data set is not available, or a configuration is wrong.
     """
     items: dict[Path, Item] = {}
     loaded: dict[str, DataSet] = {}
-    trained: dict[str, Item] = {}  # training identity -> the item that trains these weights; others take them
+    trained: dict[str, Item] = {}  # training identity -> the item that trains these weights; others reuse them
 
     def add(cfg: RunConfig) -> Item:
         key = repr(cfg.data)
@@ -138,11 +137,11 @@ def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) ->
 
 
 def write_plan(study: StudyConfig, items: list[Item], study_folder: Path, argument: str) -> None:
-    """Write what `status` and `report` need to know of runs that have not begun, and records of skipped cells."""
+    """Write the plan, from which `status` and `report` know runs that have not begun, and records of skipped cells."""
     records.write_yaml(StudyFolder(study_folder).study, study.page)
     record = {
         "schema": schema.SCHEMA_VERSION,
-        "written_by": package_version(),
+        "written_by": schema.package_version(),
         "study": study.name,
         "argument": argument,
         "created": now(),
@@ -165,16 +164,16 @@ def run_study(
     """Execute the missing runs; returns all items. Failures are recorded and do not stop other runs.
 
     Args:
-        retry: also runs that have failed before.
+        retry: also retry failed runs.
         argument: the study as the user named it.
-        until: how far each run is executed.
+        until: the stage at which each run stops.
     Raises:
-        KeyboardInterrupt: interrupted. Jobs on this machine are told to stop; those in Slurm go on.
+        KeyboardInterrupt: interrupted. Jobs on this machine are stopped; those in Slurm continue.
     """
     items = plan(study, runs_root, until)
     study_folder = runs_root / study.name
     write_plan(study, items, study_folder, argument or study.name)
-    # failed runs are not repeated unasked: their cause seldom goes away by itself
+    # failed runs are repeated only on request: their cause seldom goes away by itself
     wanted = ("new", "running", "failed") if retry else ("new", "running")
     waiting = [item for item in items if item.status in wanted]  # parents come first
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
@@ -192,20 +191,20 @@ def run_study(
 
 
 def work_off(waiting: list[Item], launch: LaunchConfig, submit: Submission, progress: Progress) -> None:
-    """Submit runs as places come free, until none waits or runs."""
+    """Submit runs as slots become free, until none is waiting or running."""
     at_a_time = {"debug": 1, "local": launch.n_parallel, "slurm": launch.slurm_array_parallelism}[launch.cluster]
     running: list[Item] = []
     while waiting or running:
         for item in [i for i in running if i.job.done()]:
             running.remove(item)
             item.outcome = outcome(item)
-            if item.outcome == BUSY:  # another launcher was faster; take its result when it is done
+            if item.outcome == BUSY:  # another launcher was faster: use its result when it is done
                 item.shared = True
                 waiting.append(item)
                 continue
             progress.finished(item, item.outcome or "done")
         ready, elsewhere = sort_waiting(waiting, submit.by_others(waiting))
-        # two launchers on one machine share its places; one on another machine has places of its own
+        # launchers on one machine share its slots; one on another machine has its own
         taken = len(running) + sum(
             launch.cluster == "slurm" or (who is not None and who.is_here) for who in elsewhere.values()
         )
@@ -231,9 +230,9 @@ def work_off(waiting: list[Item], launch: LaunchConfig, submit: Submission, prog
 
 
 def sort_waiting(waiting: list[Item], queued: set[str]) -> tuple[list[Item], dict[Path, Holder | None]]:
-    """Items that can start, and those taken: folder -> holder, or None if the job waits in Slurm's queue.
+    """Items that can start, and those held elsewhere: folder -> holder, or None for a job in Slurm's queue.
 
-    Items in neither wait for their parents.
+    Items in neither are waiting for their parents.
     """
     ready: list[Item] = []
     elsewhere: dict[Path, Holder | None] = {}
@@ -254,7 +253,7 @@ def sort_waiting(waiting: list[Item], queued: set[str]) -> tuple[list[Item], dic
 
 @dataclass(frozen=True)
 class Needs:
-    """Resources that a run requests; runs with equal needs go into one array."""
+    """Resources that a run requests; runs with equal needs share one Slurm array."""
 
     cpus: int
     gpus: int
@@ -275,13 +274,13 @@ class Submission:
         self.not_before = -math.inf
         self.asked, self.queued = -math.inf, set[str]()
         os.environ.update(environment())  # inherited by submitit's children, which start with `python -m`
-        # runs set their own number of threads; libraries loaded before that must not take all cores
+        # runs set their own number of threads; libraries loaded earlier must not take all cores
         os.environ.setdefault("OMP_NUM_THREADS", str(launch.cpus_per_task))
         if launch.cluster == "slurm":
             watch_queue()
 
     def __call__(self, items: list[Item]) -> list[Item]:
-        """Submit; returns the items that the cluster refuses for now.
+        """Submit; returns the items that the cluster refuses to queue for now.
 
         Raises:
             ConfigError: no such cluster, or it refuses the first submission of its kind.
@@ -331,7 +330,7 @@ class Submission:
         """Names of waiting runs that have a job in Slurm's queue, from another launcher, alive or dead."""
         if self.launch.cluster == "slurm" and time.monotonic() - self.asked > QUEUE_SECONDS:
             jobs = queued_jobs(item.folder for item in waiting)
-            if jobs is not None:  # else Slurm does not answer: keep the last answer
+            if jobs is not None:  # otherwise Slurm does not answer: keep the last answer
                 self.queued = set(jobs)
             self.asked = time.monotonic()
         return self.queued
@@ -352,7 +351,7 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
     except RuntimeError as error:
         line = f"launch.cluster={launch.cluster}: {error} Use launch.cluster=local on one machine"
         raise ConfigError(line) from error
-    gpus = wanted.gpus or None  # None: no request, since a cluster without GPUs refuses a request for 0
+    gpus = wanted.gpus or None  # None: no request; a cluster without GPUs refuses even a request for 0
     parameters: dict[str, Any] = {
         "timeout_min": launch.timeout_min,
         "name": f"equibench-{study_folder.name}",
@@ -365,7 +364,7 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
             "slurm_partition": launch.slurm_partition,
             "slurm_array_parallelism": launch.slurm_array_parallelism,
             "slurm_signal_delay_s": launch.slurm_signal_delay_s,
-            # whatever the cluster's default for preempted jobs and lost nodes
+            # requeue preempted jobs and those of lost nodes, whatever the cluster's default
             "slurm_additional_parameters": {"requeue": True, **launch.slurm_options},
             "slurm_srun_args": [f"--cpus-per-task={wanted.cpus}"],  # srun does not inherit it from the job
         }
@@ -374,7 +373,7 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
 
 
 def watch_queue() -> None:
-    """Have submitit ask `squeue` whether jobs are gone, in place of `sacct`, which needs accounting."""
+    """Make submitit ask `squeue` instead of `sacct`, which needs accounting, whether jobs have left the queue."""
     from submitit.slurm import slurm
 
     class Watcher(slurm.SlurmInfoWatcher):
@@ -436,7 +435,7 @@ class Progress:
         tqdm.write(f"[{self.n_finished}/{self.n_runs}] {item.folder.name}: {result}", file=sys.stderr)
 
     def show(self, running: list[Item]) -> None:
-        """running: items at work here or under another launcher."""
+        """Show the positions of `running`, items at work here or under another launcher."""
         if self.terminal:
             for item in running:
                 at = position(item.folder)
@@ -451,5 +450,5 @@ class Progress:
             begun = {name: at for name, at in positions.items() if at.stage != "starting"}
             for name, at in begun.items():
                 tqdm.write(f"{name}: {at}", file=sys.stderr)
-            if len(begun) < len(positions):  # on Slurm they may wait for days
-                tqdm.write(f"{len(positions) - len(begun)} submitted and not begun", file=sys.stderr)
+            if len(begun) < len(positions):  # on Slurm they may be pending for days
+                tqdm.write(f"{len(positions) - len(begun)} submitted, not started", file=sys.stderr)

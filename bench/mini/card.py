@@ -1,4 +1,4 @@
-"""The data card of the embedded set, docs/mini.md and docs/figures/mini.png: `mini` beside QM9 of at most 14 atoms.
+"""The data card of the embedded set, docs/mini.md and docs/figures/mini.png: `mini` compared with QM9 up to 14 atoms.
 
 Both sets are described from their geometries alone, by the same code; bonds are those of EDM's distance rule. Called
 by `python -m bench.mini.card`. Only these statistics of QM9 are written, none of its molecules.
@@ -101,7 +101,7 @@ class Description:
 
 
 def draw(sets: list[Description], path: Path) -> None:
-    """Histograms of the sets, one panel a property, as PNG."""
+    """Draw histograms of the sets, one panel per property, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -146,7 +146,7 @@ def draw(sets: list[Description], path: Path) -> None:
 
 
 def comparison(sets: list[Description]) -> list[str]:
-    """Rows of a Markdown table: one statistic a row, one set a column."""
+    """Rows of a Markdown table: a row per statistic, a column per set."""
 
     def row(title: str, value: Callable[[Description], str]) -> str:
         return f"| {title} | {' | '.join(value(one) for one in sets)} |"

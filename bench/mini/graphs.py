@@ -62,7 +62,7 @@ PATTERNS = [(name, Chem.MolFromSmarts(smarts)) for name, several in FORBIDDEN.it
 
 
 def refusal(mol: Chem.Mol) -> str | None:
-    """Name of the first filter that refuses a sanitised molecule, None when it passes all of them."""
+    """Name of the first filter that refuses a sanitised molecule; None if it passes all."""
     if any(atom.GetFormalCharge() or atom.GetNumRadicalElectrons() for atom in mol.GetAtoms()):
         return "charge or radical"
     for name, pattern in PATTERNS:
@@ -97,7 +97,7 @@ def _is_sp2(mol: Chem.Mol, atom: int) -> bool:
 
 
 def grow(rng: np.random.Generator, n_atoms: int) -> Chem.Mol | None:
-    """Draw one sanitised molecule of exactly `n_atoms` atoms, hydrogens counted; None when the draw leads nowhere."""
+    """Draw one sanitised molecule of exactly `n_atoms` atoms, hydrogens counted; None if the draw fails."""
     n_heavy = int(np.clip(round(rng.normal(0.66, 0.06) * n_atoms), 2, min(MAX_HEAVY, n_atoms - 1)))
     symbols = rng.choice(list(ELEMENT_WEIGHTS), n_heavy, p=list(ELEMENT_WEIGHTS.values()))
     free = np.array([VALENCE[symbol] for symbol in symbols])
@@ -135,7 +135,7 @@ def _raisable(order: np.ndarray, free: np.ndarray) -> list[tuple[int, int]]:
 def _closures(
     order: np.ndarray, free: np.ndarray, affinity: np.ndarray, rng: np.random.Generator
 ) -> list[tuple[int, int]]:
-    """Pairs of open atoms whose bond would close a ring of 3 to 7 atoms, each kept at the rate of its ring's size."""
+    """Pairs of unsaturated atoms whose bond closes a ring of 3 to 7 atoms, each kept at the rate of its ring size."""
     distance = Chem.GetDistanceMatrix(_skeleton(order)).astype(int)
     open_atoms = np.flatnonzero(free).tolist()
     pairs = [(i, j) for i in open_atoms for j in open_atoms if i < j]

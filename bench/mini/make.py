@@ -1,13 +1,12 @@
 """Makes the embedded data set `mini` and its data card.
 
     OMP_NUM_THREADS=1 python -m bench.mini.make            relax, filter, split, write bench/data/mini.{npz,json}
-    QM9_DIR=... python -m bench.mini.card           write docs/mini.md and docs/figures/mini.png
+    QM9_DIR=... python -m bench.mini.card                  write docs/mini.md and docs/figures/mini.png
 
-Random graphs (bench.mini.graphs) get an ETKDG conformer and are relaxed with GFN2-xTB; a molecule is kept when
-EDM's distance rule finds in the relaxed geometry exactly the bonds of its graph, and every valence filled. Relaxed
-chunks are kept under build/mini, so an interrupted run resumes. Positions are in angstrom, with their
-mean at the origin and in a Haar-random orientation: ETKDG lays every molecule along x, which a method without symmetry
-could learn.
+Random graphs (bench.mini.graphs) get an ETKDG conformer and are relaxed with GFN2-xTB; a molecule is kept if EDM's
+distance rule finds exactly the bonds of its graph in the relaxed geometry, with every valence filled. Relaxed
+chunks are kept under build/mini, so an interrupted run resumes. Positions are in angstrom, with their mean at the
+origin and in a Haar-random orientation: ETKDG aligns every molecule with x, which an asymmetric method could learn.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def relax(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
     def energy_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
         nonlocal state
         calculator.update(positions=x.reshape(-1, 3) / ANGSTROM_PER_BOHR)
-        state = calculator.singlepoint(state)  # starts from the density of the last geometry
+        state = calculator.singlepoint(state)  # starts from the last geometry's density
         return state.get("energy") * EV_PER_HARTREE, state.get("gradient").ravel() * EV_PER_HARTREE / ANGSTROM_PER_BOHR
 
     options = {"gtol": MAX_GRADIENT, "maxiter": MAX_ITERATIONS, "hess_inv0": np.eye(start.size) / CURVATURE}

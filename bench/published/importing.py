@@ -1,8 +1,8 @@
-"""`equibench import`: a published checkpoint as a run folder that can be sampled, scored and loaded.
+"""`equibench import`: a published checkpoint as a run folder that can be sampled, evaluated and loaded.
 
-What the file tells is taken from it: the network from its names, its sizes from shapes, the noise schedule from its
-table. The rest comes from a page of the user's, in the words of a run's configuration, and defaults to the published
-QM9 values; the manifest says which was which.
+The file gives the network by its names, its sizes by shapes, and the noise schedule by its table. The rest comes from a
+YAML page of the user, with the keys of a run's configuration, and defaults to the published QM9 values; the manifest
+records the source of each.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ SCHEDULE_TOLERANCE = 1e-5  # of max |gamma|; the file's table is float32
 
 @dataclass
 class ImportConfig:
-    """What a checkpoint does not tell; `method`, `backbone`, `data`, `diffusion`, `task`, `group`, `sample` as in a
+    """Settings that a checkpoint lacks; `method`, `backbone`, `data`, `diffusion`, `task`, `group`, `sample` as in a
     study file.
 
-    Where `sizes` is given (number of atoms -> molecules), the data set is not read, and `elements` are its elements.
+    If `sizes` (number of atoms -> molecules) is given, the data set is not read, and `elements` are its elements.
     """
 
     method: dict[str, Any] = field(default_factory=dict)
@@ -72,11 +72,11 @@ def read_page(path: Path | None) -> ImportConfig:
 
 
 def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
-    """Make a run folder of a published checkpoint; returns a description of what was made, for the terminal.
+    """Make a run folder from a published checkpoint; returns a description of it for the terminal.
 
     Raises:
-        PublishedError, ConfigError: the file cannot be read or is of no known network, or the page contradicts it.
-        OSError: the folder is there already, or cannot be written.
+        PublishedError, ConfigError: the file is unreadable or of no known network, or the page contradicts it.
+        OSError: the folder exists already, or cannot be written.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; choose another folder, or move it away")
@@ -100,7 +100,7 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
 
     facts = facts_of(about, path)
     try:
-        with torch.device("meta"):  # shapes first: a damaged file can tell of a network that no memory holds
+        with torch.device("meta"):  # shapes first: a damaged file may describe a network too large for memory
             outline = Model.build(cfg, facts)
             reading.load(checkpoint.weights, outline.denoiser.backbone, outline.method)
         model = Model.build(cfg, facts)
@@ -127,7 +127,7 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
     }
     manifest["updated"] = now()
 
-    # the manifest last: without it, no reader takes the folder for a run
+    # the manifest last: without it, readers do not see a run
     records.write_yaml(RunFolder(folder).config, cfg.to_dict())
     records.write_json(RunFolder(folder).data, about)
     write_average(RunFolder(folder).weights, model.named_weights(), {"step": 0, "seconds": 0.0})
@@ -136,8 +136,8 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
 
 
 def configure(checkpoint: Checkpoint, reading: Reading, page: ImportConfig, study: str) -> tuple[RunConfig, str]:
-    """The run's configuration, and where its noise schedule is known from."""
-    # weights are run as they were trained: the published defects that have a switch are on, unless the page says no
+    """The run's configuration, and the source of its noise schedule."""
+    # weights are run as they were trained: published defects that have a switch are on, unless the page turns them off
     diffusion = {"edm_compat": True, **page.diffusion}
     sample, schedule = dict(page.sample), "not in the file: as given, or published"
     if checkpoint.gamma is not None:
@@ -157,10 +157,10 @@ def configure(checkpoint: Checkpoint, reading: Reading, page: ImportConfig, stud
 
 
 def schedule_of(gamma: np.ndarray) -> dict[str, Any]:
-    """T and s of the polynomial_2 schedule whose table this is.
+    """T and s of the polynomial_2 schedule with this table.
 
     Raises:
-        PublishedError: the table of another schedule.
+        PublishedError: the table is of another schedule.
     """
     if gamma.ndim == 1 and len(gamma) > 1 and np.isfinite(gamma).all():
         n_levels, precision = len(gamma) - 1, float(f"{1 / (1 + np.exp(-gamma[0])):.3g}")  # alpha_0^2 = 1 - s
@@ -172,7 +172,7 @@ def schedule_of(gamma: np.ndarray) -> dict[str, Any]:
 
 
 def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `data.json` and the manifest's `data` hold: of the data set, or as given on the page."""
+    """Contents of `data.json` and of the manifest's `data`, from the data set or from the page."""
     if page.sizes is None:
         data = load_data(cfg)
         if data.name != cfg.data.name:
@@ -209,7 +209,7 @@ def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, An
 
 
 def summary(cfg: RunConfig, manifest: dict[str, Any]) -> str:
-    """A few lines on what was made."""
+    """A few lines on the imported run."""
     made, n = manifest["imported"], manifest["parameters"]["total"]
     lines = [
         f"{made['file']}: weights of {made['network']}, {grouped(n)} parameters",

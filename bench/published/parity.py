@@ -1,7 +1,7 @@
-"""`equibench parity`: numbers of the published code, held against ours.
+"""`equibench parity`: compares this code with numbers of the published code.
 
 A fixture is an npz file in the layout of tests/parity/README.md: inputs, a state dict under published names, a JSON
-`config` and outputs. What it is of follows from the arrays present. Each output is compared by max |ours - published| /
+`config` and outputs. The arrays present determine its kind. Each output is compared by max |ours - published| /
 max |published|; the published side is float32.
 """
 
@@ -50,12 +50,12 @@ SCHEDULE = "gamma_T"
 
 
 class FixtureError(ValueError):
-    """A file that is no fixture, or one that is damaged; one line."""
+    """A file that is not a fixture, or a damaged one; the message is one line."""
 
 
 @dataclass(frozen=True)
 class Fixture:
-    """One file of published inputs and outputs, all of its arrays by name."""
+    """One file of published inputs and outputs: all arrays by name."""
 
     arrays: dict[str, np.ndarray]
 
@@ -95,7 +95,7 @@ class Fixture:
 
     @property
     def level(self) -> Level:
-        """The stored time is continuous, so the table has no level for it; networks see t alone."""
+        """The stored time is continuous, so the table has no level for it; networks only see t."""
         t = self["t"][:, 0]
         return Level(t, *(torch.full_like(t, torch.nan) for _ in range(2)))
 
@@ -119,7 +119,7 @@ class Comparison:
         if a.shape != b.shape:
             raise FixtureError(f"array {quantity!r} has shape {b.shape}, expected {a.shape}")
         difference, scale = np.abs(a - b).max(initial=0), np.abs(b).max(initial=0)
-        # of a quantity that is nothing, anything else is infinitely far
+        # from a zero reference, anything else is infinitely far
         return cls(quantity, float(difference / scale) if scale > 0 else (0.0 if difference == 0 else math.inf))
 
     @property
@@ -128,10 +128,10 @@ class Comparison:
 
 
 def compare(fixture: Fixture) -> tuple[str, list[Comparison]]:
-    """What a fixture is of, and the comparison of each of its quantities.
+    """The kind of a fixture, and the comparison of each of its quantities.
 
     Raises:
-        FixtureError: of no known kind, or with arrays that are missing or do not fit one another.
+        FixtureError: it is of no known kind, or arrays are missing or inconsistent.
     """
     try:
         with torch.no_grad():
@@ -153,12 +153,12 @@ def compare(fixture: Fixture) -> tuple[str, list[Comparison]]:
         raise
     except PublishedError as error:
         raise FixtureError(str(error)) from error
-    except Exception as error:  # arrays or config that fit nothing fail wherever they are first used together
+    except Exception as error:  # inconsistent arrays or config fail wherever they are first used together
         raise FixtureError(f"its arrays do not fit together ({type(error).__name__}: {one_line(error)})") from error
 
 
 def build(fixture: Fixture) -> tuple[Reading, nn.Module, nn.Module]:
-    """Backbone and method as a fixture's `config` has them, with its weights."""
+    """Backbone and method according to a fixture's `config`, with its weights."""
     published, config = fixture.weights, fixture.config
     _, weights = recognise(published)
     for key, value in weights.assumed.items():
@@ -166,7 +166,7 @@ def build(fixture: Fixture) -> tuple[Reading, nn.Module, nn.Module]:
             raise FixtureError(f"config has {key} = {config[key]!r}; only the published {value!r} is supported")
     own = _options(config, weights.own.config_names) if weights.own else {}
     reading = understand(published, own, _options(config, CONFIG_NAMES[weights.backbone]))
-    for device in ("meta", "cpu"):  # shapes first: a damaged file can tell of a network that no memory holds
+    for device in ("meta", "cpu"):  # shapes first: a damaged file may describe a network too large for memory
         with torch.device(device):
             channels = {"x": 3, "h": reading.n_features}
             backbone = backbones[weights.backbone].build(
@@ -179,7 +179,7 @@ def build(fixture: Fixture) -> tuple[Reading, nn.Module, nn.Module]:
 
 
 def _options(config: dict[str, Any], names: Mapping[str, str]) -> dict[str, int]:
-    """The options that a published configuration sets; it writes ratios as floats."""
+    """The options that a published configuration sets (it writes ratios as floats)."""
     return {ours: int(config[key]) for key, ours in names.items() if key in config}
 
 
@@ -266,7 +266,7 @@ def _core(fixture: Fixture, denoiser: Denoiser) -> Iterator[Comparison]:
 def published_prior_kl(x0: State, process: Process, dtype: torch.dtype) -> Tensor:
     """KL_T [B] in the published order of operations, whose float32 result is a difference of numbers near 1.
 
-    A stored value is 1e-3 off for that reason alone; so it is held against this, and this in float64 against
+    Stored values are 1e-3 off for that reason alone; so they are compared with this, and this in float64 with
     `bench.diffusion.likelihood.prior_kl`.
     """
     path = process.path
@@ -281,7 +281,7 @@ def published_prior_kl(x0: State, process: Process, dtype: torch.dtype) -> Tenso
 
 
 def _metrics(fixture: Fixture) -> Iterator[Comparison]:
-    """Counts and strings: an error above zero means a molecule that is judged differently."""
+    """Counts and strings: an error above zero means that a molecule is evaluated differently."""
     from bench.metrics.molecules import evaluate_molecules
 
     ptr = fixture.layout.ptr.numpy()
@@ -301,7 +301,7 @@ def _metrics(fixture: Fixture) -> Iterator[Comparison]:
 
 
 def run(paths: Sequence[Path], as_json: bool) -> int:
-    """Compare and print; 1 when a quantity is off by more than TOLERANCE, 2 when a file cannot be compared."""
+    """Compare and print; 1 if a quantity is off by more than TOLERANCE, 2 if a file cannot be compared."""
     rows, code = [], 0
     width = max(len(path.name) for path in paths)
     if not as_json:

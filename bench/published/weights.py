@@ -1,8 +1,8 @@
-"""Published weights under their published names, as weights of this code base's modules.
+"""Maps published weights, under their published names, to this code's modules.
 
 EDM (ehoogeboom/e3_diffusion_for_molecules) and SymDiff (leozhangML/SymDiff). A state dict is recognised by the first
-parts of its names; sizes are read off shapes, and what shapes cannot tell (attention heads) comes from the published
-size that they fit, or is given. Layers that the published networks hold but never train are left out here.
+parts of its names; sizes follow from shapes, and what shapes do not determine (attention heads) from the published size
+that they fit, or is given. Layers that the published networks hold but never train are left out.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ def transformer_names(published: StateDict, names: Mapping[str, str | None], tru
     """Published name -> name in a module that holds a `Trunk`, of a state dict that may hold other networks too.
 
     Args:
-        names: published layer or parameter -> ours, for what lies outside the blocks; None where the published code
-            holds a layer and never trains it.
+        names: published layer or parameter -> ours, for what lies outside the blocks; None for a layer that the
+            published code never trains.
         trunk: published prefix of the blocks; names in `names` are looked up with this prefix removed.
     Raises:
         PublishedError: a name under the prefix that the published network does not have.
@@ -145,19 +145,19 @@ def _trunk_name(inner: str, name: str) -> str:
     raise PublishedError(f"{name!r} is no parameter of the published transformer")
 
 
-# ---------------------------------------------------------------------- what a state dict is
+# ---------------------------------------------------------------------- recognising a state dict
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A published state dict, understood.
+    """The interpretation of a published state dict.
 
     Attributes:
         weights: the public code and its layout.
         method, backbone: names and options, as in a run's configuration.
         n_features: F of the network.
         backbone_names, own_names: published name -> ours, of the backbone and of the method's own network.
-        unused: names of arrays that are held and never trained.
+        unused: names of arrays that the published code never trains.
     """
 
     weights: PublishedWeights
@@ -172,7 +172,7 @@ class Reading:
         """Copy all weights into modules built from `backbone` and `method`.
 
         Raises:
-            PublishedError: an array that is missing, of another shape, or not finite.
+            PublishedError: an array is missing, has another shape, or is not finite.
         """
         load_named(backbone, self.backbone_names, published, f"backbone {self.backbone['name']!r}")
         if self.weights.own:
@@ -185,16 +185,16 @@ class Reading:
 
 
 def layouts() -> dict[str, PublishedWeights]:
-    """Name of a method -> its published weights, as plug-ins declare them (not as their subclasses inherit them)."""
+    """Name of a method -> its published weights, as declared by the plug-in itself (not inherited)."""
     declared = {name: vars(methods[name].build).get("published") for name in methods}
     return {name: weights for name, weights in declared.items() if weights is not None}
 
 
 def recognise(published: StateDict) -> tuple[str, PublishedWeights]:
-    """The method whose published code the names belong to.
+    """The method to whose published code the names belong.
 
     Raises:
-        PublishedError: names of no known network, or of a known one and something else.
+        PublishedError: the names are of no known network, or of a known one and something else.
     """
     found = {name.split(".")[0] for name in published}
     fitting = {name: w for name, w in layouts().items() if w.prefixes <= found}
@@ -209,14 +209,14 @@ def recognise(published: StateDict) -> tuple[str, PublishedWeights]:
 
 
 def understand(published: StateDict, method: Mapping[str, Any], backbone: Mapping[str, Any]) -> Reading:
-    """Tell which network a state dict holds, and its sizes.
+    """Determine the network that a state dict holds, and its sizes.
 
     Args:
-        method, backbone: what is given of their names and options. Weights of a backbone alone may be used with any
-            method that has none of its own, weights of a method with any that has the same options.
+        method, backbone: names and options as far as they are given. Weights of a backbone alone fit any method without
+            weights of its own, weights of a method any with the same options.
     Raises:
-        PublishedError: names that are not those of one known network; options that the shapes contradict or that no
-            shape tells.
+        PublishedError: names of no single known network; options that the shapes contradict, or that are neither given
+            nor determined by shapes.
     """
     name, weights = recognise(published)
     if weights.backbone == "egnn":
@@ -260,9 +260,9 @@ def _dit_sizes(published: StateDict, trunk: str) -> tuple[int, dict[str, int]]:
 def _options(
     registry: Registry, told: Mapping[str, int], untold: tuple[str, ...], page: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A plug-in's name and options: told by shapes, given, and for the rest those of a published size that fits both.
+    """A plug-in's name and options: from shapes, as given, and for the rest from a published size that fits both.
 
-    Other named sizes are our own, and say nothing of a published network that happens to be as wide.
+    Other named sizes are our own, and say nothing about a published network of the same width.
     """
     name, given = page["name"], {key: value for key, value in page.items() if key != "name"}
     for key, value in told.items():
@@ -289,7 +289,7 @@ def load_named(module: nn.Module, names: Mapping[str, str], published: StateDict
         names: published name -> ours; every parameter of the module must be among them.
         what: the module, for messages.
     Raises:
-        PublishedError: a parameter without an array, an array without a place, another shape, values not finite.
+        PublishedError: a parameter has no array, an array no parameter, shapes differ, or values are not finite.
     """
     places = module.state_dict()
     for name, ours in names.items():
@@ -320,7 +320,7 @@ class Checkpoint:
     Attributes:
         weights: the network's arrays, without the prefix `dynamics.`.
         gamma: table of the noise schedule [T + 1], where the file has one.
-        ignored: names of further arrays that are known and carry nothing.
+        ignored: names of further arrays that are known and irrelevant.
     """
 
     weights: StateDict
@@ -331,11 +331,11 @@ class Checkpoint:
 def read_checkpoint(path: Path) -> Checkpoint:
     """The state dict of a published `EnVariationalDiffusion` or of its network alone.
 
-    A file of torch.save (whatever its suffix; the public codes write `generative_model_ema.npy`), safetensors, or npz
-    (names bare or after `param:`). Nothing is unpickled but tensors: `torch.load(weights_only=True)`.
+    The file is of torch.save (whatever its suffix; the public codes write `generative_model_ema.npy`), safetensors, or
+    npz (names bare or after `param:`). Only tensors are unpickled: `torch.load(weights_only=True)`.
 
     Raises:
-        PublishedError: not readable, or no state dict.
+        PublishedError: the file is unreadable, or not a state dict.
     """
     arrays = _read_arrays(path)
     gamma = arrays.pop("gamma.gamma", None)
@@ -364,7 +364,7 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
         elif head[:6] == b"\x93NUMPY":
             raise PublishedError(f"{path}: is a numpy array, expected a state dict (torch.save, safetensors or npz)")
         else:
-            with warnings.catch_warnings():  # of a pickle that is then refused
+            with warnings.catch_warnings():  # about a pickle that is then refused
                 warnings.simplefilter("ignore")
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except PublishedError:
@@ -375,7 +375,7 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
         raise PublishedError(f"{path}: {why}; a state dict of tensors alone is read, and nothing is executed") from None
     except OSError as error:
         raise PublishedError(f"{path}: {one_line(error)}") from None
-    except Exception as error:  # of a damaged file, torch raises whatever its pickle leads to
+    except Exception as error:  # on a damaged file, torch may raise anything
         raise PublishedError(f"{path}: cut short or damaged ({one_line(error)})") from None
     if not isinstance(content, dict) or not all(isinstance(k, str) and _is_plain(v) for k, v in content.items()):
         raise PublishedError(f"{path}: holds {type(content).__name__}, expected a state dict: names -> float arrays")
@@ -385,7 +385,7 @@ def _read_arrays(path: Path) -> dict[str, Tensor]:
 
 
 def _is_npz(path: Path, n_bytes: int) -> bool:
-    """Whether a zip file is one of numpy; if it is torch's, that nothing in it unpacks to more than the file has."""
+    """Whether a zip file is numpy's; refuses one of torch's that unpacks to more bytes than it has."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     if any(entry.filename.endswith(".npy") for entry in entries):
@@ -396,7 +396,7 @@ def _is_npz(path: Path, n_bytes: int) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Real numbers in memory, each element with its own place: a shape can be a lie where strides are zero."""
+    """Real numbers on the CPU, each element stored: with zero strides, a shape can claim more than there is."""
     return (
         isinstance(value, Tensor)
         and value.layout is torch.strided

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 from bench.records.inputs import truncate
 
 SCHEMA_VERSION = 2
+
+
+def package_version() -> str:
+    """Version of equibench, which records name as what wrote them."""
+    try:
+        return metadata.version("equibench")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 class RecordError(ValueError):

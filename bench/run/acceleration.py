@@ -1,4 +1,4 @@
-"""Optional kernels: `bench.kernels` put into a model where it is wanted and there."""
+"""Installs the optional kernels of `bench.kernels` in a model, if configured and available."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bench.run.model import Model
 
 
 def accelerate(model: Model, settings: TrainConfig) -> list[str]:
-    """Install kernels in a model as its configuration says.
+    """Install kernels in a model according to its configuration.
 
     Returns:
-        names of those installed: none with `train.kernels: off` or `train.compile`, on another device than a CPU,
-        without a C compiler, or without the package `bench.kernels`, which may be deleted.
+        names of the kernels installed: none with `train.kernels: off` or `train.compile`, off the CPU, without a C
+        compiler, or without the package `bench.kernels`, which may be deleted.
     """
     if settings.kernels is Kernels.OFF or settings.compile or torch.device(settings.device).type != "cpu":
         return []

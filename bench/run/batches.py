@@ -1,4 +1,4 @@
-"""Batches of the training set: a function of (seed, step), so that resuming needs no state of a loader."""
+"""Batches of the training set as a function of (seed, step), so that resuming needs no loader state."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from bench.tasks.contract import Task
 class Batches:
     """Epochs are permutations drawn from the data stream; the last, incomplete batch of an epoch is left out.
 
-    A batch of the whole training set is in stored order, and encoded once.
-
-    A batch is sorted by size, which the backbones' dense blocks want; the order means nothing to the mathematics.
+    Batches are sorted by size, for dense blocks; results do not depend on the order. A batch of the whole
+    training set is encoded once.
 
     Args:
         structures: training molecules.
@@ -44,12 +43,12 @@ class Batches:
         return self._order[i * self.batch_size : (i + 1) * self.batch_size]
 
     def in_order(self, step: int) -> np.ndarray:
-        """Indices of the molecules of a step, in the order in which they stand in its batch."""
+        """Indices of the molecules of a step, in batch order (by size)."""
         index = self.indices(step).numpy()
         return index[self.structures.n_atoms[index].argsort(kind="stable")]
 
     def __call__(self, step: int, share: int = 0, n_shares: int = 1) -> State:
-        """Clean states of a step, or every n-th of its molecules: batches are sorted by size, shares cost alike."""
+        """Clean states of a step, or of every n-th molecule: batches are sorted by size, so shares cost the same."""
         if (share, n_shares) in self._whole:
             return self._whole[share, n_shares]
         state = self.task.encode(self.structures.select(self.in_order(step)[share::n_shares]), self.device)
@@ -59,5 +58,5 @@ class Batches:
 
 
 def load_data(cfg: RunConfig) -> DataSet:
-    """The run's data set."""
+    """Load the run's data set."""
     return datasets[cfg.data.name].build(cfg.data.options)

@@ -1,10 +1,10 @@
 """Checkpoints: one safetensors file with everything that bitwise resumption needs.
 
-Random streams and batches follow from the seed and the step, so a state is: weights, their moving average, optimiser
-moments, the clip queue, the step and the seconds trained.
+Random streams and batches follow from the seed and the step, so a state consists of weights, their moving average,
+optimiser moments, the clip queue, the step and the seconds trained.
 
-Metadata is JSON in the file's header, with a SHA-256 of itself and of all tensors; there is no second file that could
-get out of step. The newest state and the one before it are kept; if one is damaged, training resumes from the other.
+Metadata is JSON in the file's header, with a SHA-256 of itself and of all tensors, so no second file can fall out of
+step. The newest state and the one before it are kept; if one is damaged, training resumes from the other.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def load_state(path: Path, state: TrainingState) -> None:
 
     Raises:
         DamagedError: unreadable, or its checksum differs.
-        CheckpointError: of another model.
+        CheckpointError: from another model.
     """
     tensors, about = read_tensors(path)
     moments = []
@@ -85,7 +85,7 @@ def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
     """Copy the averaged weights of a state, or of a published weights file, into a model; returns their step.
 
     Raises:
-        CheckpointError: unreadable, or of another model.
+        CheckpointError: unreadable, or from another model.
     """
     tensors, about = read_tensors(path)
     _copy(path, tensors, {f"average/{name}": p for name, p in weights.items()})
@@ -93,7 +93,7 @@ def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
 
 
 def _copy(path: Path, tensors: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
-    """Copy arrays to their places, after shapes and types were checked: `copy_` would broadcast and convert."""
+    """Copy arrays to their places after checking shapes and types: `copy_` would broadcast and convert."""
     for name, place in places.items():
         if name not in tensors:
             raise _unfit(path, f"array {name!r} is missing")
@@ -113,7 +113,7 @@ def _unfit(path: Path, why: str) -> CheckpointError:
 
 
 def save_average(path: Path, state: Path) -> None:
-    """Only the averaged weights of a state, for publication."""
+    """Write the averaged weights of a state alone, for publication."""
     tensors, about = read_tensors(state)
     write_average(path, {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}, about)
 
@@ -134,15 +134,15 @@ def write_tensors(
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of a checkpoint and what is known about them.
+    """All tensors of a checkpoint and its metadata.
 
     Raises:
-        DamagedError: the file is cut short, or its content is not what its checksum says.
+        DamagedError: the file is truncated, or its checksum does not match.
     """
     about = about_of(path)
     try:
         tensors = load_file(path)
-    except Exception as error:  # safetensors' own, and torch's and Python's for shapes and types that it lets through
+    except Exception as error:  # safetensors' own; torch's and Python's for shapes and types that it does not check
         raise _damaged(path, one_line(error)) from error
     if "sha256" in about and about["sha256"] != _digest(tensors, about):
         raise _damaged(path, "its checksum does not fit its content")
@@ -186,7 +186,7 @@ def resume(folder: Path, ranks: Ranks, state: TrainingState) -> None:
     """Restore the newest undamaged state, if there is one; rank 0 chooses it, the others read the same file.
 
     Raises:
-        CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
+        CheckpointError: there are checkpoints but none is readable, or they are from another model.
     """
     chosen = ranks.from_first(_newest(folder, state) if ranks.writes else None)
     if chosen is not None and not ranks.writes:
@@ -206,7 +206,7 @@ def _newest(folder: Path, state: TrainingState) -> str | None:
             continue
         for other, fault in damaged.items():
             log.warning("%s; it is set aside as %s.damaged, training continues from %s", fault, other, name)
-            # else the next checkpoint would rename it over the good one
+            # otherwise the next checkpoint would rename it over the good one
             (folder / other).replace(folder / f"{other}.damaged")
         log.info("continuing at step %d", state.step)
         return name

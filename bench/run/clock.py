@@ -9,7 +9,7 @@ import torch
 
 
 def clock(device: torch.device) -> float:
-    """Seconds of a monotonic clock, after all work queued on the device is done."""
+    """Monotonic time in seconds, read after the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

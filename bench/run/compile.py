@@ -22,7 +22,7 @@ log = logging.getLogger("equibench")
 
 
 def compile_networks(model: Model, data: DataSet) -> str:
-    """Compile in place the backbone and every network that the method owns, and try one training step of two molecules.
+    """Compile the backbone and the method's own networks in place, and test them on one step of two molecules.
 
     Shapes are dynamic: batches differ in atoms and pairs. Random draws, hooks and the optimiser stay eager.
 
@@ -36,11 +36,11 @@ def compile_networks(model: Model, data: DataSet) -> str:
     x0 = model.task.encode(data.train.select(np.arange(min(2, len(data.train)))), device)
     try:
         training_loss(model, x0, Streams(0, device).at(0)).mean().backward()
-    except Exception as error:  # whatever the compiler's tool chain raises
-        if disk_error(error):  # the compiler's cache; the next call would compile
+    except Exception as error:  # the compiler's tool chain may raise anything
+        if disk_error(error):  # no room for the compiler's cache: not a reason to fall back
             raise
         for network in networks:
-            del network.forward  # the class's own function shows again
+            del network.forward  # restores the class's method
         reason = f"eager (torch.compile failed: {str(error).strip().splitlines()[0][:120]})"
         log.warning("running without compilation: %s", reason)
         return reason
@@ -50,7 +50,7 @@ def compile_networks(model: Model, data: DataSet) -> str:
 
 
 def compiled(forward: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """A network's function compiled for any shape; index lists, made once per layout in numpy, are made outside."""
+    """A network's function compiled for dynamic shapes; index lists of the layout are made outside, in numpy."""
     function = torch.compile(forward, dynamic=True, **options)
 
     def call(z: State, *others: Any) -> Any:

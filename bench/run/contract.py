@@ -1,8 +1,8 @@
-"""The contract that every method and backbone keeps, as checks that measure one error each.
+"""The contract that every method and backbone keeps, as functions that measure one error each.
 
-A model is built at its smallest named size with random weights, none of them zero, and is shown molecules made up here;
-nothing is trained and no data set is read. `tests/contract` calls these checks on every registered plug-in, and
-`equibench check FILE` on those of a stranger (`check`).
+A model is built at its smallest named size with random weights, none of them zero, and is shown synthetic molecules;
+nothing is trained and no data set is read. `tests/contract` bounds these errors for every registered plug-in,
+`equibench check FILE` (`bench.run.check`) for those of a file.
 
 Errors are relative: max |a - b| / max |b|. Where a guarantee speaks of a law, |z| is the largest standard score among
 low moments of two samples.
@@ -11,9 +11,8 @@ low moments of two samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 from unittest import mock
@@ -29,24 +28,24 @@ from bench.geometry.groups import O3, SO3, RotationGroup, Translated
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.registry import Entry, Registry, backbones, datasets, methods, tasks
+from bench.registry import Registry, backbones, datasets, methods, tasks
 from bench.run.model import Model
 from bench.run.train import training_loss
 from bench.streams import Streams
 from bench.structures.dataset import Facts
 from bench.structures.structures import Structures
-from bench.symmetry.contract import Guarantee, Method, Setting
+from bench.symmetry.contract import Method, Setting
 from bench.tasks.contract import Task
 
 ELEMENTS = (1, 6, 7, 8, 9)
 MEAN_ATOMS = 7.5
 FACTS = Facts(ELEMENTS, MEAN_ATOMS, dict.fromkeys(range(3, 13), 1))
-TASK = "denovo"  # whose states have positions and features, which every method and backbone of molecules takes
+TASK = "denovo"  # states with positions and features, which every method and molecular backbone accepts
 SIZES = (5, 9, 3, 9, 12, 4)  # unsorted, one size twice
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 Z_MAX = 5.0  # of a Monte-Carlo mean
 
-# of each group an element, and for O(3) one of either sign: what a guarantee over the group has to hold for
+# (group, determinant of the test element): O(3) is tested with one element of each sign
 ELEMENTS_OF_GROUPS: list[tuple[RotationGroup, int]] = [(O3(), 1), (O3(), -1), (SO3(), 1)]
 GROUP_NAMES = ["O3 proper", "O3 improper", "SO3"]
 
@@ -69,7 +68,7 @@ def structures(sizes: tuple[int, ...] | list[int] = SIZES, seed: int = 0, spacin
 
 
 def core(group: str = "O3", **options: Any) -> Any:
-    """The task of molecules of `ELEMENTS`; options of it or of its process."""
+    """The task of molecules of `ELEMENTS`; `options` are those of the task or of its process."""
     entry = tasks[TASK]
     own = {key: options.pop(key) for key in list(options) if hasattr(entry.config, key)}
     return entry.build(entry.config(**own), DiffusionConfig(**options), group, FACTS)
@@ -139,7 +138,7 @@ def plug_in(registry: Registry, name: str) -> dict[str, Any]:
 
 
 def run_config(method: str, backbone: str, **train: Any) -> RunConfig:
-    """The configuration that a pair is built from; the data set, which nothing here reads, is whichever needs none."""
+    """The configuration of a pair; its data set is never read, so any that needs no options will do."""
     parts = {"method": plug_in(methods, method), "backbone": plug_in(backbones, backbone), "data": any_data_set()}
     return build(RunConfig, {"study": "contract", **parts, "train": train})
 
@@ -202,7 +201,7 @@ def randomise(module: nn.Module, seed: int, scale: float = 0.5) -> None:
         p.add_(size * torch.randn(p.shape, generator=rng, dtype=torch.float32).to(p.dtype))
 
 
-# ---------------------------------------------------------------------- draws that follow atoms and molecules
+# ---------------------------------------------------------------------- replaying random draws
 
 
 @contextmanager
@@ -222,7 +221,7 @@ def recorded_draws() -> Iterator[list[Tensor]]:
 
 
 class ForeignDrawError(AssertionError):
-    """A draw whose shape says that it belongs to neither atoms nor molecules."""
+    """A draw whose shape fits neither atoms nor molecules."""
 
 
 @contextmanager
@@ -233,14 +232,14 @@ def replayed_draws(
     atoms: Tensor,
     n_shared: int | None = None,
 ) -> Iterator[None]:
-    """The recorded draws again, for the given molecules and atoms of `layout`: noise follows what it belongs to.
+    """Replay recorded draws for some molecules and atoms of `layout`, so that each keeps its own noise.
 
     A draw has a row per atom, or per molecule, or several rows for each molecule, one molecule after the other; or it
     has `n_shared` rows, which the whole batch uses.
 
     Raises:
-        ForeignDrawError: any other draw, or another shape is asked for than the one that belongs to the molecules
-            (their draws then depend on their batch in number).
+        ForeignDrawError: any other draw, or a request for another shape than that of the molecules' recorded rows
+            (the number of draws then depends on the batch).
     """
     left = iter(drawn)
     B, A = len(layout.sizes), layout.n_total
@@ -281,7 +280,7 @@ def _patched(wrap: Any) -> Iterator[None]:
 
 
 def relative_error(a: State | Tensor, b: State | Tensor) -> float:
-    """max |a - b| / max |b|; of molecules, the larger of that of positions and that of features."""
+    """max |a - b| / max |b|; of states, the larger of the errors of positions and features."""
     if isinstance(a, State):
         assert isinstance(b, State)
         return max(relative_error(a.x, b.x), relative_error(a.h, b.h))
@@ -291,7 +290,7 @@ def relative_error(a: State | Tensor, b: State | Tensor) -> float:
 
 
 def z_score(draws: Tensor, expected: Tensor | float = 0.0) -> float:
-    """Largest |standard score| of the means over the first dimension; rounding counts as no deviation."""
+    """Largest |standard score| of the means over the first dimension; rounding errors count as zero."""
     return two_sample_z(draws, None, expected)
 
 
@@ -311,7 +310,7 @@ def two_sample_z(a: Tensor, b: Tensor | None, expected: Tensor | float = 0.0) ->
 
 
 def rotation_error(model: Model, dtype: torch.dtype, determinant: int) -> float:
-    """|D(Q z) - Q D(z)| for one Q, draws of the method fixed."""
+    """|D(Q z) - Q D(z)| for one Q, with the method's draws fixed."""
     _, _, level, z_t = states(dtype=dtype)
     Q = orthogonal(determinant)
     here = model.predict(z_t, level, generator(1))
@@ -391,7 +390,7 @@ def law_change(
 
 
 def permutation_error(model: Model, dtype: torch.dtype = torch.float64) -> float:
-    """|D(pi z) - pi D(z)|, atom-wise draws permuted along."""
+    """|D(pi z) - pi D(z)|, with atom-wise draws permuted too."""
     _, _, level, z_t = states(dtype=dtype)
     order = permutation(z_t.layout)
     with recorded_draws() as drawn:
@@ -402,7 +401,7 @@ def permutation_error(model: Model, dtype: torch.dtype = torch.float64) -> float
 
 
 def batch_error(model: Model, molecules: list[int], dtype: torch.dtype = torch.float64) -> float:
-    """|prediction within a batch - prediction for a selection of it|, draws following their molecules."""
+    """|prediction within a batch - prediction for a selection of it|, each molecule keeping its draws."""
     _, _, level, z_t = states(dtype=dtype)
     atoms = atoms_of(z_t.layout, molecules)
     with recorded_draws() as drawn:
@@ -413,7 +412,7 @@ def batch_error(model: Model, molecules: list[int], dtype: torch.dtype = torch.f
 
 
 def batch_loss_error(model: Model, dtype: torch.dtype = torch.float64) -> float:
-    """Largest |loss of a molecule alone - its loss within a batch| / the latter, every draw following its molecule."""
+    """Largest |loss of a molecule alone - its loss within a batch| / the latter, each molecule keeping its draws."""
     x0 = states(dtype=dtype)[0]
     with recorded_draws() as drawn:
         together = training_loss(model, x0, Streams(0).at(0))
@@ -442,14 +441,14 @@ def centre_of_mass_drift(model: Model, dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Names of weights whose gradient is not finite, and of those that get none or zero from the loss."""
+    """Names of the weights whose gradient is not finite, and of those whose gradient is missing or zero."""
 
     not_finite: frozenset[str]
     idle: frozenset[str]
 
 
 def gradients(model: Model, dtype: torch.dtype = torch.float32) -> Gradients:
-    """Of one training loss."""
+    """Gradients of one training loss."""
     model.zero_grad()
     training_loss(model, states(dtype=dtype)[0], Streams(0).at(0)).mean().backward()
     named = dict(model.named_parameters())
@@ -460,7 +459,7 @@ def gradients(model: Model, dtype: torch.dtype = torch.float32) -> Gradients:
 
 
 def coincident_gradients_are_finite(model: Model) -> bool:
-    """Of positions and weights of a float32 model, where two atoms in one place have no derivative of distance."""
+    """Whether gradients are finite in float32 for coincident atoms, where the distance has no derivative."""
     _, _, level, z_t = states(dtype=torch.float32)
     x = z_t.x.clone()
     x[1] = x[0]
@@ -469,210 +468,3 @@ def coincident_gradients_are_finite(model: Model) -> bool:
     (out.x.sum() + out.h.square().sum()).backward()
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     return x.grad is not None and all(bool(g.isfinite().all()) for g in (x.grad, *grads))
-
-
-# ---------------------------------------------------------------------- a stranger's plug-in
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of a report.
-
-    Attributes:
-        subject: 'METHOD on BACKBONE'.
-        what: the property.
-        found: what was measured, in words; `passed` whether that is within bounds, None where nothing was promised.
-    """
-
-    subject: str
-    what: str
-    found: str
-    passed: bool | None
-
-    def __str__(self) -> str:
-        mark = {True: "pass", False: "FAIL", None: "info"}[self.passed]
-        return f"{mark}  {self.subject:32} {self.what:50} {self.found}"
-
-
-def check(registry: Registry, entry: Entry) -> Iterator[Check]:
-    """The battery on one registered method, over every backbone that it fits, or backbone, under every method."""
-    pairs = [pair for pair in fitting_pairs() if entry.name == pair[0 if registry is methods else 1]]
-    yield Check(entry.name, "is cited", f"{len(entry.references)} references", len(entry.references) > 0)
-    if not pairs:
-        yield Check(entry.name, "fits", f"no {'backbone' if registry is methods else 'method'}", False)
-    if registry is backbones:
-        yield from _declared_equivariance(entry)
-    for method, backbone in pairs:
-        subject = f"{method} on {backbone}"
-        for what, measure in _battery(method, backbone):
-            yield _guarded(subject, what, measure)
-        yield from _guarantee(method, backbone)
-    if registry is methods and pairs and entry.build.guarantee in (Guarantee.AT_OPTIMUM, Guarantee.NONE):
-        yield _guarded(entry.name, "law of (z_t, target) invariant", partial(_law_of_targets, *pairs[0]))
-
-
-Outcome = tuple[str, bool | None]
-
-
-def _guarded(subject: str, what: str, measure: Callable[[], Outcome]) -> Check:
-    """A check that raises has failed, with its error."""
-    try:
-        return Check(subject, what, *measure())
-    except Exception as error:  # of a stranger's code
-        return Check(subject, what, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", False)
-
-
-def _below(error: float, limit: float) -> Outcome:
-    return f"error {error:.1e}, allowed {limit:.0e}", error < limit
-
-
-def _battery(method: str, backbone: str) -> Iterator[tuple[str, Callable[[], Outcome]]]:
-    """What every pair owes, whatever it promises of rotations."""
-    for dtype, limit in TOLERANCE.items():
-        precision = str(dtype).removeprefix("torch.")
-
-        def measured(error: Callable[[Model], float], dtype: torch.dtype = dtype, limit: float = limit) -> Outcome:
-            return _below(error(model_of(method, backbone, dtype=dtype)), limit)
-
-        errors: dict[str, Callable[[Model], float]] = {
-            "permutes with atoms": partial(permutation_error, dtype=dtype),
-            "prediction ignores the rest of the batch": partial(_worst_batch_error, dtype=dtype),
-            "loss ignores the rest of the batch": partial(batch_loss_error, dtype=dtype),
-            "no centre of mass": partial(centre_of_mass_drift, dtype=dtype),
-        }
-        for what, error in errors.items():
-            yield f"{what}, {precision}", partial(measured, error)
-        if methods[method].build.weights_of is None:  # else it trains nothing
-            yield f"finite gradients, {precision}", partial(_gradients_outcome, method, backbone, dtype)
-    yield "finite gradients, two atoms in one place", partial(_coincident_outcome, method, backbone)
-
-
-def _worst_batch_error(model: Model, dtype: torch.dtype) -> float:
-    return max(batch_error(model, molecules, dtype) for molecules in ([2], [4, 0], [5, 4, 3, 2, 1, 0]))
-
-
-def _gradients_outcome(method: str, backbone: str, dtype: torch.dtype) -> Outcome:
-    model = model_of(method, backbone, dtype=dtype)
-    found, total = gradients(model, dtype), len(list(model.parameters()))
-    if found.not_finite:
-        return f"not finite: {', '.join(sorted(found.not_finite)[:3])}", False
-    return f"{total} arrays, {len(found.idle)} of them without a gradient", len(found.idle) < total
-
-
-def _coincident_outcome(method: str, backbone: str) -> Outcome:
-    finite = coincident_gradients_are_finite(model_of(method, backbone, dtype=torch.float32))
-    return "finite" if finite else "not finite: a distance of zero has no derivative", finite
-
-
-def _declared_equivariance(entry: Entry) -> Iterator[Check]:
-    """`equivariant` of a backbone against what the bare network does."""
-    bare = next((m for m in methods if _is_bare(m) and (m, entry.name) in fitting_pairs()), None)
-    if bare is None:
-        return
-    for dtype, limit in TOLERANCE.items():
-        for determinant in (1, -1):
-            what = f"turns with its input, det Q = {determinant:+d}, {str(dtype).removeprefix('torch.')}"
-            yield _guarded(entry.name, what, partial(_as_declared, bare, entry, determinant, dtype, limit))
-
-
-def _as_declared(bare: str, backbone: Entry, determinant: int, dtype: torch.dtype, limit: float) -> Outcome:
-    error = rotation_error(model_of(bare, backbone.name, dtype=dtype), dtype, determinant)
-    if backbone.build.equivariant:
-        return _below(error, limit)
-    hint = ": it could declare `equivariant = True`" if error < limit else ", nothing promised"
-    return f"error {error:.1e}{hint}", None
-
-
-def _is_bare(method: str) -> bool:
-    """Whether a method leaves every hook alone."""
-    build = methods[method].build
-    return all(getattr(build, hook) is getattr(Method, hook) for hook in ("augment", "target", "predict", "loss"))
-
-
-class _Counting(O3):
-    """Counts how often group elements are drawn."""
-
-    n_calls = 0
-
-    def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
-        self.n_calls += 1
-        return super().haar(n, rng, dtype)
-
-
-def _guarantee(method: str, backbone: str) -> Iterator[Check]:
-    """The declared guarantee, by the sharpest test that applies to it."""
-    guarantee, subject = methods[method].build.guarantee, f"{method} on {backbone}"
-    equivariant = backbones[backbone].build.equivariant
-    if guarantee is Guarantee.EXACT or (equivariant and methods[method].build.predict is Method.predict):
-        for (group, determinant), name in zip(ELEMENTS_OF_GROUPS, GROUP_NAMES, strict=True):
-            for dtype, limit in TOLERANCE.items():
-                what = f"exact, {name}, {str(dtype).removeprefix('torch.')}"
-                yield _guarded(subject, what, partial(_exact, method, backbone, group, determinant, dtype, limit))
-    elif guarantee is Guarantee.IN_LAW:
-        if _draws_from_group(method, backbone):
-            for (group, determinant), name in zip(ELEMENTS_OF_GROUPS, GROUP_NAMES, strict=True):
-                for dtype, limit in TOLERANCE.items():
-                    what = f"in law, draws turned along, {name}, {str(dtype).removeprefix('torch.')}"
-                    yield _guarded(subject, what, partial(_in_law, method, backbone, group, determinant, dtype, limit))
-        else:  # its draws cannot be turned along, as none came from `self.group.haar`: statistics alone are left
-            for determinant in (1, -1):
-                what = f"in law, 20 000 draws, det Q = {determinant:+d}"
-                yield _guarded(subject, what, partial(_in_law_statistically, method, backbone, determinant))
-    else:
-        yield _guarded(subject, "turns with its input at random weights", partial(_not_promised, method, backbone))
-
-
-def _draws_from_group(method: str, backbone: str) -> bool:
-    """Whether a prediction draws from `self.group.haar`."""
-    counting = _Counting()
-    _, _, level, z_t = states()
-    with suppress(Exception):  # which the checks themselves report
-        model_of(method, backbone, counting).predict(z_t, level, generator(1))
-    return counting.n_calls > 0
-
-
-def _exact(
-    method: str, backbone: str, group: RotationGroup, determinant: int, dtype: torch.dtype, limit: float
-) -> Outcome:
-    return _below(rotation_error(model_of(method, backbone, group, dtype), dtype, determinant), limit)
-
-
-def _in_law(
-    method: str, backbone: str, group: RotationGroup, determinant: int, dtype: torch.dtype, limit: float
-) -> Outcome:
-    def make(group: RotationGroup) -> Model:
-        return model_of(method, backbone, group, dtype)
-
-    return _below(translated_error(make, dtype, group, determinant), limit)
-
-
-def _in_law_statistically(method: str, backbone: str, determinant: int) -> Outcome:
-    z = law_z(model_of(method, backbone, dtype=torch.float32), 20_000, determinant)
-    return f"|z| {z:.1f}, allowed {Z_MAX:g}; with draws from self.group.haar the test would be sharp", z < Z_MAX
-
-
-def _not_promised(method: str, backbone: str) -> Outcome:
-    error = max(rotation_error(model_of(method, backbone), torch.float64, determinant) for determinant in (1, -1))
-    return f"error {error:.1e}, nothing promised of the weights", None
-
-
-def _law_of_targets(method: str, backbone: str) -> Outcome:
-    """|z| over levels and groups; a failure only where 'at optimum' is declared."""
-    z = max(
-        law_change(model_of(method, backbone, group).method, 10_000, i, determinants)
-        for group, determinants in ((O3(), (1, -1)), (SO3(), (1,)))
-        for i in (200, 700)
-    )
-    promised = methods[method].build.guarantee is Guarantee.AT_OPTIMUM
-    return f"|z| {z:.1f}, allowed {Z_MAX:g}{'' if promised else ', nothing promised'}", z < Z_MAX if promised else None
-
-
-WORTH = {
-    Guarantee.EXACT: "exact: the prediction turns with its input at any weights, to rounding",
-    Guarantee.IN_LAW: "in law: predictions at Q z and Q times those at z have one distribution, at any weights; "
-    "single predictions do not turn with their input",
-    Guarantee.AT_OPTIMUM: "at optimum: the minimiser of the training loss is equivariant; a trained network is "
-    "approximately, by as much as it has learned",
-    Guarantee.NONE: "none: nothing is promised; on an equivariant backbone predictions turn with their input where "
-    "`predict` is left alone",
-}

@@ -10,11 +10,11 @@ import torch
 
 @contextmanager
 def denormals_are_zero() -> Iterator[None]:
-    """Numbers below the smallest normal one (1e-38 in float32) are zero within this context.
+    """Treat numbers below the smallest normal one (1e-38 in float32) as zero within this context.
 
-    A network far from its data, as at the beginning of sampling, makes them in every activation. The setting is that of
-    the calling thread; on a processor without it nothing changes. Not for a whole process: matrix decompositions need
-    denormals.
+    Networks produce denormals on inputs far from their data, as at the beginning of sampling. The setting belongs to
+    the calling thread and does nothing on processors without it. It is not set globally, since matrix decompositions
+    need denormals.
     """
     torch.set_flush_denormal(True)
     try:

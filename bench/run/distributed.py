@@ -1,6 +1,6 @@
-"""Several ranks of torch.distributed that train one run together.
+"""Training one run on several ranks of torch.distributed.
 
-Each rank takes every n-th molecule of a batch, draws from streams of its own and computes that share of the mean loss;
+Each rank takes every n-th molecule of a batch, draws from its own streams and computes its share of the mean loss;
 DistributedDataParallel averages the gradients. All ranks read the run's folder; rank 0 alone writes.
 """
 
@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank and how many there are; one, unless torch.distributed has been initialised."""
+    """This rank and the number of ranks; one, unless torch.distributed has been initialised."""
 
     rank: int = 0
     n: int = 1
@@ -42,7 +42,7 @@ class Ranks:
         return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
     def synchronise(self, module: nn.Module, last: bool) -> Any:
-        """Context of a micro-batch: only after the last one are gradients averaged over ranks."""
+        """Context of a micro-batch: gradients are averaged over ranks only after the last one."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
     def sum(self, values: Tensor) -> Tensor:
@@ -80,6 +80,6 @@ def joined(device: str, **init: Any) -> Iterator[None]:
     finally:
         dist.destroy_process_group()
         if not on_gpu:
-            # A gloo thread may still hold tensors of the last message. It frees them under the interpreter's lock and
-            # aborts if the interpreter has ended by then (torch 2.13). It needs microseconds.
+            # A gloo thread may still hold tensors of the last message, which it frees within microseconds under the
+            # interpreter's lock; if the interpreter has ended by then, it aborts (torch 2.13).
             time.sleep(0.2)

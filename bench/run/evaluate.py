@@ -1,7 +1,7 @@
-"""Evaluation of a trained run: its samples, what measures find, and the values of both in eval.json.
+"""Evaluation of a trained run: samples, measures, and the values of both in eval.json.
 
-Samples and measures need the model, the evaluation of molecules needs RDKit: each part leaves its file, so that one
-machine can do the first and another the second.
+Sampling and measuring need the model, evaluating molecules needs RDKit: each part writes its own file, so that they can
+run on different machines.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger("equibench.evaluate")
 
 
 class SamplingError(RuntimeError):
-    """A sample has a position that is not finite."""
+    """Samples with positions that are not finite."""
 
 
 def sample_run(
@@ -48,14 +48,14 @@ def sample_run(
     data: DataSet | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> tuple[Structures, dict[str, Any]]:
-    """The run's samples, drawn prompt by prompt; finished ones are kept, so a killed run goes on where it was.
+    """The run's samples, drawn prompt by prompt; finished prompts are kept, so that an interrupted run resumes.
 
-    Writes samples.npz and, beside it, what the samples cost; where both lie already, they are read.
+    Writes samples.npz and samples.json (their cost); if both exist, they are read instead.
 
     Returns:
-        molecules in the order in which they were asked for, and what they cost (keys of the manifest's 'cost').
+        molecules in the order of the prompts' `places`, and their cost (keys of the manifest's 'cost').
     Raises:
-        SamplingError: some molecule has diverged; the message says how many.
+        SamplingError: positions are not finite; the message says how many.
     """
     settings, whole, costs = cfg.sample, RunFolder(folder).samples, RunFolder(folder).sample_costs
     if whole.exists() and costs.exists():
@@ -91,7 +91,7 @@ def sample_run(
 
 
 def subject_of(cfg: RunConfig, model: Model, data: DataSet, on_batch: Callable[[], None] = lambda: None) -> Subject:
-    """A trained model as measures see it."""
+    """A trained model as the subject of measures."""
     return Subject(
         process=model.process,
         group=model.task.group,
@@ -117,7 +117,7 @@ def active_measures(cfg: RunConfig) -> dict[str, Any]:
 def measure_run(
     cfg: RunConfig, model: Model, step: int, data: DataSet, folder: Path, on_batch: Callable[[], None] = lambda: None
 ) -> None:
-    """Write the run's measures.json, unless that of these weights lies there already."""
+    """Write the run's measures.json, unless it exists for these weights."""
     path = RunFolder(folder).measures
     if path.exists() and records.read_json(path, schema.MEASURED)["step"] == step:
         return
@@ -129,8 +129,7 @@ def measure_run(
 
 
 def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Judge the run's samples and write eval.json, with its measures and costs, and the drawn samples; needs no
-    model."""
+    """Evaluate the run's samples and write eval.json, measures and costs included, and drawn.sdf; needs no model."""
     samples = files.read(RunFolder(folder).samples)
     made = records.read_json(RunFolder(folder).measures, schema.MEASURED)
     found = make_task(cfg, data.facts).evaluate(samples, data, StudyFolder(folder.parent).cache)
@@ -148,7 +147,7 @@ def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str
         "values": [value.to_dict() for value in found.values] + made["values"] + costs(manifest),
         "data_values": [value.to_dict() for value in found.data_values],
         "versions": versions(),
-        "written_by": package_version(),
+        "written_by": schema.package_version(),
     }
     records.write_json(RunFolder(folder).eval, record, schema.EVALUATION)
     return record
@@ -163,7 +162,7 @@ COSTS = {
 
 
 def costs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a manifest says of costs, as values."""
+    """The costs in a manifest, as values."""
     found = [Value("parameters", "Parameters", float(manifest["parameters"]["total"]), "count", kind=Kind.COST)]
     for key, (label, unit) in COSTS.items():
         if (cost := manifest["cost"].get(key)) is not None:
@@ -171,16 +170,8 @@ def costs(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return [value.to_dict() for value in found]
 
 
-def package_version() -> str:
-    """Of equibench itself."""
-    try:
-        return metadata.version("equibench")
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that can move a number."""
+    """Versions of Python and of the packages that can affect results."""
     found = {"python": platform.python_version()}
     for package in ("torch", "numpy", "rdkit", "e3nn", "torch-geometric", "safetensors"):
         try:

@@ -1,4 +1,4 @@
-"""One run from configuration to evaluation: train, sample, measure, evaluate. Each stage resumes where it stopped."""
+"""One run from configuration to evaluation: train, sample, measure, evaluate. Every stage can resume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger("equibench")
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the folder, whose name stands for one configuration, holds a finished evaluation."""
+    """Whether the folder holds a finished evaluation; its name identifies the configuration."""
     try:
         return records.read_json(RunFolder(folder).manifest)["status"] == "done" and RunFolder(folder).eval.exists()
     except (FileNotFoundError, schema.RecordError, KeyError):
@@ -56,12 +56,12 @@ def execute(
 ) -> None:
     """Execute the missing stages of one run; manifest and log record the outcome, failures included.
 
-    A run that is interrupted (signal, time limit, lost machine) or meets a full disk stays 'running' in its manifest,
-    and the next call continues it. After any other error it is 'failed'.
+    A run stopped by a signal, a time limit, a lost machine or a full disk stays 'running' in its manifest, and the next
+    call resumes it. After any other error it is 'failed'.
 
     Args:
         n_parallel: runs that share the machine.
-        until: where to stop; evaluating needs RDKit and no model, so it may be done elsewhere.
+        until: where to stop; evaluation needs RDKit and no model, so it may run elsewhere.
     Raises:
         BusyError: another worker holds the run.
         Exception: the error that stopped the run, after it was recorded.
@@ -104,7 +104,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
         if RunFolder(folder).samples.exists():
             manifest["weights_from"] = before["weights_from"]
         if RunFolder(folder).steps.exists():
-            # an earlier call has trained, at least in part: its code and costs stay in the record
+            # an earlier call has trained, at least partly: keep its code and costs
             manifest |= {key: before[key] for key in ("code", "cost", "created")}
 
     def save(status: str, reason: str | None = None) -> None:
@@ -163,7 +163,7 @@ def evaluate_folder(folder: Path) -> None:
 
 
 def check_data(cfg: RunConfig, data: DataSet, folder: Path) -> None:
-    """Raise DataError unless the data set is the one that the run was planned on."""
+    """Raise DataError unless the data set is the one that the run was planned for."""
     if cfg.run_name(data.fingerprint) != folder.name:
         raise DataError(f"{folder.name} was planned on other data than {data.label} ({data.source}), which is here now")
 
@@ -178,7 +178,7 @@ def check_device(cfg: RunConfig) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """A failure in one line, for the record; the several errors of exhausted memory read alike."""
+    """A failure in one line, for the record; all kinds of out-of-memory errors give the same line."""
     first = str(error).splitlines()[0] if str(error) else ""
     kinds = (MemoryError, torch.OutOfMemoryError)
     # torch's CPU allocator raises a bare RuntimeError; readers wrap MemoryError
@@ -213,9 +213,9 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
 
 
 def trained_run(wanted: RunConfig, folder: Path, fingerprint: str) -> str | None:
-    """The run beside this one whose weights it uses: `wanted`, or one that differs in sampling and measures alone.
+    """Name of the run whose weights this one uses: `wanted`, or one that differs from it only in sampling and measures.
 
-    None where this run is to be trained itself. The name of `wanted` where none has finished yet.
+    None if this run trains its own weights; the name of `wanted` if no such run has finished yet.
     """
     name, training = wanted.run_name(fingerprint), wanted.training_identity(fingerprint)
     if name == folder.name and (RunFolder(folder).state.exists() or RunFolder(folder).weights.exists()):
@@ -234,7 +234,7 @@ def is_trained(folder: Path, training: str, fingerprint: str) -> bool:
         if manifest["weights_from"] is not None or manifest["status"] not in ("sampled", "done"):
             return False
         found = read_run(folder).training_identity(fingerprint)
-    except (OSError, schema.RecordError, ConfigError):  # nothing to build on
+    except (OSError, schema.RecordError, ConfigError):  # unusable
         return False
     return found == training and manifest["data"]["fingerprint"] == fingerprint
 
@@ -243,7 +243,7 @@ def came_trained(cfg: RunConfig, folder: Path) -> bool:
     """Whether the folder holds fully trained averaged weights without the optimiser's state.
 
     Raises:
-        ConfigError: it does, and the configuration asks for more training.
+        ConfigError: they are not fully trained under this configuration.
     """
     if not (RunFolder(folder).weights).exists() or (folder / STATE).exists():
         return False

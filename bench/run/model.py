@@ -18,12 +18,12 @@ from bench.tasks.contract import Task
 
 
 class Model(nn.Module):
-    """Everything that a run trains, and the core that it shares with all others.
+    """Everything that a run trains, and the diffusion process shared by all runs.
 
     Attributes:
         task: what is generated.
         process: the task's diffusion process.
-        denoiser: the backbone as an estimate of what the parametrisation says.
+        denoiser: the backbone as an estimate of the parametrisation's quantity (such as the noise).
         method: the equivariance strategy.
     """
 
@@ -35,7 +35,7 @@ class Model(nn.Module):
 
     @classmethod
     def build(cls, cfg: RunConfig, facts: Facts) -> Model:
-        """Initial weights follow from the seed; one backbone starts alike under every method."""
+        """Build with initial weights that follow from the seed; a backbone's are the same under every method."""
         task = make_task(cfg, facts)
         channels = task.process.channels
         with torch.random.fork_rng(devices=[]):
@@ -45,16 +45,16 @@ class Model(nn.Module):
             method = methods[cfg.method.name].build(cfg.method.options, setting)
         model = cls(task, Denoiser(backbone, task.process.spaces), method)
         for module in model.modules():
-            if "edm_compat" in vars(module):  # one switch for all parts that can repeat a published defect
+            if "edm_compat" in vars(module):  # one switch for all modules that can reproduce a published defect
                 vars(module)["edm_compat"] = cfg.diffusion.edm_compat
         return model
 
     def predict(self, z_t: State, level: Level, rng: torch.Generator) -> State:
-        """The method's estimate of what the parametrisation says."""
+        """The method's estimate of the parametrisation's quantity."""
         return self.method.predict(self.denoiser, z_t, level, rng)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
-        """Each trained parameter once (a method may share layers with the backbone)."""
+        """Trained parameters by name, each once (a method may share layers with the backbone)."""
         return dict(self.named_parameters())
 
     def count_parameters(self) -> dict[str, int]:
@@ -66,5 +66,5 @@ class Model(nn.Module):
 
 
 def make_task(cfg: RunConfig, facts: Facts) -> Task:
-    """The task of a configuration, for a training set of which these facts are known."""
+    """The task of a configuration, for a training set with these statistics."""
     return tasks[cfg.task.name].build(cfg.task.options, cfg.diffusion, cfg.group, facts)

@@ -1,4 +1,4 @@
-"""Optimisation around the gradient: clipping, AdamW and Muon, moving average, learning rate; and the training state."""
+"""Clipping, AdamW and Muon, moving average, learning rate; and the training state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.config.run import Clip, OptimiserName, TrainConfig
 
 
 class QueueClip:
-    """EDM's clip: allowed norm = 1.5 mean + 2 std (population) of the last 50 norms, each entered at most as allowed.
+    """EDM's clipping: allowed norm = 1.5 mean + 2 std (population) of the last 50 norms, as clipped.
 
     Source: published code of arXiv:2203.17003 (`utils.gradient_clipping`). The queue starts as [3000], so the first
     call allows 4500.
@@ -34,21 +34,21 @@ class QueueClip:
         return 1.5 * mean + 2 * std
 
     def push(self, norm: Tensor, allowed: Tensor) -> None:
-        # a ring buffer: the order inside the queue does not enter its statistics
+        # a ring buffer: the statistics do not depend on the order
         self.norms[self.pushed % self.LENGTH] = torch.minimum(norm.double(), allowed)
         self.pushed += 1
 
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
-    """Of all gradients together."""
+    """Norm of all gradients together."""
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
 
 
 def clip(norm: Tensor, cfg: TrainConfig, queue: QueueClip) -> tuple[Tensor, Tensor]:
-    """What brings gradients of a global norm down to the one that is allowed; the queue remembers it.
+    """The factor that clips gradients of this global norm; the norm enters the queue.
 
     Returns:
-        the factor, and whether the norm was more than allowed (0. or 1.), scalars on the device.
+        the factor, and whether the norm exceeded the allowed one (0. or 1.), scalars on the device.
     """
     allowed = queue.allowed() if cfg.clip is Clip.QUEUE else torch.tensor(cfg.clip_norm, device=norm.device)
     if cfg.clip is Clip.QUEUE:
@@ -77,13 +77,13 @@ class MovingAverage:
 
 
 def progress(step: int, seconds: float, cfg: TrainConfig) -> float:
-    """How far a run is, 0 to 1, by steps or, where it has one, by its budget of seconds (whichever is further)."""
+    """Fraction of the training done, by steps or, if `max_seconds` is set, by seconds, whichever is larger."""
     by_steps = step / max(cfg.n_steps, 1)
     return by_steps if cfg.max_seconds is None else max(by_steps, seconds / cfg.max_seconds)
 
 
 def learning_rate(step: int, seconds: float, cfg: TrainConfig) -> float:
-    """Linear warm-up, constant or falling in steps, linear cool-down to zero over the last `cooldown_fraction`."""
+    """Linear warm-up, constant or stepwise decay, linear cool-down to zero over the last `cooldown_fraction`."""
     rate = cfg.lr * cfg.lr_decay ** (step // cfg.lr_decay_every)
     if step < cfg.warmup_steps:
         rate *= (step + 1) / cfg.warmup_steps
@@ -93,9 +93,9 @@ def learning_rate(step: int, seconds: float, cfg: TrainConfig) -> float:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon with Nesterov's momentum and steps of AdamW's size, matrices of one shape, or its transpose, taken together.
+    """Muon with Nesterov momentum and steps of AdamW's size, batched over matrices of one shape or its transpose.
 
-    One after the other, as torch's own takes them, the small matrices of small networks take several times as long.
+    One by one, as in torch's own Muon, the matrices of small networks take several times as long.
     """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -126,7 +126,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
-    """Nearly the nearest matrices with orthonormal rows, [K, rows, columns] with rows <= columns, in bf16.
+    """Approximately the nearest matrices with orthonormal rows, [K, rows, columns] with rows <= columns, in bf16.
 
     Source: Jordan et al. 2024, Muon: an optimizer for hidden layers; five times X <- a X + (b A + c A^2) X with
     A = X X^T.
@@ -177,17 +177,17 @@ class Optimiser:
             part.step()
 
     def zero_grad(self) -> None:
-        for p in self._part_of:  # torch's own looks at each for longer
+        for p in self._part_of:  # faster than torch's own
             p.grad = None
 
     def state(self, p: nn.Parameter) -> dict[str, Tensor]:
-        """Moments of one parameter; what is written into it is used."""
+        """Moments of one parameter, by reference."""
         return self._part_of[p].state[p]
 
 
 @dataclass
 class TrainingState:
-    """Everything that training changes, and that a checkpoint holds.
+    """Everything that training changes and a checkpoint holds.
 
     Attributes:
         weights: of the model itself, by name.
@@ -209,9 +209,7 @@ class TrainingState:
         return cls(weights, MovingAverage(weights, cfg.ema_decay), optimiser, QueueClip(cfg.device))
 
     def update(self, cfg: TrainConfig, rate: float) -> tuple[Tensor, Tensor]:
-        """Clip gradients, make a step of all weights at this learning rate, and move their average.
-
-        What gradients are afterwards is not defined.
+        """Clip the gradients (in place), step all weights at this learning rate, and update their average.
 
         Returns:
             norm before clipping, and whether it was clipped (0. or 1.), scalars on the device.

@@ -1,4 +1,4 @@
-"""End a worker when its parent dies, so that nobody writes into a run whose lock is free (Linux)."""
+"""End a worker when its parent dies, so that it cannot write into a run whose lock has been released (Linux)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def die_with(parent: int) -> None:
     """Have the kernel send SIGKILL to this worker when its parent dies; elsewhere than on Linux it finishes alone.
 
     Args:
-        parent: PID of the parent; one that is dead already ends this worker at once.
+        parent: PID of the parent; if it is dead already, this worker ends at once.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -20,7 +20,7 @@ from bench.records import schema
 from bench.records import store as records
 from bench.records.store import RunFolder
 from bench.registry import methods
-from bench.run.evaluate import package_version, versions
+from bench.run.evaluate import versions
 
 
 def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def peak_memory_mb(device: str) -> float:
 
 
 def forget_peak_memory(device: str) -> None:
-    """Reset the peak to what is in use now, where the system supports it."""
+    """Reset the peak to the current usage, where the system supports it."""
     if torch.device(device).type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -107,7 +107,7 @@ def forget_peak_memory(device: str) -> None:
 def device_name(device: str) -> str:
     """Name of the GPU or of the CPU."""
     if torch.device(device).type == "cuda":
-        # a login node plans runs for GPUs that it does not have
+        # a login node may plan runs for GPUs that it lacks
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else f"{device}, none here"
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -117,7 +117,7 @@ def device_name(device: str) -> str:
 
 
 def memory_mb(device: str) -> float:
-    """Total memory in MiB: the GPU's, or the machine's within the limit of its control group."""
+    """Total memory in MiB: the GPU's, or the machine's, limited by its control group."""
     if torch.device(device).type == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(device).total_memory / 2**20
     limits = [psutil.virtual_memory().total]
@@ -139,7 +139,7 @@ def driver(device: str) -> str | None:
 
 
 def code_version() -> dict[str, Any]:
-    """Package version and, in a git checkout, the commit and whether its code has uncommitted changes."""
+    """Package version and, in a git checkout, the commit and whether the code has uncommitted changes."""
     home = Path(__file__).parent
 
     def git(*args: str) -> str | None:
@@ -154,12 +154,12 @@ def code_version() -> dict[str, Any]:
     # code alone: publishing results must not mark the next run as modified
     changes = git("status", "--porcelain", "--", ":(top)bench", ":(top)methods")
     return {
-        "version": package_version(),
+        "version": schema.package_version(),
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
     }
 
 
 def now() -> str:
-    """The time, UTC, ISO 8601."""
+    """Current time, UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -23,32 +23,32 @@ from bench.run.clock import clock
 from bench.run.model import Model
 from bench.streams import StepStreams
 
-# float32 numbers per parameter that AdamW in its amsgrad form and the moving average must move in one step:
+# float32 numbers per parameter that AdamW (amsgrad) and the moving average move in one step:
 # read weight, gradient, three moments and average; write all but the gradient
 OPTIMISER_TRAFFIC = 11
 # the forward and the backward pass each read a weight, and its gradient is written
 NETWORK_TRAFFIC = 3
 
-# of the square matrices whose product shows the peak; a CPU's is with matrices that its caches hold
+# sides of the square matrices whose product is timed; a CPU peaks with matrices that fit its caches
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (8192,)}
-COPIED = 2**26  # float32 numbers that are copied, more than a cache holds
+COPIED = 2**26  # float32 numbers copied, more than a cache holds
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one training step needs: floating-point operations and bytes."""
+    """Work of one training step: floating-point operations and bytes."""
 
     flops: float
     bytes: float
 
     def seconds(self, machine: Machine) -> float:
-        """Shortest time, arithmetic and memory traffic at once."""
+        """Shortest time, with arithmetic and memory traffic overlapping."""
         return max(self.flops / machine.flops_per_second, self.bytes / machine.bytes_per_second)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the device reaches on its best matrix product and on one large copy."""
+    """Measured peaks of a device: of its best matrix product and of one large copy."""
 
     flops_per_second: float
     bytes_per_second: float
@@ -59,7 +59,7 @@ def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
-# a product that torch's counter does not know
+# products that torch's counter lacks
 EXTRA = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
@@ -68,7 +68,7 @@ def training_work(model: Model, x0: State, rng: StepStreams) -> Work:
     """Work of one training step of a model on a batch, in plain torch.
 
     Args:
-        model: neither compiled nor with kernels, whose products are not counted.
+        model: neither compiled nor with kernels (their products are not counted).
         x0: clean scaled molecules.
     """
     level = model.process.path.draw(len(x0), rng.time)
@@ -79,7 +79,7 @@ def training_work(model: Model, x0: State, rng: StepStreams) -> Work:
 
 
 def machine(device: str, dtype: torch.dtype, repeats: int = 5) -> Machine:
-    """Measure the peaks of a device: the best of a few, as other work can only slow them down.
+    """Measure the peaks of a device: the best of several runs, since other load can only slow them down.
 
     Args:
         dtype: of the matrix product.
@@ -99,7 +99,7 @@ def machine(device: str, dtype: torch.dtype, repeats: int = 5) -> Machine:
 
 
 def best(action: Callable[[], object], device: str, repeats: int) -> float:
-    """Shortest time of an action in seconds, after one call that does not count."""
+    """Shortest time of an action in seconds, after one warm-up call."""
     action()
     times = []
     for _ in range(repeats):

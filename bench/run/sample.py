@@ -1,4 +1,4 @@
-"""Sampling from a trained run, and `load_run`, which gives a run's model to Python."""
+"""Sampling from a trained run, and `load_run`, which loads a run's model in Python."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def sample_prompt(
 
 
 def in_order(prompts: list[Prompt], parts: list[Structures]) -> Structures:
-    """Samples of all prompts as one list, in the order in which they were asked for."""
+    """Samples of all prompts as one list, in the order of their `places`."""
     places = np.concatenate([prompt.places for prompt in prompts])
     return Structures.concatenate(parts).select(np.argsort(places, kind="stable"))
 
@@ -74,7 +74,7 @@ class Run:
     Attributes:
         cfg: its configuration.
         model: `model.denoiser` is the network's estimate, `model.predict` the method's.
-        step: optimiser steps of the weights (their moving average).
+        step: optimiser step of the (averaged) weights.
     """
 
     cfg: RunConfig
@@ -86,7 +86,7 @@ class Run:
         return self.model.process
 
     def denoiser(self, z_t: State, level: Level, seed: int = 0) -> State:
-        """The method's estimate at scaled states z_t; `seed` fixes a stochastic method's draws."""
+        """The method's estimate at scaled states z_t; `seed` fixes the draws of a stochastic method."""
         return self.model.predict(z_t, level, torch.Generator(device=z_t.layout.device).manual_seed(seed))
 
     def sample(
@@ -102,7 +102,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     """A trained run from its folder under `runs/` or `results/`.
 
     Args:
-        device: where to compute, whatever the run was trained on.
+        device: where to compute, regardless of the training device.
     Raises:
         ConfigError, RecordError, CheckpointError: the folder holds no run, a damaged record, or no weights.
     """
@@ -119,7 +119,7 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
 
 
 def facts_of(about: dict[str, Any], path: Path) -> Facts:
-    """What data.json states; RecordError unless sizes, elements and mean can be those of molecules."""
+    """The content of data.json; raises RecordError if elements, mean or sizes are impossible."""
     elements, counts = about["elements"], about["sizes"]
     if not elements or not all(type(z) is int and 1 <= z <= MAX_NUMBER for z in elements):
         raise RecordError(f"{path}: 'elements' is {truncate(str(elements))}, expected nuclear charges")
@@ -136,7 +136,7 @@ def facts_of(about: dict[str, Any], path: Path) -> Facts:
 
 
 def weights_file(folder: Path, weights_from: str | None, which: Weights = Weights.LAST) -> Path:
-    """Where a run's averaged weights lie: its own state, published weights, or those of the run it depends on."""
+    """Path of a run's averaged weights: its own state, published weights, or those of the run it depends on."""
     if weights_from is not None and not is_folder_name(weights_from):
         raise RecordError(
             f"{folder}: 'weights_from' is {truncate(weights_from)!r}, expected the name of a folder beside it"

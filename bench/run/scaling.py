@@ -1,8 +1,8 @@
-"""`equibench scaling`: how seconds and memory of a training step grow with the size of molecules and with the batch.
+"""`equibench scaling`: growth of time and memory of a training step with molecule size and batch size.
 
-Each cell is one `equibench time` in a process of its own, so that no cell sees the memory of another. Exponents are
-slopes of log cost over log size. They are of the range swept: at small sizes a step is bound by what does not grow, so
-an exponent lies below that of the arithmetic.
+Each cell is one `equibench time` in its own interpreter, so that cells do not share memory. Exponents are slopes of log
+cost over log size within the range swept: at small sizes constant overheads dominate, so an exponent lies below that of
+the arithmetic.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = logging.getLogger("equibench")
 SCHEMA = 1
 BATCH_OF_ATOMS_AXIS = 4  # molecules, while atoms are swept
 ATOMS_OF_BATCH_AXIS = 18  # QM9's mean, while the batch is swept
-LEAST = {"step_seconds": 0.0, "step_memory_mb": 1.0}  # costs, and below what a cell says nothing of their growth
+LEAST = {"step_seconds": 0.0, "step_memory_mb": 1.0}  # cost -> bound below which a cell is left out of the fit
 
 
 def sweep(
@@ -38,12 +38,12 @@ def sweep(
     """Time every cell and fit.
 
     Args:
-        chosen_methods, chosen_backbones: names; all that train and fit one another where None.
+        chosen_methods, chosen_backbones: names; None for all compatible ones that train.
         atoms, batches: values of the two axes.
         shared: further arguments of `equibench time`.
     Returns:
-        the record: 'rows', each the result of a cell with its axis, or its error; 'fits', one for each method,
-        backbone, axis and cost.
+        the record: 'rows', the result or the error of each cell, with its axis; 'fits', one for each method, backbone,
+        axis and cost.
     Raises:
         ValueError: no chosen method fits a chosen backbone.
     """
@@ -76,7 +76,7 @@ def _pairs(chosen_methods: Sequence[str] | None, chosen_backbones: Sequence[str]
 
 
 def time_cell(arguments: Sequence[str], n_atoms: int, batch: int) -> dict[str, Any]:
-    """Result of one `equibench time`, with `step_memory_mb`, what a step adds to the process; or {'error': line}."""
+    """Result of one `equibench time`, with `step_memory_mb` (added by a step); or {'error': line}."""
     command = python("bench.cli.main", "--quiet", "time", "--json", "--atoms", str(n_atoms))
     command += ["--batch", str(batch), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
@@ -89,7 +89,7 @@ def time_cell(arguments: Sequence[str], n_atoms: int, batch: int) -> dict[str, A
 
 
 def fits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Exponents of every cost along every axis, for those with three cells or more."""
+    """Exponents of every cost along every axis with at least three cells."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if "error" not in row:
@@ -106,7 +106,7 @@ def fits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def exponent(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
-    """p of y ~ x^p by least squares on logarithms, and its 95 % interval (Student's t on the residuals).
+    """Exponent p of y ~ x^p by least squares on logarithms, and its 95 % interval (Student's t on the residuals).
 
     Args:
         x, y: positive, at least three values each.
@@ -121,7 +121,7 @@ def exponent(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
 
 
 def table(record: dict[str, Any]) -> str:
-    """Cells, then exponents."""
+    """Text table of cells, then of exponents."""
     lines = [f"{'method':24}{'backbone':12}{'axis':8}{'value':>6}   a step takes, and adds"]
     lines += [
         f"{row['method']:24}{row['backbone']:12}{row['axis']:8}{row['value']:>6}   {_outcome(row)}"

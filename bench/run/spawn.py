@@ -1,6 +1,6 @@
 """Distributed training of a run's folder.
 
-`train.n_processes` starts ranks on one machine. For several machines with a shared file system, write the run's folder
+`train.n_processes` starts ranks on one machine. For several machines with a shared file system, create the run's folder
 with `equibench run` and start the ranks with torchrun:
 
     torchrun --nnodes=2 --nproc-per-node=4 ... -m bench.run.spawn runs/STUDY/RUN
@@ -39,8 +39,8 @@ def train_on_ranks(folder: Path, n: int, device: str) -> None:
     Raises:
         OSError: the disk is full. RuntimeError: any other failure, in one line.
     """
-    # a queue for disk errors: torch writes tracebacks to a file, which a full disk refuses, and another rank may fail
-    # first because it has lost its connection
+    # a queue for disk errors: torch writes tracebacks to a file, which fails on a full disk, and another rank may fail
+    # first because of its lost connection
     full = mp.get_context("spawn").SimpleQueue()
     with tempfile.TemporaryDirectory() as store:
         given = (n, os.getpid(), f"file://{store}/store", device, full, str(folder))
@@ -67,7 +67,7 @@ def _rank(rank: int, n: int, parent: int, store: str, device: str, full: Any, fo
 
 
 def train_folder(folder: Path, trusted: bool = False) -> None:
-    """Train the run of a folder whose configuration is written; called on each rank.
+    """Train the run of an existing folder; called on each rank.
 
     Args:
         trusted: execute the plug-in files that the configuration names.

@@ -1,7 +1,7 @@
-"""`equibench time`: what a training step costs, on the step that runs make, with molecules as they come in a run.
+"""`equibench time`: the cost of a training step, with the code and the batches of a run.
 
-Every step has a batch of its own, drawn by the data stream; making the batch is not timed, as in a run's own clock.
-Peak memory is that of the timed steps: on a CPU of the whole process, which `start_memory_mb` states before them.
+Every step has its own batch, drawn by the data stream; making the batch is not timed, as in a run. Peak memory is that
+of the timed steps: on a CPU of the whole interpreter, whose memory before them is `start_memory_mb`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from bench.streams import Streams
 from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
 
-WARM_UP = 3  # steps before the clock counts: they fault in the memory of all that come after
-DENSITY = 0.1  # atoms per cubic angstrom of a made-up cloud, about that of an organic solid
-SPACING = 0.9  # angstrom between its atoms, at least
+WARM_UP = 3  # untimed steps, which fault in the memory of the later ones
+DENSITY = 0.1  # atoms per cubic angstrom of a synthetic cloud, about that of an organic solid
+SPACING = 0.9  # least distance between its atoms, angstrom
 
 
 def time_steps(
@@ -48,10 +48,10 @@ def time_steps(
     Args:
         cfg: `train` gives batch size, precision, compilation, threads and device.
         n_steps: timed steps, and timed forward passes on the same batches.
-        n_atoms: time on molecules of this size alone, made up where the data set has fewer than a batch of them.
-        change: called on the model before anything is timed (tests put another implementation in its place).
+        n_atoms: time on molecules of this size alone, synthetic ones if the data set has less than a batch of them.
+        change: called on the model before anything is timed (tests swap in another implementation).
     Returns:
-        what the command prints: medians and quartiles of seconds, memory in MiB, sizes, provenance.
+        the printed result: medians and quartiles of seconds, memory in MiB, sizes, provenance.
     Raises:
         ValueError: the method does not fit the backbone, or there is no such device.
     """
@@ -110,21 +110,21 @@ def time_steps(
         "flops": work.flops,
         "bytes": work.bytes,
         "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "load": os.getloadavg()[0],  # of other work too: times taken at a load beyond the cores are too long
+        "load": os.getloadavg()[0],  # other work included: above the number of cores, times are too long
         "code": code_version(),
         "versions": versions(),
     }
 
 
 def stepping(cfg: RunConfig, model: Model, streams: Streams) -> Callable[[int, State], object]:
-    """The training step of a run, number and batch -> whatever, from its start."""
+    """The training step of a run, called with its number and batch, starting from fresh weights."""
     settings = cfg.train
     state, loss_of = TrainingState.at_start(model.named_weights(), settings), BatchLoss(model)
     return lambda i, x0: training_step(loss_of, [x0], [streams.at(i)], settings, state, settings.lr)
 
 
 def seconds_of(action: Callable[[int, State], object], prepared: list[State], device: torch.device) -> list[float]:
-    """Time of an action on each batch, the first `WARM_UP` left out. What it returns is freed inside the clock."""
+    """Time of an action on each batch after the first `WARM_UP`; freeing its result is timed too."""
     times = []
     for i, x0 in enumerate(prepared):
         started = clock(device)
@@ -138,7 +138,7 @@ def quartiles(values: list[float]) -> list[float]:
 
 
 def choose(data: DataSet, batch: int, n_atoms: int | None) -> tuple[str, Structures]:
-    """State to time on and what they are: a data set's own, those of one size, or made-up clouds of that size."""
+    """Molecules to time on, with a label: all of the data set, those of one size, or synthetic clouds of that size."""
     if n_atoms is None:
         return data.label, data.train
     of_size = data.train.select(data.train.n_atoms == n_atoms)
@@ -148,7 +148,7 @@ def choose(data: DataSet, batch: int, n_atoms: int | None) -> tuple[str, Structu
 
 
 def clouds(n_atoms: int, n_molecules: int, data: DataSet, seed: int = 0) -> Structures:
-    """Balls of atoms at the density of an organic solid; elements as often as in the data, nothing else is chemical."""
+    """Random balls of atoms at the density of an organic solid, with the element frequencies of the data."""
     rng = np.random.default_rng(seed)
     radius = (3 * n_atoms / (4 * np.pi * DENSITY)) ** (1 / 3)
     made = []
@@ -163,7 +163,7 @@ def clouds(n_atoms: int, n_molecules: int, data: DataSet, seed: int = 0) -> Stru
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result for reading."""
+    """The result as text."""
     low, high = result["step_seconds_quartiles"]
     gflop = result["flops"] / 1e9
     rows = {

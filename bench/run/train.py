@@ -1,4 +1,4 @@
-"""Training: one plain loop, in which noise is drawn, the target made, the network called and the clock read."""
+"""Training: one plain loop that draws noise, makes the target, calls the network and measures time."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ log = logging.getLogger("equibench.train")
 
 
 class TrainingError(RuntimeError):
-    """Training stopped: the loss diverged, or the batch cannot be cut as asked."""
+    """Training stopped: the loss diverged, or the batch cannot be split into equal shares."""
 
 
 def example(model: Model, clean: State, rng: StepStreams, level: Level | None = None) -> tuple[Noised, State]:
-    """A noised batch, and what the network regresses on.
+    """A noised batch and the regression target of the network.
 
     Args:
         clean: clean states, scaled and within their spaces.
-        rng: the step's streams; `method` draws never shift the others.
-        level: noise levels, drawn unless they are given.
+        rng: the step's streams; draws of the method never shift the others.
+        level: noise levels; drawn if None.
     """
     process, method = model.process, model.method
     clean = method.augment(clean, rng.method)
@@ -54,7 +54,7 @@ def example(model: Model, clean: State, rng: StepStreams, level: Level | None = 
 
 
 def training_loss(model: Model, clean: State, rng: StepStreams, level: Level | None = None) -> Tensor:
-    """Loss of each molecule of a batch [B]: with `example` the whole of what is compared between methods."""
+    """Loss of each molecule of a batch [B]; with `example`, this is all that is compared between methods."""
     noised, target = example(model, clean, rng, level)
     prediction = model.method.predict(model.denoiser, noised.z_t, noised.level, rng.method)
     error = model.method.loss(prediction, target, noised)
@@ -62,7 +62,7 @@ def training_loss(model: Model, clean: State, rng: StepStreams, level: Level | N
 
 
 class BatchLoss(nn.Module):
-    """`training_loss` as a module, which is what DistributedDataParallel wraps."""
+    """`training_loss` as a module, as DistributedDataParallel needs."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -81,17 +81,17 @@ def training_step(
     rate: float,
     ranks: Ranks = Ranks(),  # noqa: B008 - it is frozen
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One optimiser step at a learning rate: what a run repeats, and what `equibench time` measures.
+    """One optimiser step at a learning rate; runs repeat it and `equibench time` measures it.
 
     Args:
         loss_of: a `BatchLoss`.
         shares: the batch, or the micro-batches of this rank's share of it, whose gradients are summed.
-        rngs: the streams of each.
-        state: weights, average, optimiser and queue are changed.
-        ranks: that take the other shares.
+        rngs: the streams of each share.
+        state: its weights, average, optimiser and queue are changed.
+        ranks: all ranks that train together.
     Returns:
-        losses of all shares, one after the other; gradient norm before clipping, and whether it was clipped (0. or
-        1.): on the device.
+        losses of all shares, concatenated; gradient norm before clipping, and whether it was clipped (0. or 1.); all on
+        the device.
     """
     state.optimiser.zero_grad()
     n_molecules = sum(len(clean) for clean in shares)
@@ -117,19 +117,20 @@ def train(
 ) -> int:
     """Train a run from its last checkpoint, or from the start, to its last step.
 
-    Writes steps.jsonl and checkpoints into `folder`; a killed run that is called again gives, on a CPU with the same
-    number of threads, the same losses and weights bit for bit. Several ranks of torch.distributed train it together
+    Writes steps.jsonl and checkpoints into `folder`. On a CPU with the same number of threads, a killed and resumed run
+    gives the same losses and weights bit for bit. Several ranks of torch.distributed train it together
     (`bench.run.distributed`).
 
     Args:
         structures: training molecules.
-        valid: validation molecules, of which `n_valid` are followed.
+        valid: validation molecules, of which `n_valid` are used.
         on_log: called with the step after each logging interval.
     Returns:
         optimiser steps done; the model then holds the averaged weights.
     Raises:
-        TrainingError: a loss was not finite, with the step in diverged.json; the last checkpoint is from before.
-        CheckpointError: no checkpoint is readable, though there are some; or it is another model's.
+        TrainingError: the loss diverged (diverged.json has the step, the last checkpoint precedes it), or the batch
+            cannot be split among ranks.
+        CheckpointError: there are checkpoints but none is readable, or they are from another model.
         OSError: a file could not be written.
     """
     settings, ranks = cfg.train, Ranks.here()
@@ -156,7 +157,7 @@ def train(
         if state.step != (steps[-1]["step"] if steps else 0):
             log.warning("%s: lines before step %d are missing, and not made again", RunFolder(folder).steps, state.step)
         lowest = min((line["valid_loss"] for line in steps if "valid_loss" in line), default=math.inf)
-        _write_steps(RunFolder(folder).steps, steps)  # lines after the checkpoint are made again
+        _write_steps(RunFolder(folder).steps, steps)  # without the lines after the checkpoint
         RunFolder(folder).diverged.unlink(missing_ok=True)
     loss_of = ranks.wrap(BatchLoss(model))
     saved = time.monotonic()
@@ -164,7 +165,7 @@ def train(
     diagnostics: dict[str, Tensor] = {}  # sums of what the method reports of its last micro-batch, on rank 0
     watch = Watch(state.step, batches.batch_size // ranks.n, device)
     timer = Timer(device)
-    calls = 0  # of the network, in training steps since the last line
+    calls = 0  # network calls in training steps since the last line
 
     while progress(state.step, state.seconds, settings) < 1:
         rate = learning_rate(state.step, state.seconds, settings)
@@ -182,7 +183,7 @@ def train(
         timer.stop()
         calls += (model.denoiser.n_calls - before) // len(shares)
         state.step += 1
-        if settings.max_seconds is not None:  # waits for the device at each step
+        if settings.max_seconds is not None:  # synchronises at every step
             state.seconds = ranks.from_first(state.seconds + timer.read())
 
         finished = progress(state.step, state.seconds, settings) >= 1
@@ -195,7 +196,7 @@ def train(
                     "lower train.lr, or clip harder; the last checkpoint is kept"
                 )
             state.seconds += timer.read()
-            totals[:1] = ranks.sum(totals[:1]) / ranks.n  # the other quantities are the same everywhere
+            totals[:1] = ranks.sum(totals[:1]) / ranks.n  # the others are equal on all ranks
             line = {"step": state.step, "seconds": round(state.seconds, 4), "lr": rate}
             line |= dict(zip(("loss", "grad_norm", "clipped"), (totals[:3] / totals[3]).tolist(), strict=True))
             line["network_calls"] = calls / totals[3].item()
@@ -226,9 +227,9 @@ def train(
 
 
 class Validation:
-    """Plain training error on validation molecules, the same times and noise each time.
+    """Plain training error on validation molecules, at fixed times and noise.
 
-    It is the same quantity for every method, whatever the method regresses on.
+    It is the same quantity for every method, whatever its regression target.
     """
 
     BATCH = 128

@@ -1,4 +1,4 @@
-"""Divergence: losses and gradients that are not finite, detected without waiting for the device."""
+"""Divergence: detects losses and gradients that are not finite without synchronising the device."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bench.run.distributed import Ranks
 from bench.run.model import Model
 from bench.streams import Streams
 
-DIVERGED = 1e6  # training stops if every loss of a logging interval is above; a network that predicts zero is near 1
+DIVERGED = 1e6  # training stops if every loss of a logging interval exceeds it; predicting zero gives a loss near 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Why training stops, and the first offending step: its losses [B] and gradient norm."""
+    """Reason for stopping, and the first offending step with its losses [B] and gradient norm."""
 
     reason: str
     step: int
@@ -53,7 +53,7 @@ class Watch:
         self.lowest = torch.minimum(self.lowest, loss)
 
     def fault(self, weights: dict[str, nn.Parameter], ranks: Ranks) -> Fault | None:
-        """The fault, the same on all ranks, or None. Weights are checked too, because they are saved next."""
+        """The fault, the same on all ranks, or None. Checks the weights too, because they are saved next."""
         norms = torch.stack(torch._foreach_norm([p.detach() for p in weights.values()]))
         sound, finite = torch.stack([self.sound, torch.isfinite(norms).all()]).tolist()
         bad = torch.tensor([not sound, not finite, self.lowest.item() > DIVERGED], dtype=torch.float64)
@@ -82,7 +82,7 @@ def record_fault(
     streams: Streams,
     n_shares: int = 1,
 ) -> None:
-    """Write diverged.json: the offending step with its molecules, whose batch and times follow from the step."""
+    """Write diverged.json: the offending step and its molecules, whose times are redrawn from the step's streams."""
     order, t, losses = _molecules(fault, model, batches, streams, n_shares)
     kept = [about_of(path)["step"] for name in (STATE, PREVIOUS) if (path := folder / name).exists()]
     record = {
@@ -117,5 +117,5 @@ def _molecules(
 
 
 def _number(value: float) -> float | str:
-    """A number for JSON, which has no infinities and no NaN: those as text."""
+    """A number for JSON; infinities and NaN, which it lacks, as text."""
     return value if math.isfinite(value) else str(value)

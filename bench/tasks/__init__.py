@@ -1,4 +1,4 @@
-"""Tasks: what is generated, in which spaces, under which group, and how samples are judged.
+"""Tasks: what is generated, in which spaces, under which group, and how samples are evaluated.
 
-Plug-ins alone, beside `contract.py`, which says what a task is.
+Plug-ins alone, and `contract.py`, which defines the interface of a task.
 """

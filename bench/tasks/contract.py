@@ -1,4 +1,4 @@
-"""What a task is: the parts of a state and their spaces, the group, the way from structures to states and back."""
+"""The contract of a task: parts of a state and their spaces, group, encoding, decoding, prompts, evaluation."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from bench.structures.dataset import DataSet, Facts
 from bench.structures.sizes import SizeDistribution
 from bench.structures.structures import Structures
 
-N_DRAWN = 8  # samples kept for figures: the first ones, whatever they look like
+N_DRAWN = 8  # samples kept for figures: the first ones, unselected
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What one batch of samples is asked for.
+    """The conditions of one batch of samples.
 
     Attributes:
-        number: of the batch, from 0; names its random stream.
-        places: places of its molecules in the whole set.
-        sizes: atoms of each, ascending.
-        n_padded: the largest size known, to which published code pads all samples.
-        context: what is given (bonds, composition); None where nothing is.
+        number: of the batch, from 0; selects its random stream.
+        places: indices of its molecules in the whole set of samples.
+        sizes: number of atoms of each, ascending.
+        n_padded: the largest known size, to which published code pads all samples.
+        context: conditioning (bonds, composition), or None.
     """
 
     number: int
@@ -45,12 +45,12 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a run's samples are judged.
+    """Evaluation of a run's samples.
 
     Attributes:
         values: of the samples.
-        data_values: the same of the test split, the row that samples as good as the data would have.
-        bonds: of each of the first samples, rows (first atom, second atom, order); None: nothing is drawn.
+        data_values: the same values of the test split: what samples as good as the data would get.
+        bonds: of each of the first samples, rows (first atom, second atom, order); None: no figure is drawn.
     """
 
     values: list[Value]
@@ -59,15 +59,15 @@ class Evaluation:
 
 
 class Task(ABC):
-    """A problem: what to generate, and how it is judged.
+    """A problem: what to generate, and how samples are evaluated.
 
     Class attributes:
-        groups: symmetry groups of the data by the name that a configuration gives, the default first.
+        groups: symmetry groups of the data, by their name in a configuration; the first is the default.
         references: papers to cite for it.
-        one_size: whether all states have one number of points, on which some backbones rely.
+        one_size: whether all states have the same number of points, as some backbones require.
 
     Attributes:
-        facts: what a model must know of the training set.
+        facts: statistics of the training set that a model needs.
         group: the symmetry group chosen.
         process: the diffusion process over the task's spaces.
     """
@@ -82,7 +82,7 @@ class Task(ABC):
 
     @abstractmethod
     def __init__(self, cfg: Any, diffusion: DiffusionConfig, group: str, facts: Facts) -> None:
-        """Set the attributes; raise ValueError for options that do not fit one another."""
+        """Set the attributes; raise ValueError for inconsistent options."""
 
     @abstractmethod
     def encode(
@@ -95,7 +95,7 @@ class Task(ABC):
         """Structures of final states."""
 
     def prompts(self, n: int, batch_size: int, seed: int, data: DataSet | None = None) -> list[Prompt]:
-        """Batches to sample: n sizes from the training set's histogram, like sizes together.
+        """Batches to sample: n sizes drawn from the training set's histogram, sorted.
 
         Args:
             data: whose test split a conditional task takes its contexts from; None where a run is sampled without it.
@@ -111,15 +111,15 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, samples: Structures, data: DataSet, cache: Path) -> Evaluation:
-        """Judge samples against a data set.
+        """Evaluate samples against a data set.
 
         Args:
-            cache: folder for what is computed once per data set.
+            cache: folder for results that are computed once per data set.
         """
 
     @classmethod
     def chosen_group(cls, name: str) -> Group:
-        """The group of a name; ValueError names the choices."""
+        """The group of this name; raises ValueError with the choices."""
         if name not in cls.groups:
             raise ValueError(f"'group' is {name!r}, expected {' or '.join(cls.groups)} for this task")
         return cls.groups[name]()

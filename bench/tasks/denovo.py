@@ -1,4 +1,4 @@
-"""De novo generation of molecules: elements and positions from nothing but a number of atoms.
+"""De novo generation of molecules: elements and positions, given only the number of atoms.
 
 State: x [A, 3] with zero centre of mass in each molecule, and features h [A, F]: one channel per element (one-hot) and,
 with `include_charges`, one channel with the nuclear charge, divided by the scales [1, 4, 10] of the published runs
@@ -46,7 +46,7 @@ class DenovoConfig:
 
 @tasks.register("denovo", DenovoConfig)
 class Denovo(Task):
-    """Molecules from their number of atoms: elements and positions (EDM's problem)."""
+    """De novo molecules: elements and positions, given the number of atoms (EDM's problem)."""
 
     groups: ClassVar[Mapping[str, Callable[[], Group]]] = {"O3": O3, "SO3": SO3}
     references = (HOOGEBOOM_2022,)
@@ -68,7 +68,7 @@ class Denovo(Task):
         """Scaled, centred states of molecules.
 
         Raises:
-            ValueError: an element that the model does not know.
+            ValueError: an element outside the training set.
         """
         index = np.searchsorted(self.elements, structures.numbers)
         known = np.asarray(self.elements)[np.minimum(index, len(self.elements) - 1)] == structures.numbers
@@ -99,7 +99,7 @@ class Denovo(Task):
         )
 
     def evaluate(self, samples: Structures, data: DataSet, cache: Path) -> Evaluation:
-        """EDM's stability and validity, uniqueness and novelty; all None for elements without bond lengths."""
+        """EDM's stability, validity, uniqueness and novelty; all None for elements without tabulated bond lengths."""
         from bench.metrics.molecules import evaluate_molecules, undefined_values  # here: they load RDKit
 
         if reason := unscorable(data):
@@ -113,7 +113,7 @@ class Denovo(Task):
 
 
 def unscorable(data: DataSet) -> str | None:
-    """Why samples of this data set have no stability and no validity: an element without bond lengths; or None."""
+    """Why stability and validity are undefined for this data set (an element without bond lengths), or None."""
     from bench.metrics.stability import BondTable, UnknownElementError
 
     try:
@@ -128,7 +128,7 @@ def reference(data: DataSet, cache: Path) -> tuple[list[str], list[Value]]:
     from bench.metrics.molecules import evaluate_molecules
     from bench.metrics.validity import smiles_of
 
-    # another RDKit can judge another set of molecules valid
+    # RDKit versions differ in which molecules they accept
     path = cache / f"reference-{data.fingerprint}-rdkit{metadata.version('rdkit')}.json"
     if not path.exists():
         log.info("evaluating the data set itself (once)")

@@ -1,7 +1,7 @@
-"""Toys: small problems whose law is known in closed form, so that samples, targets and denoisers are held to the truth.
+"""Toys: small problems with a known distribution, against which samples, targets and denoisers are tested exactly.
 
-The law is that of g x, with x a shape of the training set (`bench.data.toys`) and g uniform on the task's group. A
-sample is compared with the nearest element of the nearest orbit; points with equal numbers may change places.
+The distribution is that of g x, with x a shape of the training set (`bench.data.toys`) and g uniform on the task's
+group. A sample is compared with the nearest element of the nearest orbit; points with equal numbers may be permuted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ JIAO_2023 = Reference(
     2023,
     arxiv="2309.04475",
 )
-MAX_PERMUTATIONS = 24  # of identical points, in the comparison of a sample with an orbit
+MAX_PERMUTATIONS = 24  # of points, tried when a sample is compared with an orbit
 
 
 @dataclass
@@ -53,11 +53,11 @@ class ToyOptions:
 
 @dataclass(frozen=True)
 class Nearest:
-    """The element of an orbit that is nearest to each of S samples.
+    """The nearest element of an orbit to each of S samples.
 
     Attributes:
         distance: root mean square over points [S].
-        where: coordinates of the group element whose mean under the Haar measure is zero, flattened [S, K].
+        where: coordinates of the group element, chosen to have zero mean under the Haar measure, flattened [S, K].
     """
 
     distance: Float[Tensor, "S"]
@@ -65,7 +65,7 @@ class Nearest:
 
 
 class ToyTask(Task):
-    """What the toys share; states have one part and one size.
+    """Base class of the toys; states have one part and one size.
 
     Class attributes:
         part: name of the part.
@@ -89,14 +89,14 @@ class ToyTask(Task):
 
     @abstractmethod
     def make_space(self) -> Space:
-        """What the part lives in."""
+        """The space of the part."""
 
     @abstractmethod
     def nearest(self, x: Float[Tensor, "S N C"], shape: Float[Tensor, "N C"]) -> Nearest:
         """Nearest elements of the orbit of a shape."""
 
     def extra_values(self, x: Float[Tensor, "S N C"]) -> list[Value]:
-        """What one toy measures besides."""
+        """Further values of one toy."""
         del x
         return []
 
@@ -117,8 +117,8 @@ class ToyTask(Task):
         return x.view(len(structures), self.n_points, -1)
 
     def evaluate(self, samples: Structures, data: DataSet, cache: Path) -> Evaluation:
-        """Distance to the nearest element of an orbit, share of each shape, uniformity over the group; beside them the
-        same of as many exact draws of the law."""
+        """Distance to the nearest element of an orbit, share of each shape, uniformity over the group; and the same for
+        equally many exact draws from the distribution."""
         del cache
         rng = torch.Generator().manual_seed(seed_of(0, Stream.SAMPLING, len(samples)))
         many = data.test.select(np.arange(len(samples)) % len(data.test))
@@ -160,7 +160,7 @@ class ToyTask(Task):
         return made + self.extra_values(x)
 
     def nearest_of_like_points(self, x: Float[Tensor, "S N C"], shape: Float[Tensor, "N C"]) -> Nearest:
-        """`nearest`, over all exchanges of points with equal numbers."""
+        """`nearest`, minimised over permutations of points with equal numbers."""
         orders = exchanges(self.numbers)
         found = [self.nearest(x, shape[order]) for order in orders]
         distance, which = torch.stack([near.distance for near in found]).min(0)
@@ -169,7 +169,7 @@ class ToyTask(Task):
 
 
 def exchanges(numbers: np.ndarray) -> list[Int[Tensor, "N"]]:
-    """Permutations of points with equal numbers; the identity alone where they are too many to list."""
+    """Permutations of points with equal numbers; the identity alone if there are too many to list."""
     n = len(numbers)
     if len(set(numbers.tolist())) == n or math.factorial(n) > MAX_PERMUTATIONS:
         return [torch.arange(n)]
@@ -206,8 +206,8 @@ class SignFlip(ToyTask):
         law = torch.ones_like(line)
         law[: len(line) // 2] = -1
         w2 = (line - law).square().mean().sqrt().item()
-        # the same with as many points of the law at -1 as there are negative samples: the published evaluation starts
-        # half of the samples from positive noise and half from negative, which imposes the balance
+        # the same against as many points at -1 as there are negative samples: the published evaluation starts half of
+        # the samples from positive noise and half from negative noise, which imposes the balance
         balanced = (line - line.sign()).square().mean().sqrt().item()
         about_w2 = "between the samples and half of them at either sign, chance included"
         about_balanced = "root mean square of x - sign x: W2 with the balance of signs imposed, as published"
@@ -221,7 +221,7 @@ class SignFlip(ToyTask):
 
 @tasks.register("planar", ToyOptions)
 class Planar(ToyTask):
-    """Fixed clouds of points in the plane, turned by a uniform angle."""
+    """Fixed clouds of points in the plane, rotated by a uniform angle."""
 
     groups: ClassVar[Mapping[str, Callable[[], Group]]] = {"SO2": SO2}
 
@@ -234,7 +234,7 @@ class Planar(ToyTask):
 
 @tasks.register("rigid", ToyOptions)
 class Rigid(ToyTask):
-    """A fixed cloud of points in space, turned (SO3) or turned and mirrored (O3)."""
+    """A fixed cloud of points in space, rotated (SO3) or rotated and reflected (O3)."""
 
     groups: ClassVar[Mapping[str, Callable[[], Group]]] = {"SO3": SO3, "O3": O3}
 
