@@ -95,7 +95,7 @@ class Registry:
                 raise ValueError(
                     f"{self.kind} {name!r} is registered by {other.build.__module__} and again by {build.__module__}"
                 )
-            summary = (build.__doc__ or "").strip().splitlines()[0] if build.__doc__ else ""
+            summary = (build.__doc__ or "").strip().partition("\n")[0]
             self.entries[name] = Entry(name, build, config, summary)
             build.registered_name = name
             if references:
@@ -114,6 +114,11 @@ class Registry:
             try:
                 importlib.import_module(f"{self.package}.{name}")
             except Exception as error:  # any fault of a user's file must not take the listing down
+                broken = [
+                    key for key, entry in self.entries.items() if entry.build.__module__ == f"{self.package}.{name}"
+                ]
+                for key in broken:  # registered before the fault
+                    del self.entries[key]
                 self.unavailable[name] = f"{type(error).__name__}: {error}"
         _load_entry_points()
 

@@ -230,7 +230,7 @@ def caption(study: Study) -> str:
         f"{_listing(study, 'data.n_train')} training, {_listing(study, 'data.n_test')} test structures).",
         f"{_listing(study, 'eval.n_samples') or MISSING} samples per run in "
         f"{_listing(study, 'eval.n_sampling_steps') or MISSING} sampling steps; seeds {seeds}; "
-        f"{_steps(study)} optimiser steps, {_listing(study, 'eval.weights').upper() or MISSING} weights.",
+        f"{_steps(study)} optimiser steps, {_listing(study, 'eval.weights').replace('ema', 'EMA') or MISSING} weights.",
         "Mean over seeds ± sample standard deviation over seeds (half-width of the 95 % interval of that mean from the "
         "finite number of samples).",
         "Bold: best mean, and means not significantly worse than it (t-tests with seeds as blocks and pooled scatter, "

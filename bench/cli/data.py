@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ def add_verbs(add: AddVerb) -> None:
     """Add `equibench data`; options that the named data set does not have are refused."""
     parser = add("data", run, "fetch, verify and describe a data set")
     parser.add_argument("name", help="data set, as listed by `equibench list`: qm9, mini, folder, ...")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="options of the data set: toy=sign_flip")
     parser.add_argument("--dir", help="folder with the data (for qm9 also the environment variable QM9_DIR)")
     parser.add_argument("--max-atoms", type=int, metavar="N", help="keep molecules of at most N atoms")
     parser.add_argument("--n-train", type=int, metavar="N", help="keep N training molecules, drawn with a fixed seed")
@@ -38,17 +38,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(args: argparse.Namespace) -> DataSet:
-    entry = datasets[args.name]
+    from bench.config.run import resolve
+    from bench.config.study import parse_override
+
     options = {"dir": args.dir, "max_atoms": args.max_atoms, "n_train": args.n_train}
     given = {key: value for key, value in options.items() if value is not None}
-    fields = {field.name: field for field in dataclasses.fields(entry.config)}
-    for key in given:
-        if key not in fields:
-            raise ValueError(f"data set {args.name!r} has no option --{key.replace('_', '-')}")
-    for key, field in fields.items():
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING and key not in given:
-            raise ValueError(f"data set {args.name!r} needs --{key.replace('_', '-')}")
-    return entry.build(entry.config(**given))
+    given |= dict(map(parse_override, args.options))
+    chosen = resolve(datasets, {"name": args.name, **given}, "data")
+    return datasets[chosen.name].build(chosen.options)
 
 
 def _table(data: DataSet) -> str:

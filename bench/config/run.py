@@ -138,6 +138,12 @@ class TrainConfig:
             adam_beta2=(self.adam_beta2, 0 <= self.adam_beta2 < 1, "a number from 0 to below 1"),
             ema_decay=(self.ema_decay, 0 <= self.ema_decay < 1, "a number from 0 to below 1"),
             clip_norm=(self.clip_norm, self.clip_norm > 0, "a positive number"),
+            weight_decay=(self.weight_decay, self.weight_decay >= 0, "0 or more"),
+            valid_every=(
+                self.valid_every,
+                not self.keep_best or self.valid_every % self.log_every == 0,
+                f"a multiple of train.log_every = {self.log_every}, with train.keep_best",
+            ),
             max_seconds=(
                 self.max_seconds,
                 self.max_seconds is None or self.max_seconds > 0,
@@ -314,7 +320,10 @@ class RunConfig:
 def _measure(given: Any, where: str) -> PlugIn:
     if not isinstance(given, Mapping):
         raise ConfigError(f"'{where}' is {shown(given)}, expected its options or null")
-    return resolve(measures, {**given, "name": where.removeprefix("measures.")}, where)
+    name = where.removeprefix("measures.")
+    if given.get("name", name) != name:
+        raise ConfigError(f"'{where}.name' is {shown(given['name'])}, expected {name!r} or nothing")
+    return resolve(measures, {**given, "name": name}, where)
 
 
 def require_loaded(files: Any) -> None:

@@ -38,6 +38,10 @@ class DiffusionConfig:
     # time features are made for 0..1000 and see t in [0, 1]: `time_scale` must be 1, which is also its default
     edm_compat: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 < self.precision < 0.5:
+            raise ValueError(f"'diffusion.precision' is {self.precision}, expected a number between 0 and 0.5")
+
 
 def squared_error(prediction: State, target: State) -> Float[Tensor, "B"]:
     """0.5 |prediction - target|^2 over all parts ('l2' of arXiv:2203.17003)."""

@@ -304,7 +304,8 @@ class TorusShift(Group):
     """
 
     part = "frac"
-    REACH = 12.0  # standard deviations of the posterior, sigma / sqrt(N), on either side of its centre
+    REACH = 12.0  # standard deviations of the posterior on either side of its centre
+    FLAT = 0.15  # sigma above which a wrapped normal is no longer a normal
 
     def __init__(self, n_nodes: int = 128) -> None:
         self.n_nodes = n_nodes
@@ -332,7 +333,11 @@ class TorusShift(Group):
         state, sigma = noised.z_t, noised.level.sigma.double()
         turn = 2 * math.pi * (state.parts[self.part].double() - noised.clean.parts[self.part].double())
         centre = torch.atan2(state.sum_over_atoms(turn.sin()), state.sum_over_atoms(turn.cos())) / (2 * math.pi)
-        half = (self.REACH * sigma / state.n_atoms.double().sqrt()).clamp(max=0.5)
+        # sigma / sqrt(N); where a wrapped normal is nearly flat, with first Fourier coefficient rho, the posterior is
+        # von Mises with concentration 2 N rho^2
+        rho = torch.exp(-2 * (math.pi * sigma).square())
+        width = torch.where(sigma > self.FLAT, 1 / (2 * math.pi * 2**0.5 * rho), sigma)
+        half = (self.REACH * width / state.n_atoms.double().sqrt()).clamp(max=0.5)
         steps = (torch.arange(self.n_nodes, device=sigma.device, dtype=torch.float64) + 0.5) / self.n_nodes
         return centre[..., None] + half[:, None, None] * (2 * steps - 1), 2 * half / self.n_nodes
 

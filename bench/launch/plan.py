@@ -112,7 +112,8 @@ def estimate(study: StudyConfig, runs_root: Path, memory_gib: float | None = Non
         if key not in measured:
             log.info("measuring %s on %s", item.cfg.method.name, item.cfg.backbone.name)
             measured[key] = total(item.cfg, measure_apart(item.cfg, available))
-        costs.append(measured[key])
+        # a run that takes the weights of another one does not train
+        costs.append(dataclasses.replace(measured[key], train_seconds=0.0) if item.needs else measured[key])
     # Slurm gives each run memory of its own; a debug study runs one at a time
     at_a_time = min(study.launch.n_parallel, len(items)) if study.launch.cluster == "local" else 1
     refuse_what_does_not_fit(items, costs, at_a_time, available)
@@ -238,15 +239,15 @@ def table(made: Estimate) -> str:
     for i, item in enumerate(made.items):
         size = item.cfg.backbone.size or ""
         groups.setdefault((item.cfg.method.name, f"{item.cfg.backbone.name} {size}".strip()), []).append(i)
-    cores = [item.cfg.train.n_threads for item in made.items]
     on_cpu = made.items[0].cfg.train.device == "cpu"
+    devices = [i.cfg.train.n_processes * (i.cfg.train.n_threads if on_cpu else 1) for i in made.items]
     unit = "core-hours" if on_cpu else "GPU-hours"
     head = f"{'method':24}{'backbone':16}{'runs':>5}{'done':>5}{'hours a run':>13}{'training':>10}{'peak GiB':>10}"
     lines = [f"{head}{unit:>12}"]
 
     def hours(chosen: Iterable[int]) -> float:
         """Device-hours: a run holds its cores, or its GPU, from start to end."""
-        return sum(made.costs[i].seconds * (cores[i] if on_cpu else 1) for i in chosen) / 3600
+        return sum(made.costs[i].seconds * devices[i] for i in chosen) / 3600
 
     for (method, backbone), chosen in groups.items():
         costs = [made.costs[i] for i in chosen]

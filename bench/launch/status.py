@@ -57,7 +57,8 @@ def position(folder: Path) -> Position:
     """Progress of a run, from its records."""
     try:
         config = records.read_config(RunFolder(folder))
-        trains = records.read_json(RunFolder(folder).manifest)["n_steps"] > 0
+        manifest = records.read_json(RunFolder(folder).manifest)
+        trains = manifest["n_steps"] > 0 and manifest["weights_from"] is None
         sample, train = config["sample"], config["train"]
     except (OSError, KeyError, TypeError, schema.RecordError):
         return Position("starting", 0, 0)

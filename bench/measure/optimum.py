@@ -47,7 +47,9 @@ ABOUT = {
 
 @dataclass
 class OptimumConfig:
-    """Options: noise levels, noised states at each, and batches of gradients at each (0: no gradient variance)."""
+    """Options: steps between noise levels from one end of the path to the other (an end where the clean state or the
+    noise does not exist is left out), noised states at each level, batches of gradients at each (0: no gradient
+    variance) and their size."""
 
     n_levels: int = 10
     n_states: int = 1024
@@ -58,6 +60,10 @@ class OptimumConfig:
         for key, least in {"n_levels": 2, "n_states": 2, "n_gradients": 0, "batch_size": 1}.items():
             if getattr(self, key) < least:
                 raise ValueError(f"'{key}' of optimum is {getattr(self, key)}, expected at least {least}")
+        if self.n_gradients == 1:
+            raise ValueError("'n_gradients' of optimum is 1, which has no variance; expected 0, or at least 2")
+        if self.n_gradients and self.batch_size > self.n_states:
+            raise ValueError(f"'batch_size' of optimum is {self.batch_size}, more than its n_states {self.n_states}")
 
 
 class Optimum:

@@ -41,26 +41,30 @@ def measure(subject: Subject, cfg: PushforwardConfig) -> list[Value]:
     Nodes are the midpoints of equal shares of the normal distribution; between two laws on a line W2 is the root mean
     square difference of their quantile functions.
 
+    Nothing where the prediction draws random numbers, for which this is no quadrature.
+
     Raises:
         ValueError: states are not one point on a line.
     """
     process = subject.process
-    (name,) = process.spaces
     distinct, _ = subject.data.train.distinct()
-    if process.channels != {name: 1} or set(distinct.n_atoms.tolist()) != {1} or len(distinct) != 1:
+    if list(process.channels.values()) != [1] or set(distinct.n_atoms.tolist()) != {1} or len(distinct) != 1:
         raise ValueError("measure 'pushforward' takes one point on a line; leave it out (measures.pushforward=null)")
+    (name,) = process.spaces
     scale = float(subject.encode(distinct, subject.device).parts[name].abs())
     layout = Layout([1] * cfg.n_nodes, subject.device)
     shares = (torch.arange(cfg.n_nodes, device=subject.device, dtype=torch.float64) + 0.5) / cfg.n_nodes
-    start = State({name: torch.special.ndtri(shares)[:, None].float()}, layout)
-    rng = Streams(subject.seed, subject.device).at(6_000_000)
+    normal = State({name: torch.special.ndtri(shares)[:, None].float()}, layout)
+    start = process.spaces.prior(normal, process.path.prior_sigma)
+    rng, again = (Streams(subject.seed, subject.device).at(6_000_000) for _ in range(2))
 
     def predict(z_t: State, level: Level) -> State:
         return subject.predict(z_t, level, rng.method)
 
-    x = sample(process, predict, layout, cfg.n_steps, rng.sampling, subject.on_batch, Sampler.EULER, start=start).parts[
-        name
-    ][:, 0]
+    drawn = sample(process, predict, layout, cfg.n_steps, rng.sampling, subject.on_batch, Sampler.EULER, start=start)
+    if not torch.equal(rng.method.get_state(), again.method.get_state()):
+        return []
+    x = drawn.parts[name][:, 0]
     x = (x.double() / scale).sort().values
     law = torch.where(shares < 0.5, -1.0, 1.0).to(x)
     lower, about = Better.LOWER, "by quadrature over the initial noise, without sampling error"

@@ -196,7 +196,8 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
     if manifest["weights_from"] is not None:
         step = load_average(weights_file(folder, manifest["weights_from"], cfg.sample.weights), model.named_weights())
     elif came_trained(cfg, folder):
-        return load_average(RunFolder(folder).weights, model.named_weights())
+        best = cfg.sample.weights is Weights.BEST
+        return load_average(RunFolder(folder).best if best else RunFolder(folder).weights, model.named_weights())
     else:
         if cfg.train.n_processes > 1:
             train_on_ranks(folder, cfg.train.n_processes, cfg.train.device)

@@ -20,7 +20,7 @@ from bench.geometry.state import State
 from bench.records.schema import STEP, check
 from bench.records.store import RunFolder, append_line, as_line, read_steps, write_atomically
 from bench.run.batches import Batches
-from bench.run.checkpoint import PREVIOUS, STATE, resume, save_state, write_average
+from bench.run.checkpoint import PREVIOUS, STATE, about_of, resume, save_state, write_average
 from bench.run.clock import Timer
 from bench.run.distributed import Ranks
 from bench.run.model import Model
@@ -157,6 +157,8 @@ def train(
         if state.step != (steps[-1]["step"] if steps else 0):
             log.warning("%s: lines before step %d are missing, and not made again", RunFolder(folder).steps, state.step)
         lowest = min((line["valid_loss"] for line in steps if "valid_loss" in line), default=math.inf)
+        if RunFolder(folder).best.exists() and about_of(RunFolder(folder).best)["step"] > state.step:
+            lowest = math.inf  # the file is from steps that are made again
         _write_steps(RunFolder(folder).steps, steps)  # without the lines after the checkpoint
         RunFolder(folder).diverged.unlink(missing_ok=True)
     loss_of = ranks.wrap(BatchLoss(model))

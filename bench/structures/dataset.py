@@ -157,10 +157,8 @@ class DataSet:
         if n_train is not None:
             available = len(splits["train"])
             if not 1 <= n_train <= available:
-                raise DataError(
-                    f"n_train={n_train}: {label} has {grouped(available)} training molecules; "
-                    "choose a number from 1 to that"
-                )
+                choose = f"choose from 1 to {grouped(available)}" if available else "choose a larger max_atoms"
+                raise DataError(f"n_train={n_train}: {label} has {grouped(available)} training molecules; {choose}")
             kept = np.random.default_rng(SUBSET_SEED).permutation(available)[:n_train]
             splits = {**splits, "train": splits["train"].select(np.sort(kept))}
             label += f", {grouped(n_train)} training molecules"

@@ -85,7 +85,10 @@ class Structures:
         """The molecules at `index` (integers, in that order) or where `index` is True (booleans [M])."""
         index = np.asarray(index)
         if index.dtype == bool:
+            if len(index) != len(self):
+                raise IndexError(f"a mask of {len(index)} for {len(self)} molecules")
             index = np.flatnonzero(index)
+        index = index.astype(np.int64, casting="unsafe" if index.size == 0 else "same_kind")
         sizes = self.n_atoms[index]
         ptr = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         atoms = np.repeat(self.ptr[:-1][index] - ptr[:-1], sizes) + np.arange(ptr[-1])

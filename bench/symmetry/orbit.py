@@ -99,9 +99,16 @@ def orbit_average(
         noised: with the clean state that made z_t (after augmentation, if there is one).
         permutations: candidates instead of drawn ones, e.g. from `draw_automorphisms`: atom permutations[a, p] of x0
             takes the place of atom a. The first is the identity where the generating element is included.
+    Raises:
+        ValueError: options that the group, or the state, does not have.
     """
     if isinstance(group, MatrixGroup):  # whose candidates need D x D moments alone
         return _matrix_average(noised, group, rng, cfg, permutations)
+    if cfg.proposal is not Proposal.UNIFORM or cfg.permutations is not Permutations.NONE or permutations is not None:
+        raise ValueError(
+            f"{type(group).__name__} takes proposal 'uniform' and permutations 'none', got "
+            f"{cfg.proposal.value!r} and {cfg.permutations.value!r}"
+        )
     B = len(noised)
     n_sets = 1 if cfg.shared_draws else B
     dtype, device = noised.z_t.dtype, noised.z_t.layout.device

@@ -48,7 +48,13 @@ def draw_permutations(x0: State, cfg: PermutationOptions, rng: torch.Generator) 
 
 
 def atom_classes(x0: State) -> Int[Tensor, "A"]:
-    """A number for each atom, the same for two atoms of a molecule with equal features."""
+    """A number for each atom, the same for two atoms of a molecule with equal features.
+
+    Raises:
+        ValueError: the state has no features.
+    """
+    if "h" not in x0.parts:
+        raise ValueError(f"permutations 'classes' need features h; the state has {', '.join(x0.parts)}")
     order = torch.arange(len(x0.h), device=x0.h.device)
     for key in (*x0.h.unbind(1), x0.layout.molecule):  # lexicographic, the molecule first
         order = order[key[order].argsort(stable=True)]

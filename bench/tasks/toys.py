@@ -85,6 +85,11 @@ class ToyTask(Task):
         self.space = self.make_space()
         self.process = Process(Spaces({self.part: self.space}), diffusion, facts.mean_atoms)
         identical = len(facts.elements) == 1
+        if not identical and len(facts.elements) != self.n_points:
+            raise ValueError(
+                f"a toy's points are all alike or all different, got {self.n_points} points of "
+                f"{len(facts.elements)} elements; choose data 'toys'"
+            )
         self.numbers = np.full(self.n_points, facts.elements[0]) if identical else np.asarray(facts.elements)
 
     @abstractmethod

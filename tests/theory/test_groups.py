@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.config.run import build
 from bench.geometry.groups import O3, SO2, SO3, Group, Permutations, RotationGroup, Sign, TorusShift, weighted_noise
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level, Noised
@@ -218,3 +219,37 @@ def test_a_biased_average_is_noticed(group, n_points):
     n = 5_000 if isinstance(group, TorusShift) else 20_000 if isinstance(group, RotationGroup) else 100_000
     cfg = OrbitAverageConfig(n_draws=3, include_generator=False)
     assert _mean_of_targets(group, n_points, cfg, n) > 5
+
+
+class Narrow(TorusShift):
+    """Control: the width of one normal divided by sqrt(N), whatever sigma is."""
+
+    FLAT = math.inf
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.25, 0.35])
+def test_the_quadrature_of_a_shift_covers_the_posterior_of_many_atoms(sigma):
+    at = noised(TorusShift(), sigma, 100, n=1)
+    whole = TorusShift(1024)
+    whole.REACH = math.inf
+    exact, evidence = whole.posterior_mean(at).frac, whole.log_evidence(at)
+    torch.testing.assert_close(TorusShift().posterior_mean(at).frac, exact, rtol=0, atol=1e-7)
+    torch.testing.assert_close(TorusShift().log_evidence(at), evidence, rtol=0, atol=1e-7)
+    if sigma > 0.3:
+        assert (Narrow().posterior_mean(at).frac - exact).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("option", [{"proposal": "local"}, {"permutations": "all"}])
+def test_options_that_a_group_does_not_have_are_refused(option):
+    """Control: a group of matrices has them."""
+    chosen = build(OrbitAverageConfig, {"n_draws": 2, **option})
+    rng = torch.Generator().manual_seed(0)
+    with pytest.raises(ValueError, match="TorusShift takes proposal 'uniform' and permutations 'none'"):
+        orbit_average(noised(TorusShift(), 0.1, 3), TorusShift(), rng, chosen)
+    orbit_average(noised(O3(), 0.1, 3), O3(), rng, chosen)
+
+
+def test_classes_of_atoms_need_features():
+    chosen = build(OrbitAverageConfig, {"n_draws": 2, "permutations": "classes"})
+    with pytest.raises(ValueError, match="need features h; the state has x"):
+        orbit_average(noised(O3(), 0.1, 3), O3(), torch.Generator().manual_seed(0), chosen)

@@ -238,6 +238,13 @@ def test_the_sampled_law_of_the_optimum_is_at_no_distance():
     assert off["rmsd_exact"] > 2 * exact["rmsd_exact"]
     with pytest.raises(ValueError, match="one point on a line"):
         pushforward.measure(exact_subject(Toy.PLANAR_ONE), cfg)
+    denoiser = exact_subject(Toy.SIGN_FLIP)
+
+    def stochastic(z_t: State, level: Level, rng: torch.Generator) -> State:
+        torch.rand(1, generator=rng)
+        return denoiser.predict(z_t, level, rng)
+
+    assert pushforward.measure(replace(denoiser, predict=stochastic), cfg) == []
 
 
 @pytest.mark.parametrize(("path", "sampler"), [("linear", "euler"), ("linear", "heun"), ("linear_sigma", "ancestral")])

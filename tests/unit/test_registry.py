@@ -102,6 +102,18 @@ def test_a_file_that_is_there_is_found(registry):
     assert registry["good"].build.registered_name == "good"
 
 
+def test_what_a_file_registers_before_it_fails_is_forgotten(tmp_path, monkeypatch):
+    """Control: what a sound file registers stays."""
+    package = "plugins_that_fail_late"
+    made = packaged(tmp_path, package)
+    monkeypatch.setattr(registry_module, "under_test", made, raising=False)
+    for name, end in (("good", ""), ("broken", "import a_package_that_nobody_has\n")):
+        text = f"from bench.registry import under_test\n@under_test.register({name!r}, int)\nclass A: pass\n"
+        (tmp_path / package / f"{name}.py").write_text(text + end)
+    assert list(made) == ["good"]
+    assert list(made.unavailable) == ["broken"]
+
+
 def test_a_file_that_does_not_import_is_listed_with_its_error(registry):
     list(registry)
     assert "a_package_that_nobody_has" in registry.unavailable["broken"]

@@ -43,12 +43,20 @@ def test_json_is_the_manifest_entry_and_nothing_else(call, path, capsys):
     assert record["n_train"] == 1
 
 
+def test_options_of_a_data_set_are_given_as_in_a_study(call, capsys):
+    assert call("toys", "toy=sign_flip", "n_copies=7") == 0
+    assert ["train", "7", "7"] in [line.split()[:3] for line in capsys.readouterr().out.splitlines()]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (("qm8",), "did you mean 'qm9'"),
-        (("folder",), "data set 'folder' needs --dir"),
-        (("mini", "--dir", "x"), "data set 'mini' has no option --dir"),
+        (("folder",), "'data.dir' is missing"),
+        (("mini", "--dir", "x"), "unknown key 'data.dir'"),
+        (("toys",), "'data.toy' is missing"),
+        (("toys", "toy=sign"), "'data.toy' is 'sign', expected one of sign_flip"),
+        (("toys", "sign_flip"), "is not of the form key=value"),
         (("qm9", "--dir", "/nowhere"), "QM9 folder /nowhere does not exist"),
         (("folder", "--dir", "{path}", "--max-atoms", "1"), "train split is empty"),
     ],

@@ -335,3 +335,20 @@ def test_the_group_is_the_first_of_the_task_unless_it_is_given():
     assert build(RunConfig, page | {"task": "rigid", "group": "O3"}).group == "O3"
     with pytest.raises(ConfigError, match="'group' is 'O3', expected SO2 for task 'planar'"):
         build(RunConfig, page | {"task": "planar", "group": "O3"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"diffusion": {"precision": 0.7}}, "'diffusion.precision' is 0.7"),
+        ({"train": {"weight_decay": -1.0}}, "'train.weight_decay' is -1.0, expected 0 or more"),
+        ({"train": {"keep_best": True, "log_every": 3, "valid_every": 5}}, "a multiple of train.log_every = 3"),
+        ({"measures": {"likelihood": {"name": "optimum"}}}, "'measures.likelihood.name' is 'optimum'"),
+        ({"sample": {"weights": "best"}}, "'sample.weights' is 'best'"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(change, message):
+    page = {"study": "s", "method": "plain", "backbone": "dit", "data": "mini"}
+    build(RunConfig, page)
+    with pytest.raises(ValueError, match=message):
+        build(RunConfig, page | change)
