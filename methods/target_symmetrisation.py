@@ -24,10 +24,10 @@ from bench.geometry.state import State
 from bench.references import TONG_2025
 from bench.registry import methods
 from bench.symmetry.contract import Guarantee, Method
-from bench.symmetry.orbit import OrbitAverageConfig, orbit_average
+from bench.symmetry.orbit import OrbitTargetConfig, orbit_target
 
 
-@methods.register("target_symmetrisation", OrbitAverageConfig)
+@methods.register("target_symmetrisation", OrbitTargetConfig)
 class TargetSymmetrisation(Method):
     """The orbit-averaged target, sampled, for an equivariant network on the data as stored."""
 
@@ -36,9 +36,9 @@ class TargetSymmetrisation(Method):
     otherwise = "orbit_rb"
     references = (TONG_2025,)
 
-    cfg: OrbitAverageConfig
+    cfg: OrbitTargetConfig
 
     def target(self, noised: Noised, rng: torch.Generator) -> State:
-        average = orbit_average(noised, self.group, rng, self.cfg)
+        average = orbit_target(noised, self.group, rng, self.cfg)
         self.diagnostics["effective_sample_size"] = average.effective_sample_size.mean()
         return average.noise

@@ -52,7 +52,7 @@ class Proposal(StrEnum):
 
 
 @dataclass
-class OrbitAverageConfig:
+class OrbitTargetConfig:
     """Options of the average; the defaults are the published practice, with which it is unbiased."""
 
     n_draws: int = 64  # rotations, the generating element included
@@ -72,7 +72,7 @@ class OrbitAverageConfig:
 
 
 @dataclass(frozen=True)
-class OrbitAverage:
+class OrbitTarget:
     """An estimated target.
 
     Attributes:
@@ -86,13 +86,13 @@ class OrbitAverage:
 
 
 @torch.no_grad()
-def orbit_average(
+def orbit_target(
     noised: Noised,
     group: Group,
     rng: torch.Generator,
-    cfg: OrbitAverageConfig,
+    cfg: OrbitTargetConfig,
     permutations: Int[Tensor, "A P"] | None = None,
-) -> OrbitAverage:
+) -> OrbitTarget:
     """Self-normalised weighted average over sampled candidates g x0.
 
     Args:
@@ -117,16 +117,16 @@ def orbit_average(
         g.insert(0, group.identity(n_sets, device, dtype))
     g = [element.expand(B, *element.shape[1:]) for element in g]
     log_w = torch.stack([group.log_likelihood(element, noised).double() for element in g]) / cfg.temperature
-    return OrbitAverage(weighted_noise(group, g, log_w, noised), 1 / log_w.softmax(0).square().sum(0))
+    return OrbitTarget(weighted_noise(group, g, log_w, noised), 1 / log_w.softmax(0).square().sum(0))
 
 
 def _matrix_average(
     noised: Noised,
     group: MatrixGroup,
     rng: torch.Generator,
-    cfg: OrbitAverageConfig,
+    cfg: OrbitTargetConfig,
     permutations: Int[Tensor, "A P"] | None,
-) -> OrbitAverage:
+) -> OrbitTarget:
     """The average over candidates (permutation, matrix); D x D arithmetic in float64, no host synchronisation."""
     x0, z_t, level, part = noised.clean, noised.z_t, noised.level, group.part
     order = permutations if permutations is not None else draw_permutations(x0, cfg, rng)
@@ -155,7 +155,7 @@ def _matrix_average(
     w = log_w.flatten(1).softmax(dim=1).view(B, P, K)
     M = torch.einsum("bpk,bpkij->bpij", w, R)
     clean = group.act(M[:, 0].to(x0.dtype), x0) if order is None else _permuted_average(x0, part, M, w, order)
-    return OrbitAverage(noised.noise_of(clean), 1 / w.square().sum((1, 2)))
+    return OrbitTarget(noised.noise_of(clean), 1 / w.square().sum((1, 2)))
 
 
 def _inner(F: Float[Tensor, "B P D D"], R: Float[Tensor, "B P K D D"]) -> Float[Tensor, "B P K"]:

@@ -93,7 +93,7 @@ def automorphisms(
 def draw_automorphisms(
     groups: Sequence[Int[Tensor, "_ _"]], n: int, rng: torch.Generator, device: torch.device | str = "cpu"
 ) -> Int[Tensor, "A P"]:
-    """The identity and n - 1 uniform draws from each molecule's group, as `orbit_average` takes them.
+    """The identity and n - 1 uniform draws from each molecule's group, as `orbit_target` takes them.
 
     Args:
         groups: what `automorphisms` found for each molecule of the batch, in its order.

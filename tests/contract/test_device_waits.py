@@ -22,7 +22,7 @@ from bench.geometry.groups import O3, SO3, Group
 from bench.geometry.noised import Noised
 from bench.geometry.state import State
 from bench.symmetry.contract import Method, NoOptions, Setting
-from bench.symmetry.orbit import OrbitAverageConfig, Proposal
+from bench.symmetry.orbit import OrbitTargetConfig, Proposal
 from bench.symmetry.permutations import Permutations
 from methods.orbit_rb import OrbitRB
 from methods.orbit_rb_exact import OrbitRBExact
@@ -62,7 +62,7 @@ def exact(group: Group) -> Method:
 
 
 def sampled(group: Group, **options: Any) -> Method:
-    return OrbitRB(OrbitAverageConfig(8, **options), Setting(group, torch.nn.Identity(), {"x": 3, "h": 1}))
+    return OrbitRB(OrbitTargetConfig(8, **options), Setting(group, torch.nn.Identity(), {"x": 3, "h": 1}))
 
 
 HOOKS = {

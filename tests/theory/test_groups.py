@@ -18,7 +18,7 @@ from bench.geometry.layout import Layout
 from bench.geometry.noised import Level, Noised
 from bench.geometry.spaces import Centred, Euclidean, Spaces, Torus
 from bench.geometry.state import State
-from bench.symmetry.orbit import OrbitAverageConfig, orbit_average
+from bench.symmetry.orbit import OrbitTargetConfig, orbit_target
 
 F64 = torch.float64
 
@@ -188,7 +188,7 @@ def test_posterior_means_turn_with_z_and_do_not_see_which_element_made_it(group,
     assert (of(made.z_t, shifted).parts[part] - mean.parts[part]).abs().max() > 1e-3
 
 
-def _mean_of_targets(group: Group, n_points: int, cfg: OrbitAverageConfig, n: int) -> float:
+def _mean_of_targets(group: Group, n_points: int, cfg: OrbitTargetConfig, n: int) -> float:
     """Largest standard score of mean(target - exact) over n independent examples, projected on z and on the mean.
 
     For one orbit the exact mean is a function of z_t; an unbiased target differs from it by what no function of z_t can
@@ -198,7 +198,7 @@ def _mean_of_targets(group: Group, n_points: int, cfg: OrbitAverageConfig, n: in
     made = noised(group, sigma, n_points, n=n, seed=3)
     rng = torch.Generator().manual_seed(4)
     part = group.part if hasattr(group, "part") else "x"
-    target = orbit_average(made, group, rng, cfg).noise.parts[part]
+    target = orbit_target(made, group, rng, cfg).noise.parts[part]
     exact = group.posterior_mean(made).parts[part]
     products = made.z_t.sum_over_atoms(((target - exact) * exact).sum(1))
     assert products.abs().max() > 0
@@ -209,7 +209,7 @@ def _mean_of_targets(group: Group, n_points: int, cfg: OrbitAverageConfig, n: in
 @pytest.mark.parametrize(("group", "n_points"), GROUPS, ids=IDS)
 def test_the_sampled_average_is_unbiased(group, n_points):
     n = 5_000 if isinstance(group, TorusShift) else 20_000 if isinstance(group, RotationGroup) else 100_000
-    assert _mean_of_targets(group, n_points, OrbitAverageConfig(n_draws=3), n) < 5
+    assert _mean_of_targets(group, n_points, OrbitTargetConfig(n_draws=3), n) < 5
 
 
 @pytest.mark.slow
@@ -217,7 +217,7 @@ def test_the_sampled_average_is_unbiased(group, n_points):
 def test_a_biased_average_is_noticed(group, n_points):
     """Control: without the generating element three draws are a biased estimate."""
     n = 5_000 if isinstance(group, TorusShift) else 20_000 if isinstance(group, RotationGroup) else 100_000
-    cfg = OrbitAverageConfig(n_draws=3, include_generator=False)
+    cfg = OrbitTargetConfig(n_draws=3, include_generator=False)
     assert _mean_of_targets(group, n_points, cfg, n) > 5
 
 
@@ -242,14 +242,14 @@ def test_the_quadrature_of_a_shift_covers_the_posterior_of_many_atoms(sigma):
 @pytest.mark.parametrize("option", [{"proposal": "local"}, {"permutations": "all"}])
 def test_options_that_a_group_does_not_have_are_refused(option):
     """Control: a group of matrices has them."""
-    chosen = build(OrbitAverageConfig, {"n_draws": 2, **option})
+    chosen = build(OrbitTargetConfig, {"n_draws": 2, **option})
     rng = torch.Generator().manual_seed(0)
     with pytest.raises(ValueError, match="TorusShift takes proposal 'uniform' and permutations 'none'"):
-        orbit_average(noised(TorusShift(), 0.1, 3), TorusShift(), rng, chosen)
-    orbit_average(noised(O3(), 0.1, 3), O3(), rng, chosen)
+        orbit_target(noised(TorusShift(), 0.1, 3), TorusShift(), rng, chosen)
+    orbit_target(noised(O3(), 0.1, 3), O3(), rng, chosen)
 
 
 def test_classes_of_atoms_need_features():
-    chosen = build(OrbitAverageConfig, {"n_draws": 2, "permutations": "classes"})
+    chosen = build(OrbitTargetConfig, {"n_draws": 2, "permutations": "classes"})
     with pytest.raises(ValueError, match="need features h; the state has x"):
-        orbit_average(noised(O3(), 0.1, 3), O3(), torch.Generator().manual_seed(0), chosen)
+        orbit_target(noised(O3(), 0.1, 3), O3(), torch.Generator().manual_seed(0), chosen)

@@ -13,7 +13,7 @@ from bench.geometry.layout import Layout
 from bench.geometry.matrix_fisher import mean_SO3, moments, proper_svd
 from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.symmetry.orbit import OrbitAverageConfig, Proposal, orbit_average
+from bench.symmetry.orbit import OrbitTargetConfig, Proposal, orbit_target
 from bench.symmetry.permutations import (
     Permutations,
     atom_classes,
@@ -38,7 +38,7 @@ def test_classes_are_equal_features_within_a_molecule():
 @pytest.mark.parametrize("permutations", [Permutations.CLASSES, Permutations.ALL])
 def test_permutations_stay_within_molecules_and_classes(permutations):
     x0 = states()[0]
-    cfg = OrbitAverageConfig(permutations=permutations, n_permutations=20)
+    cfg = OrbitTargetConfig(permutations=permutations, n_permutations=20)
     order = draw_permutations(x0, cfg, generator(0))
     assert order is not None
     A = len(x0.x)
@@ -53,7 +53,7 @@ def test_permutations_are_uniform():
     """All 3! x 2! elements of a class group equally often; a class's own order does not matter."""
     z = molecules([[1.0], [2], [1], [2], [1]])
     n = 24_000
-    cfg = OrbitAverageConfig(include_generator=False, permutations=Permutations.CLASSES, n_permutations=n)
+    cfg = OrbitTargetConfig(include_generator=False, permutations=Permutations.CLASSES, n_permutations=n)
     order = draw_permutations(z, cfg, generator(1))
     assert order is not None
     counts = Counter(map(tuple, order.T.tolist()))
@@ -118,16 +118,16 @@ def test_average_over_automorphisms_is_that_over_the_enumerated_group():
         [over_enumerated_group(m, m.replace(x=z), one, g) for m, z, g in zip(parts, states, groups, strict=True)]
     )
 
-    def deviations(cfg: OrbitAverageConfig, order: torch.Tensor | None) -> list[float]:
+    def deviations(cfg: OrbitTargetConfig, order: torch.Tensor | None) -> list[float]:
         both = noised(x0, z_t, level)
-        found = both.clean_of(orbit_average(both, SO3(), generator(3), cfg, order).noise)
+        found = both.clean_of(orbit_target(both, SO3(), generator(3), cfg, order).noise)
         assert torch.equal(found.h, x0.h)
         return [(found.x - expected)[atoms].abs().max().item() for atoms in (slice(4), slice(4, 10))]
 
     n = 20_000
-    cfg = OrbitAverageConfig(8, include_generator=False, proposal=Proposal.LOCAL, n_permutations=n)
+    cfg = OrbitTargetConfig(8, include_generator=False, proposal=Proposal.LOCAL, n_permutations=n)
     assert max(deviations(cfg, draw_automorphisms(groups, n, generator(4)))) < 2e-2
-    classes = OrbitAverageConfig(
+    classes = OrbitTargetConfig(
         8, include_generator=False, proposal=Proposal.LOCAL, permutations=Permutations.CLASSES, n_permutations=n
     )
     assert min(deviations(classes, None)) > 0.1

@@ -35,7 +35,7 @@ from bench.geometry.matrix_fisher import mean_SO3, moments, proper_svd
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.symmetry.contract import NoOptions, Setting
-from bench.symmetry.orbit import OrbitAverageConfig, Proposal, orbit_average
+from bench.symmetry.orbit import OrbitTargetConfig, Proposal, orbit_target
 from bench.symmetry.permutations import Permutations, draw_permutations
 from methods.orbit_rb_exact import OrbitRBExact
 
@@ -82,12 +82,12 @@ def averaged(
     level: Level,
     group: Group,
     rng: torch.Generator,
-    cfg: OrbitAverageConfig,
+    cfg: OrbitTargetConfig,
     permutations: Tensor | None = None,
 ) -> State:
     """The expected clean state that goes with the sampled average of the noise."""
     both = noised(x0, z_t, level)
-    return both.clean_of(orbit_average(both, group, rng, cfg, permutations).noise)
+    return both.clean_of(orbit_target(both, group, rng, cfg, permutations).noise)
 
 
 Estimate = Callable[[State, State, Level], Tensor]
@@ -265,7 +265,7 @@ def test_target_of_two_mirror_images_is_a_hyperbolic_tangent():
     z_t = x0.replace(x=x0.x * x0.per_atom(x_t)[:, None])
     signs = Given(-torch.eye(3)[None])
     for alpha, sigma in LEVELS:
-        T = averaged(x0, z_t, at(alpha, sigma, 61), signs, generator(0), OrbitAverageConfig(n_draws=2))
+        T = averaged(x0, z_t, at(alpha, sigma, 61), signs, generator(0), OrbitTargetConfig(n_draws=2))
         along = x0.sum_over_atoms((T.x * x0.x).sum(1))
         assert (along - torch.tanh(alpha * x_t / sigma**2)).abs().max() < 1e-6
         assert (along - torch.tanh(alpha * x_t / sigma)).abs().max() > 1e-3
@@ -284,7 +284,7 @@ def test_target_of_two_exchangeable_atoms_is_a_hyperbolic_tangent():
         for features in (h * 0, h):
             clean = x0.replace(h=features)
             z_t, level = noised_at(clean, alpha, sigma, 2)
-            cfg = OrbitAverageConfig(n_draws=1)
+            cfg = OrbitTargetConfig(n_draws=1)
             found = averaged(clean, z_t, level, SO3(), generator(0), cfg, order)
             (a, b, c), (ha, hb, hc) = clean.x.view(n, 3, 3).unbind(1), features.view(n, 3, 2).unbind(1)
             z_x, z_h = z_t.x.view(n, 3, 3), z_t.h.view(n, 3, 2)
@@ -313,7 +313,7 @@ def test_every_candidate_is_the_molecule_turned(proposal, permutations):
     """T25: a candidate has the norm and pairwise distances of x0 (1e-5); the released code's row sums (6.16) do not."""
     x0 = cloud(200, 3, n_atoms=7)
     z_t, _, level = noised_to(x0, 600, 4)
-    alone = OrbitAverageConfig(
+    alone = OrbitTargetConfig(
         1, include_generator=False, proposal=proposal, permutations=permutations, n_permutations=1
     )
     candidate = averaged(x0, z_t, level, O3(), generator(5), alone)
@@ -330,7 +330,7 @@ def test_sampled_target_tends_to_the_data_at_low_noise():
     z_t, _, level = noised_to(x0, 1, 4)
     for include, close in ((True, True), (False, False)):
         both = noised(x0, z_t, level)
-        found = orbit_average(both, SO3(), generator(5), OrbitAverageConfig(8, include_generator=include))
+        found = orbit_target(both, SO3(), generator(5), OrbitTargetConfig(8, include_generator=include))
         assert ((both.clean_of(found.noise).x - x0.x).abs().max() < 1e-6) == close
         assert (found.effective_sample_size - 1).abs().max() < 1e-6
 
@@ -342,7 +342,7 @@ def test_sampled_target_turns_with_state_and_candidates():
     z_t, _, level = noised_to(x0, 800, 6)
     Q = orthogonal(-1)
     R = O3().haar(16, generator(7), torch.float64)
-    cfg = OrbitAverageConfig(16, include_generator=False)
+    cfg = OrbitTargetConfig(16, include_generator=False)
 
     def found(x: State, z: State, candidates: Tensor) -> State:
         return averaged(x, z, level, Given(candidates), generator(0), cfg)
@@ -375,9 +375,7 @@ class AboutTheGenerator(SO3):
         return Envelope(2 * torch.eye(3, dtype=torch.float64).expand_as(F), improper=False)
 
 
-def estimator_bias(
-    cfg: OrbitAverageConfig, group: Group, n: int, wrong_factor: bool = False, n_atoms: int = 3
-) -> float:
+def estimator_bias(cfg: OrbitTargetConfig, group: Group, n: int, wrong_factor: bool = False, n_atoms: int = 3) -> float:
     """Largest |z| of E<T_hat - x0, psi(z_t)> over levels and test functions, for turned and permuted data.
 
     Where a batch shares its draws, batches are small and their means are scored, as its molecules are not independent.
@@ -390,7 +388,7 @@ def estimator_bias(
         for start in range(0, n, step):
             size, part = min(step, n - start), 10 * start  # no two generators alike
             x0 = haar_turned(cloud(size, 8, n_atoms=n_atoms).replace(h=h.repeat(size, 1)), part + seed, group)
-            fresh = OrbitAverageConfig(include_generator=False, permutations=cfg.permutations, n_permutations=1)
+            fresh = OrbitTargetConfig(include_generator=False, permutations=cfg.permutations, n_permutations=1)
             order = draw_permutations(x0, fresh, generator(part + 10 + seed))
             x0 = x0 if order is None else x0.replace(x=x0.x[order[:, 0]], h=x0.h[order[:, 0]])
             z_t, level = noised_at(x0, alpha, sigma, part + 20 + seed)
@@ -414,7 +412,7 @@ def estimator_bias(
 )
 def test_sampled_target_is_unbiased(n_draws, n, proposal, group):
     """T26: E<T_hat - x0, psi(x_t)> = 0 for Ng in {1, 2, 8, 64}, three test functions, three noise levels, |z| < 5."""
-    assert estimator_bias(OrbitAverageConfig(n_draws, proposal=proposal), group, n) < Z_MAX
+    assert estimator_bias(OrbitTargetConfig(n_draws, proposal=proposal), group, n) < Z_MAX
 
 
 @pytest.mark.slow
@@ -422,8 +420,8 @@ def test_sampled_target_is_unbiased(n_draws, n, proposal, group):
 def test_target_from_shared_draws_is_unbiased(proposal):
     """T26: draws that a batch shares keep the mean, scored by batches of ten; one draw in place of the generating
     element does not."""
-    assert estimator_bias(OrbitAverageConfig(2, proposal=proposal, shared_draws=True), SO3(), 5000) < Z_MAX
-    wrong = OrbitAverageConfig(1, include_generator=False, proposal=proposal, shared_draws=True)
+    assert estimator_bias(OrbitTargetConfig(2, proposal=proposal, shared_draws=True), SO3(), 5000) < Z_MAX
+    wrong = OrbitTargetConfig(1, include_generator=False, proposal=proposal, shared_draws=True)
     assert estimator_bias(wrong, SO3(), 5000) > Z_MAX
 
 
@@ -431,7 +429,7 @@ def test_one_uniform_draw_is_the_data():
     """T26: Ng = 1 gives T_hat = x0."""
     x0 = cloud(5, 8)
     z_t, _, level = noised_to(x0, 500, 1)
-    for cfg in (OrbitAverageConfig(1), OrbitAverageConfig(1, proposal=LOCAL)):
+    for cfg in (OrbitTargetConfig(1), OrbitTargetConfig(1, proposal=LOCAL)):
         assert torch.equal(averaged(x0, z_t, level, O3(), generator(0), cfg).x, x0.x)
 
 
@@ -440,7 +438,7 @@ def test_one_uniform_draw_is_the_data():
 def test_sampled_target_over_permutations_is_unbiased(permutations, proposal):
     """T26: as above for pairs of permutations and rotations, features among the test functions; without the generating
     element it is not."""
-    cfg = OrbitAverageConfig(3, proposal=proposal, permutations=permutations, n_permutations=3)
+    cfg = OrbitTargetConfig(3, proposal=proposal, permutations=permutations, n_permutations=3)
     assert estimator_bias(cfg, SO3(), 15_000, n_atoms=4) < Z_MAX
     cfg.include_generator = False
     assert estimator_bias(cfg, SO3(), 5_000, n_atoms=4) > 2 * Z_MAX
@@ -449,11 +447,11 @@ def test_sampled_target_over_permutations_is_unbiased(permutations, proposal):
 @pytest.mark.parametrize(
     ("cfg", "group", "wrong_factor"),
     [
-        (OrbitAverageConfig(2, include_generator=False), SO3(), False),
-        (OrbitAverageConfig(8, temperature=0.4), SO3(), False),
-        (OrbitAverageConfig(8), SO3(), True),
-        (OrbitAverageConfig(8, proposal=LOCAL), UnweightedSO3(), False),
-        (OrbitAverageConfig(8, proposal=LOCAL), AboutTheGenerator(), False),
+        (OrbitTargetConfig(2, include_generator=False), SO3(), False),
+        (OrbitTargetConfig(8, temperature=0.4), SO3(), False),
+        (OrbitTargetConfig(8), SO3(), True),
+        (OrbitTargetConfig(8, proposal=LOCAL), UnweightedSO3(), False),
+        (OrbitTargetConfig(8, proposal=LOCAL), AboutTheGenerator(), False),
     ],
     ids=["generator omitted", "temperature 0.4", "wrong factor", "no density", "about the generator"],
 )
@@ -468,7 +466,7 @@ def test_many_draws_approach_the_closed_form(proposal):
     for group, other in ((SO3(), O3()), (O3(), SO3())):
         x0 = cloud(1, 5, n_atoms=4)
         z_t, level = noised_at(x0, *LEVELS[2], 6)
-        cfg = OrbitAverageConfig(1_000_000, include_generator=False, proposal=proposal)
+        cfg = OrbitTargetConfig(1_000_000, include_generator=False, proposal=proposal)
         found = averaged(x0, z_t, level, group, generator(7), cfg).x
         assert (found - target(x0, z_t, level, group)).abs().max() < 5e-3
         assert (found - target(x0, z_t, level, other)).abs().max() > 1e-2
@@ -500,7 +498,7 @@ def test_more_draws_never_raise_the_variance():
         return x0.sum_over_atoms((T * torch.tanh(2 * z_t.x)).sum(1))[resampled].var(1)
 
     def sampled_by(n_draws: int, group: Group) -> Tensor:
-        return variances(averaged(x0, z_t, level, group, generator(15), OrbitAverageConfig(n_draws)).x)
+        return variances(averaged(x0, z_t, level, group, generator(15), OrbitTargetConfig(n_draws)).x)
 
     def falls(*chain: Tensor) -> bool:
         return all((larger - smaller).quantile(0.025) > 0 for smaller, larger in pairwise(chain))
@@ -510,7 +508,7 @@ def test_more_draws_never_raise_the_variance():
     assert not falls(exact, sampled_by(64, CopiesOfOne(64)), eight, one)
 
 
-def removed_by(cfg: OrbitAverageConfig, i: int) -> float:
+def removed_by(cfg: OrbitTargetConfig, i: int) -> float:
     """E|eps - eps*|^2 of the sampled target."""
     x0 = cloud(400, 10)
     z_t, _, level = noised_to(x0, i, 11)
@@ -522,9 +520,9 @@ def removed_by(cfg: OrbitAverageConfig, i: int) -> float:
 @pytest.mark.parametrize("i", [10, 100, 300, 500])
 def test_local_draws_remove_what_the_closed_form_removes(i):
     """T29: sampled version, 64 local draws remove nearly 3 at every level, 64 uniform ones nothing at t <= 100."""
-    assert abs(removed_by(OrbitAverageConfig(proposal=LOCAL), i) - removed(i)) < 0.3
+    assert abs(removed_by(OrbitTargetConfig(proposal=LOCAL), i) - removed(i)) < 0.3
     if i <= 100:
-        assert removed_by(OrbitAverageConfig(), i) < 0.1
+        assert removed_by(OrbitTargetConfig(), i) < 0.1
 
 
 # ---------------------------------------------------------------------- gradients
@@ -579,7 +577,7 @@ def gradient_change(make: Callable, rotated: bool, average: Callable) -> tuple[f
     return z_score(ours - standard), (ours.var(0).sum() / standard.var(0).sum()).item()
 
 
-def sampled(cfg: OrbitAverageConfig) -> Callable:
+def sampled(cfg: OrbitTargetConfig) -> Callable:
     return lambda x0, z_t, level: averaged(x0, z_t, level, SO3(), generator(24), cfg).x
 
 
@@ -589,7 +587,7 @@ NETWORKS = [(lambda: AnyNetwork(4), True), (EquivariantNetwork, False)]
 @pytest.mark.parametrize(("make", "rotated"), NETWORKS, ids=["any, turned data", "equivariant, data as stored"])
 @pytest.mark.parametrize(
     "average",
-    [target, sampled(OrbitAverageConfig(64)), sampled(OrbitAverageConfig(16, proposal=LOCAL))],
+    [target, sampled(OrbitTargetConfig(64)), sampled(OrbitTargetConfig(16, proposal=LOCAL))],
     ids=["exact", "64 uniform", "16 local"],
 )
 def test_averaging_keeps_the_mean_gradient_and_lowers_its_variance(make, rotated, average, record_property):
@@ -606,7 +604,7 @@ def test_averaging_keeps_the_mean_gradient_and_lowers_its_variance(make, rotated
 @pytest.mark.parametrize(("make", "rotated"), NETWORKS, ids=["any", "equivariant"])
 def test_a_biased_average_changes_the_mean_gradient(make, rotated):
     """T27: the check refuses the average without the generating element."""
-    biased = sampled(OrbitAverageConfig(2, include_generator=False))
+    biased = sampled(OrbitTargetConfig(2, include_generator=False))
     assert gradient_change(make, rotated, biased)[0] > 2 * Z_MAX
 
 
@@ -653,7 +651,7 @@ def test_equivariant_network_has_the_same_loss_on_stored_and_turned_data(backbon
 
     def loss(x: State, noise: State, candidates: Tensor) -> Tensor:
         both = model.process.noised(x, noise, level)
-        wanted = orbit_average(both, Given(candidates), generator(0), OrbitAverageConfig(9)).noise
+        wanted = orbit_target(both, Given(candidates), generator(0), OrbitTargetConfig(9)).noise
         return model.method.loss(model.predict(both.z_t, level, generator(0)), wanted, both)
 
     here, there = loss(x0, eps, R), loss(turned(x0, Q), turned(eps, Q), Q @ R @ Q.T)
@@ -664,17 +662,17 @@ def test_equivariant_network_has_the_same_loss_on_stored_and_turned_data(backbon
 
 # 8 x 6 draws, not 7 x 6, which is also the number of atoms
 VARIANTS = [
-    OrbitAverageConfig(9),
-    OrbitAverageConfig(8, include_generator=False),
-    OrbitAverageConfig(9, shared_draws=True),
-    OrbitAverageConfig(8, proposal=LOCAL),
-    OrbitAverageConfig(9, proposal=LOCAL, shared_draws=True),
-    OrbitAverageConfig(4, permutations=Permutations.CLASSES, n_permutations=3),
-    OrbitAverageConfig(4, proposal=LOCAL, permutations=Permutations.ALL, n_permutations=3),
+    OrbitTargetConfig(9),
+    OrbitTargetConfig(8, include_generator=False),
+    OrbitTargetConfig(9, shared_draws=True),
+    OrbitTargetConfig(8, proposal=LOCAL),
+    OrbitTargetConfig(9, proposal=LOCAL, shared_draws=True),
+    OrbitTargetConfig(4, permutations=Permutations.CLASSES, n_permutations=3),
+    OrbitTargetConfig(4, proposal=LOCAL, permutations=Permutations.ALL, n_permutations=3),
 ]
 
 
-def batch_error(cfg: OrbitAverageConfig, molecules: list[int], n_shared: int | None) -> float:
+def batch_error(cfg: OrbitTargetConfig, molecules: list[int], n_shared: int | None) -> float:
     """|target within a batch - target for a selection of it|, draws following their molecules."""
     x0, _, level, z_t = states()
     atoms = atoms_of(x0.layout, molecules)
@@ -698,7 +696,7 @@ def test_target_of_a_molecule_ignores_the_rest_of_the_batch(cfg, molecules):
 
 def test_draws_that_follow_no_molecule_are_noticed():
     """T9: the comparison refuses shared draws that are not declared, and draws by the molecule taken for atoms'."""
-    for cfg in (OrbitAverageConfig(9, shared_draws=True), OrbitAverageConfig(8)):
+    for cfg in (OrbitTargetConfig(9, shared_draws=True), OrbitTargetConfig(8)):
         with pytest.raises(AssertionError):
             batch_error(cfg, [2], None)
 
@@ -708,7 +706,7 @@ def test_sampled_target_in_float32(cfg, precision):
     """Centre of mass, and the float64 target to single precision, for every option."""
     x0, _, level, z_t = states(dtype=precision)
     both = noised(x0, z_t, level)
-    found = orbit_average(both, O3(), generator(1), cfg)
+    found = orbit_target(both, O3(), generator(1), cfg)
     target = both.clean_of(found.noise)
     assert target.x.dtype == target.h.dtype == precision
     assert target.sum_over_atoms(target.x).abs().max() < 10 * TOLERANCE[precision]
@@ -719,4 +717,4 @@ def test_sampled_target_in_float32(cfg, precision):
 @pytest.mark.parametrize("options", [{"n_draws": 0}, {"temperature": 0.0}, {"n_permutations": 0}], ids=str)
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=f"'{next(iter(options))}' is .*, expected"):
-        OrbitAverageConfig(**options)
+        OrbitTargetConfig(**options)
