@@ -60,7 +60,9 @@ def check(registry: Registry, entry: Entry) -> Iterator[Check]:
     """All checks of one registered method, on every backbone that it fits, or of one backbone, under every method."""
     pairs = [pair for pair in fitting_pairs() if entry.name == pair[0 if registry is methods else 1]]
     yield Check(entry.name, "is cited", f"{len(entry.references)} references", len(entry.references) > 0)
-    if not pairs:
+    if getattr(entry.build, "one_size", False):
+        yield Check(entry.name, "fits", "takes states of one size, and those of the battery differ: not checked", None)
+    elif not pairs:
         yield Check(entry.name, "fits", f"no {'backbone' if registry is methods else 'method'}", False)
     if registry is backbones:
         yield from _declared_equivariance(entry)
