@@ -45,7 +45,7 @@ def fake_measured(kind: str, **given: Any) -> dict[str, Any]:
         flops = 5e11 if given.get("reference") else 1.1e11 if given["method"] == "symdiff" else 1e11
         return step(seconds, "bf16" if given.get("bf16") else "float32", flops)
     if kind == "paired":
-        return {"ratios": {"float32": [9.0, 10.0, 12.0], "bf16": [19.0, 20.0, 20.0]}}
+        return {"ratios": {"float32": [9.0, 10.0, 12.0], "bf16": [19.0, 20.0, 20.0], "float32, plain": [7.0]}}
     if kind == "against":
         if given["bf16"]:
             raise RuntimeError("bf16 cannot take turns")
@@ -86,9 +86,9 @@ def test_floor_ratio_and_memory_follow_from_the_record(record):
     text = performance.page({"cpu": record})
     single = line(text, "edm on egnn", "published", "float32")
     # 100 GFLOP at 100 GFLOP/s take 1 s, which is 25 % of the speed; ten times faster, a tenth of the memory
-    times = "4.000 (3.600, 4.400) | 1.333 | 25 % | 40.000 (36.000, 44.000) | 10.0x (9.0, 12.0)"
+    times = "4.000 (3.600, 4.400) | 1.333 | 25 % | 40.000 (36.000, 44.000) | 10.0x (9.0, 12.0) | 7.0x (7.0, 7.0)"
     assert f"| 100.0 | 1.00 | 1.000 | {times} | 400 | 4000 | 10.0x |" in single
-    assert " | 20.0x (19.0, 20.0) | " in line(text, "edm on egnn", "published", "bf16")
+    assert " | 20.0x (19.0, 20.0) |  | " in line(text, "edm on egnn", "published", "bf16")
     assert "| 1.00 | 12.5x (11.0, 13.0) |" in line(text, "edm on egnn", "published", "2", "12.00")
 
 

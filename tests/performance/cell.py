@@ -112,8 +112,12 @@ def stepper(reference: bool = False, **given: Any) -> Clocked:
 
 
 def paired(n_rounds: int, n_steps: int, **given: Any) -> dict[str, Any]:
-    """How many times as long as ours the padded reference's step in float32 takes, by precision, in each round."""
+    """How many times as long as ours the padded reference's step in float32 takes, by precision, in each round; on a
+    CPU also without kernels."""
     ours = {"float32": stepper(**given), "bf16": stepper(bf16=True, **given)}
+    if given.get("device", "cpu") == "cpu":
+        ours["float32, plain"] = stepper(kernels="off", **given)
+        ours["bf16, plain"] = stepper(bf16=True, kernels="off", **given)
     return {"ratios": in_turn(n_rounds, stepper(reference=True, **given), ours, n_steps)}
 
 

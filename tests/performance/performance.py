@@ -37,7 +37,7 @@ HOOKS_ON = "dit"
 # timed steps at the two sizes, the reference's and ours: enough for a median
 STEPS = {PUBLISHED: (2, 8), LAPTOP: (10, 40)}
 # rounds in which reference and ours take turns, fewer where the reference takes a dozen seconds, and our steps in each
-ROUNDS = {("egnn", PUBLISHED): (5, 3), ("dit", PUBLISHED): (20, 3), ("egnn", LAPTOP): (15, 3), ("dit", LAPTOP): (15, 3)}
+ROUNDS = {("egnn", PUBLISHED): (5, 3), ("dit", PUBLISHED): (12, 3), ("egnn", LAPTOP): (15, 3), ("dit", LAPTOP): (15, 3)}
 # the method with a network of its own in `predict`, and the one that it is without; rounds of a step of each
 KERNEL = ("symdiff", "plain", "dit")
 KERNEL_ROUNDS = {PUBLISHED: 40, LAPTOP: 80}
@@ -146,7 +146,8 @@ def steps(record: dict[str, Any]) -> str:
     """A line for each network, size and precision; ratios are to the reference in float32."""
     lines = markdown(
         "network", "size", "precision", "GFLOP", "GB of state", "floor, s", "step, s (quartiles)", "forward, s",
-        "of the floor's speed", "reference, s", "faster (least, most)", "peak, MiB", "reference, MiB", "less",
+        "of the floor's speed", "reference, s", "faster (least, most)", "without kernels", "peak, MiB",
+        "reference, MiB", "less",
     )  # fmt: skip
     references: dict[tuple[str, ...], dict[str, Any]] = {}
     pairs = {network_of(cell): cell["result"]["ratios"] for cell in of_kind(record, "paired") if "result" in cell}
@@ -165,13 +166,27 @@ def steps(record: dict[str, Any]) -> str:
         cells = [*start, f"{result['flops'] / 1e9:.1f}", f"{result['bytes'] / 1e9:.2f}", f"{least:.3f}"]
         cells += [seconds(result), f"{result['forward_seconds']:.3f}", f"{100 * least / took:.0f} %"]
         if other:
-            cells += [seconds(other), times(pairs.get(network, {}).get(result["dtype"], []))]
+            ratios = pairs.get(network, {})
+            cells += [seconds(other), *(times(ratios.get(f"{result['dtype']}{end}", [])) for end in ("", ", plain"))]
             peaks = result["peak_memory_mb"], other["peak_memory_mb"]
             cells += [f"{peaks[0]:.0f}", f"{peaks[1]:.0f}", f"{peaks[1] / peaks[0]:.1f}x"]
         else:
-            cells += ["", "", f"{result['peak_memory_mb']:.0f}", "", ""]
+            cells += ["", "", "", f"{result['peak_memory_mb']:.0f}", "", ""]
         lines.append(row(*cells))
-    return "Training step, 64 molecules:\n\n" + "\n".join(lines)
+    return "Training step, 64 molecules:\n\n" + "\n".join(lines) + installed(record)
+
+
+def installed(record: dict[str, Any]) -> str:
+    """The kernels of `bench.kernels` that ran in place of plain torch, by backbone."""
+    found = {
+        cell["given"]["backbone"]: ", ".join(cell["result"]["kernels"]) or "none"
+        for cell in of_kind(record, "step")
+        if "kernels" in cell.get("result", {}) and not cell["given"].get("reference")
+    }
+    named = "; ".join(f"{backbone}: {names}" for backbone, names in found.items())
+    return (
+        f"\n\nKernels that ran: {named}. *Without kernels*: the same ratio with `train.kernels: off`." if named else ""
+    )
 
 
 def network_of(cell: dict[str, Any]) -> tuple[str, str, str]:
