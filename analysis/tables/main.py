@@ -22,6 +22,7 @@ from bench.records.values import Kind
 N_TEXT = 3  # method, backbone, guarantee
 NAME_WIDTH = 22  # largest width of a text column on a terminal, when columns are split into blocks
 NBSP = "\N{NO-BREAK SPACE}"
+MANY = 4  # different numbers of steps, above which the first and the last are told
 BORROWED, OLDER, DIRTY, BOUND, AT_LEAST = "§", "†", "‡", "≤", "≥"
 # columns of values.csv
 TIDY = [column for column in VALUE_COLUMNS if column not in ("definition", "words", "scalar", "source", "entry")]
@@ -245,6 +246,9 @@ def _steps(study: Study) -> str:
     if "n_steps" not in runs:
         return MISSING
     trained = runs[runs["n_steps"] > 0]
+    made = trained["eval.step"].dropna() if "eval.step" in trained else trained["n_steps"]
+    if made.nunique() > MANY:
+        return " to ".join(f"{int(n):,}".replace(",", NBSP) for n in (made.min(), made.max()))
     return _listing(study, "eval.step", trained) or _listing(study, "n_steps", trained)  # the clock may have ended it
 
 

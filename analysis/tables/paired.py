@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.labels import MISSING
+from analysis.labels import MISSING, Column
 from analysis.load import Frame, Study
 from analysis.stats import Difference, Group, Summary, evaluated, paired, reference_for, reference_group, summarise
 from analysis.tables.main import AT_LEAST, BOUND, is_bound
@@ -69,7 +69,7 @@ def paired_table(study: Study, reference: str | None = None) -> Table | None:
             cells.append(Cell(prefix + column.show(d.mean, signed=True), interval, bold=found_one))
         n = max(d.n for d in differences.values())
         rows.append([Cell(group[0]), Cell(group[1]), Cell(" / ".join(other)), Cell(str(n) if n else MISSING), *cells])
-    header = ["Method", "Backbone", "Minus", "Pairs", *(f"{c.label} ({_points(c.unit)})" for c in study.compared)]
+    header = ["Method", "Backbone", "Minus", "Pairs", *(_title(column) for column in study.compared)]
     caption = (
         "Paired differences on common seeds: mean [95 % interval, Student's t over seeds]. Bold: the interval leaves "
         "out zero (one comparison at a time, not corrected for their number)."
@@ -77,8 +77,9 @@ def paired_table(study: Study, reference: str | None = None) -> Table | None:
     return Table(header, rows, caption, n_text=3, notes=[_warning(found)])
 
 
-def _points(unit: str) -> str:
-    return "points" if unit == "%" else unit
+def _title(column: Column) -> str:
+    """Label and unit; a difference of percentages is in points."""
+    return f"{column.label} (points)" if column.unit == "%" else column.title
 
 
 def _warning(found: list[tuple[Group, Group, dict[str, Difference]]]) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import shutil
 
 import pytest
@@ -332,3 +333,22 @@ def test_terminal_table_shares_out_columns_among_blocks(folder):
     printed = main.print_table(load(folder))
     assert printed.count("backbone") == 4
     assert max(map(len, printed.splitlines())) <= 120
+
+
+def test_many_numbers_of_steps_are_told_as_a_range(folder):
+    """Control: a few are listed."""
+    paths = sorted(folder.glob("*/eval.json"))
+    for i, path in enumerate(paths[:2]):
+        edit(path, step=100 + i)
+    assert "; 100, 101, 400 optimiser steps" in main.caption(load(folder))
+    for i, path in enumerate(paths):
+        edit(path, step=100 + i)
+    assert re.search(r"; 100 to 10\d optimiser steps", main.caption(load(folder)))
+
+
+def test_a_difference_without_a_unit_has_no_empty_brackets(folder):
+    for path in folder.glob("*/eval.json"):
+        edit_value(path, "wobble", label="Wobble", unit="", value=0.5)
+    header = paired.paired_table(load(folder)).header
+    assert "Wobble" in header
+    assert "Atom stability (points)" in header
