@@ -356,7 +356,13 @@ def build(cls: Any, values: Any, where: str = "") -> Any:
     for f in dataclasses.fields(cls):
         if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"'{prefix}{f.name}' is missing; it has no default")
-    return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
+    converted = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError:
+        raise
+    except ValueError as error:  # options of a plug-in or of a lower floor that do not fit one another
+        raise ConfigError(str(error)) from error
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

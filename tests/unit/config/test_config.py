@@ -350,5 +350,5 @@ def test_the_group_is_the_first_of_the_task_unless_it_is_given():
 def test_settings_that_cannot_be_meant_are_refused(change, message):
     page = {"study": "s", "method": "plain", "backbone": "dit", "data": "mini"}
     build(RunConfig, page)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         build(RunConfig, page | change)
