@@ -18,6 +18,8 @@ from analysis.load import AT, Frame, Study
 from analysis.stats import Group
 
 N_ACROSS = 2
+# ratios of the largest to the smallest value between which the vertical axis is logarithmic; beyond, the smallest is 0
+VERY_WIDE, ROUNDING = 1e3, 1e12
 
 
 def build(study: Study, out: Path) -> list[Path]:
@@ -86,7 +88,11 @@ def _panel(axes: Axes, study: Study, column: Column, axis: str) -> tuple[set[Gro
     if len(data):
         axes.plot(*_curve(data, axis, column), **DATA)
     x_axis(axes, values[axis].tolist())
-    axes.yaxis.set_major_locator(MaxNLocator(6))
+    low, high = values["value"].min(), values["value"].max()
+    if low > 0 and VERY_WIDE < high / low < ROUNDING:
+        axes.set_yscale("log")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(axis.removeprefix(AT))
     axes.set_ylabel(f"{column.title}{ARROWS[column.better]}")
     return shown, bool(len(data))

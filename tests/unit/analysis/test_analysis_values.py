@@ -241,6 +241,15 @@ def test_numbers_of_the_records_reach_the_csv_to_the_last_digit(folder):
     assert mine.to_dict() == {value["name"]: value["value"] for value in record["values"]}
 
 
+@pytest.mark.parametrize(("smallest", "scale"), [(1e-4, "log"), (0.5, "linear"), (1e-30, "linear"), (0.0, "linear")])
+def test_curves_over_many_orders_of_magnitude_are_drawn_on_a_logarithmic_axis(folder, panels, smallest, scale):
+    for t, value in ((0.1, smallest), (0.9, 1.0)):
+        invent(folder, at={"t": t}, value=value)
+    positions.build(load(folder), folder)
+    (axes,) = [axes for axes in panels["positions"].axes if axes.axison]
+    assert axes.get_yscale() == scale
+
+
 def field_of(folder, plane: bool):
     """Give four runs a field, and the exact one twice as long."""
     points = [{"x": x, "y": y} for x in (-1.0, 1.0) for y in (0.0, 1.0)] if plane else [{"x": x} for x in (-1.0, 1.0)]
