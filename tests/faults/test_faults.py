@@ -106,7 +106,7 @@ def test_a_run_that_dies_before_its_record_is_recorded_too(tmp_path):
     assert "failed" in command("status", "tiny", cwd=tmp_path).stdout
 
 
-@pytest.mark.parametrize("n_parallel", [1, 2])
+@pytest.mark.parametrize("n_parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_launchers_share_a_study_without_clobbering(straight, tmp_path, started, n_parallel):
     path = write_study(tmp_path, launch={"cluster": "local", "n_parallel": n_parallel})
     processes = [started(path), started(path)]

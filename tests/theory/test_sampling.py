@@ -288,12 +288,17 @@ def anisotropy_z(model: Model, n: int = 2000, n_steps: int = 20) -> float:
     return z_score(torch.cat([x.square() - x.square().roll(1, dims=1), x * x.roll(1, dims=1)], dim=1))
 
 
+DEAR = ("e3", "visnet")  # backbones on which a method averages for seconds
 INVARIANT = [(m, b) for m, b in fitting_pairs() if methods[m].build.guarantee in (Guarantee.EXACT, Guarantee.IN_LAW)]
 
 
 @pytest.mark.parametrize(
     ("method", "backbone", "group"),
-    [*((m, b, O3()) for m, b in INVARIANT), ("symdiff", "dit", SO3()), ("frames", "dit", SO3())],
+    [
+        *(pytest.param(m, b, O3(), marks=[pytest.mark.slow] * (b in DEAR)) for m, b in INVARIANT),
+        ("symdiff", "dit", SO3()),
+        ("frames", "dit", SO3()),
+    ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_samples_of_an_untrained_network_have_no_orientation(method, backbone, group):
