@@ -1,8 +1,8 @@
 """Files of runs and studies: their paths, and how they are written and read (no torch).
 
 Only `RunFolder` and `StudyFolder` know file names. Every file is written under a temporary name, synced and renamed, so
-that a reader sees the old content or the new one. A JSON record carries one checksum, because a flipped bit in a digit
-breaks no schema; lines of steps.jsonl carry none: a line cut short is no JSON, and missing ones are counted.
+that a reader sees the old content or the new one. A JSON record, and each line of steps.jsonl, carries a checksum,
+because a flipped bit in a digit breaks no schema; missing lines are counted.
 """
 
 from __future__ import annotations
@@ -139,8 +139,8 @@ class RunFolder:
         return [self.config, self.manifest, self.data, self.eval, self.drawn]
 
     def leftovers(self) -> Iterator[Path]:
-        """Temporary files of writes that were interrupted."""
-        return self.path.glob(".*")
+        """Temporary files of interrupted writes, without those of `job`: launchers write it without the run's lock."""
+        return (path for path in self.path.glob(".*") if not path.name.startswith(f".{self.job.name}."))
 
 
 @dataclass(frozen=True)
@@ -270,8 +270,8 @@ def write_yaml(path: Path, data: Any) -> None:
 
 
 def as_line(record: Mapping[str, Any]) -> str:
-    """A record as one line of JSON; NaN is refused because it is not JSON."""
-    return json.dumps(record, allow_nan=False) + "\n"
+    """A record with its checksum as one line of JSON; NaN is refused because it is not JSON."""
+    return json.dumps({**record, CHECKSUM: _checksum(record)}, allow_nan=False) + "\n"
 
 
 def _checksum(record: Mapping[str, Any]) -> str:
@@ -390,7 +390,10 @@ def read_steps(path: Path, until: int | None = None) -> list[dict[str, Any]]:
             fault = RecordError(f"{path}:{number}: not readable as JSON ({one_line(error)})")
             fault.__cause__ = error
             continue
+        given = step.pop(CHECKSUM, None) if isinstance(step, dict) else None
         check(step, STEP, f"{path}:{number}")
+        if given is not None and given != _checksum(step):
+            raise RecordError(f"{path}:{number}: its values do not agree with its {CHECKSUM}, so it was damaged")
         steps.append(step)
     last = steps[-1]["step"] if steps else 0
     if until is not None and last < until:

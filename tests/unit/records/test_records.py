@@ -239,3 +239,16 @@ def test_npz_is_read_by_name_and_never_unpickled(tmp_path):
     np.savez(tmp_path / "b.npz", x=np.array([{}], dtype=object))
     with pytest.raises(inputs.NpzError, match="pickled objects, which are never loaded"):
         inputs.read_arrays(tmp_path / "b.npz")
+
+
+def test_a_changed_digit_in_a_line_is_noticed(tmp_path):
+    """Control: a line without a checksum, written by hand, is taken as it is."""
+    path = tmp_path / "steps.jsonl"
+    for step in (1, 2):
+        append_line(path, {"step": step, "seconds": 1.5, "loss": 0.25})
+    assert [line["loss"] for line in read_steps(path)] == [0.25, 0.25]
+    path.write_text(path.read_text().replace("0.25", "0.35", 1))
+    with pytest.raises(RecordError, match=r"steps\.jsonl:1: its values do not agree with its checksum"):
+        read_steps(path)
+    path.write_text('{"step": 1, "seconds": 1.5, "loss": 0.35}\n')
+    assert read_steps(path) == [{"step": 1, "seconds": 1.5, "loss": 0.35}]

@@ -224,3 +224,13 @@ def test_a_sampler_that_the_path_does_not_have_is_refused_before_training(sample
             execute(wrong.cfg, wrong.folder)
         with pytest.raises(AssertionError, match="trained"):
             execute(right.cfg, right.folder)
+
+
+def test_a_worker_leaves_alone_what_a_launcher_is_writing(tmp_path):
+    """`job.json` is written without the run's lock. Control: a leftover of a file that the worker writes goes."""
+    run = item(tmp_path)
+    run.folder.mkdir(parents=True)
+    for name in (".job.json.abc", ".manifest.json.abc"):
+        (run.folder / name).write_text("{")
+    execute(run.cfg, run.folder)
+    assert [path.name for path in run.folder.glob(".*")] == [".job.json.abc"]
