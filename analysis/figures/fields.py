@@ -28,8 +28,7 @@ def build(study: Study, out: Path) -> list[Path]:
     if values.empty:
         return []
     groups = [group for group in study.groups if len(_of(values, group))]
-    planar = POINT[1] in values and values[POINT[1]].notna().any()
-    times = sorted(values[f"{AT}t"].unique())
+    planar, times = _is_planar(values), _times(values)
     panels: list[Any] = list(groups) if planar else times
     n_across = min(N_ACROSS, len(panels))
     n_rows = -(-len(panels) // n_across)
@@ -53,9 +52,8 @@ def build(study: Study, out: Path) -> list[Path]:
 def caption(study: Study) -> str:
     """What the figure shows."""
     values = of_fields(study)
-    (time,) = {sorted(values[f"{AT}t"].unique())[values[f"{AT}t"].nunique() // 2]}
-    planar = POINT[1] in values and values[POINT[1]].notna().any()
-    shown = f"first seed, t = {time:g}" if planar else "a line for each seed"
+    times = _times(values)
+    shown = f"first seed, t = {times[len(times) // 2]:g}" if _is_planar(values) else "a line for each seed"
     return (
         "Vector fields where the first point of a noised shape is moved and the others stay: -E[eps | z_t] at that "
         f"point, which is sigma times the score; {shown}. Grey: the exact field of the symmetrised data."
@@ -68,6 +66,14 @@ def of_fields(study: Study) -> Frame:
     if POINT[0] not in values:
         return values.iloc[:0]
     return values[values["counted"] & values[POINT[0]].notna() & values["value"].notna()]
+
+
+def _is_planar(values: Frame) -> bool:
+    return POINT[1] in values and bool(values[POINT[1]].notna().any())
+
+
+def _times(values: Frame) -> list[float]:
+    return sorted(values[f"{AT}t"].unique())
 
 
 def _of(values: Frame, group: Group) -> Frame:
