@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -146,21 +146,21 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """adaLN-Zero transformer block."""
+    """adaLN-Zero transformer block around an attention layer."""
 
-    def __init__(self, width: int, n_heads: int, mlp_ratio: int) -> None:
+    def __init__(self, width: int, mlp_ratio: int, attention: Any) -> None:
         super().__init__()
-        self.attention = Attention(width, n_heads)
+        self.attention = attention
         self.mlp = SwiGLU(width, mlp_ratio)
         self.modulation = zero_linear(width, 6 * width)
 
     def forward(
-        self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout, slots: Slots
+        self, tokens: Float[Tensor, "A H"], c: Float[Tensor, "B H"], layout: Layout, *seen: Any
     ) -> Float[Tensor, "A H"]:
-        """c: SiLU of the time embedding."""
+        """c: SiLU of the time embedding; seen: what attention is handed besides the tokens."""
         modulation = self.modulation(c).to(tokens.dtype)
         of_attention, gate_a, of_mlp, gate_m = modulation.split([2 * tokens.shape[1], tokens.shape[1]] * 2, dim=1)
-        tokens = tokens + per_atom(gate_a, layout) * self.attention(modulate(tokens, of_attention, layout), slots)
+        tokens = tokens + per_atom(gate_a, layout) * self.attention(modulate(tokens, of_attention, layout), *seen)
         return tokens + per_atom(gate_m, layout) * self.mlp(modulate(tokens, of_mlp, layout))
 
 
@@ -184,7 +184,7 @@ class Trunk(nn.Module):
     def __init__(self, width: int, depth: int, n_heads: int, mlp_ratio: int, time_scale: float) -> None:
         super().__init__()
         self.time = TimeEmbedding(width, time_scale)
-        self.blocks = nn.ModuleList(Block(width, n_heads, mlp_ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, mlp_ratio, Attention(width, n_heads)) for _ in range(depth))
 
     def forward(self, tokens: Float[Tensor, "A H"], t: Float[Tensor, "B"], layout: Layout) -> tuple[Tensor, Tensor]:
         """Tokens after the last block [A, H] and SiLU of the time embedding [B, H]."""

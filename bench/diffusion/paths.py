@@ -38,8 +38,14 @@ class Path(nn.Module, ABC):
     prior_sigma: float = 1.0
 
     @abstractmethod
-    def draw(self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32) -> Level:
-        """n independent levels to train on; `lowest`: smallest index drawn, on discrete paths."""
+    def draw(
+        self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32, power: float = 1.0
+    ) -> Level:
+        """n independent levels to train on, at t = u^power for uniform u.
+
+        Args:
+            lowest: smallest index drawn, on discrete paths.
+        """
 
     @abstractmethod
     def grid(self, n_steps: int, device: torch.device | str) -> Tensor:
@@ -75,8 +81,14 @@ class TablePath(Path):
         # kept out of checkpoints: it follows from the configuration
         self.register_buffer("gamma", torch.from_numpy(gamma), persistent=False)
 
-    def draw(self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32) -> Level:
-        i = torch.randint(lowest, self.last + 1, (n,), generator=rng, device=rng.device)
+    def draw(
+        self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32, power: float = 1.0
+    ) -> Level:
+        if power == 1:
+            i = torch.randint(lowest, self.last + 1, (n,), generator=rng, device=rng.device)
+        else:
+            u = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64)
+            i = lowest + ((self.last + 1 - lowest) * u**power).long()
         return self.at(i, dtype)
 
     def grid(self, n_steps: int, device: torch.device | str) -> Int[Tensor, "S_plus_1"]:
@@ -134,9 +146,11 @@ class LinearPath(Path):
         super().__init__()
         self.margin = margin
 
-    def draw(self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32) -> Level:
+    def draw(
+        self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32, power: float = 1.0
+    ) -> Level:
         del lowest
-        u = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64)
+        u = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64) ** power
         return self.at(self.margin + (1 - 2 * self.margin) * u, dtype)
 
     def grid(self, n_steps: int, device: torch.device | str) -> Float[Tensor, "S_plus_1"]:

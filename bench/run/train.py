@@ -253,7 +253,7 @@ class Validation:
         self.model.eval()
         for i, clean in enumerate(self.batches):
             rng = self.streams.at(i)
-            level = process.draw(len(clean), rng.time, decoder_level=False)
+            level = process.draw_uniform(len(clean), rng.time)
             noised = process.noised(clean, process.noise(clean.layout, rng.noise, context=clean.context), level)
             target = process.parametrisation.target(noised.noise, noised)
             prediction = self.model.predict(noised.z_t, level, rng.method)

@@ -203,3 +203,18 @@ def test_weights_of_levels():
     torch.testing.assert_close(level.sigma, torch.linspace(0.01, 0.999, 100, dtype=F64)[[0, 50, 99]])
     torch.testing.assert_close(level.t, torch.tensor([0.0, 0.5, 0.99], dtype=F64))
     torch.testing.assert_close(LossWeight.SNR.of(level), (level.alpha / level.sigma) ** 2)
+
+
+@pytest.mark.parametrize("path", [PathName.POLYNOMIAL, PathName.LINEAR])
+def test_training_times_follow_the_power(path):
+    """t = u^p has P(t < a) = a^(1/p); validation stays uniform, and so misses what p = 2 must show (control)."""
+    made = Parametrisation.NOISE if path is PathName.POLYNOMIAL else Parametrisation.CLEAN
+
+    def share_below_a_quarter(power: float, uniform: bool = False) -> float:
+        of = Process(Spaces({"x": Euclidean(1)}), DiffusionConfig(path, 1000, parametrisation=made, time_power=power))
+        level = (of.draw_uniform if uniform else of.draw)(40_000, torch.Generator().manual_seed(0))
+        return (level.t < 0.25).double().mean().item()
+
+    assert share_below_a_quarter(2.0) == pytest.approx(0.5, abs=0.01)
+    assert share_below_a_quarter(2.0, uniform=True) == pytest.approx(0.25, abs=0.01)
+    assert share_below_a_quarter(1.0) == pytest.approx(0.25, abs=0.01)
