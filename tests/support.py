@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bench.diffusion.likelihood import DrawnTimes, Times, stratified, times_at
+from bench.diffusion.process import Process
 from bench.geometry.noised import Level, Noised
 from bench.geometry.spaces import Centred, Euclidean, Spaces
 from bench.geometry.state import State
@@ -58,6 +60,11 @@ def likelihood_values(model: Model, data: DataSet, **options: Any) -> dict[str, 
     entry = measures["likelihood"]
     subject = subject_of(run_config("plain", "egnn"), model, data)
     return {value.name: value for value in entry.build(subject, entry.config(**options))}
+
+
+def drawn_times(process: Process, n: int, seed: int, times: Times = Times.UNIFORM) -> DrawnTimes:
+    """Stratified times of the bound for n molecules."""
+    return times_at(process.path, times, stratified(n, generator(seed)))
 
 
 def with_another_term(source: Path, right: str, wrong: str, folder: Path) -> Path:

@@ -7,9 +7,11 @@ appendix A; Kingma et al., Variational diffusion models (arXiv:2107.00630). Unit
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench.diffusion.decoder import Decoder
@@ -36,6 +38,56 @@ def _parts(process: Process) -> tuple[VariancePreserving, Decoder]:
     return path, decoder
 
 
+class Times(StrEnum):
+    """How the times of the bound are drawn."""
+
+    IMPORTANCE = "importance"  # more often where terms are large (`time_probabilities`)
+    UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class DrawnTimes:
+    """Times of the bound, one per molecule.
+
+    Attributes:
+        i: times in 1..T [B].
+        weight: 1 / (T p(i)) [B], float64: the mean of weight f(i) is that of f over 1..T.
+    """
+
+    i: Int[Tensor, "B"]
+    weight: Float[Tensor, "B"]
+
+
+UNIFORM_SHARE = 0.2  # of the times are drawn uniformly, so that no weight exceeds 1 / 0.2
+
+
+def time_probabilities(path: VariancePreserving, times: Times) -> Float[Tensor, "T"]:
+    """p(i) of the times 1..T, float64.
+
+    `importance` draws in proportion to the terms of the optimal denoiser of data of unit variance, whose squared error
+    per dimension is alpha_i^2: (e^{gamma_i - gamma_{i-1}} - 1) alpha_i^2, mixed with uniform draws. This follows from
+    the noise schedule alone, so that all runs of a study have the same times and their differences are paired.
+    """
+    uniform = torch.full_like(path.gamma[1:], 1 / path.last)
+    if times is Times.UNIFORM:
+        return uniform
+    size = torch.expm1(path.gamma.diff()) * torch.sigmoid(-path.gamma[1:])
+    return (1 - UNIFORM_SHARE) * size / size.sum() + UNIFORM_SHARE * uniform
+
+
+def times_at(path: VariancePreserving, times: Times, u: Float[Tensor, "B"]) -> DrawnTimes:
+    """Times from numbers u [B], uniform on [0, 1), by the inverse of their distribution function."""
+    p = time_probabilities(path, times)
+    place = torch.searchsorted(p.cumsum(0), u.to(p), right=True).clamp_max(path.last - 1)
+    return DrawnTimes(place + 1, 1 / (path.last * p[place]))
+
+
+def stratified(n: int, rng: torch.Generator) -> Float[Tensor, "n"]:
+    """n numbers, each uniform on [0, 1), one in each of n equal parts, in random order; float64."""
+    order = torch.randperm(n, generator=rng, device=rng.device)
+    return (order + torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64)) / n
+
+
 def log_constants(process: Process, layout: Layout) -> Float[Tensor, "B"]:
     """C0 = 3(N-1) (gamma_0 + log 2 pi) / 2, the normalisation of the decoder on U, plus the change of
     volume 3(N-1) log(scale) from scaled units to angstrom."""
@@ -53,7 +105,7 @@ def prior_kl(process: Process, x0: State) -> Float[Tensor, "B"]:
 
 
 def bound(
-    process: Process, x0: State, predict: Predict, time_rng: torch.Generator, noise_rng: torch.Generator
+    process: Process, x0: State, predict: Predict, times: DrawnTimes, noise_rng: torch.Generator
 ) -> dict[str, Tensor]:
     """One draw of the variational bound of -log p(x, h | N), unbiased over t and noise.
 
@@ -68,23 +120,20 @@ def bound(
         terms 'diffusion', 'reconstruction', 'features', 'prior', 'constants', each [B], nats; their sum is the
         bound, to which -log p(N) is to be added.
     """
-    return bound_terms(process, x0, predict, *_draws(process, x0, time_rng, noise_rng))
+    terms = bound_terms(process, x0, predict, times.i, *_noise(process, x0, noise_rng))
+    return terms | {"diffusion": times.weight * terms["diffusion"]}
 
 
-def _draws(
-    process: Process, x0: State, time_rng: torch.Generator, noise_rng: torch.Generator
-) -> tuple[Tensor, State, State]:
-    """Times [B] in 1..T, noise of z_t and of z_0."""
-    path, _ = _parts(process)
-    i = torch.randint(1, path.last + 1, (len(x0),), generator=time_rng, device=time_rng.device)
-    eps_t = process.noise(x0.layout, noise_rng, x0.dtype)
-    return i, eps_t, process.noise(x0.layout, noise_rng, x0.dtype)
+def _noise(process: Process, x0: State, rng: torch.Generator) -> tuple[State, State]:
+    """Noise of z_t and of z_0."""
+    eps_t = process.noise(x0.layout, rng, x0.dtype)
+    return eps_t, process.noise(x0.layout, rng, x0.dtype)
 
 
 def bound_terms(
     process: Process, x0: State, predict: Predict, i: Tensor, eps_t: State, eps_0: State
 ) -> dict[str, Tensor]:
-    """The terms of `bound` for given times i [B] in 1..T and noise."""
+    """The terms of `bound` at given times i [B] in 1..T and noise; it is their mean over uniform times."""
     path, decoder = _parts(process)
     level = path.at(i, x0.dtype)
     eps_hat = predict(process.noising(x0, eps_t, level), level)
@@ -108,7 +157,7 @@ def jensen_gap(
     x0: State,
     predict: Predict,
     n_draws: int,
-    time_rng: torch.Generator,
+    times: DrawnTimes,
     noise_rng: torch.Generator,
 ) -> dict[str, Tensor]:
     """How far the mixture bound over M draws of a stochastic `predict` lies below `bound`: one unbiased estimate.
@@ -130,12 +179,13 @@ def jensen_gap(
 
     Args:
         n_draws: M; 2 M calls of `predict`, whose draws must be independent.
-        time_rng, noise_rng: in the state in which `bound` is called, they give the same times and noise.
+        noise_rng: in the state in which `bound` is called, it gives the same noise.
     Returns:
         'diffusion' and 'reconstruction', each [B], nats, to be subtracted from those terms of `bound`.
     """
     path, decoder = _parts(process)
-    i, eps_t, eps_0 = _draws(process, x0, time_rng, noise_rng)
+    i = times.i
+    eps_t, eps_0 = _noise(process, x0, noise_rng)
     xi = process.noise(x0.layout, noise_rng, x0.dtype)
     level, level_0 = path.at(i, x0.dtype), path.at(torch.zeros_like(i), x0.dtype)
     z_t, z_0 = process.noising(x0, eps_t, level), process.noising(x0, eps_0, level_0)
@@ -148,7 +198,7 @@ def jensen_gap(
         diffusion.append(0.5 * weight * error.squared_norm().double() + weight.sqrt() * inner)
         reconstruction.append(decoder.reconstruction(predict(z_0, level_0), eps_0).double())
     return {
-        "diffusion": path.last * _gap_of_mean(torch.stack(diffusion)),
+        "diffusion": path.last * times.weight * _gap_of_mean(torch.stack(diffusion)),
         "reconstruction": _gap_of_mean(torch.stack(reconstruction)),
     }
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from bench.diffusion import likelihood
+from bench.diffusion.likelihood import Times, stratified, times_at
+from bench.diffusion.paths import VariancePreserving
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.measure.contract import Subject, mean_and_sem
@@ -17,8 +21,12 @@ from bench.references import HOOGEBOOM_2022, Reference
 from bench.registry import measures
 from bench.streams import Streams
 from bench.structures.sizes import SizeDistribution
+from bench.structures.structures import Structures
 
 BATCH = 128
+N_STRATA = 20  # intervals of times within which draws are compared
+GAP = "gap, "  # before the names of its terms
+UNIT = "nats/molecule"
 KINGMA_2021 = Reference(
     "kingma2021variational",
     "Variational Diffusion Models",
@@ -42,6 +50,7 @@ class LikelihoodConfig:
 
     n_molecules: int | None = None  # None: all of the test split
     n_passes: int = 5
+    times: Times = Times.IMPORTANCE
     # M draws of a stochastic prediction per step, for the mixture bound (`bench.diffusion.likelihood.jensen_gap`), at
     # 2 M extra network calls; 1: the single-draw bound alone
     n_mixture_draws: int = 1
@@ -57,8 +66,9 @@ class LikelihoodConfig:
 def measure(subject: Subject, cfg: LikelihoodConfig) -> list[Value]:
     """Variational bound of the negative log likelihood on the test split, nats per molecule.
 
-    Molecules are all of the split, or the first of a fixed permutation; a pass draws one time per molecule. The
-    standard error is over molecules, each averaged over its passes. Where the prediction draws random numbers and
+    Molecules are all of the split, or the first of a fixed permutation; a pass draws one time per molecule, stratified
+    over the molecules. Molecules of a size that training lacks have likelihood zero and are left out. The standard
+    error is over molecules, each averaged over its passes. Where the prediction draws random numbers and
     `n_mixture_draws` is above 1, the mixture bound is added, at the same times and noise. No values where the bound is
     not defined (`bench.diffusion.likelihood.has_bound`).
     """
@@ -66,60 +76,96 @@ def measure(subject: Subject, cfg: LikelihoodConfig) -> list[Value]:
         return []
     test = subject.data.test
     n = min(cfg.n_molecules or len(test), len(test))
-    test = test.select(np.sort(np.random.default_rng(0).permutation(len(test))[:n]))
-    order = np.argsort(test.n_atoms, kind="stable")
-    terms, gaps, stochastic = _draws(subject, cfg, test.select(order), n)
+    chosen = np.sort(np.random.default_rng(0).permutation(len(test))[:n])
+    chosen = chosen[np.argsort(test.n_atoms[chosen], kind="stable")]
+    log_size = SizeDistribution(subject.facts.sizes).log_prob(test.n_atoms[chosen])
+    known = np.isfinite(log_size)
+    about = f"variational bound on {known.sum()} test molecules, {cfg.n_passes} times each"
+    if not known.all():
+        about += f"; {n - known.sum()} of sizes that training lacks are left out"
+    if not known.any():
+        return [Value("nll", "NLL", None, UNIT, Better.LOWER, Kind.LIKELIHOOD, definition=about)]
+    # drawn of all molecules, so that times and noise do not depend on the sizes that training has
+    drawn = _draws(subject, cfg, test.select(chosen)).select(known)
+    drawn.terms["size"] = -np.broadcast_to(log_size[known], drawn.u.shape)
 
-    per_pass = {name: np.concatenate(values).reshape(cfg.n_passes, n) for name, values in terms.items()}
-    sizes = SizeDistribution(subject.facts.sizes)
-    per_pass["size"] = -np.broadcast_to(sizes.log_prob(test.n_atoms[order]), (cfg.n_passes, n))
-    per_molecule = np.sum([values.mean(0) for values in per_pass.values()], axis=0)
+    def made(name: str, label: str, of_molecules: np.ndarray, **more: Any) -> Value:
+        """The mean over molecules."""
+        mean, sem = mean_and_sem(of_molecules)
+        items = np.full(len(test), np.nan)
+        items[chosen[known]] = of_molecules
+        return Value(name, label, mean, UNIT, kind=Kind.LIKELIHOOD, sem=sem, items=items, **more)
 
-    def value(name: str, label: str, mean: float, sem: float | None, kind: Kind, **more: Any) -> Value:
-        return Value(name, label, mean, "nats/molecule", kind=kind, sem=sem, **more)
-
-    mean, sem = mean_and_sem(per_molecule)
-    about = f"variational bound on {n} test molecules, {cfg.n_passes} times each"
-    made = [
-        value("nll", "NLL", mean, sem, Kind.LIKELIHOOD, better=Better.LOWER, upper_bound=stochastic, definition=about)
+    nll = per_molecule(drawn.terms, drawn.u)
+    bound: dict[str, Any] = {"better": Better.LOWER, "upper_bound": drawn.stochastic}
+    values = [made("nll", "NLL", nll, definition=about, **bound)]
+    values += [
+        Value(f"nll_{name}", f"NLL, {TERMS[name]}", float(term.mean()), UNIT, kind=Kind.DIAGNOSTIC)
+        for name, term in drawn.terms.items()
     ]
-    made += [
-        value(f"nll_{name}", f"NLL, {TERMS[name]}", float(values.mean()), None, Kind.DIAGNOSTIC)
-        for name, values in per_pass.items()
-    ]
-    if gaps:
-        gap_per_molecule = np.sum([np.concatenate(v).reshape(cfg.n_passes, n).mean(0) for v in gaps.values()], axis=0)
-        mixture, gap = mean_and_sem(per_molecule - gap_per_molecule), mean_and_sem(gap_per_molecule)
-        draws = f"over {cfg.n_mixture_draws} draws per step of the bound"
-        bound = {"better": Better.LOWER, "upper_bound": True, "definition": draws}
-        made.append(value("nll_mixture", "NLL, mixture bound", *mixture, Kind.LIKELIHOOD, **bound))
-        made.append(value("jensen_gap", "Jensen gap", *gap, Kind.LIKELIHOOD, definition=draws))
-    return made
+    if drawn.gaps:
+        gap, draws = per_molecule(drawn.gaps, drawn.u), f"over {cfg.n_mixture_draws} draws per step of the bound"
+        values.append(made("nll_mixture", "NLL, mixture bound", nll - gap, definition=draws, **bound))
+        values.append(made("jensen_gap", "Jensen gap", gap, definition=draws))
+    return values
+
+
+def per_molecule(terms: Mapping[str, Float[np.ndarray, "P B"]], u: Float[np.ndarray, "P B"]) -> Float[np.ndarray, "B"]:
+    """Sum of terms, averaged over passes, less what the draw of a molecule's times adds on average.
+
+    Draws are compared with others at about the same times: the mean of each of N_STRATA intervals of u is replaced by
+    the mean of all. Their mean stays, since stratified draws lie in all intervals alike, and they scatter as
+    stratified draws do; as if times were independent, the standard error would be too large.
+    """
+    total = np.sum(list(terms.values()), axis=0)
+    n_strata = max(1, min(N_STRATA, total.size // 10))
+    stratum = (u * n_strata).astype(int)
+    counts = np.bincount(stratum.ravel(), minlength=n_strata)
+    means = np.bincount(stratum.ravel(), total.ravel(), minlength=n_strata) / np.maximum(counts, 1)
+    return (total - means[stratum] + total.mean()).mean(0)
+
+
+@dataclass
+class Drawn:
+    """Draws of the bound: its terms and those of its Jensen gap [P, B] by name, the numbers u [P, B] behind the times,
+    and whether the prediction drew random numbers."""
+
+    u: np.ndarray
+    terms: dict[str, np.ndarray]
+    gaps: dict[str, np.ndarray]
+    stochastic: bool
+
+    def select(self, kept: np.ndarray) -> Drawn:
+        """Draws of the molecules `kept` [B]."""
+        terms, gaps = ({k: v[:, kept] for k, v in found.items()} for found in (self.terms, self.gaps))
+        return Drawn(self.u[:, kept], terms, gaps, self.stochastic)
 
 
 @torch.no_grad()
-def _draws(
-    subject: Subject, cfg: LikelihoodConfig, test: Any, n: int
-) -> tuple[dict[str, list[np.ndarray]], dict[str, list[np.ndarray]], bool]:
-    """Terms of the bound and of its Jensen gap, batch after batch, and whether the prediction drew random numbers."""
-    process, streams = subject.process, Streams(subject.seed, subject.device)
-    terms: dict[str, list[np.ndarray]] = {}
-    gaps: dict[str, list[np.ndarray]] = {}
-    stochastic = False
+def _draws(subject: Subject, cfg: LikelihoodConfig, test: Structures) -> Drawn:
+    process, streams, n = subject.process, Streams(subject.seed, subject.device), len(test)
+    assert isinstance(process.path, VariancePreserving)
+    parts: dict[str, list[np.ndarray]] = {}
+    us, stochastic = [], False
     for i in range(cfg.n_passes):
+        u = stratified(n, streams.at(1_000_000 * (i + 1)).time)
+        us.append(u.cpu().numpy())
         for j in range(0, n, BATCH):
             subject.on_batch()
             rng, again = (streams.at(1_000_000 * (i + 1) + j) for _ in range(2))
             x0 = subject.encode(test.select(np.arange(j, min(j + BATCH, n))), subject.device)
+            times = times_at(process.path, cfg.times, u[j : j + BATCH])
 
             def predict(z_t: State, level: Level, rng=rng) -> State:
                 return subject.predict(z_t, level, rng.method)
 
-            for name, values in likelihood.bound(process, x0, predict, rng.time, rng.noise).items():
-                terms.setdefault(name, []).append(values.cpu().numpy())
+            found = likelihood.bound(process, x0, predict, times, rng.noise)
             stochastic = not torch.equal(rng.method.get_state(), again.method.get_state())
             if stochastic and cfg.n_mixture_draws > 1:
-                found = likelihood.jensen_gap(process, x0, predict, cfg.n_mixture_draws, again.time, again.noise)
-                for name, values in found.items():
-                    gaps.setdefault(name, []).append(values.cpu().numpy())
-    return terms, gaps, stochastic
+                gap = likelihood.jensen_gap(process, x0, predict, cfg.n_mixture_draws, times, again.noise)
+                found |= {GAP + name: values for name, values in gap.items()}
+            for name, values in found.items():
+                parts.setdefault(name, []).append(values.cpu().numpy())
+    whole = {name: np.concatenate(values).reshape(cfg.n_passes, n) for name, values in parts.items()}
+    gaps = {name: whole.pop(name) for name in list(whole) if name.startswith(GAP)}
+    return Drawn(np.stack(us), whole, gaps, stochastic)

@@ -73,12 +73,18 @@ class MoleculeEvaluation:
         }
 
     def values(self, seed: int = 0) -> list[Value]:
-        """The metrics of `summary`, and valid-and-unique, as values with the intervals of `intervals(seed)`."""
+        """The metrics of `summary`, and valid-and-unique, as values with the intervals of `intervals(seed)`, and with
+        items where a value is a mean over molecules or over their atoms."""
         summary, intervals = self.summary(), self.intervals(seed)
         valid, unique = summary["validity"], summary["uniqueness"]
         found = {**summary, "valid_and_unique": None if valid is None or unique is None else valid * unique}
+        items = {
+            "atom_stability": np.column_stack([self.stable_atoms, self.n_atoms]),
+            "molecule_stability": self.molecule_stable,
+            "validity": self.valid,
+        }
         return [
-            replace(value, value=found[value.name], low=low, high=high)
+            replace(value, value=found[value.name], low=low, high=high, items=items.get(value.name))
             for value in undefined_values()
             for low, high in [intervals.get(value.name, (None, None))]
         ]

@@ -37,10 +37,11 @@ class SizeDistribution:
         self.probabilities = weights / weights.sum()
 
     def log_prob(self, n: np.ndarray) -> np.ndarray:
-        """log(p(n) + 1e-30) in nats for sizes n [B]: EDM's constant, which prices an unseen size at -69.08."""
+        """log p(n) in nats for sizes n [B]; -inf where the size does not occur."""
         n = np.asarray(n)
         place = np.searchsorted(self.sizes, n).clip(max=len(self.sizes) - 1)
-        return np.log(np.where(self.sizes[place] == n, self.probabilities[place], 0.0) + 1e-30)
+        with np.errstate(divide="ignore"):
+            return np.log(np.where(self.sizes[place] == n, self.probabilities[place], 0.0))
 
     def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """n independent sizes [n], int64."""

@@ -1,6 +1,8 @@
 """The variational bound: oracle values for Gaussian data, its limits, and the decoder's feature term (spec 1.5)."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from support import (
     ELEMENTS,
     Z_MAX,
     core,
+    drawn_times,
     generator,
     likelihood_values,
     model_of,
     relative_error,
+    run_config,
     states,
     structures,
     subset,
@@ -21,11 +25,16 @@ from support import (
 from torch import Tensor
 
 from bench.diffusion import likelihood
+from bench.diffusion.likelihood import Times
 from bench.diffusion.parametrisation import Predict
 from bench.diffusion.process import Process, squared_error
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
+from bench.measure.contract import Subject
+from bench.records.values import Value
+from bench.registry import measures
+from bench.run.evaluate import subject_of
 from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
 from bench.tasks.denovo import Denovo
@@ -89,22 +98,85 @@ def test_bound_of_a_denoiser_that_is_not_optimal_is_larger():
     assert quadrature_bound(1.0, 0.8) > ORACLE[1.0][0] + 1e-3
 
 
-def drawn_bounds(c: float, n_draws: int, seed: int) -> Tensor:
-    """`likelihood.bound` per dimension at random times and noise, of Gaussian data."""
+def drawn_bounds(c: float, n_draws: int, seed: int, times: Times, weighted: bool = True) -> Tensor:
+    """`likelihood.bound` per dimension at random times and noise, of Gaussian data.
+
+    Args:
+        weighted: whether a time counts by its weight; False is a control.
+    """
     task, n = core(), 3
     rng = generator(seed)
     noise = task.process.noise(Layout([n] * n_draws), rng, torch.float64)
     x0 = noise.replace(x=c * noise.x, h=torch.zeros_like(noise.h))
-    return total(likelihood.bound(task.process, x0, gaussian_denoiser(c), generator(seed + 1), generator(seed + 2))) / (
-        3 * (n - 1)
-    )
+    drawn = drawn_times(task.process, n_draws, seed + 1, times)
+    if not weighted:
+        drawn = replace(drawn, weight=torch.ones_like(drawn.weight))
+    terms = likelihood.bound(task.process, x0, gaussian_denoiser(c), drawn, generator(seed + 2))
+    return total(terms) / (3 * (n - 1))
 
 
-def test_bound_at_random_times_is_unbiased():
-    """T3: the Monte-Carlo path of the bound has the oracle's mean, |z| < 5; a value 20 % off is refused."""
-    draws = drawn_bounds(1.0, 200_000, seed=4)
+@pytest.mark.parametrize("times", Times)
+def test_bound_at_random_times_is_unbiased(times):
+    """T3: the Monte-Carlo path of the bound has the oracle's mean, |z| < 5, at uniform and importance-sampled times;
+    a value 20 % off is refused."""
+    draws = drawn_bounds(1.0, 200_000, seed=4, times=times)
     assert z_score(draws, ORACLE[1.0][0]) < Z_MAX
     assert z_score(draws, 1.2 * ORACLE[1.0][0]) > Z_MAX
+
+
+def test_importance_sampled_times_without_their_weights_are_refused():
+    """T3: the same draws, each counted alike, have another mean; uniform times have no need of weights."""
+    assert z_score(drawn_bounds(1.0, 20_000, 4, Times.IMPORTANCE, weighted=False), ORACLE[1.0][0]) > Z_MAX
+    assert drawn_times(core().process, 100, 0, Times.UNIFORM).weight.sub(1).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("times", Times)
+def test_weighted_mean_over_all_times_is_the_plain_one(times):
+    """T3: sum_i p(i) w(i) f(i) = mean_i f(i), each time once, for the terms of a network; no weight exceeds 1 / 0.2."""
+    task = core(n_levels=40)
+    path, model = task.process.path, model_of("plain", "egnn")
+    x0 = task.encode(structures([5] * 40), dtype=torch.float64)
+    eps = task.process.noise(x0.layout, generator(1), torch.float64)
+    every = torch.arange(1, 41)
+    terms = likelihood.bound_terms(task.process, x0, model.denoiser, every, eps, eps)["diffusion"]
+    p = likelihood.time_probabilities(path, times)
+    middle = p.cumsum(0) - 0.5 * p
+    drawn = likelihood.times_at(path, times, middle)
+    assert drawn.i.tolist() == every.tolist()
+    assert (p * drawn.weight * terms).sum().item() == pytest.approx(terms.mean().item(), rel=1e-12)
+    assert drawn.weight.max() <= 1 / likelihood.UNIFORM_SHARE + 1e-9
+    assert (terms.mean() - (p * terms).sum()).abs() > 1e-3 * terms.mean() or times is Times.UNIFORM  # control
+
+
+def test_stratified_numbers_are_uniform_and_one_in_each_part():
+    """T3: u of one molecule over many passes is uniform, and parts do not go with molecules."""
+    many = torch.stack([likelihood.stratified(8, generator(seed)) for seed in range(4000)])
+    assert torch.equal((8 * many).floor().sort(1).values, torch.arange(8.0, dtype=torch.float64).expand(4000, 8))
+    for moment in (1, 2):
+        assert z_score(many[:, 0] ** moment, 1 / (moment + 1)) < Z_MAX
+    assert z_score((many[:, 0] - 0.5) * (many[:, 1] - 0.5), -1 / 12 / 7 * (1 - 1 / 64)) < Z_MAX  # of any two, slightly
+    assert z_score(many[:, 0] ** 2, 0.3) > Z_MAX
+
+
+def spread(times: Times, stratify: bool, n: int = 200, n_repeats: int = 100) -> float:
+    """Standard deviation of the mean bound of n molecules."""
+    task = core()
+    x0 = task.process.noise(Layout([3] * n), generator(0), torch.float64)
+    x0 = x0.replace(h=torch.zeros_like(x0.h))
+    means = []
+    for seed in range(n_repeats):
+        rng = generator(seed)
+        u = likelihood.stratified(n, rng) if stratify else torch.rand(n, generator=rng, dtype=torch.float64)
+        drawn = likelihood.times_at(task.process.path, times, u)
+        means.append(total(likelihood.bound(task.process, x0, gaussian_denoiser(0.02), drawn, rng)).mean())
+    return torch.stack(means).std().item()
+
+
+def test_importance_sampling_and_stratification_lower_the_variance():
+    """Of a denoiser that errs at little noise most, as trained ones do: by far, and by some more."""
+    uniform, importance = spread(Times.UNIFORM, False), spread(Times.IMPORTANCE, False)
+    assert importance < uniform / 2
+    assert spread(Times.UNIFORM, True) < 0.9 * uniform
 
 
 def knowing(x0: State) -> Predict:
@@ -120,7 +192,7 @@ def knowing(x0: State) -> Predict:
 def test_perfect_network_leaves_prior_and_constants_alone():
     """T4: diffusion and reconstruction terms vanish, C0 = 3 (N-1) (gamma_0 / 2 + 0.918939)."""
     task, (x0, _, _, _) = core(), states()
-    terms = likelihood.bound(task.process, x0, knowing(x0), generator(0), generator(1))
+    terms = likelihood.bound(task.process, x0, knowing(x0), drawn_times(task.process, len(x0), 0), generator(1))
     assert terms["diffusion"].abs().max() < 1e-9
     assert terms["reconstruction"].abs().max() < 1e-9
     expected = 3 * (x0.n_atoms.double() - 1) * (0.5 * -11.512915464924779 + 0.5 * math.log(2 * math.pi))
@@ -130,9 +202,8 @@ def test_perfect_network_leaves_prior_and_constants_alone():
 def test_imperfect_network_does_not():
     """T4: the terms that vanish above do not for a network that returns zero."""
     task, (x0, _, _, _) = core(), states()
-    terms = likelihood.bound(
-        task.process, x0, lambda z, level: z.replace(x=0 * z.x, h=0 * z.h), generator(0), generator(1)
-    )
+    times = drawn_times(task.process, len(x0), 0)
+    terms = likelihood.bound(task.process, x0, lambda z, level: z.replace(x=0 * z.x, h=0 * z.h), times, generator(1))
     assert (terms["diffusion"] > 1).all()
     assert (terms["reconstruction"] > 0.1).all()
 
@@ -189,20 +260,24 @@ def test_an_undecided_element_costs_its_share():
     torch.testing.assert_close(cost, torch.tensor([3 * math.log(5)], dtype=torch.float64))
 
 
-def test_times_of_the_bound_are_uniform_without_zero():
-    """T3: each of 1..T alike, neither 0 nor beyond; the reconstruction term is asked at 0."""
-    task = core(n_levels=10)
-    x0 = task.encode(structures([1] * 20_000))
+@pytest.mark.parametrize("times", Times)
+def test_times_of_the_bound_occur_as_often_as_their_weights_say(times):
+    """T3: each of 1..T with probability 1 / (T weight), neither 0 nor beyond; the reconstruction term is asked at 0."""
+    task, n = core(n_levels=10), 20_000
+    x0 = task.encode(structures([1] * n))
     seen: list[Tensor] = []
 
     def predict(z_t: State, level: Level) -> State:
         seen.append((10 * level.t).round().long())
         return z_t
 
-    likelihood.bound(task.process, x0, predict, generator(0), generator(1))
-    counts = torch.bincount(seen[0], minlength=11)
-    assert counts[0] == 0
-    assert (counts[1:] - 2000.0).abs().max() < Z_MAX * 1800**0.5
+    drawn = drawn_times(task.process, n, 0, times)
+    likelihood.bound(task.process, x0, predict, drawn, generator(1))
+    assert torch.equal(seen[0], drawn.i)
+    assert set(drawn.i.tolist()) == set(range(1, 11))
+    for i in range(1, 11):
+        expected = n / (10 * drawn.weight[drawn.i == i][0].item())
+        assert abs((drawn.i == i).sum().item() - expected) < 2  # stratified: hardly by chance
     assert not seen[1].any()
 
 
@@ -223,6 +298,87 @@ def test_size_distribution_enters_the_likelihood_as_it_is():
     assert skewed["nll"] - certain["nll"] == pytest.approx(math.log(5 / 2), rel=1e-9)
     terms = [value for name, value in certain.items() if name.startswith("nll_")]
     assert certain["nll"] == pytest.approx(sum(terms), rel=1e-9)
+
+
+def test_sizes_that_training_lacks_are_counted_and_left_out():
+    """The mean is over the other molecules, whose times and noise stay; without any there is no value."""
+    model = model_of("plain", "egnn", dtype=torch.float32)
+    test = structures([6, 4, 5, 6, 3], seed=2)
+
+    def measured(train_sizes: list[int]) -> dict[str, Value]:
+        train = structures(train_sizes, seed=1)
+        data = DataSet("synthetic", "synthetic", "tests", ELEMENTS, train, test, test)
+        return likelihood_values(model, data)
+
+    every, some, none = measured([3, 4, 5, 6]), measured([3, 4, 6, 6]), measured([8, 9])
+    of_every, of_some = np.array(every["nll"].items), np.array(some["nll"].items)
+    assert np.isnan(of_some).tolist() == [False, False, True, False, False]
+    assert not np.isnan(of_every).any()
+    assert some["nll"].value == pytest.approx(np.nanmean(of_some))
+    assert some["nll"].definition == (
+        "variational bound on 4 test molecules, 5 times each; 1 of sizes that training lacks are left out"
+    )
+    assert "left out" not in every["nll"].definition
+    assert (none["nll"].value, set(none)) == (None, {"nll"})
+
+
+def test_all_runs_have_the_same_times_and_noise():
+    """Of one seed and data set, whatever the network and its draws: differences of runs are paired; another seed has
+    others, and so have the passes of a run."""
+
+    def asked(backbone: str, method: str, seed: int = 0) -> list[Tensor]:
+        model = model_of(method, backbone, dtype=torch.float32)
+        data = data_set([3, 4, 5, 6])
+        subject = replace(subject_of(run_config("plain", "egnn"), model, data), seed=seed)
+        seen: list[Tensor] = []
+
+        def predict(z_t: State, level: Level, rng: torch.Generator) -> State:
+            seen.append(torch.cat([z_t.x.flatten(), z_t.h.flatten(), level.t]))
+            return model.predict(z_t, level, rng)
+
+        entry = measures["likelihood"]
+        entry.build(replace(subject, predict=predict), entry.config(n_passes=2))
+        return seen
+
+    first, second = asked("egnn", "plain"), asked("dit", "symdiff")
+    assert len(first) == len(second) == 4
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0], first[2])
+    assert not torch.equal(first[0], asked("egnn", "plain", seed=1)[0])
+
+
+def carbon(sizes: Any, seed: int) -> Structures:
+    """Molecules of carbon with positions drawn from N(0, 1)."""
+    rng = np.random.default_rng(seed)
+    return Structures.from_list([(np.full(n, 6), rng.normal(size=(n, 3)).astype(np.float32)) for n in sizes])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", Times)
+def test_the_standard_error_covers(times):
+    """Test molecules and times are drawn anew 600 times: 95 % intervals hold the exact bound within 3 points of 95 %
+    of the time; intervals of half the width do not."""
+    exact = {n: 3 * (n - 1) * quadrature_bound(1.0, 1.3) + math.log(2) for n in (3, 8)}
+    truth, n_repeats = (exact[3] + exact[8]) / 2, 600
+    model, entry = model_of("plain", "egnn", dtype=torch.float32), measures["likelihood"]
+    deviations = []
+    for seed in range(n_repeats):
+        sizes = np.random.default_rng(seed).choice([3, 8], 150)
+        test = carbon(sizes, seed)
+        data = DataSet("carbon", "carbon", "tests", ELEMENTS, carbon([3, 8], 0), test, test)
+        subject = replace(subject_of(run_config("plain", "egnn"), model, data), seed=seed)
+
+        def predict(z_t: State, level: Level, rng: torch.Generator, subject: Subject = subject) -> State:
+            alpha, sigma = z_t.per_atom(level.alpha)[:, None], z_t.per_atom(level.sigma)[:, None]
+            h = subject.encode(carbon(z_t.n_atoms.tolist(), 0), subject.device).h
+            return gaussian_denoiser(1.3)(z_t, level).replace(h=(z_t.h - alpha * h) / sigma)
+
+        nll = entry.build(replace(subject, predict=predict), entry.config(n_passes=2, times=times))[0]
+        assert nll.value is not None
+        assert nll.sem is not None
+        deviations.append(abs(nll.value - truth) / nll.sem)
+    assert abs(np.mean(np.array(deviations) < 1.96) - 0.95) < 0.03
+    assert np.mean(np.array(deviations) < 0.98) < 0.8  # control
 
 
 def test_terms_of_a_molecule_ignore_the_rest_of_the_batch():

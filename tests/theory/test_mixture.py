@@ -7,11 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import ELEMENTS, Z_MAX, core, generator, likelihood_values, model_of, states, structures, z_score
+from support import (
+    ELEMENTS,
+    Z_MAX,
+    core,
+    drawn_times,
+    generator,
+    likelihood_values,
+    model_of,
+    states,
+    structures,
+    z_score,
+)
 from torch import Tensor
 
 from bench.diffusion import likelihood
-from bench.diffusion.likelihood import _gap_of_mean
+from bench.diffusion.likelihood import Times, _gap_of_mean
 from bench.diffusion.parametrisation import Predict
 from bench.diffusion.process import Process
 from bench.geometry.layout import Layout
@@ -66,19 +77,20 @@ def two_values(process: Process, x0: State, rng: torch.Generator) -> Predict:
     return predict
 
 
-def gaps(n_draws: int, n: int = 20_000) -> dict[str, Tensor]:
+def gaps(n_draws: int, times: Times, n: int = 20_000) -> dict[str, Tensor]:
     """Gaps of the two-valued prediction, per molecule; that of the diffusion term over T."""
     process, x0 = core(n_levels=N_LEVELS).process, clean(n)
-    found = likelihood.jensen_gap(
-        process, x0, two_values(process, x0, generator(3)), n_draws, generator(1), generator(2)
-    )
+    drawn = drawn_times(process, n, 1, times)
+    found = likelihood.jensen_gap(process, x0, two_values(process, x0, generator(3)), n_draws, drawn, generator(2))
     return {"diffusion": found["diffusion"] / N_LEVELS, "reconstruction": found["reconstruction"]}
 
 
+@pytest.mark.parametrize("times", Times)
 @pytest.mark.parametrize("n_draws", [1, 2, 4])
-def test_gap_has_its_closed_form(n_draws):
-    """T19: two-valued predictions, |z| < 5 at every M, in both terms; the gap of 2 M is refused."""
-    for values in gaps(n_draws).values():
+def test_gap_has_its_closed_form(n_draws, times):
+    """T19: two-valued predictions, |z| < 5 at every M, in both terms, however times are drawn; the gap of 2 M is
+    refused."""
+    for values in gaps(n_draws, times).values():
         assert z_score(values, closed_gap(n_draws)) < Z_MAX
         assert z_score(values, closed_gap(2 * n_draws)) > Z_MAX
         assert values.min() > -1e-9
@@ -99,7 +111,8 @@ def test_noise_of_the_step_belongs_into_the_mixture():
 
     process, x0 = core(n_levels=N_LEVELS).process, clean(20_000)
     process.__class__ = WithoutNoise
-    found = likelihood.jensen_gap(process, x0, two_values(process, x0, generator(3)), 8, generator(1), generator(2))
+    times = drawn_times(process, len(x0), 1)
+    found = likelihood.jensen_gap(process, x0, two_values(process, x0, generator(3)), 8, times, generator(2))
     assert closed_gap(8) == pytest.approx(0.5, abs=0.05)
     assert z_score(found["diffusion"] / N_LEVELS, closed_gap(8)) > Z_MAX
 
@@ -116,12 +129,10 @@ def exponents(method: str, backbone: str, n_draws: int, n: int = 400, **options)
         drawn.append(a)
         return _gap_of_mean(a)
 
-    rng = generator(3)
+    rng, times = generator(3), drawn_times(process, n, 1)
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr("bench.diffusion.likelihood._gap_of_mean", keep)
-        likelihood.jensen_gap(
-            process, x0, lambda z, level: model.predict(z, level, rng), n_draws, generator(1), generator(2)
-        )
+        likelihood.jensen_gap(process, x0, lambda z, level: model.predict(z, level, rng), n_draws, times, generator(2))
     return drawn[0]
 
 
