@@ -7,11 +7,14 @@ its own and a method's own draws (`method`) never shift the others. Resuming at 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class Stream(StrEnum):
@@ -78,3 +81,45 @@ class Streams:
 
     def at(self, step: int, share: int = 0) -> StepStreams:
         return StepStreams(self.seed, step, self.device, share)
+
+
+class MoleculeGenerator(torch.Generator):
+    """A generator per molecule of a batch, for `draw`: what a molecule draws depends on its own seed alone.
+
+    The generators are those of the CPU, so that a molecule draws the same on every device. What asks this object itself
+    for numbers, as a plug-in may, gets valid ones that depend on the batch.
+    """
+
+    def __new__(cls, seeds: Sequence[int], sizes: Sequence[int], device: torch.device | str = "cpu"):
+        return super().__new__(cls, device)
+
+    def __init__(self, seeds: Sequence[int], sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
+        """
+        Args:
+            seeds: of each molecule [B].
+            sizes: atoms of each molecule [B].
+        """
+        self.sizes = list(sizes)
+        self.own = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.manual_seed(seeds[0])
+
+    def rows(self, n: int) -> list[int] | None:
+        """How many of n rows belong to each molecule: a row per atom, or equally many per molecule; None: neither."""
+        if n == sum(self.sizes):
+            return self.sizes
+        return [n // len(self.own)] * len(self.own) if n and n % len(self.own) == 0 else None
+
+
+def draw(fill: Callable[..., Tensor], shape: Sequence[int], rng: torch.Generator, **options: Any) -> Tensor:
+    """Random numbers on the generator's device; rows of a `MoleculeGenerator` come from the streams of the molecules.
+
+    Args:
+        fill: torch.randn, torch.rand or partial(torch.randint, low, high).
+        shape: a row per atom, or per molecule, or several for each molecule, one molecule after the other.
+        options: dtype.
+    """
+    rows = rng.rows(shape[0]) if isinstance(rng, MoleculeGenerator) else None
+    if rows is None:
+        return fill(shape, generator=rng, device=rng.device, **options)
+    own = zip(rows, rng.own, strict=True)
+    return torch.cat([fill((n, *shape[1:]), generator=g, **options) for n, g in own]).to(rng.device, non_blocking=True)

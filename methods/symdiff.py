@@ -24,6 +24,7 @@ from bench.geometry.state import State
 from bench.nn.linear import Float32Linear
 from bench.references import ZHANG_2024
 from bench.registry import methods
+from bench.streams import draw
 from bench.symmetry.contract import Guarantee, Method, Setting
 from bench.symmetry.symmetrise import TURNED_BACK, symmetrised
 
@@ -133,7 +134,7 @@ class SymDiff(Method):
     ) -> Float[Tensor, "B 3 3"]:
         """f(R0^-1 x_t, eta, t) at given R0, with fresh eta."""
         shape = (len(z_t.x), self.kernel.noise_dims)
-        eta = torch.randn(shape, generator=rng, device=rng.device, dtype=z_t.x.dtype)
+        eta = draw(torch.randn, shape, rng, dtype=z_t.x.dtype)
         return self.kernel(z_t.rotate(base.mT), eta, level.t)
 
     @staticmethod

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from bench.geometry.matrix_fisher import Envelope, log_normaliser_SO3, mean_O3, 
 from bench.geometry.noised import Noised
 from bench.geometry.spaces import modulo_one
 from bench.geometry.state import State
+from bench.streams import draw
 
 
 def gram_schmidt(M: Float[Tensor, "*B 3 3"], proper: bool = False) -> Float[Tensor, "*B 3 3"]:
@@ -185,7 +187,7 @@ class Sign(MatrixGroup):
     size = 1
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 1 1"]:
-        bits = torch.randint(0, 2, (n, 1, 1), generator=rng, device=rng.device)
+        bits = draw(partial(torch.randint, 0, 2), (n, 1, 1), rng)
         return (2 * bits - 1).to(dtype)
 
     def mean(self, F: Float[Tensor, "B 1 1"]) -> Float[Tensor, "B 1 1"]:
@@ -203,7 +205,7 @@ class SO2(MatrixGroup):
     size = 2
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 2 2"]:
-        angle = 2 * math.pi * torch.rand(n, generator=rng, device=rng.device, dtype=dtype)
+        angle = 2 * math.pi * draw(torch.rand, (n,), rng, dtype=dtype)
         return self.rotation(angle.cos(), angle.sin())
 
     @staticmethod
@@ -242,7 +244,7 @@ class O3(RotationGroup):
     proper = False
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
-        return gram_schmidt(torch.randn(n, 3, 3, generator=rng, device=rng.device, dtype=dtype))
+        return gram_schmidt(draw(torch.randn, (n, 3, 3), rng, dtype=dtype))
 
     def mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return mean_O3(F)
@@ -261,7 +263,7 @@ class SO3(RotationGroup):
     proper = True
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3 3"]:
-        return gram_schmidt(torch.randn(n, 3, 3, generator=rng, device=rng.device, dtype=dtype), proper=True)
+        return gram_schmidt(draw(torch.randn, (n, 3, 3), rng, dtype=dtype), proper=True)
 
     def mean(self, F: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         return mean_SO3(F)
@@ -311,7 +313,7 @@ class TorusShift(Group):
         self.n_nodes = n_nodes
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3"]:
-        return torch.rand(n, 3, generator=rng, device=rng.device, dtype=dtype)
+        return draw(torch.rand, (n, 3), rng, dtype=dtype)
 
     def identity(self, n: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(n, 3, device=device, dtype=dtype)
@@ -383,7 +385,7 @@ class Permutations(Group):
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Int[Tensor, "n N"]:
         del dtype
-        index = torch.randint(len(self.elements), (n,), generator=rng, device=rng.device)
+        index = draw(partial(torch.randint, len(self.elements)), (n,), rng)
         return self.elements.to(rng.device)[index]
 
     def identity(self, n: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
+from bench.streams import draw
 
 if TYPE_CHECKING:
     from bench.geometry.noised import Level
@@ -180,7 +181,7 @@ class Spaces(Mapping[str, Space]):
                 continue
             widths = [self[name].channels for name in names]
             shape = (self[names[0]].rows(layout), sum(widths))
-            drawn = torch.randn(shape, generator=rng, device=rng.device, dtype=dtype)
+            drawn = draw(torch.randn, shape, rng, dtype=dtype)
             for name, part in zip(names, drawn.split(widths, dim=1), strict=True):
                 parts[name] = self[name].project(part, layout)
         return State({name: parts[name] for name in self}, layout, context)

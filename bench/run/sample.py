@@ -23,7 +23,7 @@ from bench.run.acceleration import accelerate
 from bench.run.checkpoint import load_average
 from bench.run.denormals import denormals_are_zero
 from bench.run.model import Model
-from bench.streams import Streams
+from bench.streams import MoleculeGenerator, Stream, seed_of
 from bench.structures.dataset import Facts
 from bench.structures.elements import MAX_NUMBER
 from bench.structures.sizes import SizeDistribution
@@ -38,11 +38,20 @@ def sample_prompt(
     device: str = "cpu",
     on_step: Callable[[], None] = lambda: None,
 ) -> Structures:
-    """The molecules of one prompt; a function of (weights, prompt, number of steps, sampler, seed) alone."""
-    streams = Streams(settings.seed, torch.device(device)).at(prompt.number + 1)
+    """The molecules of one prompt, each a function of (weights, its place, size and context, steps, sampler, seed).
+
+    Every molecule has random streams of its own, named by its place, so that neither the number of molecules nor the
+    batch that it is drawn in changes it, except by rounding.
+    """
+
+    def streams(of: Stream) -> MoleculeGenerator:
+        seeds = [seed_of(settings.seed, of, place + 1) for place in prompt.places.tolist()]  # 0 draws the sizes
+        return MoleculeGenerator(seeds, prompt.sizes.tolist(), device)
+
+    noise, own = streams(Stream.SAMPLING), streams(Stream.METHOD)
 
     def predict(z_t: State, level: Level) -> State:
-        return model.predict(z_t, level, streams.method)
+        return model.predict(z_t, level, own)
 
     model.eval()
     layout = Layout(prompt.sizes.tolist(), device, prompt.n_padded)
@@ -52,12 +61,12 @@ def sample_prompt(
             predict,
             layout,
             settings.n_steps,
-            streams.sampling,
+            noise,
             on_step,
             settings.sampler,
             context_to(prompt.context, device),
         )
-        state = model.method.finish(state, streams.method)
+        state = model.method.finish(state, own)
     return model.task.decode(state)
 
 

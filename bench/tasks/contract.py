@@ -29,8 +29,8 @@ class Prompt:
     """The conditions of one batch of samples.
 
     Attributes:
-        number: of the batch, from 0; selects its random stream.
-        places: indices of its molecules in the whole set of samples.
+        number: of the batch, from 0.
+        places: indices of its molecules in the whole set of samples; a molecule's selects its random streams.
         sizes: number of atoms of each, ascending.
         n_padded: the largest known size, to which published code pads all samples.
         context: conditioning (bonds, composition), or None.

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from bench.config.run import SampleConfig
 from bench.diffusion.parametrisation import Predict
 from bench.diffusion.paths import polynomial_2, time_grid
 from bench.diffusion.process import Process
-from bench.diffusion.sampler import reverse_coefficients, sample
+from bench.diffusion.sampler import Sampler, reverse_coefficients, sample
 from bench.geometry.groups import O3, SO3, RotationGroup, Translated
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
@@ -38,9 +39,9 @@ from bench.geometry.state import State
 from bench.registry import methods
 from bench.run.contract import for_molecules
 from bench.run.model import Model
-from bench.run.sample import sample_prompt
+from bench.run.sample import in_order, sample_prompt
 from bench.run.train import training_loss
-from bench.streams import Streams
+from bench.streams import MoleculeGenerator, Streams
 from bench.structures.structures import Structures
 from bench.symmetry.contract import Guarantee
 
@@ -170,6 +171,29 @@ def test_samples_are_a_function_of_the_seed(method):
     assert np.array_equal(first.positions, again.positions)
     assert np.array_equal(first.numbers, again.numbers)
     assert not np.array_equal(first.positions, of_seed(4).positions)
+
+
+@pytest.mark.parametrize("method", ["plain", "symdiff", "frames", "orbit_average", "symdiff_haar"])
+@pytest.mark.parametrize("sampler", [Sampler.ANCESTRAL, Sampler.EULER])
+def test_a_molecule_is_the_same_whatever_their_number_and_batch(method, sampler):
+    """T37: sizes exactly, positions to rounding. Controls: one stream for the batch, and another seed, move it."""
+    model = model_of(method, "dit", dtype=torch.float32)
+
+    def first_five(n: int, batch_size: int, seed: int = 3) -> Structures:
+        prompts = model.task.prompts(n, batch_size, seed)
+        settings = SampleConfig(n_steps=5, seed=seed, sampler=sampler)
+        parts = [sample_prompt(model, prompt, settings) for prompt in prompts]
+        return in_order(prompts, parts).select(np.arange(5))
+
+    wanted = first_five(5, 5)
+    for n, batch_size in ((5, 1), (5, 2), (12, 12), (12, 5)):
+        other = first_five(n, batch_size)
+        assert np.array_equal(other.numbers, wanted.numbers)
+        assert np.allclose(other.positions, wanted.positions, atol=1e-3)
+    assert not np.array_equal(first_five(5, 5, seed=4).n_atoms, wanted.n_atoms)
+    with mock.patch.object(MoleculeGenerator, "rows", lambda self, n: None):
+        shared = first_five(12, 12), first_five(5, 5)
+    assert not np.allclose(shared[0].positions, shared[1].positions, atol=1e-1)
 
 
 def sampled(model, layout: Layout) -> State:
