@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis.labels import MISSING, Column
 from analysis.load import Frame, Study
@@ -95,9 +96,7 @@ def _data_row(study: Study, column: Column) -> list[str]:
 
 def _run(run: Frame, value: Frame | None) -> list[str]:
     """A run and its value, a row of `Study.values` (None where it has none)."""
-    commit, folder = run["code.commit"], Path(run["path"])
-    known = isinstance(commit, str)
-    changed = ", with uncommitted changes: not exactly reproducible" if run["code.dirty"] is True else ""
+    folder = Path(run["path"])
     shown, record = MISSING, MISSING
     if value is not None:
         shown = f"{float(value['value'])!r}"
@@ -106,7 +105,7 @@ def _run(run: Frame, value: Frame | None) -> list[str]:
         "run": f"{run['run']}, seed {int(run['seed'])}",
         "value": shown,
         "record": record,
-        "commit": f"{commit if known else 'unknown'}{changed}",
+        "commit": _code(run),
         "config": str(RunFolder(folder).config),
         "data": f"{run['data.label']}, fingerprint {run['data.fingerprint']}",
     }
@@ -114,3 +113,18 @@ def _run(run: Frame, value: Frame | None) -> list[str]:
         lines["weights"] = f"of {run['weights_from']}"
     lines["again"] = f"equibench run {shlex.quote(str(RunFolder(folder).config))}"
     return [f"{key:8}{line}" for key, line in lines.items()]
+
+
+def _code(run: Frame) -> str:
+    """The commit that made a run; where several trained it, each with its share of the steps."""
+    training = run.get("code.training")
+    codes = training if isinstance(training, list) else []
+    if len(codes) < 2:
+        return _commit({"commit": run["code.commit"], "dirty": run["code.dirty"]})
+    n_steps = sum(code["steps"] for code in codes)
+    return "; then ".join(f"{code['steps'] / n_steps:.1%} of the steps by {_commit(code)}" for code in codes)
+
+
+def _commit(code: Mapping[str, Any]) -> str:
+    commit = code["commit"] if isinstance(code["commit"], str) else "unknown"
+    return f"{commit}, with uncommitted changes: not exactly reproducible" if code["dirty"] is True else commit

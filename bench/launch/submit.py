@@ -12,9 +12,11 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from bench.launch.queue import COMMAND, queued_jobs, read_queue, submitted
 from bench.launch.status import position
 from bench.records import schema
 from bench.records import store as records
+from bench.records.inputs import truncate
 from bench.records.lock import BusyError, Holder, holder, locked
 from bench.records.store import RunFolder, StudyFolder
 from bench.run.batches import load_data
@@ -346,6 +349,8 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
 
     on_slurm = launch.cluster == "slurm"
     more: dict[str, Any] = {"slurm_max_num_timeout": MAX_TIMEOUTS} if on_slurm else {}
+    if launch.cluster in ("local", "slurm"):  # workers start with `-m`, perhaps without this environment
+        more[f"{launch.cluster}_python"] = shlex.join([sys.executable, "-P"])
     try:
         executor = submitit.AutoExecutor(folder=StudyFolder(study_folder).jobs / "%j", cluster=launch.cluster, **more)
     except RuntimeError as error:
@@ -358,6 +363,8 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
         "gpus_per_node": gpus,
     }
     if on_slurm:
+        options = {"requeue": True, **launch.slurm_options}
+        refuse_shell_lines({"partition": launch.slurm_partition or "", **options}, study_folder)
         parameters |= {
             "cpus_per_task": wanted.cpus,
             "mem_gb": launch.mem_gb,
@@ -365,11 +372,29 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
             "slurm_array_parallelism": launch.slurm_array_parallelism,
             "slurm_signal_delay_s": launch.slurm_signal_delay_s,
             # requeue preempted jobs and those of lost nodes, whatever the cluster's default
-            "slurm_additional_parameters": {"requeue": True, **launch.slurm_options},
+            "slurm_additional_parameters": options,
             "slurm_srun_args": [f"--cpus-per-task={wanted.cpus}"],  # srun does not inherit it from the job
         }
     executor.update_parameters(**parameters)
     return executor
+
+
+# what sbatch's options need: nodes[1-3], gpu:a100:2, a&b|c, 1-00:00:00, me@home, /path/%j.out
+PLAIN = re.compile(r"[\w.,:/=@%+*&|!~()\[\]-]*", re.ASCII)
+
+
+def refuse_shell_lines(options: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigError for what a batch file would hand to the shell: submitit writes options into its head, where
+    the quotes that it adds end no comment, but a line break does."""
+    for name, value in options.items():
+        for text, what in ((str(name), "a name"), (str(value), "a value")):
+            if not PLAIN.fullmatch(text):
+                raise ConfigError(
+                    f"launch: Slurm option {truncate(str(name), 40)!r} has {what} {truncate(text)!r}, expected "
+                    "letters, digits and any of .,:/=@%+*&|!~()[]-_"
+                )
+    if not str(folder.absolute()).isprintable():
+        raise ConfigError(f"the folder {truncate(str(folder))!r} has a line break or control character in its name")
 
 
 def watch_queue() -> None:

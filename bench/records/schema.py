@@ -24,9 +24,10 @@ class RecordError(ValueError):
 
 
 # A schema maps a key to the types its value may have; a nested mapping is a nested object. Keys ending in '?' may be
-# absent. `dict` stands for an object of any content, which differs between plug-ins.
+# absent. `dict` stands for an object of any content, which differs between plug-ins; `[schema]` for a list of objects.
 Number = (int, float)
 CODE: dict[str, Any] = {"version": str, "commit": (str, type(None)), "dirty": (bool, type(None))}
+TRAINED: dict[str, Any] = {**CODE, "steps": int}  # a code, and how many optimiser steps it has done
 MANIFEST: dict[str, Any] = {
     "schema": int,
     "run": str,  # the folder's name
@@ -52,7 +53,7 @@ MANIFEST: dict[str, Any] = {
         "elements": list,
         "notes": list,
     },
-    "code": CODE,
+    "code": {**CODE, "training?": [TRAINED]},  # that began the run; all that trained it, in order
     "environment": {
         "device": str,
         "dtype": str,
@@ -156,6 +157,11 @@ def check(record: Any, schema: Mapping[str, Any], where: str) -> None:
         value = record[name]
         if isinstance(expected, Mapping):
             check(value, expected, f"{where}: {name}")
+        elif isinstance(expected, list):
+            if not isinstance(value, list):
+                raise RecordError(f"{where}: {name!r} is {truncate(repr(value))}, expected list")
+            for i, entry in enumerate(value):
+                check(entry, expected[0], f"{where}: {name}[{i}]")
         elif not isinstance(value, expected) or (isinstance(value, bool) and expected in (int, Number)):
             raise RecordError(f"{where}: {name!r} is {truncate(repr(value))}, expected {_names(expected)}")
 

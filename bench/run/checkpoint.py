@@ -22,15 +22,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bench.records.inputs import one_line, size_of
-from bench.records.schema import Number, RecordError, check
-from bench.records.store import RunFolder, parse, write_atomically
+from bench.records.schema import CODE, MANIFEST, TRAINED, Number, RecordError, check
+from bench.records.store import RunFolder, parse, read_json, write_atomically
+from bench.run.code import trained_with
 from bench.run.distributed import Ranks
 from bench.run.optimiser import TrainingState
 
 log = logging.getLogger("equibench.train")
 
-# metadata of a state or of averaged weights; early files have no checksum
-ABOUT = {"step": int, "seconds": Number, "sha256?": str}
+# metadata of a state or of averaged weights; early files have no checksum, and say no code that trained them
+ABOUT = {"step": int, "seconds": Number, "code?": [TRAINED], "sha256?": str}
 STATE, PREVIOUS = RunFolder(Path()).state.name, RunFolder(Path()).previous.name  # the newest, and the one before
 
 
@@ -51,8 +52,12 @@ def save_state(path: Path, state: TrainingState, keep: Path | None = None) -> No
         for key, value in state.optimiser.state(p).items():
             tensors[f"optimiser/{key}/{name}"] = value
     tensors["queue/norms"], tensors["queue/pushed"] = state.queue.norms, state.queue.pushed
-    about = {"step": state.step, "seconds": state.seconds}
-    write_tensors(path, tensors, about, keep)
+    write_tensors(path, tensors, about_state(state), keep)
+
+
+def about_state(state: TrainingState) -> dict[str, Any]:
+    """Metadata of a state, or of its averaged weights."""
+    return {"step": state.step, "seconds": state.seconds, "code": state.code}
 
 
 def load_state(path: Path, state: TrainingState) -> None:
@@ -165,6 +170,16 @@ def about_of(path: Path) -> dict[str, Any]:
         raise _damaged(path, one_line(error)) from error
 
 
+def trained_by(path: Path, began: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The codes that trained a checkpoint, in order, each with its steps (`bench.records.schema.TRAINED`).
+
+    Args:
+        began: the code that began the run, and to which the steps of an early file, which names none, are put down.
+    """
+    about = about_of(path)
+    return about.get("code") or trained_with([], {key: began[key] for key in CODE}, about["step"])
+
+
 def _damaged(path: Path, why: str) -> DamagedError:
     return DamagedError(f"{path}: not readable as a checkpoint ({why}); move it away to start again")
 
@@ -208,8 +223,17 @@ def _newest(folder: Path, state: TrainingState) -> str | None:
             log.warning("%s; it is set aside as %s.damaged, training continues from %s", fault, other, name)
             # otherwise the next checkpoint would rename it over the good one
             (folder / other).replace(folder / f"{other}.damaged")
+        state.code = trained_by(folder / name, _began(folder))
         log.info("continuing at step %d", state.step)
         return name
     if damaged:
         raise CheckpointError(" and ".join(str(error) for error in damaged.values()))
     return None
+
+
+def _began(folder: Path) -> dict[str, Any]:
+    """The code that began a run."""
+    try:
+        return read_json(RunFolder(folder).manifest, MANIFEST)["code"]
+    except (FileNotFoundError, RecordError):
+        return {"version": "unknown", "commit": None, "dirty": None}

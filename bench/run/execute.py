@@ -19,12 +19,13 @@ from bench.records.lock import locked
 from bench.records.store import RunFolder, StudyFolder
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
-from bench.run.checkpoint import STATE, about_of, load_average
+from bench.run.checkpoint import STATE, about_of, load_average, trained_by
+from bench.run.code import code_version
 from bench.run.compile import compile_networks
 from bench.run.evaluate import evaluate_run, measure_run, sample_run, versions
 from bench.run.model import Model
 from bench.run.optimiser import progress
-from bench.run.provenance import code_version, describe, now, peak_memory_mb, training_cost
+from bench.run.provenance import describe, now, peak_memory_mb, training_cost
 from bench.run.sample import weights_file
 from bench.run.spawn import train_on_ranks
 from bench.run.train import train
@@ -207,6 +208,7 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
         if cfg.sample.weights is Weights.BEST:
             step = load_average(RunFolder(folder).best, model.named_weights())
         manifest["cost"] |= training_cost(folder)
+        manifest["code"] = {**manifest["code"], "training": trained_by(folder / STATE, manifest["code"])}
     manifest["cost"]["peak_memory_mb"] = max(
         peak_memory_mb(cfg.train.device), manifest["cost"].get("peak_memory_mb", 0)
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +194,7 @@ class TrainingState:
         weights: of the model itself, by name.
         step: optimiser steps done.
         seconds: trained.
+        code: that has done these steps, in order, each with its number of them (`bench.records.schema.TRAINED`).
     """
 
     weights: dict[str, nn.Parameter]
@@ -201,6 +203,7 @@ class TrainingState:
     queue: QueueClip
     step: int = 0
     seconds: float = 0.0
+    code: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def at_start(cls, weights: dict[str, nn.Parameter], cfg: TrainConfig) -> TrainingState:

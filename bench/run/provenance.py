@@ -6,7 +6,6 @@ import contextlib
 import platform
 import resource
 import statistics
-import subprocess
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +19,7 @@ from bench.records import schema
 from bench.records import store as records
 from bench.records.store import RunFolder
 from bench.registry import methods
+from bench.run.code import code_version
 from bench.run.evaluate import versions
 
 
@@ -136,28 +136,6 @@ def driver(device: str) -> str | None:
         fields = Path("/proc/driver/nvidia/version").read_text().splitlines()[0].split()
         return next((field for field in fields if field[:1].isdigit() and "." in field), None)
     return None
-
-
-def code_version() -> dict[str, Any]:
-    """Package version and, in a git checkout, the commit and whether the code has uncommitted changes."""
-    home = Path(__file__).parent
-
-    def git(*args: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(home), *args], capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    # code alone: publishing results must not mark the next run as modified
-    changes = git("status", "--porcelain", "--", ":(top)bench", ":(top)methods")
-    return {
-        "version": schema.package_version(),
-        "commit": git("rev-parse", "HEAD"),
-        "dirty": None if changes is None else bool(changes),
-    }
 
 
 def now() -> str:

@@ -21,11 +21,12 @@ from bench.registry import datasets, methods
 from bench.run.acceleration import accelerate
 from bench.run.batches import Batches
 from bench.run.clock import clock
+from bench.run.code import code_version
 from bench.run.compile import compile_networks
 from bench.run.evaluate import versions
 from bench.run.model import Model
 from bench.run.optimiser import TrainingState
-from bench.run.provenance import code_version, device_name, forget_peak_memory, peak_memory_mb
+from bench.run.provenance import device_name, forget_peak_memory, peak_memory_mb
 from bench.run.roofline import training_work
 from bench.run.train import BatchLoss, training_loss, training_step
 from bench.streams import Streams

@@ -20,8 +20,9 @@ from bench.geometry.state import State
 from bench.records.schema import STEP, check
 from bench.records.store import RunFolder, append_line, as_line, read_steps, write_atomically
 from bench.run.batches import Batches
-from bench.run.checkpoint import PREVIOUS, STATE, about_of, resume, save_state, write_average
+from bench.run.checkpoint import PREVIOUS, STATE, about_of, about_state, resume, save_state, write_average
 from bench.run.clock import Timer
+from bench.run.code import code_version, trained_with
 from bench.run.distributed import Ranks
 from bench.run.model import Model
 from bench.run.optimiser import TrainingState, learning_rate, progress
@@ -152,6 +153,7 @@ def train(
     state = TrainingState.at_start(model.named_weights(), settings)
     resume(folder, ranks, state)
     lowest = math.inf  # validation loss so far
+    earlier, code = state.code, code_version() if ranks.writes else {}
     if ranks.writes:
         steps = [line for line in read_steps(RunFolder(folder).steps) if line["step"] <= state.step]
         if state.step != (steps[-1]["step"] if steps else 0):
@@ -209,13 +211,13 @@ def train(
             calls = 0
             if not ranks.writes:
                 continue
+            state.code = trained_with(earlier, code, state.step)
             if state.step % settings.valid_every == 0 or finished:
                 state.average.swap(state.weights)
                 line["valid_loss"] = validation()
                 if settings.keep_best and line["valid_loss"] < lowest:
                     lowest = line["valid_loss"]
-                    about = {"step": state.step, "seconds": state.seconds}
-                    write_average(RunFolder(folder).best, model.named_weights(), about)
+                    write_average(RunFolder(folder).best, model.named_weights(), about_state(state))
                 state.average.swap(state.weights)
             check(line, STEP, str(RunFolder(folder).steps))
             append_line(RunFolder(folder).steps, line)

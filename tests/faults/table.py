@@ -16,7 +16,8 @@ from typing import Any
 
 from analysis.readme import filled
 from bench.records.store import read_json, write_atomically, write_json
-from bench.run.provenance import code_version, device_name, now
+from bench.run.code import code_version
+from bench.run.provenance import device_name, now
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"

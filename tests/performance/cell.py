@@ -258,7 +258,8 @@ def peaks(device: str, threads: int) -> dict[str, Any]:
     """What the machine reaches (`bench.run.roofline.machine`)."""
     import torch
 
-    from bench.run.provenance import code_version, device_name, now
+    from bench.run.code import code_version
+    from bench.run.provenance import device_name, now
     from bench.run.roofline import machine
 
     torch.set_num_threads(threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,21 @@ def test_a_cell_names_commit_config_data_and_command(folder: Path):
     ):
         assert words in text
     assert f"equibench run {folder}/{run_name('bare', 'dit', 1)}/config.yaml" in text
+
+
+def test_every_commit_that_trained_a_run_is_named_with_its_share(folder: Path, tmp_path: Path):
+    copy = Path(shutil.copytree(folder, tmp_path / "made_up"))
+    path = copy / run_name("bare", "dit", 1) / "manifest.json"
+    code = json.loads(path.read_text())["code"]
+    edit(path, code__training=[code | {"steps": 90}, code | {"commit": "b" * 40, "dirty": True, "steps": 30}])
+    lines = [line for line in trace(load(copy), "bare", "validity").splitlines() if line.startswith("commit")]
+    assert lines[0].split() == ["commit", "a" * 40]
+    assert lines[1] == (
+        f"commit  75.0% of the steps by {'a' * 40}; then 25.0% of the steps by {'b' * 40}, with uncommitted changes: "
+        "not exactly reproducible"
+    )
+    edit(path, code__training=[code])
+    assert "key 'steps' is missing" in " ".join(load(copy).problems)
 
 
 def test_runs_that_are_not_in_the_mean_are_named(folder: Path):

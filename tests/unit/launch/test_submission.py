@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from bench.config.study import StudyConfig
 from bench.launch import queue
 from bench.launch import submit as runners
 from bench.launch.queue import last_job, submitted
-from bench.launch.submit import Item, Needs, Submission, last_line, needs, sort_waiting
+from bench.launch.submit import Item, Needs, Submission, last_line, make_executor, needs, sort_waiting
 from bench.records.store import CONTINUES
 
 REFUSAL = FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Job violates policy")
@@ -159,3 +161,83 @@ def test_an_interrupted_launcher_stops_its_jobs_on_this_machine(tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             runners.run_study(study, tmp_path)
         assert stopped == expected
+
+
+# ---------------------------------------------------------------------- the batch file
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch) -> Path:
+    """A folder for commands: `sbatch` takes every job, `srun` starts nothing."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, answer in (("sbatch", "Submitted batch job 7"), ("srun", ""), ("squeue", "")):
+        (folder / name).write_text(f"#!/bin/sh\necho {answer}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(runners, "watch_queue", lambda: None)
+    return folder
+
+
+def batch_files(study_folder: Path) -> list[str]:
+    return [path.read_text() for path in study_folder.glob(".submitit/*/*_submission.sh") if not path.is_symlink()]
+
+
+HOSTILE = {
+    "partition": LaunchConfig(cluster="slurm", slurm_partition="cpu\ntouch PWNED\n#"),
+    "value": LaunchConfig(cluster="slurm", slurm_options={"account": "me\ntouch PWNED\n#"}),
+    "carriage return": LaunchConfig(cluster="slurm", slurm_options={"account": "me\rtouch PWNED"}),
+    "name": LaunchConfig(cluster="slurm", slurm_options={"account=me\ntouch PWNED\n#": "x"}),
+    "a second option": LaunchConfig(cluster="slurm", slurm_options={"account": "me --wrap=reboot"}),
+    "quote": LaunchConfig(cluster="slurm", slurm_options={"comment": "it's"}),
+    "semicolon": LaunchConfig(cluster="slurm", slurm_options={"account": "me;touch PWNED"}),
+    "substitution": LaunchConfig(cluster="slurm", slurm_options={"account": "$(touch PWNED)"}),
+    "backticks": LaunchConfig(cluster="slurm", slurm_options={"account": "`touch PWNED`"}),
+    "line separator": LaunchConfig(cluster="slurm", slurm_options={"account": "me\u2028x"}),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_option_becomes_a_line_of_the_batch_file(kind, tmp_path, sbatch):
+    """However it got past the reader of the study file: refused in one line, before anything is written."""
+    study_folder = tmp_path / "study"
+    with pytest.raises(ConfigError, match=r"launch: Slurm option .* expected letters, digits") as caught:
+        Submission(HOSTILE[kind], study_folder)(items(study_folder, 1))
+    assert "\n" not in str(caught.value)
+    assert batch_files(study_folder) == []
+
+
+def test_a_folder_with_a_line_break_is_refused_too(tmp_path, sbatch):
+    study_folder = tmp_path / "a\ntouch PWNED"
+    with pytest.raises(ConfigError, match="has a line break"):
+        Submission(LaunchConfig(cluster="slurm"), study_folder)(items(study_folder, 1))
+
+
+def test_a_batch_file_holds_its_options_and_one_command(tmp_path, sbatch):
+    """Control of the refusals, and what they stand for: without them a value becomes a line of the shell."""
+    study_folder = tmp_path / "study"
+    options = {"account": "me", "constraint": "a100&(ib|eth)", "exclude": "n[1-3,7]", "gres": "gpu:a100:2"}
+    options |= {"time": "1-00:00:00", "mail_user": "me@home.org", "licenses": "x:2", "exclusive": ""}
+    launch = LaunchConfig(cluster="slurm", slurm_partition="cpu", slurm_options=options)
+    assert Submission(launch, study_folder)(items(study_folder, 2)) == []
+    (text,) = batch_files(study_folder)
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "export SUBMITIT_EXECUTOR=slurm"
+    assert lines[1].startswith("srun ")
+    assert f"{shlex.quote(sys.executable)} -P -u -m submitit.core._submit" in lines[1]  # whatever the environment
+    assert len(lines) == 2
+    assert "#SBATCH --account=me" in text
+    assert "#SBATCH --constraint='a100&(ib|eth)'" in text
+
+
+def test_without_the_refusal_a_value_is_a_line_of_the_shell(tmp_path, sbatch, monkeypatch):
+    monkeypatch.setattr(runners, "refuse_shell_lines", lambda *_: None)
+    study_folder = tmp_path / "study"
+    Submission(HOSTILE["value"], study_folder)(items(study_folder, 1))
+    (text,) = batch_files(study_folder)
+    assert "touch PWNED" in text.splitlines()
+
+
+def test_a_worker_on_this_machine_starts_with_the_working_directory_off_its_path(tmp_path):
+    executor = make_executor(LaunchConfig(cluster="local"), Needs(1, 0), tmp_path / "study")
+    assert executor._executor._submitit_command_str.startswith(f"{shlex.quote(sys.executable)} -P -u -m submitit")

@@ -1,7 +1,9 @@
 """One run: what its record says where it was stopped, and `--until sampled` with `evaluate` in place of all at once."""
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +19,7 @@ from bench.records import schema
 from bench.records import store as records
 from bench.records.items import read_items
 from bench.registry import methods
+from bench.run.checkpoint import about_of, read_tensors, write_tensors
 from bench.run.execute import Until, evaluate_folder, execute, is_done, reason_of
 
 STUDY = {
@@ -160,6 +163,43 @@ def test_only_a_sampled_run_can_be_evaluated(tmp_path):
     stopped_by(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), run)
     with pytest.raises(ConfigError, match="is running, expected a sampled run; `equibench run --until sampled` first"):
         evaluate_folder(run.folder)
+
+
+# ---------------------------------------------------------------------- continued by other code
+
+
+@contextlib.contextmanager
+def made_by(code: dict) -> Iterator[None]:
+    """Code of another commit."""
+    with (
+        mock.patch("bench.run.train.code_version", return_value=code),
+        mock.patch("bench.run.provenance.code_version", return_value=code),
+    ):
+        yield
+
+
+def test_the_record_names_every_commit_that_trained_the_run(tmp_path):
+    """Also where the first record and state are from before such lists. Control: one code alone."""
+    settings = ["train.log_every=1", "train.checkpoint_seconds=0"]
+    first, second = ({"version": "1", "commit": commit, "dirty": False} for commit in "ab")
+    run = item(tmp_path, overrides=settings)
+    stop = mock.patch("bench.run.train.Validation.__call__", side_effect=[0.5, KeyboardInterrupt])
+    with made_by(first), stop, pytest.raises(KeyboardInterrupt):
+        execute(run.cfg, run.folder)
+    assert about_of(run.folder / "state.safetensors")["code"] == [first | {"steps": 1}]
+    tensors, about = read_tensors(run.folder / "state.safetensors")
+    del about["code"]
+    write_tensors(run.folder / "state.safetensors", tensors, about)
+    with made_by(second):
+        execute(run.cfg, run.folder)
+    manifest = records.read_json(run.folder / "manifest.json", schema.MANIFEST)
+    assert manifest["code"] == first | {"training": [first | {"steps": 1}, second | {"steps": 1}]}
+
+    alone = item(tmp_path / "alone", overrides=settings)
+    with made_by(first):
+        execute(alone.cfg, alone.folder)
+    manifest = records.read_json(alone.folder / "manifest.json", schema.MANIFEST)
+    assert manifest["code"] == first | {"training": [first | {"steps": 2}]}
 
 
 # ---------------------------------------------------------------------- other settings

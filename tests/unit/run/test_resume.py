@@ -24,7 +24,7 @@ from bench.launch.publish import curves
 from bench.records.store import read_json, read_steps
 from bench.registry import methods
 from bench.run.batches import Batches
-from bench.run.checkpoint import CheckpointError, load_average, read_tensors, write_tensors
+from bench.run.checkpoint import CheckpointError, about_of, load_average, read_tensors, trained_by, write_tensors
 from bench.run.evaluate import sample_run
 from bench.run.model import Model
 from bench.run.train import TrainingError, Validation, train
@@ -96,6 +96,43 @@ def test_killed_and_resumed_training_equals_straight_training(method, backbone, 
     (state, lines), (straight_state, straight_lines) = left_behind(tmp_path / "cut"), left_behind(tmp_path / "straight")
     assert same(state, straight_state)
     assert lines == straight_lines
+
+
+def code(commit: str, dirty: bool = False) -> dict[str, Any]:
+    return {"version": "1", "commit": commit, "dirty": dirty}
+
+
+def test_a_checkpoint_names_every_code_that_trained_it(tmp_path, monkeypatch):
+    """Each with the steps that are left of it: those after the last checkpoint are made again, by the next code.
+
+    A code that comes again in a row is named once; a checkpoint that names none is put down to the code that began.
+    """
+    cfg = config("plain", "dit", log_every=2)
+    for by, kill_at in ((code("a"), 4), (code("a"), 4), (code("b"), 6), (code("b", dirty=True), None)):
+        monkeypatch.setattr("bench.run.train.code_version", lambda by=by: by)
+        if kill_at is None:
+            trained(tmp_path, cfg)
+        else:
+            killed(tmp_path, cfg, kill_at)
+            assert about_of(tmp_path / "state.safetensors")["step"] == kill_at - 2
+    found = trained_by(tmp_path / "state.safetensors", code("never asked"))
+    assert found == [code("a") | {"steps": 2}, code("b") | {"steps": 2}, code("b", True) | {"steps": N_STEPS - 4}]
+
+    tensors, about = read_tensors(tmp_path / "state.safetensors")
+    write_tensors(tmp_path / "early.safetensors", tensors, {k: v for k, v in about.items() if k != "code"})
+    assert trained_by(tmp_path / "early.safetensors", code("first")) == [code("first") | {"steps": N_STEPS}]
+
+
+def test_what_an_early_checkpoint_was_trained_by_is_not_put_down_to_the_code_that_continues_it(tmp_path, monkeypatch):
+    cfg = config("plain", "dit")
+    killed(tmp_path, cfg, 5)
+    tensors, about = read_tensors(tmp_path / "state.safetensors")
+    write_tensors(tmp_path / "state.safetensors", tensors, {k: v for k, v in about.items() if k != "code"})
+    monkeypatch.setattr("bench.run.train.code_version", lambda: code("b"))
+    trained(tmp_path, cfg)
+    first, second = trained_by(tmp_path / "state.safetensors", code("never asked"))
+    assert (first["version"], first["steps"]) == ("unknown", about["step"])
+    assert second == code("b") | {"steps": N_STEPS - about["step"]}
 
 
 def sampled(folder: Path, cfg: RunConfig, kill_at: int | None = None) -> Structures:
