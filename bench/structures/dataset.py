@@ -147,8 +147,11 @@ class DataSet:
         """Keep the molecules of at most `max_atoms` atoms in all splits, then `n_train` of the training molecules.
 
         The training molecules are the first of one seeded permutation, kept in their original order, so for one
-        `max_atoms` smaller subsets are nested in larger ones. Raises DataError when a split is empty or has fewer than
-        `n_train` training molecules.
+        `max_atoms` smaller subsets are nested in larger ones. Validation and test are those of the whole set. All that
+        a run knows of its training set comes from the subset alone: mean and histogram of sizes, and the molecules
+        that a novel one must differ from. A note counts the test molecules of sizes that the subset lacks.
+
+        Raises DataError when a split is empty or has fewer than `n_train` training molecules.
         """
         splits, label = self.splits, self.label
         if max_atoms is not None:
@@ -162,7 +165,18 @@ class DataSet:
             kept = np.random.default_rng(SUBSET_SEED).permutation(available)[:n_train]
             splits = {**splits, "train": splits["train"].select(np.sort(kept))}
             label += f", {grouped(n_train)} training molecules"
-        return replace(self, label=label, **splits)
+        return replace(self, label=label, notes=[*self.notes, *_unseen_sizes(**splits)], **splits)
+
+
+def _unseen_sizes(train: Structures, test: Structures, **_: Structures) -> list[str]:
+    """A note on test molecules of sizes that no training molecule has: p(N) knows nothing of them."""
+    sizes = test.n_atoms[~np.isin(test.n_atoms, train.n_atoms)]
+    if not len(sizes):
+        return []
+    shown = ", ".join(map(str, np.unique(sizes)))
+    return [
+        f"{grouped(len(sizes))} of {grouped(len(test))} test molecules have a size that no training one has: {shown}"
+    ]
 
 
 def read_with(path: Path, key: str) -> tuple[Structures, np.ndarray | None]:

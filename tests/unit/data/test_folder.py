@@ -74,7 +74,7 @@ def test_other_files_beside_the_splits_are_noted(tmp_path):
     for name in ("train.xyz", "valid.npz", "test.xyz", "extra.xyz"):
         files.write(tmp_path / name, molecules(4))
     data = load(tmp_path, max_atoms=4, n_train=2)
-    assert data.notes == ["not read, since train, valid and test are there: extra.xyz"]
+    assert data.notes[0] == "not read, since train, valid and test are there: extra.xyz"
     assert data.label == f"{tmp_path.name}, at most 4 atoms, 2 training molecules"
     assert [len(split) for split in data.splits.values()] == [2, 3, 3]
 

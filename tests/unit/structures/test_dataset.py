@@ -73,6 +73,25 @@ def test_smaller_training_subsets_lie_within_larger_ones(data):
     assert len(data.limited(None, 3).test) == 3
 
 
+def test_a_training_subset_leaves_the_other_splits_alone_and_brings_its_own_facts(data):
+    few = data.limited(None, 3)
+    assert few.valid is data.valid
+    assert few.test is data.test
+    assert few.facts.sizes == {n: 1 for n in few.train.n_atoms.tolist()}
+    assert few.mean_atoms == few.train.n_atoms.mean() != data.mean_atoms
+    assert few.fingerprint != data.limited(None, 4).fingerprint
+    assert data.limited(None, 20).fingerprint == data.fingerprint  # all of them: the same data
+
+
+def test_test_sizes_that_training_lacks_are_counted_in_a_note(data):
+    few = data.limited(None, 3)
+    lacking = [n for n in (4, 5, 20) if n not in few.train.n_atoms]
+    assert lacking
+    note = f"{len(lacking)} of 3 test molecules have a size that no training one has: {', '.join(map(str, lacking))}"
+    assert few.notes == ["a note", note]
+    assert data.limited(None, 20).notes == ["a note"]  # control
+
+
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
