@@ -53,6 +53,7 @@ MANIFEST: dict[str, Any] = {
         "notes": list,
     },
     "code": CODE,
+    "sources?": dict,  # 'method haar' -> SHA-256 of the file that registers it, for each plug-in of the run
     "environment": {
         "device": str,
         "dtype": str,

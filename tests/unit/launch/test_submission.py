@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from submitit.core.utils import FailedJobError
 from support import run_config
+from tqdm import tqdm
 
 from bench.config.run import ConfigError, LaunchConfig
 from bench.config.study import StudyConfig
 from bench.launch import queue
 from bench.launch import submit as runners
 from bench.launch.queue import last_job, submitted
+from bench.launch.status import Position
 from bench.launch.submit import Item, Needs, Submission, last_line, needs, sort_waiting
 from bench.records.store import CONTINUES
 
@@ -156,6 +160,76 @@ def test_an_interrupted_launcher_stops_its_jobs_on_this_machine(tmp_path, monkey
     monkeypatch.setattr(runners, "work_off", interrupted)
     for cluster, expected in (("slurm", []), ("local", ["run1"])):
         study = StudyConfig("study", [], LaunchConfig(cluster=cluster), {})
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             runners.run_study(study, tmp_path)
         assert stopped == expected
+        line = str(caught.value)
+        assert line.startswith(f"interrupted: 0 of 2 runs done, 0 begun; {CONTINUES}")
+        assert ("scancel --name equibench-study" in line) == (cluster == "slurm")
+
+
+def test_an_interrupted_launcher_says_what_is_saved(tmp_path, monkeypatch):
+    """Control: a run without a checkpoint is begun, and nothing of it is saved."""
+    first, second = items(tmp_path, 2)
+    monkeypatch.setattr(Item, "status", property(lambda _: "running"))
+    monkeypatch.setattr(runners, "last_checkpoint", lambda folder: 400 if folder == first.folder else 0)
+    line = runners.interrupted(StudyConfig("study", [], LaunchConfig(), {}), [first, second])
+    assert line == f"interrupted: 0 of 2 runs done, 2 begun, saved run0 to step 400; {CONTINUES}"
+
+
+def test_standard_error_goes_to_a_file_and_comes_back(tmp_path, capfd):
+    """Also that of children; control: outside of the context."""
+    with runners.standard_error_to(tmp_path / "a" / "log"):
+        subprocess.run([sys.executable, "-c", "import sys; print('child', file=sys.stderr)"], check=True)
+    with runners.standard_error_to(None):
+        os.write(2, b"control\n")
+    assert (tmp_path / "a" / "log").read_text() == "child\n"
+    assert capfd.readouterr().err == "control\n"
+
+
+# ---------------------------------------------------------------------- progress
+
+
+def progress_of(monkeypatch, at: list[Position], terminal: bool = True) -> runners.Progress:
+    """A progress display of two runs whose position is always the last of `at`."""
+    monkeypatch.setattr(runners, "position", lambda _: at[-1])
+    monkeypatch.setattr(runners.sys, "stderr", SimpleNamespace(isatty=lambda: terminal, write=len, flush=lambda: None))
+    return runners.Progress("study", 2)
+
+
+def test_rates_count_the_steps_of_this_session_alone(tmp_path, monkeypatch):
+    """A resumed run starts its bar where it is. Control: a bar from 0 would count what earlier sessions did."""
+    at = [Position("training", 900, 1000, "step")]
+    (item,) = items(tmp_path, 1)
+    with progress_of(monkeypatch, at) as progress:
+        progress.show([item])
+        at.append(Position("training", 910, 1000, "step"))
+        progress.show([item])
+        bar = progress.bars[item.folder]
+        assert (bar.initial, bar.n, bar.total) == (900, 910, 1000)
+        about = bar.format_dict
+        counted = tqdm.format_meter(**about | {"elapsed": 10.0})
+        assert "1.00step/s" in counted
+        assert "91.00step/s" in tqdm.format_meter(**about | {"elapsed": 10.0, "initial": 0})
+        at.append(Position("training", 880, 1000, "step"))  # it went back to its checkpoint
+        progress.show([item])
+        assert progress.bars[item.folder].initial == 880
+        at.append(Position("sampling", 1, 4, "chunk"))
+        progress.show([item])
+        bar = progress.bars[item.folder]
+        assert (bar.initial, bar.total, bar.unit) == (1, 4, "chunk")
+
+
+def test_a_study_has_a_bar_and_a_line_of_its_own(tmp_path, monkeypatch):
+    first, second = items(tmp_path, 2)
+    with progress_of(monkeypatch, [Position("training", 0, 10, "step")]) as progress:
+        assert progress.whole is not None
+        progress.show([first, second])
+        progress.finished(first, "done")
+        assert (progress.whole.n, progress.whole.total, progress.whole.desc) == (1, 2, "study")
+        assert list(progress.bars) == [second.folder]
+    with progress_of(monkeypatch, [], terminal=False) as progress:
+        assert progress.whole is None
+        assert progress.line(60.0) == "study: 0 of 2 runs ended"
+        progress.finished(first, "done")
+        assert progress.line(60.0) == "study: 1 of 2 runs ended, about 60 s left"
