@@ -9,22 +9,33 @@ import sys
 from collections.abc import Callable
 
 from bench.cli import data, machine, molecules, plugins, results, study, weights
+from bench.records.inputs import printable
 from bench.records.schema import package_version
+from bench.records.store import CONTINUES
 from bench.registry import load_file
+
+
+class Printable(logging.Formatter):
+    """Messages may quote records and files: what a terminal would obey is shown escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parse and run; errors that a user can fix are one line, others a traceback."""
     args = parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Printable("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("equibench", "bench", "analysis"):  # libraries keep to warnings
         logging.getLogger(name).setLevel(logging.WARNING if args.quiet else logging.INFO)
     try:
         for file in getattr(args, "plugin", ()):
             load_file(file)
         return args.run(args)
-    except KeyboardInterrupt:
-        logging.getLogger("equibench").error("interrupted; the same command resumes")
+    except KeyboardInterrupt as interrupt:
+        logging.getLogger("equibench").error("%s", str(interrupt) or f"interrupted; {CONTINUES}")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

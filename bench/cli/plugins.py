@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.cli.verbs import AddVerb, add_plugin
+from bench.records.inputs import printable
 from bench.registry import (
     Registry,
     backbones,
@@ -33,7 +34,7 @@ def add_verbs(add: AddVerb) -> None:
 
 def list_all(args: argparse.Namespace) -> int:
     """`equibench list`."""
-    print(matrix() if args.matrix else listing())  # noqa: T201
+    print(printable(matrix() if args.matrix else listing(), keep="\n"))  # noqa: T201
     return 0
 
 

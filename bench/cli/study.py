@@ -1,4 +1,4 @@
-"""Verbs on a study: run, evaluate, plan, status, logs, publish."""
+"""Verbs on a study: run, evaluate, plan, status, logs, remove, publish."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ def add_verbs(add: AddVerb) -> None:
     command = add("run", run_study, "run a study: start missing runs, resume interrupted ones, skip finished ones")
     add_study(command)
     command.add_argument("--retry", action="store_true", help="also retry runs that have failed")
+    command.add_argument("--force", action="store_true", help="also finished runs, which are moved to .old/ first")
+    command.add_argument(
+        "--only", nargs="+", default=[], metavar="key=value", help="these runs alone, e.g. method=haar seed=[0,1]"
+    )
+    command.add_argument("--dry-run", action="store_true", help="say what would be run, and run nothing")
     command.add_argument(
         "--until",
         choices=["sampled", "evaluated"],
@@ -38,6 +43,10 @@ def add_verbs(add: AddVerb) -> None:
     command.add_argument("-n", type=int, default=40, metavar="LINES", help="lines of each (default 40)")
     command.add_argument("--follow", action="store_true", help="keep printing the log until the run stops")
 
+    command = add("remove", remove, "remove one run, after showing what that would remove")
+    command.add_argument("run_name", metavar="RUN", help="name of a run, a unique prefix of one, or a folder")
+    command.add_argument("--yes", action="store_true", help="remove it; without this, it is only shown")
+
     command = add("publish", publish, "copy a study's records, curves and small weights into results/")
     command.add_argument("study")
     add_plugin(command)
@@ -45,13 +54,22 @@ def add_verbs(add: AddVerb) -> None:
 
 def run_study(args: argparse.Namespace) -> int:
     """`equibench run`; 1 when a run has failed."""
-    from bench.config.study import load_study
+    from bench.config.study import load_study, selection
+    from bench.launch.choose import changes, preview, with_needed
+    from bench.launch.submit import plan
     from bench.launch.submit import run_study as execute_study
     from bench.run.execute import Until
 
     log = logging.getLogger("equibench")
-    study = load_study(args.study, args.overrides, args.plugin)
-    items = execute_study(study, RUNS, args.retry, args.study, Until(args.until))
+    study, until = load_study(args.study, args.overrides, args.plugin), Until(args.until)
+    only = selection(args.only, study.runs)
+    if args.dry_run:
+        items = plan(study, RUNS, until)
+        for line in changes(RUNS / study.name, items):
+            log.warning("%s", line)
+        print(preview(with_needed(items, only), args.retry, lambda cfg: args.force and only(cfg)))  # noqa: T201
+        return 0
+    items = execute_study(study, RUNS, args.retry, args.study, until, only, args.force)
     unfinished = [item for item in items if item.status not in ("done", "skipped")]
     for item in unfinished:
         log.error("%s: %s; `equibench logs %s`", item.folder.name, item.outcome or item.reason, item.folder.name)
@@ -104,6 +122,22 @@ def logs(args: argparse.Namespace) -> int:
     print(status.logs(folder, args.n), flush=True)  # noqa: T201
     for text in status.follow(folder) if args.follow else ():
         print(text, end="", flush=True)  # noqa: T201
+    return 0
+
+
+def remove(args: argparse.Namespace) -> int:
+    """`equibench remove`; 1 when nothing was removed."""
+    from bench.launch.choose import describe_removal
+    from bench.launch.choose import remove as remove_run
+    from bench.launch.status import find_run
+
+    folder = find_run(args.run_name, [RUNS])
+    print(describe_removal(folder))  # noqa: T201
+    if not args.yes:
+        print(f"nothing removed; `equibench remove {folder} --yes` removes it")  # noqa: T201
+        return 1
+    remove_run(folder)
+    print("removed")  # noqa: T201
     return 0
 
 

@@ -11,6 +11,7 @@ import enum
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,9 @@ from bench.registry import (
 from bench.symmetry.contract import Method
 
 MAX_LEVELS = 1_000_000
+DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
+# what sbatch takes in an option, and nothing that a shell reads as the end of one: no spaces, quotes or line breaks
+PLAIN = re.compile(r"[\w.,:/@%+=*&|!^~()\[\]-]+", re.ASCII)
 
 
 class ConfigError(ValueError):
@@ -149,6 +153,7 @@ class TrainConfig:
                 self.max_seconds is None or self.max_seconds > 0,
                 "a positive number or null",
             ),
+            device=(self.device, DEVICE.fullmatch(self.device) is not None, "cpu, cuda or cuda:N"),
         )
 
 
@@ -184,7 +189,9 @@ class LaunchConfig:
     slurm_partition: str | None = None
     slurm_array_parallelism: int = 16  # runs of the study in Slurm at a time, pending or running
     slurm_signal_delay_s: int = 90  # seconds before the time limit at which a job is signalled to requeue itself
-    slurm_options: dict[str, str] = field(default_factory=dict)  # further sbatch options: {account: ..., qos: ...}
+    # further options of sbatch, {account: chemistry, exclusive: true}: true is an option without a value, and false or
+    # null leaves one out
+    slurm_options: dict[str, str | int | bool | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = ("n_parallel", "timeout_min", "cpus_per_task", "slurm_array_parallelism")
@@ -193,6 +200,20 @@ class LaunchConfig:
         if self.cluster == "slurm":
             expected = f"less than the {limit} s of launch.timeout_min"
             require("launch", slurm_signal_delay_s=(delay, 0 < delay < limit, expected))
+        for key in self.slurm_options:
+            named = re.fullmatch("[a-z][a-z0-9_-]*", key) is not None
+            require("launch", slurm_options=(key, named, "names of sbatch's options, such as account"))
+        given = {f"slurm_options.{key}": value for key, value in self.slurm_options.items()}
+        for key, value in {"slurm_partition": self.slurm_partition, **given}.items():
+            plain = value is None or PLAIN.fullmatch(str(value)) is not None
+            require("launch", **{key: (value, plain, "letters, digits and .,:/@%+=*&|!^~()[]_- alone")})
+
+    @property
+    def sbatch_options(self) -> dict[str, str | int | bool]:
+        """Options of sbatch that are on; True: without a value."""
+        # requeue preempted jobs and those of lost nodes, whatever the cluster's default
+        given = {"requeue": True, **self.slurm_options}
+        return {key: value for key, value in given.items() if value is not None and value is not False}
 
 
 @dataclass(frozen=True)
@@ -368,10 +389,14 @@ def build(cls: Any, values: Any, where: str = "") -> Any:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(kind)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in typing.get_args(kind):
+        kinds = typing.get_args(kind)
+        if value is None and type(None) in kinds:
             return None
-        (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
-        return _convert(kind, value, where)
+        wanted = [k for k in kinds if k is not type(None)]
+        if len(wanted) > 1 and type(value) not in wanted:
+            names = " or ".join(k.__name__ for k in wanted)
+            raise ConfigError(f"'{where}' is {shown(value)}, expected {names}; text in quotes is taken as it stands")
+        return _convert(type(value) if len(wanted) > 1 else wanted[0], value, where)
     if kind is PlugIn:
         return _measure(value, where) if where.startswith("measures.") else resolve(KINDS[where], value, where)
     if dataclasses.is_dataclass(kind):
@@ -401,10 +426,21 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         with contextlib.suppress(OverflowError):
             value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"'{where}' is {shown(value)}, expected {kind.__name__}")
+        raise ConfigError(f"'{where}' is {shown(value)}, expected {kind.__name__}{_how_to_write(value, kind)}")
     if (isinstance(value, float) and math.isnan(value)) or (type(value) is int and not -(2**63) <= value < 2**63):
         raise ConfigError(f"'{where}' is {shown(value)}, expected a number of at most 64 bits")
     return value
+
+
+def _how_to_write(value: Any, kind: type) -> str:
+    """What to write in place of text that YAML 1.1 would read as a number to base 8 or 60."""
+    if kind not in (int, float) or not isinstance(value, str):
+        return ""
+    if re.fullmatch("0[0-9]+", value):
+        return f"; write it without the leading zero, {int(value)}"
+    if re.fullmatch("[0-9]+(:[0-9]+)+", value):
+        return "; write one number, without colons"
+    return ""
 
 
 def _plain(value: Any) -> Any:

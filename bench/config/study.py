@@ -2,7 +2,8 @@
 
 A study has a `base` (any part of a run's configuration), a `grid` (lists whose product gives the runs; a list of grids
 is their union) and `launch` (how to execute, which never changes a result). `key=value` arguments set keys of `base` or
-`launch`. `plugins` lists Python files, relative to the study, that register plug-ins; loading the study executes them.
+`launch`, or take the place of a grid's values (`seed=[0,1,2]`, `method=haar`). `plugins` lists Python files, relative
+to the study, that register plug-ins; loading the study executes them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ KEYS = ("study", "plugins", "base", "grid", "launch")
 
 
 def load_study(name: str, overrides: list[str] | None = None, plugins: Sequence[Path] = ()) -> StudyConfig:
-    """Read a study by name or path and apply `key=value` arguments (keys of `launch` or `base` that no grid sets).
+    """Read a study by name or path and apply `key=value` arguments, as `_override` does.
 
     A run's config.yaml is read as a study of that run alone, named after the run's study with the suffix '-again'.
 
@@ -73,9 +74,7 @@ def load_study(name: str, overrides: list[str] | None = None, plugins: Sequence[
         plain["plugins"] = [dataclasses.asdict(file) for file in files]
         load_plugins(plain)
     for item in overrides or []:
-        key, value = parse_override(item)
-        set_dotted(plain, key if key.startswith("launch.") else f"base.{key}", value)
-    _refuse_hidden(plain, overrides or [])
+        _override(plain, *parse_override(item))
     return resolve_study(plain, str(path))
 
 
@@ -149,17 +148,22 @@ def _has_interpolation(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
-def _refuse_hidden(page: Mapping[str, Any], overrides: list[str]) -> None:
-    """Refuse an argument for a key that the grid sets: it would have no effect."""
+def _override(page: dict[str, Any], key: str, value: Any) -> None:
+    """Set a key of `launch` or `base`; if a grid sets it, the value, or each of a list, replaces that of all grids.
+
+    Raises:
+        ConfigError: a grid sets a part of the key, or a whole that it is part of: the argument would have no effect.
+    """
     grids = page.get("grid") or {}
-    for item in overrides:
-        key = item.split("=", 1)[0]
-        for grid in grids if isinstance(grids, list) else [grids]:
-            for set_here in grid:
-                if key == set_here or key.startswith(f"{set_here}.") or set_here.startswith(f"{key}."):
-                    raise ConfigError(
-                        f"'{key}' cannot be given here: the study's grid sets '{set_here}'; edit a copy of its file"
-                    )
+    grids = grids if isinstance(grids, list) else [grids]
+    for axis in (axis for grid in grids for axis in grid):
+        if key.startswith(f"{axis}.") or axis.startswith(f"{key}."):
+            raise ConfigError(f"'{key}' cannot be given here: the study's grid sets '{axis}'; give '{axis}=...' whole")
+    if any(key in grid for grid in grids):
+        for grid in grids:
+            grid[key] = value if isinstance(value, list) else [value]
+    else:
+        set_dotted(page, key if key.split(".")[0] == "launch" else f"base.{key}", value)
 
 
 def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
@@ -178,6 +182,45 @@ def resolve_study(page: dict[str, Any], where: str) -> StudyConfig:
         launch = build(LaunchConfig, page.get("launch") or {}, "launch")
         require("launch", cluster=(launch.cluster, launch.cluster in CLUSTERS, "local, debug or slurm"))
     return StudyConfig(page["study"], runs, launch, page)
+
+
+def selection(only: Sequence[str], runs: Sequence[RunConfig]) -> Callable[[RunConfig], bool]:
+    """Whether a run has the values of all `key=value` arguments: one of a list, a plug-in by its name, or options.
+
+    Raises:
+        ConfigError: none of the runs has; the message names the values that there are.
+    """
+    wanted: dict[str, list[Any]] = {}
+    for key, value in map(parse_override, only):
+        wanted.setdefault(key, []).extend(value if isinstance(value, list) else [value])
+
+    def fits(cfg: RunConfig, key: str) -> bool:
+        found = _setting(cfg, key)
+        if isinstance(found, dict):
+            return any(found["name"] == v if isinstance(v, str) else found == found | v for v in wanted[key])
+        return found in wanted[key]
+
+    for key in wanted:
+        if not any(fits(cfg, key) for cfg in runs):
+            values = [value for cfg in runs if (value := _setting(cfg, key)) is not None]
+            if not values:
+                raise ConfigError(
+                    f"no run of this study has a setting {key!r}; give one such as method, seed, train.lr"
+                )
+            there = dict.fromkeys(str(v["name"] if isinstance(v, dict) else v) for v in values)
+            raise ConfigError(f"no run of this study has {key} {wanted[key]}; there are {truncate(', '.join(there))}")
+    chosen = [cfg for cfg in runs if all(fits(cfg, key) for key in wanted)]
+    if not chosen:
+        raise ConfigError(f"no run of this study has all of {' '.join(only)}; give fewer of them")
+    return lambda cfg: all(fits(cfg, key) for key in wanted)
+
+
+def _setting(cfg: RunConfig, key: str) -> Any:
+    """The value of a dotted key; None where the run's plug-ins have no such option."""
+    value: Any = cfg.to_dict()
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 def set_dotted(page: dict[str, Any], dotted: str, value: Any) -> None:

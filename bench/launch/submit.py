@@ -16,21 +16,22 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from bench.config.run import ConfigError, LaunchConfig, RunConfig, reason_to_skip, weights_run
+from bench.config.run import PLAIN, ConfigError, LaunchConfig, RunConfig, reason_to_skip, weights_run
 from bench.config.study import StudyConfig
+from bench.launch.choose import changes, last_checkpoint, set_aside, some, with_needed
 from bench.launch.job import BUSY, Job
 from bench.launch.queue import COMMAND, queued_jobs, read_queue, submitted
-from bench.launch.status import position
+from bench.launch.status import duration, position
 from bench.records import schema
 from bench.records import store as records
-from bench.records.inputs import truncate
+from bench.records.inputs import printable, truncate
 from bench.records.lock import BusyError, Holder, holder, locked
 from bench.records.store import RunFolder, StudyFolder
 from bench.run.batches import load_data
@@ -163,25 +164,36 @@ def run_study(
     retry: bool = False,
     argument: str | None = None,
     until: Until = Until.EVALUATED,
+    only: Callable[[RunConfig], bool] = lambda _: True,
+    force: bool = False,
 ) -> list[Item]:
-    """Execute the missing runs; returns all items. Failures are recorded and do not stop other runs.
+    """Execute the missing runs; returns the items asked for. Failures are recorded and do not stop other runs.
 
     Args:
         retry: also retry failed runs.
         argument: the study as the user named it.
         until: the stage at which each run stops.
+        only: which runs of the study to execute, besides those whose weights they need.
+        force: set finished ones aside and execute them again.
     Raises:
-        KeyboardInterrupt: interrupted. Jobs on this machine are stopped; those in Slurm continue.
+        KeyboardInterrupt: interrupted, with a line on what is saved. Jobs on this machine are stopped; those in Slurm
+            continue.
     """
-    items = plan(study, runs_root, until)
+    everything = plan(study, runs_root, until)
     study_folder = runs_root / study.name
-    write_plan(study, items, study_folder, argument or study.name)
+    write_plan(study, everything, study_folder, argument or study.name)
+    items = with_needed(everything, only)
+    for line in changes(study_folder, everything):
+        log.warning("%s", line)
+    for item in items:
+        if force and only(item.cfg) and item.status == "done":
+            log.info("%s is set aside as %s", item.folder.name, set_aside(item.folder))
     # failed runs are repeated only on request: their cause seldom goes away by itself
     wanted = ("new", "running", "failed") if retry else ("new", "running")
     waiting = [item for item in items if item.status in wanted]  # parents come first
     log.info("%s: %d runs, %d to do", study.name, len(items), len(waiting))
     if waiting:
-        with Progress(len(waiting)) as progress:
+        with Progress(study.name, len(waiting)) as progress:
             try:
                 work_off(waiting, study.launch, Submission(study.launch, study_folder), progress)
             except KeyboardInterrupt:
@@ -189,8 +201,22 @@ def run_study(
                     for item in items:
                         if item.job is not None and not item.job.done():
                             item.job.cancel()
-                raise
+                raise KeyboardInterrupt(interrupted(study, items)) from None
     return items
+
+
+def interrupted(study: StudyConfig, items: list[Item]) -> str:
+    """One line on what an interrupted launcher leaves."""
+    done, begun = (sum(item.status == word for item in items) for word in ("done", "running"))
+    steps = {i.folder.name: last_checkpoint(i.folder) for i in items if i.status == "running"}
+    saved = some([f"{name} to step {step}" for name, step in steps.items() if step])
+    line = f"interrupted: {done} of {len(items)} runs done, {begun} begun{', saved ' if saved else ''}{saved}"
+    on_slurm = f"; jobs in Slurm go on, `scancel --name {job_name(study.name)}` stops them"
+    return f"{line}; {records.CONTINUES}{on_slurm if study.launch.cluster == 'slurm' else ''}"
+
+
+def job_name(study: str) -> str:
+    return f"equibench-{study}"
 
 
 def work_off(waiting: list[Item], launch: LaunchConfig, submit: Submission, progress: Progress) -> None:
@@ -316,8 +342,10 @@ class Submission:
     def submit(self, executor: Any, group: list[Item]) -> None:
         sharing = self.launch.n_parallel if self.launch.cluster == "local" else 1
         job = Job(here=self.launch.cluster == "debug")
+        # submitit's controllers on this machine end with a traceback when they are interrupted
+        messages = StudyFolder(self.study_folder).jobs / "controllers.log" if self.launch.cluster == "local" else None
         try:
-            with executor.batch():  # on Slurm an array
+            with standard_error_to(messages), executor.batch():  # on Slurm an array
                 jobs = [
                     executor.submit(job, i.cfg.to_dict(), str(i.folder.absolute()), sharing, i.until.value)
                     for i in group
@@ -337,6 +365,21 @@ class Submission:
                 self.queued = set(jobs)
             self.asked = time.monotonic()
         return self.queued
+
+
+@contextlib.contextmanager
+def standard_error_to(path: Path | None) -> Iterator[None]:
+    """Context in which standard error, also that of children started in it, is appended to a file; None: left alone."""
+    with contextlib.ExitStack() as at_exit:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # standard error is closed
+                before = os.dup(2)
+                at_exit.callback(os.close, before)
+                at_exit.callback(os.dup2, before, 2)
+                with path.open("ab") as file:
+                    os.dup2(file.fileno(), 2)
+        yield
 
 
 def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> Any:
@@ -359,28 +402,22 @@ def make_executor(launch: LaunchConfig, wanted: Needs, study_folder: Path) -> An
     gpus = wanted.gpus or None  # None: no request; a cluster without GPUs refuses even a request for 0
     parameters: dict[str, Any] = {
         "timeout_min": launch.timeout_min,
-        "name": f"equibench-{study_folder.name}",
+        "name": job_name(study_folder.name),
         "gpus_per_node": gpus,
     }
     if on_slurm:
-        options = {"requeue": True, **launch.slurm_options}
-        refuse_shell_lines({"partition": launch.slurm_partition or "", **options}, study_folder)
+        refuse_shell_lines({"partition": launch.slurm_partition or "", **launch.sbatch_options}, study_folder)
         parameters |= {
             "cpus_per_task": wanted.cpus,
             "mem_gb": launch.mem_gb,
             "slurm_partition": launch.slurm_partition,
             "slurm_array_parallelism": launch.slurm_array_parallelism,
             "slurm_signal_delay_s": launch.slurm_signal_delay_s,
-            # requeue preempted jobs and those of lost nodes, whatever the cluster's default
-            "slurm_additional_parameters": options,
+            "slurm_additional_parameters": launch.sbatch_options,
             "slurm_srun_args": [f"--cpus-per-task={wanted.cpus}"],  # srun does not inherit it from the job
         }
     executor.update_parameters(**parameters)
     return executor
-
-
-# what sbatch's options need: nodes[1-3], gpu:a100:2, a&b|c, 1-00:00:00, me@home, /path/%j.out
-PLAIN = re.compile(r"[\w.,:/=@%+*&|!~()\[\]-]*", re.ASCII)
 
 
 def refuse_shell_lines(options: Mapping[str, Any], folder: Path) -> None:
@@ -388,10 +425,10 @@ def refuse_shell_lines(options: Mapping[str, Any], folder: Path) -> None:
     the quotes that it adds end no comment, but a line break does."""
     for name, value in options.items():
         for text, what in ((str(name), "a name"), (str(value), "a value")):
-            if not PLAIN.fullmatch(text):
+            if text and not PLAIN.fullmatch(text):
                 raise ConfigError(
                     f"launch: Slurm option {truncate(str(name), 40)!r} has {what} {truncate(text)!r}, expected "
-                    "letters, digits and any of .,:/=@%+*&|!~()[]-_"
+                    "letters, digits and .,:/@%+=*&|!^~()[]_- alone"
                 )
     if not str(folder.absolute()).isprintable():
         raise ConfigError(f"the folder {truncate(str(folder))!r} has a line break or control character in its name")
@@ -438,37 +475,40 @@ def outcome(item: Item) -> str | None:
 
 
 class Progress:
-    """Progress of runs from their records: bars on a terminal, plain lines elsewhere."""
+    """Progress of runs, from their records, and of their study: bars on a terminal, plain lines elsewhere.
 
-    def __init__(self, n_runs: int) -> None:
-        self.n_runs, self.n_finished = n_runs, 0
-        self.terminal = sys.stderr.isatty()
+    Rates and the time left are those of this session; what earlier ones did does not count.
+    """
+
+    def __init__(self, study: str, n_runs: int) -> None:
+        self.study, self.n_runs, self.n_finished = study, n_runs, 0
         self.bars: dict[Path, tqdm] = {}
-        self.last_line = time.monotonic()
+        # None: no terminal; without smoothing the time left follows from all runs of the session
+        self.whole = tqdm(total=n_runs, desc=study, unit="run", smoothing=0) if sys.stderr.isatty() else None
+        self.begun = self.last_line = time.monotonic()
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for bar in self.bars.values():
+        for bar in (*self.bars.values(), *filter(None, [self.whole])):
             bar.close()
 
     def finished(self, item: Item, result: str) -> None:
         self.n_finished += 1
         if item.folder in self.bars:
             self.bars.pop(item.folder).close()
-        tqdm.write(f"[{self.n_finished}/{self.n_runs}] {item.folder.name}: {result}", file=sys.stderr)
+        line = f"[{self.n_finished}/{self.n_runs}] {item.folder.name}: {printable(result)}"
+        tqdm.write(line, file=sys.stderr)
+        if self.whole is not None:
+            self.whole.update()
 
     def show(self, running: list[Item]) -> None:
         """Show the positions of `running`, items at work here or under another launcher."""
-        if self.terminal:
+        if self.whole is not None:
+            self.whole.refresh()
             for item in running:
-                at = position(item.folder)
-                if item.folder not in self.bars:
-                    self.bars[item.folder] = tqdm(desc=item.folder.name, total=at.of, leave=False)
-                bar = self.bars[item.folder]
-                bar.total, bar.n = at.of, at.at
-                bar.set_postfix_str(at.stage)
+                self.show_bar(item)
         elif time.monotonic() - self.last_line > LINE_SECONDS:
             self.last_line = time.monotonic()
             positions = {item.folder.name: position(item.folder) for item in running}
@@ -477,3 +517,22 @@ class Progress:
                 tqdm.write(f"{name}: {at}", file=sys.stderr)
             if len(begun) < len(positions):  # on Slurm they may be pending for days
                 tqdm.write(f"{len(positions) - len(begun)} submitted, not started", file=sys.stderr)
+            tqdm.write(self.line(self.last_line - self.begun), file=sys.stderr)
+
+    def show_bar(self, item: Item) -> None:
+        """The bar of a run; a new one for each stage, and where a run began again behind its last position."""
+        at, bar = position(item.folder), self.bars.get(item.folder)
+        if bar is None or bar.unit != at.unit or at.at < bar.initial:
+            if bar is not None:
+                bar.close()
+            bar = tqdm(desc=item.folder.name, total=at.of, initial=at.at, unit=at.unit, leave=False)
+            self.bars[item.folder] = bar
+        bar.n = at.at
+        bar.set_postfix_str(printable(at.stage))
+
+    def line(self, seconds: float) -> str:
+        """The study's own line, after so many seconds."""
+        line = f"{self.study}: {self.n_finished} of {self.n_runs} runs ended"
+        if not self.n_finished:
+            return line
+        return f"{line}, about {duration(seconds / self.n_finished * (self.n_runs - self.n_finished))} left"

@@ -45,15 +45,22 @@ def one_line(error: BaseException, at_most: int = 160) -> str:
     return truncate(" ".join(str(error).split()), at_most) or type(error).__name__
 
 
+def printable(text: str, keep: str = "") -> str:
+    """Text from a file for a terminal: control characters but those of `keep`, and marks that turn the direction of
+    writing, as escapes such as `\\x1b`."""
+    shown = (c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return text if text.isprintable() else "".join(shown)
+
+
 def truncate(text: str, at_most: int = 80) -> str:
     """Text from a file, printable and short enough for a message."""
-    text = text.encode("ascii", "backslashreplace").decode()
+    text = printable(text).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= at_most else text[:at_most] + "..."
 
 
 def is_folder_name(name: str) -> bool:
     """Whether a name from a file can name a folder inside another, and nothing outside of it."""
-    return 0 < len(name) <= 200 and name not in (".", "..") and not set(name) & set("/\\\0\n\r")
+    return 0 < len(name) <= 200 and name not in (".", "..") and name.isprintable() and not set(name) & set("/\\")
 
 
 # ---------------------------------------------------------------------- YAML

@@ -54,6 +54,7 @@ MANIFEST: dict[str, Any] = {
         "notes": list,
     },
     "code": {**CODE, "training?": [TRAINED]},  # that began the run; all that trained it, in order
+    "sources?": dict,  # 'method haar' -> SHA-256 of the file that registers it, for each plug-in of the run
     "environment": {
         "device": str,
         "dtype": str,

@@ -184,6 +184,11 @@ class StudyFolder:
         """Files of submitit."""
         return self.path / ".submitit"
 
+    @property
+    def old(self) -> Path:
+        """Runs set aside by `run --force`, which no other command looks at."""
+        return self.path / ".old"
+
     def runs(self) -> list[Path]:
         """Folders of runs that have a manifest, in name order."""
         return sorted(path.parent for path in self.path.glob(f"*/{RunFolder(self.path).manifest.name}"))

@@ -106,7 +106,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
             manifest["weights_from"] = before["weights_from"]
         if RunFolder(folder).steps.exists():
             # an earlier call has trained, at least partly: keep its code and costs
-            manifest |= {key: before[key] for key in ("code", "cost", "created")}
+            manifest |= {key: before[key] for key in ("code", "sources", "cost", "created") if key in before}
 
     def save(status: str, reason: str | None = None) -> None:
         manifest.update(status=status, reason=reason, updated=now())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import inspect
 import platform
 import resource
 import statistics
@@ -18,7 +20,7 @@ from bench.config.run import RunConfig, weights_run
 from bench.records import schema
 from bench.records import store as records
 from bench.records.store import RunFolder
-from bench.registry import methods
+from bench.registry import backbones, datasets, measures, methods, tasks
 from bench.run.code import code_version
 from bench.run.evaluate import versions
 
@@ -32,6 +34,7 @@ def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -
         "reason": None,
         "weights_from": None,
         "code": code_version(),
+        "sources": sources(cfg),
         "environment": {
             "device": device_name(cfg.train.device),
             "dtype": "float32; training under bf16 autocast" if cfg.train.bf16 else "float32",
@@ -65,6 +68,19 @@ def planned(cfg: RunConfig, name: str, data: dict[str, Any]) -> dict[str, Any]:
         "n_steps": 0 if weights_run(cfg) else cfg.train.n_steps,
         "data": data,
     }
+
+
+def sources(cfg: RunConfig) -> dict[str, str]:
+    """SHA-256 of the file that registers each plug-in of a run, by kind and name."""
+    given = [(methods, cfg.method), (backbones, cfg.backbone), (datasets, cfg.data), (tasks, cfg.task)]
+    entries = [(registry, plugin.name) for registry, plugin in given]
+    entries += [(measures, name) for name, options in cfg.measures.items() if options is not None]
+    return {f"{registry.kind} {name}": _file_hash(registry[name].build) for registry, name in entries}
+
+
+def _file_hash(build: Any) -> str:
+    path = inspect.getsourcefile(inspect.unwrap(build))
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
 def training_cost(folder: Path) -> dict[str, Any]:

@@ -199,6 +199,47 @@ def test_an_interrupted_run_is_continued_by_the_same_command(straight, tmp_path)
     assert [key for key in theirs if ours[key] != theirs[key]] == []
 
 
+@SLOW
+def test_ctrl_c_on_a_terminal_ends_with_one_line(tmp_path):
+    """SIGINT to the launcher and all that it started in its process group: what is saved, how to go on, no traceback."""
+    path = write_study(tmp_path, grid=ONE, launch={"cluster": "local", "n_parallel": 1})
+    line = [sys.executable, "-m", "bench.cli.main", "run", str(path), "train.n_steps=100000"]
+    process = subprocess.Popen(
+        line, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs/tiny").glob("*/state.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in told
+    last = told.splitlines()[-1]
+    assert "interrupted: 0 of 1 runs done, 1 begun, saved haar-dit-s0-" in last
+    assert last.endswith("the same command continues it")
+    log = (tmp_path / "runs/tiny/.submitit/controllers.log").read_text()
+    assert "KeyboardInterrupt" in log  # control: there is one to keep away
+
+
+def test_a_part_of_a_study_is_run_alone_and_again(straight, tmp_path):
+    """`--only` leaves the others for later; `--force` keeps what it replaces, and gives the same bits."""
+    path = write_study(tmp_path)
+    done = command("run", str(path), "--only", "method=haar", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs/tiny").glob("*/eval.json")
+    assert folder.parent.name.startswith("haar-dit-s0-")
+    assert "2 queued" in command("status", "tiny", cwd=tmp_path).stdout
+    before = contents(tmp_path / "runs/tiny")
+    done = command("run", str(path), "--force", "--only", "method=haar", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "is set aside as " in done.stderr
+    (aside,) = (tmp_path / "runs/tiny/.old").iterdir()
+    assert aside.name.startswith(folder.parent.name)
+    assert contents(aside.parent) != {}
+    assert contents(tmp_path / "runs/tiny") == before
+    assert "1 to do" not in command("run", str(path), "--only", "method=haar", cwd=tmp_path).stderr
+
+
 def test_changed_sampling_is_not_mistaken_for_done(straight, tmp_path):
     """Other sampling settings are runs of their own, on weights that are there; those runs stay as they were."""
     shutil.copytree(straight / "runs", tmp_path / "runs")
@@ -323,7 +364,9 @@ def test_load_run_gives_the_denoiser(straight):
         (["run", "qm9_smoke", "train.n_step=3"], "did you mean 'n_steps'"),
         (["run", "qm9_smoke", "train.lr=fast"], "'train.lr' is 'fast', expected float"),
         (["run", "qm9_smoke", "launch.cluster=cloud"], "expected local, debug or slurm"),
-        (["run", "qm9_laptop", "seed=3"], "the study's grid sets 'seed'"),
+        (["run", "qm9_laptop", "backbone.size=tiny"], "the study's grid sets 'backbone'"),
+        (["run", "qm9_laptop", "--only", "method=nothing"], "no run of this study has method"),
+        (["run", "qm9_smoke", "train.device=gpu"], "'train.device' is 'gpu', expected cpu, cuda or cuda:N"),
         (["run", "qm9_smoke", "study=mine"], "'study' cannot be set for its runs"),
         (["run", "qm9_smoke", "train.batch_size=0"], "'train.batch_size' is 0, expected at least 1"),
         (["report", "nothing"], "execute `equibench run nothing` first"),

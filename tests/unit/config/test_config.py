@@ -12,6 +12,7 @@ from support import for_molecules, run_config
 from bench.config.run import (
     Clip,
     ConfigError,
+    LaunchConfig,
     RunConfig,
     TrainConfig,
     build,
@@ -20,7 +21,8 @@ from bench.config.run import (
     resolve,
     weights_run,
 )
-from bench.config.study import load_study, resolve_study, set_dotted, study_names
+from bench.config.study import load_study, resolve_study, selection, set_dotted, study_names
+from bench.records.inputs import parse_yaml
 from bench.registry import backbones, methods
 
 PAGE: dict[str, Any] = {
@@ -55,14 +57,18 @@ SCALARS = [
     ("train.max_seconds", "1e3", 1000.0),
     ("train.lr", "'1e-4'", "'train.lr' is '1e-4', expected float"),
     ("train.max_seconds", "1:30", "'train.max_seconds' is '1:30', expected float"),
-    ("seed", "010", "'seed' is '010', expected int"),
+    ("seed", "010", "'seed' is '010', expected int; write it without the leading zero, 10"),
+    ("launch.timeout_min", "24:00:00", "'launch.timeout_min' is '24:00:00', expected int; write one number, without"),
     ("seed", "2024-01-01", "'seed' is '2024-01-01', expected int"),
     ("seed", "1.0", "'seed' is 1.0, expected int"),
     ("seed", "[1", "not readable as YAML"),
     ("train.bf16", "on", "'train.bf16' is 'on', expected bool"),
     ("group", "3", "'group' is 3, expected str"),
     ("launch.slurm_options", "account", "'launch.slurm_options' is 'account', expected a mapping"),
-    ("launch.slurm_options", "{nodes: 2}", "'launch.slurm_options.nodes' is 2, expected str"),
+    ("launch.slurm_options", "{nodes: 1.5}", "'launch.slurm_options.nodes' is 1.5, expected str or int or bool"),
+    ("launch.slurm_options", "account=x", "'launch.slurm_options' is 'account=x', expected a mapping"),
+    ("train.device", "gpu", "'train.device' is 'gpu', expected cpu, cuda or cuda:N"),
+    ("train.device", "cuda:one", "'train.device' is 'cuda:one', expected cpu, cuda or cuda:N"),
     ("backbone.width", "3", "'backbone.width' cannot be set: 'backbone' is 'egnn', expected a mapping"),
     ("measures.likelihood", "3", "'measures.likelihood' is 3, expected its options or null"),
     ("measures.likelihod", "{}", "unknown measure 'likelihod'; did you mean 'likelihood'"),
@@ -81,6 +87,43 @@ def test_a_scalar_is_what_it_looks_like_or_refused_in_one_line(tmp_path: Path, k
         run = load_study(str(file), [f"{key}={text}"]).runs[0]
         found = getattr(run.train, key.removeprefix("train."))
         assert (found, type(found)) == (expected, float)
+
+
+CASES = [  # as in a study file that YAML 1.1 misreads: times to base 60, numbers to base 8
+    ("time: 24:00:00", {"time": "24:00:00"}),
+    ("account: 0123", {"account": "0123"}),
+    ("begin: 16:00", {"begin": "16:00"}),
+    ("nodes: 2", {"nodes": 2}),
+    ("nice: 0", {"nice": 0}),
+    ("exclusive: true", {"exclusive": True}),
+    ("constraint: '[rack1*2&rack2*4]'", {"constraint": "[rack1*2&rack2*4]"}),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), CASES)
+def test_options_of_slurm_are_what_is_written(text: str, expected: dict[str, Any]):
+    launch = build(LaunchConfig, {"slurm_options": parse_yaml(f"{{{text}}}")})
+    assert launch.sbatch_options == {"requeue": True, **expected}
+
+
+@pytest.mark.parametrize("off", ["false", "null"])
+def test_an_option_of_slurm_can_be_switched_off(off: str):
+    """One of our own too; control: it is on by itself."""
+    assert build(LaunchConfig, {"slurm_options": parse_yaml(f"{{requeue: {off}, x: {off}}}")}).sbatch_options == {}
+    assert build(LaunchConfig, {}).sbatch_options == {"requeue": True}
+
+
+@pytest.mark.parametrize(
+    "text", ["a\nrm -rf x", "a\r", "a;b", "a'b", 'a"b', "a b", "$(a)", "`a`", "a\\b", "\x1b[2J", "", "é"]
+)
+def test_what_a_batch_script_could_obey_is_refused(text: str):
+    """In values and names of options and in the partition. Control: a plain word."""
+    pages = [{"slurm_partition": text}, {"slurm_options": {"account": text}}, {"slurm_options": {text: "x"}}]
+    for page in pages:
+        with pytest.raises(ConfigError, match=r"'launch\.slurm_") as caught:
+            build(LaunchConfig, page)
+        assert str(caught.value).isprintable()
+    build(LaunchConfig, {"slurm_partition": "gpu", "slurm_options": {"account": "chemistry"}})
 
 
 def test_a_study_needs_text_for_a_name(tmp_path: Path):
@@ -176,6 +219,7 @@ def test_identity_ignores_what_does_not():
     ("changes", "trains_alike"),
     [
         ({"train": {"lr": 1e-4, "n_steps": 7}}, False),  # a run is never extended
+        ({"train": {"lr": 1e-4, "max_seconds": 7}}, False),
         ({"sample": {"n_molecules": 3}}, True),
         ({"sample": {"n_steps": 10}}, True),
         ({"measures": {"likelihood": {"n_passes": 1}}}, True),
@@ -237,6 +281,72 @@ def test_arguments_override_a_study(tmp_path: Path):
         load_study(str(page))
     with pytest.raises(ConfigError, match="no study at 'qm9_smok'; did you mean 'qm9_smoke'"):
         load_study("qm9_smok")
+
+
+GRIDS = [
+    {"method": ["plain", "haar"], "seed": [0, 1], "train.lr": [1e-3, 1e-4]},
+    {"method": ["edm"], "backbone": ["egnn"], "seed": [0]},
+]
+
+
+def grid_study(folder: Path, *overrides: str) -> list[RunConfig]:
+    page = folder / "mine.yaml"
+    page.write_text(yaml.safe_dump({**PAGE, "grid": GRIDS}))
+    return load_study(str(page), list(overrides)).runs
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=7", [("plain", 7), ("haar", 7), ("edm", 7)]),
+        ("seed=[0,2]", [("plain", 0), ("plain", 2), ("haar", 0), ("haar", 2), ("edm", 0), ("edm", 2)]),
+        ("method=symdiff", [("symdiff", 0), ("symdiff", 1), ("symdiff", 0)]),
+        ("group=SO3", [("plain", 0), ("plain", 1), ("haar", 0), ("haar", 1), ("edm", 0)]),
+    ],
+)
+def test_an_argument_takes_the_place_of_a_grid_s_values(tmp_path: Path, override: str, expected: list):
+    """In all grids; control: a key of no grid leaves them as they are."""
+    runs = grid_study(tmp_path, override, "train.lr=0.5")
+    assert [(run.method.name, run.seed) for run in runs] == expected
+    assert {run.train.lr for run in runs} == {0.5}
+    assert {run.group for run in runs} == {"SO3" if override.startswith("group") else "O3"}
+
+
+@pytest.mark.parametrize(("override", "axis"), [("backbone.size=tiny", "backbone"), ("train={lr: 1}", "train.lr")])
+def test_an_argument_that_a_grid_would_hide_is_refused(tmp_path: Path, override: str, axis: str):
+    with pytest.raises(ConfigError, match=f"the study's grid sets '{axis}'; give '{axis}=...' whole"):
+        grid_study(tmp_path, override)
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        (["method=haar"], 4),
+        (["method=[haar,edm]", "seed=0"], 3),
+        (["seed=0", "seed=1"], 9),
+        (["backbone=egnn"], 1),
+        (["backbone={name: dit, size: tiny}"], 8),
+        (["backbone.size=tiny", "train.lr=1e-3"], 4),
+        ([], 9),
+    ],
+)
+def test_runs_are_chosen_by_their_settings(tmp_path: Path, only: list[str], expected: int):
+    runs = grid_study(tmp_path)
+    assert sum(map(selection(only, runs), runs)) == expected
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        (["method=symdiff"], r"no run of this study has method \['symdiff'\]; there are plain, haar, edm"),
+        (["sed=0"], "no run of this study has a setting 'sed'; give one such as method"),
+        (["method=edm", "seed=1"], "no run of this study has all of method=edm seed=1"),
+        (["haar"], "not of the form key=value"),
+    ],
+)
+def test_a_choice_without_runs_is_refused(tmp_path: Path, only: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        selection(only, grid_study(tmp_path))
 
 
 @pytest.mark.parametrize("name", study_names())

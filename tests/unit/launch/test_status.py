@@ -171,6 +171,23 @@ def test_logs_show_the_log_and_the_errors_of_its_own_job(study: Path, capsys: py
     assert "171" not in told
 
 
+@pytest.mark.parametrize("hostile", ["\x1b]0;title\x07", "\x1b[2J", "\r", "\u202e", "\x9b31m"])
+def test_what_a_terminal_would_obey_is_shown_escaped(study: Path, capsys: pytest.CaptureFixture[str], hostile: str):
+    """In reasons, names and logs; letters of other scripts stay."""
+    edit(study / run_name("strict", "egnn", 1) / "manifest.json", reason=f"größer{hostile}\nfake  done")
+    edit(study / run_name("bare", "dit", 1) / "manifest.json", updated=f"2026{hostile}")
+    folder = study / run_name("bare", "dit", 0)
+    (folder / "log.txt").write_text(f"größer\n{hostile}\tends\n")
+    assert main(["status", "made_up"]) == 0
+    assert main(["logs", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert hostile not in told
+    assert told.replace("\n", "").replace("\t", "").isprintable()
+    assert "größer" in told
+    assert "\\nfake  done" in told  # a record is one line
+    assert "\tends\n" in told  # a log has lines
+
+
 def test_following_ends_with_the_last_words_of_the_run(study: Path, start):
     folder = study / run_name("bare", "dit", 0)
     log = folder / "log.txt"

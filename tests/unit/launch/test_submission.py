@@ -6,19 +6,23 @@ import contextlib
 import errno
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from submitit.core.utils import FailedJobError
 from support import run_config
+from tqdm import tqdm
 
 from bench.config.run import ConfigError, LaunchConfig
 from bench.config.study import StudyConfig
 from bench.launch import queue
 from bench.launch import submit as runners
 from bench.launch.queue import last_job, submitted
+from bench.launch.status import Position
 from bench.launch.submit import Item, Needs, Submission, last_line, make_executor, needs, sort_waiting
 from bench.records.store import CONTINUES
 
@@ -158,9 +162,12 @@ def test_an_interrupted_launcher_stops_its_jobs_on_this_machine(tmp_path, monkey
     monkeypatch.setattr(runners, "work_off", interrupted)
     for cluster, expected in (("slurm", []), ("local", ["run1"])):
         study = StudyConfig("study", [], LaunchConfig(cluster=cluster), {})
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as caught:
             runners.run_study(study, tmp_path)
         assert stopped == expected
+        line = str(caught.value)
+        assert line.startswith(f"interrupted: 0 of 2 runs done, 0 begun; {CONTINUES}")
+        assert ("scancel --name equibench-study" in line) == (cluster == "slurm")
 
 
 # ---------------------------------------------------------------------- the batch file
@@ -183,17 +190,24 @@ def batch_files(study_folder: Path) -> list[str]:
     return [path.read_text() for path in study_folder.glob(".submitit/*/*_submission.sh") if not path.is_symlink()]
 
 
+def past_the_reader(**values: Any) -> LaunchConfig:
+    """A configuration whose reader let something through."""
+    launch = LaunchConfig(cluster="slurm")
+    vars(launch).update(values)
+    return launch
+
+
 HOSTILE = {
-    "partition": LaunchConfig(cluster="slurm", slurm_partition="cpu\ntouch PWNED\n#"),
-    "value": LaunchConfig(cluster="slurm", slurm_options={"account": "me\ntouch PWNED\n#"}),
-    "carriage return": LaunchConfig(cluster="slurm", slurm_options={"account": "me\rtouch PWNED"}),
-    "name": LaunchConfig(cluster="slurm", slurm_options={"account=me\ntouch PWNED\n#": "x"}),
-    "a second option": LaunchConfig(cluster="slurm", slurm_options={"account": "me --wrap=reboot"}),
-    "quote": LaunchConfig(cluster="slurm", slurm_options={"comment": "it's"}),
-    "semicolon": LaunchConfig(cluster="slurm", slurm_options={"account": "me;touch PWNED"}),
-    "substitution": LaunchConfig(cluster="slurm", slurm_options={"account": "$(touch PWNED)"}),
-    "backticks": LaunchConfig(cluster="slurm", slurm_options={"account": "`touch PWNED`"}),
-    "line separator": LaunchConfig(cluster="slurm", slurm_options={"account": "me\u2028x"}),
+    "partition": past_the_reader(slurm_partition="cpu\ntouch PWNED\n#"),
+    "value": past_the_reader(slurm_options={"account": "me\ntouch PWNED\n#"}),
+    "carriage return": past_the_reader(slurm_options={"account": "me\rtouch PWNED"}),
+    "name": past_the_reader(slurm_options={"account=me\ntouch PWNED\n#": "x"}),
+    "a second option": past_the_reader(slurm_options={"account": "me --wrap=reboot"}),
+    "quote": past_the_reader(slurm_options={"comment": "it's"}),
+    "semicolon": past_the_reader(slurm_options={"account": "me;touch PWNED"}),
+    "substitution": past_the_reader(slurm_options={"account": "$(touch PWNED)"}),
+    "backticks": past_the_reader(slurm_options={"account": "`touch PWNED`"}),
+    "line separator": past_the_reader(slurm_options={"account": "me\u2028x"}),
 }
 
 
@@ -217,7 +231,7 @@ def test_a_batch_file_holds_its_options_and_one_command(tmp_path, sbatch):
     """Control of the refusals, and what they stand for: without them a value becomes a line of the shell."""
     study_folder = tmp_path / "study"
     options = {"account": "me", "constraint": "a100&(ib|eth)", "exclude": "n[1-3,7]", "gres": "gpu:a100:2"}
-    options |= {"time": "1-00:00:00", "mail_user": "me@home.org", "licenses": "x:2", "exclusive": ""}
+    options |= {"time": "1-00:00:00", "mail_user": "me@home.org", "licenses": "x:2", "exclusive": True}
     launch = LaunchConfig(cluster="slurm", slurm_partition="cpu", slurm_options=options)
     assert Submission(launch, study_folder)(items(study_folder, 2)) == []
     (text,) = batch_files(study_folder)
@@ -241,3 +255,70 @@ def test_without_the_refusal_a_value_is_a_line_of_the_shell(tmp_path, sbatch, mo
 def test_a_worker_on_this_machine_starts_with_the_working_directory_off_its_path(tmp_path):
     executor = make_executor(LaunchConfig(cluster="local"), Needs(1, 0), tmp_path / "study")
     assert executor._executor._submitit_command_str.startswith(f"{shlex.quote(sys.executable)} -P -u -m submitit")
+
+
+def test_an_interrupted_launcher_says_what_is_saved(tmp_path, monkeypatch):
+    """Control: a run without a checkpoint is begun, and nothing of it is saved."""
+    first, second = items(tmp_path, 2)
+    monkeypatch.setattr(Item, "status", property(lambda _: "running"))
+    monkeypatch.setattr(runners, "last_checkpoint", lambda folder: 400 if folder == first.folder else 0)
+    line = runners.interrupted(StudyConfig("study", [], LaunchConfig(), {}), [first, second])
+    assert line == f"interrupted: 0 of 2 runs done, 2 begun, saved run0 to step 400; {CONTINUES}"
+
+
+def test_standard_error_goes_to_a_file_and_comes_back(tmp_path, capfd):
+    """Also that of children; control: outside of the context."""
+    with runners.standard_error_to(tmp_path / "a" / "log"):
+        subprocess.run([sys.executable, "-c", "import sys; print('child', file=sys.stderr)"], check=True)
+    with runners.standard_error_to(None):
+        os.write(2, b"control\n")
+    assert (tmp_path / "a" / "log").read_text() == "child\n"
+    assert capfd.readouterr().err == "control\n"
+
+
+# ---------------------------------------------------------------------- progress
+
+
+def progress_of(monkeypatch, at: list[Position], terminal: bool = True) -> runners.Progress:
+    """A progress display of two runs whose position is always the last of `at`."""
+    monkeypatch.setattr(runners, "position", lambda _: at[-1])
+    monkeypatch.setattr(runners.sys, "stderr", SimpleNamespace(isatty=lambda: terminal, write=len, flush=lambda: None))
+    return runners.Progress("study", 2)
+
+
+def test_rates_count_the_steps_of_this_session_alone(tmp_path, monkeypatch):
+    """A resumed run starts its bar where it is. Control: a bar from 0 would count what earlier sessions did."""
+    at = [Position("training", 900, 1000, "step")]
+    (item,) = items(tmp_path, 1)
+    with progress_of(monkeypatch, at) as progress:
+        progress.show([item])
+        at.append(Position("training", 910, 1000, "step"))
+        progress.show([item])
+        bar = progress.bars[item.folder]
+        assert (bar.initial, bar.n, bar.total) == (900, 910, 1000)
+        about = bar.format_dict
+        counted = tqdm.format_meter(**about | {"elapsed": 10.0})
+        assert "1.00step/s" in counted
+        assert "91.00step/s" in tqdm.format_meter(**about | {"elapsed": 10.0, "initial": 0})
+        at.append(Position("training", 880, 1000, "step"))  # it went back to its checkpoint
+        progress.show([item])
+        assert progress.bars[item.folder].initial == 880
+        at.append(Position("sampling", 1, 4, "chunk"))
+        progress.show([item])
+        bar = progress.bars[item.folder]
+        assert (bar.initial, bar.total, bar.unit) == (1, 4, "chunk")
+
+
+def test_a_study_has_a_bar_and_a_line_of_its_own(tmp_path, monkeypatch):
+    first, second = items(tmp_path, 2)
+    with progress_of(monkeypatch, [Position("training", 0, 10, "step")]) as progress:
+        assert progress.whole is not None
+        progress.show([first, second])
+        progress.finished(first, "done")
+        assert (progress.whole.n, progress.whole.total, progress.whole.desc) == (1, 2, "study")
+        assert list(progress.bars) == [second.folder]
+    with progress_of(monkeypatch, [], terminal=False) as progress:
+        assert progress.whole is None
+        assert progress.line(60.0) == "study: 0 of 2 runs ended"
+        progress.finished(first, "done")
+        assert progress.line(60.0) == "study: 1 of 2 runs ended, about 60 s left"

@@ -227,6 +227,20 @@ def test_other_sampling_is_another_run_on_the_same_weights(tmp_path):
     assert is_done(other.folder)
 
 
+@pytest.mark.parametrize(("first", "second"), [("n_steps=4", "n_steps=2"), ("n_steps=2", "max_seconds=100.0")])
+def test_other_training_never_touches_a_finished_run(first, second, tmp_path):
+    """A shorter one after a longer one, as where an argument is left out. Control: the same settings are the same run."""
+    run, other = (item(tmp_path, overrides=[f"train.{words}"]) for words in (first, second))
+    execute(run.cfg, run.folder)
+    before = contents(run.folder)
+    assert other.folder != run.folder
+    execute(other.cfg, other.folder)
+    assert contents(run.folder) == before
+    assert is_done(run.folder)
+    assert is_done(other.folder)
+    assert item(tmp_path, overrides=[f"train.{first}"]).folder == run.folder
+
+
 def test_a_run_that_is_only_begun_lends_no_weights(tmp_path):
     first, other = item(tmp_path), item(tmp_path, overrides=["sample.n_steps=2"])
     stopped_by(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), first)
