@@ -91,6 +91,7 @@ class MoleculeGenerator(torch.Generator):
     """
 
     def __new__(cls, seeds: Sequence[int], sizes: Sequence[int], device: torch.device | str = "cpu"):
+        del seeds, sizes
         return super().__new__(cls, device)
 
     def __init__(self, seeds: Sequence[int], sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -99,6 +100,7 @@ class MoleculeGenerator(torch.Generator):
             seeds: of each molecule [B].
             sizes: atoms of each molecule [B].
         """
+        del device
         self.sizes = list(sizes)
         self.own = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.manual_seed(seeds[0])

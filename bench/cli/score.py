@@ -8,14 +8,18 @@ import io
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bench.records.store import write_atomically
 
 if TYPE_CHECKING:
     from bench.metrics.molecules import MoleculeEvaluation
-    from bench.structures.structures import Structures
+    from bench.metrics.stability import BondRule, Bonds
+    from bench.structures.elements import Contents
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +31,27 @@ TITLES = {
     "novelty": "novelty, of the unique",
 }
 COLUMNS = ("index", "file", "n_atoms", "stable_atoms", "molecule_stable", "valid", "smiles")
+RULES = ("edm", "rdkit", "file")  # `bench.metrics.stability.BondRule`, which loads RDKit
+MAX_NAMED = 3  # bad molecules that the log names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `equibench score`."""
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="xyz, extxyz, sdf or npz; evaluated together as one set"
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="xyz, extxyz, sdf (or these with .gz) or npz, or a folder of such files; evaluated together as one set",
     )
     parser.add_argument("--train", nargs="+", type=Path, metavar="FILE", help="training molecules, for novelty")
+    parser.add_argument(
+        "--bonds",
+        choices=RULES,
+        help="where bonds come from: EDM's table (H, C, N, O, F), RDKit, or the sdf file itself (default: EDM's table "
+        "where it covers all elements, else RDKit)",
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out and count molecules that cannot be read")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--per-molecule", type=Path, metavar="OUT.csv", help="write one line per molecule to this file")
 
@@ -42,38 +59,108 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print; 0, or 2 after one line in the log when a file cannot be evaluated or written."""
     from bench.metrics.molecules import evaluate_molecules
+    from bench.metrics.stability import BondRule, natural_rule, perceived
     from bench.metrics.validity import smiles_of
-    from bench.structures.structures import Structures
+    from bench.structures.elements import Contents
 
     try:
-        sets = [_read(path) for path in args.files]
-        train_smiles = smiles_of(Structures.concatenate([_read(path) for path in args.train])) if args.train else None
-        evaluation = evaluate_molecules(Structures.concatenate(sets), train_smiles)
+        asked = BondRule(args.bonds) if args.bonds else None
+        held = _read(args.files, args.skip_bad, asked)
+        given = Contents.concatenate(list(held.values()))
+        rule = asked or natural_rule(given.structures)
+        bonds = perceived(given.structures, rule, given)
+        if given.faults:
+            log.warning("left out: %s", _some(given.faults))
+        for note in _notes(given, bonds, told=asked is not None):
+            log.warning("%s", note)
+        train_smiles = None
+        if args.train:
+            train = Contents.concatenate(list(_read(args.train, args.skip_bad, rule).values()))
+            train_smiles = smiles_of(train.structures, bonds=perceived(train.structures, rule, train))
+        evaluation = evaluate_molecules(given.structures, train_smiles, bonds=bonds)
         if args.per_molecule:
-            origin = [str(path) for path, part in zip(args.files, sets, strict=True) for _ in range(len(part))]
+            origin = [str(path) for path, part in held.items() for _ in range(len(part.structures))]
             write_atomically(args.per_molecule, _csv(evaluation, origin))
     except (ValueError, OSError) as error:  # FileError, UnknownElementError, a full disk
         log.error("%s", error)
         return 2
-    print(json.dumps(evaluation.summary(), allow_nan=False) if args.json else _table(evaluation))  # noqa: T201
+    if args.json:
+        about = {"bonds": str(rule), "n_left_out": len(given.faults)}
+        print(json.dumps(evaluation.summary() | about, allow_nan=False))  # noqa: T201
+    else:
+        print(_table(evaluation, rule, len(given.faults)))  # noqa: T201
     return 0
 
 
-def _read(path: Path) -> Structures:
-    from bench.metrics.stability import BondTable, UnknownElementError
+def _read(paths: Sequence[Path], skip_bad: bool, rule: BondRule | None) -> dict[Path, Contents]:
+    """What the files hold, without the molecules that cannot be read, or whose bonds the rule asked for cannot know."""
+    from bench.metrics.stability import unknown_to
     from bench.structures import files
+    from bench.structures.elements import BadMoleculesError
 
-    structures = files.read(path)
+    found: dict[Path, Contents] = {}
     try:
-        BondTable.load().check(structures)
-    except UnknownElementError as error:
-        raise UnknownElementError(f"{path}: {error}") from error
-    return structures
+        for path in files.expand(paths):
+            held = files.contents(path, skip_bad)
+            unknown = unknown_to(rule, held) if rule else {}
+            named = [f"{path}: molecule {i} (counted from 0) {why}" for i, why in unknown.items()]
+            if named and not skip_bad:
+                raise BadMoleculesError(f"{named[0]} ({len(named)} of {len(held.structures)}); choose other --bonds")
+            good = np.setdiff1d(np.arange(len(held.structures)), list(unknown))
+            held = held.select(good) if named else held
+            found[path] = replace(held, faults=held.faults + named)
+    except BadMoleculesError as error:
+        raise BadMoleculesError(f"{error}; --skip-bad leaves such molecules out") from error
+    if not any(len(held.structures) for held in found.values()):
+        faults = [fault for held in found.values() for fault in held.faults]
+        raise BadMoleculesError(f"no molecule is left to evaluate: {_some(faults)}")
+    return found
 
 
-def _table(evaluation: MoleculeEvaluation) -> str:
+def _notes(given: Contents, bonds: Bonds, told: bool) -> list[str]:
+    """What a reader of the numbers must know of the files, one line each."""
+    from bench.metrics.stability import BondRule
+    from bench.structures.identity import unit_warning
+
+    notes = [] if told or bonds.rule is BondRule.EDM else [f"bonds by {bonds.rule.description}: not EDM's elements"]
+    if warning := unit_warning(given.structures):
+        notes.append(warning)
+    n = len(given.structures)
+    if given.n_hydrogens is not None and (k := int((given.n_hydrogens > 0).sum())):
+        notes.append(
+            f"the bonds of {k} of {n} molecules call for {given.n_hydrogens.sum()} hydrogens that are no atoms of the "
+            "file: add them with coordinates (RDKit's AddHs, addCoords=True), or their neighbours count as unstable"
+        )
+    if given.bonds is not None and bonds.rule is not BondRule.FILE:
+        own = [rows for rows in given.bonds if rows is not None and len(rows)]
+        if own:
+            differ = sum(
+                rows is not None and len(rows) > 0 and not np.array_equal(_sorted(rows), _sorted(found))
+                for rows, found in zip(given.bonds, bonds, strict=True)
+            )
+            notes.append(
+                f"the file's own bonds are not used, and {differ} of {len(own)} molecules have others by this rule; "
+                "--bonds file uses them"
+            )
+    return notes
+
+
+def _sorted(rows: np.ndarray) -> np.ndarray:
+    """Bonds in an order that is the same for the same bonds, the later atom first."""
+    rows = np.column_stack([rows[:, :2].max(axis=1), rows[:, :2].min(axis=1), rows[:, 2]])
+    return rows[np.lexsort(rows.T)]
+
+
+def _some(faults: Sequence[str]) -> str:
+    more = f"; and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
+    return f"{len(faults)} molecules ({'; '.join(faults[:MAX_NAMED])}{more})"
+
+
+def _table(evaluation: MoleculeEvaluation, rule: BondRule, n_left_out: int) -> str:
     summary, intervals = evaluation.summary(), evaluation.intervals(seed=0)
-    lines = [f"{'molecules':36}{summary['n_molecules']:>10}    95 % interval"]
+    lines = [f"bonds by {rule.description}", f"{'molecules':36}{summary['n_molecules']:>10}    95 % interval"]
+    if n_left_out:
+        lines.insert(1, f"{'left out':36}{n_left_out:>10}")
     for name, title in TITLES.items():
         value = summary[name]
         cell = "none" if value is None else f"{100 * value:.2f} %"

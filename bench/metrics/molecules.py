@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bench.metrics.stability import Bonds, BondTable, infer_bonds
+from bench.metrics.stability import Bonds, BondTable, infer_bonds, stable_atoms
 from bench.metrics.validity import smiles_from_bonds
 from bench.records.values import Better, Value
 from bench.structures.structures import Structures
@@ -152,6 +152,7 @@ def evaluate_molecules(
     train_smiles: Iterable[str | None] | None = None,
     n_workers: int | None = None,
     table: BondTable | None = None,
+    bonds: Bonds | None = None,
 ) -> MoleculeEvaluation:
     """Evaluate molecules as EDM's published code does.
 
@@ -160,6 +161,7 @@ def evaluate_molecules(
         train_smiles: of `bench.metrics.validity.smiles_of(training molecules)`; None leaves novelty out.
         n_workers: worker processes for the SMILES; by default one per core, and one in all for small sets.
         table: bond lengths and valences; by default EDM's.
+        bonds: by another rule (`bench.metrics.stability.perceived`), instead of those of the table.
     Raises:
         ValueError: no molecule, or a position that is not finite.
         UnknownElementError: an element without bond lengths.
@@ -167,9 +169,8 @@ def evaluate_molecules(
     """
     if not len(structures):
         raise ValueError("got no molecules to evaluate, expected at least one")
-    table = BondTable.load() if table is None else table
-    bonds = infer_bonds(structures, table)
-    stable = bonds.order_sums(structures) == table.valence[structures.numbers]
+    bonds = infer_bonds(structures, table) if bonds is None else bonds
+    stable = stable_atoms(structures, bonds, table)
     before = np.concatenate([[0], np.cumsum(stable)])
     return MoleculeEvaluation(
         n_atoms=structures.n_atoms,

@@ -6,23 +6,49 @@ own margin, and triple when it is double and closer than the triple-bond length 
 Lengths are in pm and positions in angstrom; distances are taken in float32, as the published code takes them, so that
 float64 and float32 files give the same bonds. An atom is stable when its bond orders add up to the valence of the
 neutral element.
+
+The table covers H, C, N, O, F. For other elements `perceived` takes RDKit's rule (rdDetermineBonds: xyz2mol, Kim & Kim
+2015, doi:10.1002/bkcs.10334), or the bonds of the file; both have formal charges, and an atom is then stable when its
+orders add up to a valence that RDKit knows for the neutral element of as many electrons (N+ as C). Numbers by different
+rules do not compare.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import resources
 
 import numpy as np
-from rdkit import Chem
+from rdkit import Chem, rdBase
 
+from bench.structures.elements import MAX_NUMBER, Contents
+from bench.structures.sdf import bonds_of
 from bench.structures.structures import Structures
 
 PAIRS_AT_ONCE = 500_000  # bounds the memory of the dense distances (some 50 bytes a pair)
 ORDERS = ("single", "double", "triple")
+MAX_ITERATIONS = 10_000  # of RDKit's search for bond orders, which is exponential in the worst case
+
+
+class BondRule(StrEnum):
+    """Where bonds come from."""
+
+    EDM = "edm"
+    RDKIT = "rdkit"
+    FILE = "file"
+
+    @property
+    def description(self) -> str:
+        """In words, for tables and logs."""
+        return {
+            BondRule.EDM: "EDM's table of lengths and valences",
+            BondRule.RDKIT: "RDKit's rdDetermineBonds, neutral molecules",
+            BondRule.FILE: "the file's own bonds and charges",
+        }[self]
 
 
 class UnknownElementError(ValueError):
@@ -68,9 +94,8 @@ class BondTable:
             atom = int(np.argmax(unknown))
             symbol = Chem.GetPeriodicTable().GetElementSymbol
             known = ", ".join(symbol(int(number)) for number in np.flatnonzero(self.valence >= 0))
-            molecule = int(np.searchsorted(structures.ptr, atom, side="right")) - 1
             raise UnknownElementError(
-                f"molecule {molecule} (counted from 0) has element {symbol(int(numbers[atom]))}, but bond table "
+                f"molecule {structures.of_atom(atom)} (counted from 0) has element {symbol(int(numbers[atom]))}, but bond table "
                 f"{self.name!r} covers {known}; evaluate molecules of these elements alone"
             )
 
@@ -83,11 +108,28 @@ class Bonds:
         pairs: [E, 2] int32, atoms counted from 0 within the molecule, the later atom first.
         order: [E] int8, 1 to 3.
         ptr: [M + 1] int64.
+        rule: where they come from.
+        charges: formal charges [A], None where the rule knows none.
+        found: whether the rule finds bonds of each molecule [M], None: always. The others have none here, no stable
+            atom, and are not valid.
     """
 
     pairs: np.ndarray
     order: np.ndarray
     ptr: np.ndarray
+    rule: BondRule = BondRule.EDM
+    charges: np.ndarray | None = None
+    found: np.ndarray | None = None
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[np.ndarray | None], rule: BondRule, charges: np.ndarray) -> Bonds:
+        """From rows (first atom, second atom, order) of each molecule, None where the rule finds none."""
+        known = [np.zeros((0, 3), np.int64) if some is None else some for some in rows]
+        together = np.concatenate(known or [np.zeros((0, 3), np.int64)])
+        pairs = np.sort(together[:, :2], axis=1)[:, ::-1].astype(np.int32)
+        ptr = np.concatenate([[0], np.cumsum([len(some) for some in known])]).astype(np.int64)
+        found = np.array([some is not None for some in rows], dtype=bool)
+        return cls(pairs, together[:, 2].astype(np.int8), ptr, rule, charges, found)
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -110,6 +152,114 @@ class Bonds:
         return np.bincount(atoms, weights, minlength=len(structures.numbers)).astype(np.int64)
 
 
+def perceived(structures: Structures, rule: BondRule, given: Contents | None = None) -> Bonds:
+    """Bonds of every molecule by a rule.
+
+    Args:
+        given: the file's contents, for rule `file`.
+    Raises:
+        UnknownElementError: an element that the rule does not know.
+        ValueError: a position that is not finite; rule `file` for a file without bonds.
+    """
+    if rule is BondRule.EDM:
+        return infer_bonds(structures)
+    if rule is BondRule.RDKIT:
+        return determined_bonds(structures)
+    if given is None or given.bonds is None or given.charges is None:
+        raise ValueError("the file has no bonds of its own; expected an sdf file, or choose another rule for the bonds")
+    return Bonds.from_rows(given.bonds, rule, given.charges)
+
+
+def unknown_to(rule: BondRule, given: Contents) -> dict[int, str]:
+    """Why the rule has no bonds to offer for molecules of a file, by their index."""
+    if rule is BondRule.FILE:
+        rows = given.bonds or [None] * len(given.structures)
+        why = "its own bonds are missing, or of other orders than 1, 2, 3 and aromatic in a Kekule form"
+        return {i: why for i, some in enumerate(rows) if some is None}
+    structures = given.structures
+    if rule is BondRule.EDM:
+        known, what = np.zeros(MAX_NUMBER + 1, dtype=bool), "EDM's bond table covers H, C, N, O, F alone"
+        known[np.flatnonzero(BondTable.load().valence >= 0)] = True
+    else:
+        known, what = _valences().any(axis=1), "RDKit knows no valence of it"
+    atoms = np.flatnonzero(~known[structures.numbers])
+    symbol = Chem.GetPeriodicTable().GetElementSymbol
+    return {structures.of_atom(a): f"has element {symbol(int(structures.numbers[a]))}: {what}" for a in atoms.tolist()}
+
+
+def natural_rule(structures: Structures) -> BondRule:
+    """EDM's table where it covers all elements, else RDKit's rule; UnknownElementError where that does not either."""
+    if not unknown_to(BondRule.EDM, Contents(structures)):
+        return BondRule.EDM
+    _check_rdkit(structures)
+    return BondRule.RDKIT
+
+
+def _check_rdkit(structures: Structures) -> None:
+    for molecule, why in unknown_to(BondRule.RDKIT, Contents(structures)).items():
+        raise UnknownElementError(f"molecule {molecule} (counted from 0) {why}; evaluate main-group elements alone")
+
+
+def determined_bonds(structures: Structures) -> Bonds:
+    """Bonds and formal charges by RDKit's rdDetermineBonds for neutral molecules, in a Kekule form.
+
+    Raises:
+        UnknownElementError: an element without valences in RDKit.
+        ValueError: a position that is not finite.
+    """
+    _check_rdkit(structures)
+    _check_finite(structures)
+    rows: list[np.ndarray | None] = []
+    charges = np.zeros(len(structures.numbers), np.int64)
+    with rdBase.BlockLogs():
+        for k, (numbers, positions) in enumerate(structures):
+            mol = _determined(numbers, positions)
+            rows.append(None if mol is None else bonds_of(mol))
+            if mol is not None:
+                atoms = mol.GetAtoms()
+                own = slice(structures.ptr[k], structures.ptr[k + 1])
+                charges[own] = [atom.GetFormalCharge() for atom in atoms]  # pyright: ignore[reportGeneralTypeIssues]
+    return Bonds.from_rows(rows, BondRule.RDKIT, charges)
+
+
+def _determined(numbers: np.ndarray, positions: np.ndarray) -> Chem.Mol | None:
+    from rdkit.Chem import rdDetermineBonds
+
+    mol = Chem.RWMol()
+    for number in numbers.tolist():
+        mol.AddAtom(Chem.Atom(number))
+    conformer = Chem.Conformer(len(numbers))
+    conformer.SetPositions(np.ascontiguousarray(positions, dtype=np.float64))
+    mol.AddConformer(conformer)
+    try:
+        rdDetermineBonds.DetermineBonds(mol, charge=0, embedChiral=False, maxIterations=MAX_ITERATIONS)
+    except (ValueError, RuntimeError):  # no orders that add up, or too many to try
+        return None
+    return mol
+
+
+@functools.cache
+def _valences() -> np.ndarray:
+    """Whether an element [87] may have a sum of bond orders [32]; none where RDKit has no valences for it."""
+    allowed = np.zeros((MAX_NUMBER + 1, 32), dtype=bool)
+    for number in range(1, MAX_NUMBER + 1):
+        known = list(Chem.GetPeriodicTable().GetValenceList(number))
+        allowed[number, [valence for valence in known if valence >= 0]] = True
+    return allowed
+
+
+def stable_atoms(structures: Structures, bonds: Bonds, table: BondTable | None = None) -> np.ndarray:
+    """Whether the bond orders of each atom add up to a valence of its element [A]."""
+    sums = bonds.order_sums(structures)
+    if bonds.rule is BondRule.EDM:
+        return sums == (BondTable.load() if table is None else table).valence[structures.numbers]
+    allowed = _valences()
+    charges = 0 if bonds.charges is None else bonds.charges
+    like = np.clip(structures.numbers - charges, 0, MAX_NUMBER)  # the neutral element of as many electrons
+    stable = allowed[like, np.minimum(sums, allowed.shape[1] - 1)]
+    return stable if bonds.found is None else stable & np.repeat(bonds.found, structures.n_atoms)
+
+
 def infer_bonds(structures: Structures, table: BondTable | None = None) -> Bonds:
     """Bonds of every molecule by the look-up rule, default EDM's table.
 
@@ -120,12 +270,7 @@ def infer_bonds(structures: Structures, table: BondTable | None = None) -> Bonds
     """
     table = BondTable.load() if table is None else table
     table.check(structures)
-    if not np.isfinite(structures.positions).all():
-        atom = int(np.argmin(np.isfinite(structures.positions).all(axis=1)))
-        molecule = int(np.searchsorted(structures.ptr, atom, side="right")) - 1
-        raise ValueError(
-            f"molecule {molecule} (counted from 0) has a position that is not finite; it cannot be evaluated"
-        )
+    _check_finite(structures)
     found = list(_bonds_by_size(structures, table))
     molecule = np.concatenate([part[0] for part in found] or [np.zeros(0, np.int64)])
     pairs = np.concatenate([part[1] for part in found] or [np.zeros((0, 2), np.int32)])
@@ -133,6 +278,15 @@ def infer_bonds(structures: Structures, table: BondTable | None = None) -> Bonds
     by_molecule = np.argsort(molecule, kind="stable")
     counts = np.bincount(molecule, minlength=len(structures))
     return Bonds(pairs[by_molecule], order[by_molecule], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+
+
+def _check_finite(structures: Structures) -> None:
+    finite = np.isfinite(structures.positions).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"molecule {structures.of_atom(int(np.argmin(finite)))} (counted from 0) has a position that is not finite; it "
+            "cannot be evaluated"
+        )
 
 
 def _bonds_by_size(structures: Structures, table: BondTable) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -1,6 +1,7 @@
 """Validity, uniqueness and novelty through RDKit, as EDM's published code computes them.
 
-A molecule is rebuilt from its looked-up bonds, without charges; it is valid when RDKit sanitises it. Its SMILES is that
+A molecule is rebuilt from its bonds, with formal charges where the rule of the bonds gives them (EDM's does not); it is
+valid when RDKit sanitises it. Its SMILES is that
 of the largest fragment, hydrogens written out, so a molecule in several pieces can be valid. Training molecules are
 written whole, pieces and all, which is what the published code compares with. Novelty on QM9 is weak evidence: QM9
 enumerates a space, so high novelty can mean leaving the distribution.
@@ -8,12 +9,12 @@ enumerates a space, so high novelty can mean leaving the distribution.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import chain
 
 import numpy as np
 from rdkit import Chem, rdBase
@@ -26,11 +27,15 @@ MOLECULES_PER_TASK = 500
 FEWEST_FOR_A_POOL = 2000  # below this the pool costs more than it saves
 
 
-def rebuild(numbers: Iterable[int], bonds: Iterable[Sequence[int]]) -> Chem.RWMol:
-    """RDKit molecule of nuclear charges and (first atom, second atom, order) rows; not sanitised, no charges."""
+def rebuild(
+    numbers: Iterable[int], bonds: Iterable[Sequence[int]], charges: Iterable[int] = itertools.repeat(0)
+) -> Chem.RWMol:
+    """RDKit molecule of nuclear charges, (first atom, second atom, order) rows and formal charges; not sanitised."""
     mol = Chem.RWMol()
-    for number in numbers:
-        mol.AddAtom(Chem.Atom(number))
+    for number, charge in zip(numbers, charges, strict=False):
+        atom = Chem.Atom(number)
+        atom.SetFormalCharge(charge)
+        mol.AddAtom(atom)
     for first, second, order in bonds:
         mol.AddBond(first, second, BOND_TYPES[order])
     return mol
@@ -60,16 +65,21 @@ def smiles_from_bonds(
     tasks = (_task(structures, bonds, start, whole) for start in starts)
     n_workers = _n_workers(len(structures)) if n_workers is None else n_workers
     if n_workers <= 1:
-        return list(chain.from_iterable(map(_smiles_of_task, tasks)))
+        return list(itertools.chain.from_iterable(map(_smiles_of_task, tasks)))
     # fork where it is safe: it starts fast and needs no importable __main__
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
-        return list(chain.from_iterable(pool.map(_smiles_of_task, tasks)))
+        return list(itertools.chain.from_iterable(pool.map(_smiles_of_task, tasks)))
 
 
-def smiles_of(structures: Structures, n_workers: int | None = None) -> list[str | None]:
-    """SMILES of training molecules, written whole, None where not valid; what novelty compares with."""
-    return smiles_from_bonds(structures, infer_bonds(structures), whole=True, n_workers=n_workers)
+def smiles_of(structures: Structures, n_workers: int | None = None, bonds: Bonds | None = None) -> list[str | None]:
+    """SMILES of training molecules, written whole, None where not valid; what novelty compares with.
+
+    Args:
+        bonds: by the same rule as those of the samples; by default EDM's.
+    """
+    bonds = infer_bonds(structures) if bonds is None else bonds
+    return smiles_from_bonds(structures, bonds, whole=True, n_workers=n_workers)
 
 
 def _task(structures: Structures, bonds: Bonds, start: int, whole: bool) -> tuple:
@@ -77,18 +87,23 @@ def _task(structures: Structures, bonds: Bonds, start: int, whole: bool) -> tupl
     atoms = slice(structures.ptr[start], structures.ptr[stop])
     rows = slice(bonds.ptr[start], bonds.ptr[stop])
     n_atoms, n_bonds = np.diff(structures.ptr[start : stop + 1]), np.diff(bonds.ptr[start : stop + 1])
-    return structures.numbers[atoms], n_atoms, bonds.pairs[rows], bonds.order[rows], n_bonds, whole
+    charges = np.zeros(n_atoms.sum(), np.int64) if bonds.charges is None else bonds.charges[atoms]
+    found = np.ones(stop - start, dtype=bool) if bonds.found is None else bonds.found[start:stop]
+    return structures.numbers[atoms], charges, n_atoms, bonds.pairs[rows], bonds.order[rows], n_bonds, found, whole
 
 
 def _smiles_of_task(task: tuple) -> list[str | None]:
-    numbers, n_atoms, pairs, order, n_bonds, whole = task
-    atoms = iter(numbers.tolist())
+    numbers, charges, n_atoms, pairs, order, n_bonds, found, whole = task
+    atoms, charge = iter(numbers.tolist()), iter(charges.tolist())
     rows = iter(np.column_stack([pairs, order]).tolist())
+    smiles: list[str | None] = []
     with rdBase.BlockLogs():
-        return [
-            to_smiles(rebuild([next(atoms) for _ in range(n)], [next(rows) for _ in range(e)]), whole)
-            for n, e in zip(n_atoms.tolist(), n_bonds.tolist(), strict=True)
-        ]
+        for n, e, known in zip(n_atoms.tolist(), n_bonds.tolist(), found.tolist(), strict=True):
+            mol = rebuild(
+                itertools.islice(atoms, n), list(itertools.islice(rows, e)), list(itertools.islice(charge, n))
+            )
+            smiles.append(to_smiles(mol, whole) if known else None)
+    return smiles
 
 
 def _n_workers(n_molecules: int) -> int:

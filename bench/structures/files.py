@@ -1,33 +1,37 @@
 """Files of molecules: xyz, extended xyz, sdf and npz, read into `Structures` and written from them.
 
     .xyz, .extxyz   any number of frames; positions in angstrom; a comment with `Properties=` (extended xyz) sets the
-                    columns, otherwise they are element, x, y, z, and columns after these are ignored. QM9 as published
-                    on figshare (five columns, three closing lines, exponents written `1.0*^-5`) is read.
-    .sdf            V2000 or V3000, through RDKit and unsanitised; bonds are ignored on reading. Written as V2000, whose
-                    coordinates have four decimals; the other formats keep every digit.
+                    columns, otherwise they are element, x, y, z, and columns after these are ignored, as are blank
+                    lines. QM9 as published on figshare (five columns, three closing lines, exponents written `1.0*^-5`)
+                    is read.
+    .sdf            V2000 or V3000, through RDKit and unsanitised; bonds and formal charges are kept beside the
+                    structures (`contents`). Written as V2000, whose coordinates have four decimals; the other formats
+                    keep every digit.
     .npz            `num_atoms` [M], `charges`, `positions`: padded as EDM has it ([M, n_max] and [M, n_max, 3], charge
                     0 is padding) or with all atoms in one row ([A] and [A, 3]). Other arrays in the file are ignored.
 
-Elements are H to Rn; the isotopes D and T are hydrogen. Nothing is unpickled, and declared sizes are checked against
-the file before memory is allocated.
+xyz and sdf files are read compressed too (.xyz.gz). Elements are H to Rn; the isotopes D and T are hydrogen. Nothing is
+unpickled, and declared sizes are checked against the file before memory is allocated.
 """
 
 from __future__ import annotations
 
+import gzip
 import io
 import re
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 
 from bench.records import inputs
 from bench.records.inputs import one_line, size_of, truncate
 from bench.records.store import write_atomically
-from bench.structures.elements import MAX_LINE, MAX_NUMBER, SYMBOL, FileError
+from bench.structures.elements import MAX_LINE, MAX_NUMBER, SYMBOL, BadMoleculesError, Contents, FileError
 from bench.structures.structures import Structures
 
 T = TypeVar("T")
@@ -46,20 +50,61 @@ def read(path: Path | str) -> Structures:
     """All molecules of one file, positions in angstrom; the format follows from the suffix.
 
     Raises:
-        FileError: the file is missing, of an unknown kind, empty, cut short or otherwise not what its format says.
+        FileError: the file is missing, of an unknown kind, empty, cut short or otherwise not what its format says;
+            BadMoleculesError where the rest of its molecules can be read (`contents`).
+    """
+    return contents(path).structures
+
+
+def contents(path: Path | str, skip_bad: bool = False) -> Contents:
+    """What one file holds.
+
+    Args:
+        skip_bad: leave out molecules that cannot be read, even all, and list why; else the first is an error.
+    Raises:
+        FileError: as for `read`, but for bad molecules; also where the end of one cannot be told.
     """
     path = Path(path)
     reader = _of_suffix(path, _READERS)
     try:
         size_of(path)
-        structures = reader(path)
-    except OSError as error:
+        found = reader(path)
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that is cut short or damaged
         raise FileError(f"{path}: {one_line(error)}") from error
     except MemoryError as error:
         raise FileError(f"{path}: does not fit in memory; split it into several files") from error
-    if not len(structures):
+    n_bad = len(found.faults)
+    n = len(found.structures) + n_bad
+    if n == 0:
         raise FileError(f"{path}: holds no molecule, expected at least one")
-    return structures
+    if n_bad and not skip_bad:
+        raise BadMoleculesError(found.faults[0] + (f" ({n_bad} of {n} molecules are bad)" if n > 1 else ""))
+    return found
+
+
+def expand(paths: Iterable[Path]) -> list[Path]:
+    """Paths of files, with every folder replaced by the files of molecules in it, in name order.
+
+    Raises FileError for a folder without any.
+    """
+    found = []
+    for path in paths:
+        inside = sorted(file for file in path.iterdir() if holds_molecules(file)) if path.is_dir() else [path]
+        if not inside:
+            raise FileError(f"{path}: folder without a file of molecules, expected {', '.join(SUFFIXES)}")
+        found += inside
+    return found
+
+
+def holds_molecules(path: Path) -> bool:
+    """Whether a visible file has a suffix that can be read."""
+    return kind(path) in _READERS and not path.name.startswith(".")
+
+
+def kind(path: Path) -> str:
+    """The suffix in lower case, with that before it where it is .gz: '.xyz', '.sdf.gz'."""
+    inner = Path(path.stem).suffix if path.suffix.lower() == ".gz" else ""
+    return (inner + path.suffix).lower()
 
 
 def write(path: Path | str, structures: Structures, bonds: Iterable[np.ndarray] | None = None) -> None:
@@ -74,8 +119,8 @@ def write(path: Path | str, structures: Structures, bonds: Iterable[np.ndarray] 
     """
     path = Path(path)
     writer = _of_suffix(path, _WRITERS)
-    if fault := _fault(structures):
-        raise FileError(f"{path}: not written: {fault}")
+    for k, what in _faults(structures).items():
+        raise FileError(f"{path}: not written: molecule {k} has {what}")
     if bonds is not None and path.suffix.lower() != ".sdf":
         raise FileError(f"{path}: {path.suffix} files hold no bonds; write .sdf, or leave the bonds out")
     listed = None if bonds is None else list(bonds)
@@ -85,58 +130,113 @@ def write(path: Path | str, structures: Structures, bonds: Iterable[np.ndarray] 
 
 
 def _of_suffix(path: Path, known: dict[str, T]) -> T:
-    if path.suffix.lower() not in known:
-        raise FileError(f"{path}: unknown kind of file {path.suffix!r}, expected {', '.join(known)}")
-    return known[path.suffix.lower()]
+    if kind(path) not in known:
+        raise FileError(f"{path}: unknown kind of file {kind(path)!r}, expected {', '.join(known)}")
+    return known[kind(path)]
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 # xyz and extended xyz
 
 
-def _read_xyz(path: Path) -> Structures:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:  # a byte order mark is no part of a number
-        return parse_xyz(_lines(file, path), str(path))
+def _read_xyz(path: Path) -> Contents:
+    faults: list[str] = []
+    with _opened(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", errors="replace") as file:  # a byte order mark is
+        return Contents(parse_xyz(_lines(file, path), str(path), faults), faults)  # no part of a number
 
 
-def parse_xyz(lines: Iterable[str], name: str) -> Structures:
-    """All frames of xyz or extended xyz text, positions in float64; FileError messages call the text `name`."""
+def parse_xyz(lines: Iterable[str], name: str, faults: list[str] | None = None) -> Structures:
+    """All frames of xyz or extended xyz text, positions in float64; FileError messages call the text `name`.
+
+    Args:
+        faults: gets the message of each bad frame, which is left out; None: the first one is raised.
+    """
     numbers, positions, sizes = array("q"), array("d"), array("q")
-    numbered = enumerate(lines, start=1)
+    source = _Numbered(lines)
     after_gdb = False  # QM9 as published: lines of frequencies, SMILES and InChI follow the atoms
-    for line_number, line in numbered:
+    n_frames = 0
+    for line_number, line in source:
         if not line.strip():
             continue
         if after_gdb and not line.strip().isdecimal():
             after_gdb = False
             for _ in range(2):
-                next(numbered, None)
+                next(source, None)
             continue
-        frame = f"frame {len(sizes) + 1}"
+        n_frames += 1
+        frame = f"frame {n_frames}"
         n_atoms = _count(line, f"{name}:{line_number}: {frame}")
-        comment = next(numbered, (0, ""))[1]
-        element, x, n_columns, exact = _columns(comment, f"{name}:{line_number + 1}: {frame}")
-        for k in range(n_atoms):
-            at, line = next(numbered, (0, ""))
-            if not at:
-                raise FileError(
-                    f"{name}: {frame} is cut short: {k} atoms of the {n_atoms} that line {line_number} declares"
-                )
-            words = line.split()
-            if len(words) < n_columns or (exact and len(words) > n_columns):
-                wanted = f"{'' if exact else 'at least '}{n_columns}"
-                raise FileError(f"{name}:{at}: {frame}: {len(words)} columns, expected {wanted}")
-            number = _NUMBERS.get(words[element])
-            if number is None:
-                raise FileError(f"{name}:{at}: {frame}: unknown element {_cut(words[element])}, expected H to Rn")
-            numbers.append(number)
-            for word in words[x : x + 3]:
-                positions.append(_coordinate(word, f"{name}:{at}: {frame}"))
-        sizes.append(n_atoms)
+        comment = next(source, (0, ""))[1]
+        rows = source.rows(n_atoms)
         after_gdb = re.match(r"gdb\s+\d+\s", comment) is not None
+        try:
+            found, x = _frame(rows, comment, name, frame, line_number, n_atoms)
+        except FileError as fault:
+            if faults is None:
+                raise
+            faults.append(str(fault))
+            continue
+        numbers.extend(found)
+        positions.extend(x)
+        sizes.append(n_atoms)
     return Structures.from_sizes(np.array(numbers), np.frombuffer(positions).reshape(-1, 3), np.array(sizes))
 
 
-def _lines(file: TextIO, path: Path) -> Iterator[str]:
+class _Numbered(Iterator[tuple[int, str]]):
+    """Lines with their numbers from 1."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines, self.again = enumerate(lines, start=1), None
+
+    def __next__(self) -> tuple[int, str]:
+        line, self.again = self.again or next(self.lines), None
+        return line
+
+    def rows(self, n: int) -> list[tuple[int, str]]:
+        """The next n lines that are not blank; fewer where the text ends or a line holds one number alone, which begins
+        another frame and is left."""
+        found: list[tuple[int, str]] = []
+        while len(found) < n and (line := next(self, None)) is not None:
+            if line[1].strip().isdecimal():
+                self.again = line
+                break
+            if line[1].strip():
+                found.append(line)
+        return found
+
+
+def _frame(
+    rows: list[tuple[int, str]], comment: str, name: str, frame: str, first: int, n_atoms: int
+) -> tuple[list[int], list[float]]:
+    """Nuclear charges and coordinates of the lines of one frame, whose number of atoms stands in line `first`."""
+    element, x, n_columns, exact = _columns(comment, f"{name}:{first + 1}: {frame}")
+    numbers, positions = [], []
+    for at, line in rows:
+        words = line.split()
+        if len(words) < n_columns or (exact and len(words) > n_columns):
+            wanted = f"{'' if exact else 'at least '}{n_columns}"
+            raise FileError(f"{name}:{at}: {frame}: {len(words)} columns, expected {wanted}")
+        number = _NUMBERS.get(words[element])
+        if number is None:
+            raise FileError(f"{name}:{at}: {frame}: unknown element {_cut(words[element])}, expected H to Rn")
+        numbers.append(number)
+        positions += [_coordinate(word, f"{name}:{at}: {frame}") for word in words[x : x + 3]]
+    if len(rows) < n_atoms:
+        words = comment.split()
+        atom = len(rows) == n_atoms - 1 and len(words) == 4 and words[0] in _NUMBERS
+        hint = (
+            f"; line {first + 1} looks like an atom, but is the comment: it may be blank, not missing" if atom else ""
+        )
+        raise FileError(
+            f"{name}: {frame} is cut short: {len(rows)} atoms of the {n_atoms} that line {first} declares{hint}"
+        )
+    return numbers, positions
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
     number = 0
     while line := file.readline(MAX_LINE + 1):
         number += 1
@@ -204,10 +304,11 @@ def _write_xyz(structures: Structures, _: object) -> bytes:
 # sdf: `bench.structures.sdf`, imported when one is read or written
 
 
-def _read_sdf(path: Path) -> Structures:
+def _read_sdf(path: Path) -> Contents:
     from bench.structures.sdf import read_sdf
 
-    return read_sdf(path)
+    with _opened(path) as file:
+        return read_sdf(file, path)
 
 
 def _write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> bytes:
@@ -219,7 +320,7 @@ def _write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> by
 # npz
 
 
-def _read_npz(path: Path) -> Structures:
+def _read_npz(path: Path) -> Contents:
     try:
         arrays = inputs.read_arrays(path, ("num_atoms", "charges", "positions"))
     except inputs.NpzError as error:
@@ -246,19 +347,22 @@ def _read_npz(path: Path) -> Structures:
         raise FileError(f"{path}: num_atoms sums to {num_atoms.sum()}, but there are {len(charges)} charges")
     else:
         structures = Structures.from_sizes(charges, positions, num_atoms)
-    if fault := _fault(structures):
-        raise FileError(f"{path}: {fault}")
-    return structures
+    faults = _faults(structures)
+    good = np.setdiff1d(np.arange(len(structures)), list(faults)) if faults else None
+    named = [f"{path}: molecule {k} has {what}" for k, what in faults.items()]
+    return Contents(structures if good is None else structures.select(good), named)
 
 
-def _fault(structures: Structures) -> str | None:
+def _faults(structures: Structures) -> dict[int, str]:
+    """What is wrong with the molecules that no file can hold, by their index."""
+    found: dict[int, str] = {}
     for wrong, what in (
         ((structures.numbers < 1) | (structures.numbers > MAX_NUMBER), "a charge outside 1 to 86 (H to Rn)"),
         (~np.isfinite(structures.positions).all(axis=1), "a coordinate that is not finite"),
     ):
-        if wrong.any():
-            return f"molecule {int(np.searchsorted(structures.ptr, np.argmax(wrong), side='right')) - 1} has {what}"
-    return None
+        molecules = np.unique(np.searchsorted(structures.ptr, np.flatnonzero(wrong), side="right")) - 1
+        found |= {k: what for k in molecules.tolist() if k not in found}
+    return dict(sorted(found.items()))
 
 
 def _check_layout(arrays: dict[str, np.ndarray], path: Path) -> None:
@@ -289,15 +393,20 @@ def _write_npz(structures: Structures, _: object) -> bytes:
     return buffer.getvalue()
 
 
-_READERS: dict[str, Callable[[Path], Structures]] = {
+_READERS: dict[str, Callable[[Path], Contents]] = {
     ".xyz": _read_xyz,
     ".extxyz": _read_xyz,
     ".sdf": _read_sdf,
     ".npz": _read_npz,
+    ".xyz.gz": _read_xyz,
+    ".extxyz.gz": _read_xyz,
+    ".sdf.gz": _read_sdf,
 }
+SUFFIXES = tuple(_READERS)
 _WRITERS: dict[str, Callable[[Structures, Sequence[np.ndarray] | None], bytes]] = {
     ".xyz": _write_xyz,
     ".extxyz": _write_xyz,
     ".sdf": _write_sdf,
     ".npz": _write_npz,
 }
+WRITTEN = tuple(_WRITERS)

@@ -81,6 +81,10 @@ class Structures:
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return (self[i] for i in range(len(self)))
 
+    def of_atom(self, atom: int) -> int:
+        """Index of the molecule that atom `atom`, counted over all molecules, belongs to."""
+        return int(np.searchsorted(self.ptr, atom, side="right")) - 1
+
     def select(self, index: np.ndarray) -> Structures:
         """The molecules at `index` (integers, in that order) or where `index` is True (booleans [M])."""
         index = np.asarray(index)

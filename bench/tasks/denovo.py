@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from bench.registry import tasks
 from bench.structures.dataset import DataSet, Facts
 from bench.structures.structures import Structures
 from bench.tasks.contract import N_DRAWN, Evaluation, Task
+
+if TYPE_CHECKING:
+    from bench.metrics.stability import BondRule
 
 log = logging.getLogger("equibench")
 
@@ -99,41 +102,45 @@ class Denovo(Task):
         )
 
     def evaluate(self, samples: Structures, data: DataSet, cache: Path) -> Evaluation:
-        """EDM's stability, validity, uniqueness and novelty; all None for elements without tabulated bond lengths."""
+        """EDM's stability, validity, uniqueness and novelty; bonds by EDM's table where it covers the data's elements, else
+        by RDKit; all None for elements that neither knows."""
         from bench.metrics.molecules import evaluate_molecules, undefined_values  # here: they load RDKit
+        from bench.metrics.stability import UnknownElementError, natural_rule, perceived
 
-        if reason := unscorable(data):
+        try:
+            rule = natural_rule(data.train)
+        except UnknownElementError as error:
+            reason = f"{data.label}: {error}"
             log.warning("samples are not evaluated: %s", reason)
-            undefined: list[Value] = undefined_values()
+            undefined = [replace(v, definition=f"not evaluated: {reason}") for v in undefined_values()]
             return Evaluation(undefined, undefined, [])
-        train_smiles, data_values = reference(data, cache)
-        found = evaluate_molecules(samples, train_smiles)
+        train_smiles, data_values = reference(data, rule, cache)
+        found = evaluate_molecules(samples, train_smiles, bonds=perceived(samples, rule))
         bonds = [found.bonds[i] for i in range(min(N_DRAWN, len(samples)))]
-        return Evaluation(found.values(), data_values, bonds)
+        return Evaluation(_by(rule, found.values()), data_values, bonds)
 
 
-def unscorable(data: DataSet) -> str | None:
-    """Why stability and validity are undefined for this data set (an element without bond lengths), or None."""
-    from bench.metrics.stability import BondTable, UnknownElementError
-
-    try:
-        BondTable.load().check(data.train)
-    except UnknownElementError as error:
-        return f"{data.label}: {error}"
-    return None
+def _by(rule: BondRule, values: list[Value]) -> list[Value]:
+    """Values whose definition names the rule of the bonds where it is not EDM's."""
+    if rule == "edm":
+        return values
+    return [replace(value, definition=f"{value.definition}; bonds by {rule.description}") for value in values]
 
 
-def reference(data: DataSet, cache: Path) -> tuple[list[str], list[Value]]:
+def reference(data: DataSet, rule: BondRule, cache: Path) -> tuple[list[str], list[Value]]:
     """SMILES of the training split and the data's own values on the test split; computed once per data set."""
     from bench.metrics.molecules import evaluate_molecules
+    from bench.metrics.stability import perceived
     from bench.metrics.validity import smiles_of
 
     # RDKit versions differ in which molecules they accept
-    path = cache / f"reference-{data.fingerprint}-rdkit{metadata.version('rdkit')}.json"
+    by = "" if rule == "edm" else f"-{rule}"
+    path = cache / f"reference-{data.fingerprint}{by}-rdkit{metadata.version('rdkit')}.json"
     if not path.exists():
-        log.info("evaluating the data set itself (once)")
-        train_smiles = sorted({s for s in smiles_of(data.train) if s is not None})
-        values = [value.to_dict() for value in evaluate_molecules(data.test, train_smiles).values()]
+        log.info("evaluating the data set itself (once), bonds by %s", rule.description)
+        train_smiles = sorted({s for s in smiles_of(data.train, bonds=perceived(data.train, rule)) if s is not None})
+        evaluation = evaluate_molecules(data.test, train_smiles, bonds=perceived(data.test, rule))
+        values = [value.to_dict() for value in _by(rule, evaluation.values())]
         write_json(path, {"train_smiles": train_smiles, "values": values})
     known = read_json(path)
     return known["train_smiles"], [Value.from_dict(value, str(path)) for value in known["values"]]
