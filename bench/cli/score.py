@@ -72,7 +72,7 @@ def _read(path: Path) -> Structures:
 
 
 def _table(evaluation: MoleculeEvaluation) -> str:
-    summary, intervals = evaluation.summary(), evaluation.intervals(seed=0)
+    summary, intervals = evaluation.summary(), evaluation.intervals()
     lines = [f"{'molecules':36}{summary['n_molecules']:>10}    95 % interval"]
     for name, title in TITLES.items():
         value = summary[name]
