@@ -66,7 +66,8 @@ def measure(subject: Subject, cfg: LikelihoodConfig) -> list[Value]:
         return []
     test = subject.data.test
     n = min(cfg.n_molecules or len(test), len(test))
-    test = test.select(np.sort(np.random.default_rng(0).permutation(len(test))[:n]))
+    chosen = np.sort(np.random.default_rng(0).permutation(len(test))[:n])
+    test = test.select(chosen)
     order = np.argsort(test.n_atoms, kind="stable")
     terms, gaps, stochastic = _draws(subject, cfg, test.select(order), n)
 
@@ -79,9 +80,21 @@ def measure(subject: Subject, cfg: LikelihoodConfig) -> list[Value]:
         return Value(name, label, mean, "nats/molecule", kind=kind, sem=sem, **more)
 
     mean, sem = mean_and_sem(per_molecule)
+    items = np.full(len(subject.data.test), np.nan)
+    items[chosen[order]] = per_molecule
     about = f"variational bound on {n} test molecules, {cfg.n_passes} times each"
     made = [
-        value("nll", "NLL", mean, sem, Kind.LIKELIHOOD, better=Better.LOWER, upper_bound=stochastic, definition=about)
+        value(
+            "nll",
+            "NLL",
+            mean,
+            sem,
+            Kind.LIKELIHOOD,
+            better=Better.LOWER,
+            upper_bound=stochastic,
+            definition=about,
+            items=items,
+        )
     ]
     made += [
         value(f"nll_{name}", f"NLL, {TERMS[name]}", float(values.mean()), None, Kind.DIAGNOSTIC)

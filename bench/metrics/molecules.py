@@ -72,14 +72,20 @@ class MoleculeEvaluation:
         }
 
     def values(self) -> list[Value]:
-        """The metrics of `summary`, and valid-and-unique, as values with standard errors and intervals."""
+        """The metrics of `summary`, and valid-and-unique, as values with standard errors and intervals, and with items
+        where a value is a mean over molecules or over their atoms."""
         summary, errors, intervals = self.summary(), self.standard_errors(), self.intervals()
         valid, unique = summary["validity"], summary["uniqueness"]
         found = {**summary, "valid_and_unique": None if valid is None or unique is None else valid * unique}
+        items = {
+            "atom_stability": np.column_stack([self.stable_atoms, self.n_atoms]),
+            "molecule_stability": self.molecule_stable,
+            "validity": self.valid,
+        }
         return [
-            replace(value, value=found[value.name], low=low, high=high, sem=errors.get(value.name))
+            replace(value, value=found[name], low=low, high=high, sem=errors.get(name), items=items.get(name))
             for value in undefined_values()
-            for low, high in [intervals.get(value.name, (None, None))]
+            for name, (low, high) in [(value.name, intervals.get(value.name, (None, None)))]
         ]
 
     def intervals(self) -> dict[str, tuple[float, float]]:

@@ -67,6 +67,16 @@ class RunFolder:
         return self.path / "measures.json"
 
     @property
+    def test_items(self) -> Path:
+        """`items` of measures: one per structure of the test split."""
+        return self.path / "test_items.npz"
+
+    @property
+    def sample_items(self) -> Path:
+        """`items` of the samples: one per sample, in their order."""
+        return self.path / "sample_items.npz"
+
+    @property
     def samples(self) -> Path:
         """All samples."""
         return self.path / "samples.npz"
@@ -136,7 +146,7 @@ class RunFolder:
 
     def published(self) -> list[Path]:
         """Files that are published as they are."""
-        return [self.config, self.manifest, self.data, self.eval, self.drawn]
+        return [self.config, self.manifest, self.data, self.eval, self.test_items, self.sample_items, self.drawn]
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files of interrupted writes, without those of `job`: launchers write it without the run's lock."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.records.schema import Number, RecordError, check
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Better(StrEnum):
@@ -48,6 +51,9 @@ class Value:
         upper_bound: whether `value` only bounds the quantity from above, and so does not compare with rows without this
             mark.
         definition: one line for the notes below a table, where the label does not say it all.
+        items: what `value` is the mean or the ratio of sums of, molecule by molecule (`bench.records.items`): one per
+            structure of the test split for a measure, one per sample for a metric. Kept in a file of its own, for
+            scalars.
     """
 
     name: str
@@ -62,10 +68,11 @@ class Value:
     at: Mapping[str, float | str] = field(default_factory=dict)
     upper_bound: bool = False
     definition: str = ""
+    items: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a record; fields at their default are left out."""
-        changed = {f.name: getattr(self, f.name) for f in fields(self)}
+        """Plain data for a record; fields at their default are left out, and `items`."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "items"}
         plain = {key: str(value) if isinstance(value, StrEnum) else value for key, value in changed.items()}
         plain["at"] = dict(self.at)
         return {key: value for key, value in plain.items() if key in ALWAYS or value != DEFAULTS[key]}

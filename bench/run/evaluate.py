@@ -23,6 +23,7 @@ from bench.config.run import RunConfig, Weights
 from bench.measure.contract import Subject
 from bench.records import schema
 from bench.records import store as records
+from bench.records.items import write_items
 from bench.records.store import RunFolder, StudyFolder
 from bench.records.values import Better, Kind, Value
 from bench.registry import measures
@@ -117,7 +118,7 @@ def active_measures(cfg: RunConfig) -> dict[str, Any]:
 def measure_run(
     cfg: RunConfig, model: Model, step: int, data: DataSet, folder: Path, on_batch: Callable[[], None] = lambda: None
 ) -> None:
-    """Write the run's measures.json, unless it exists for these weights."""
+    """Write the run's measures.json, and before it the items of its values, unless it exists for these weights."""
     path = RunFolder(folder).measures
     if path.exists() and records.read_json(path, schema.MEASURED)["step"] == step:
         return
@@ -125,17 +126,22 @@ def measure_run(
     found: list[Value] = []
     for name, options in active_measures(cfg).items():
         found += measures[name].build(subject, options)
+    keep_items(RunFolder(folder).test_items, found)
     records.write_json(path, {"step": step, "values": [value.to_dict() for value in found]}, schema.MEASURED)
 
 
 def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate the run's samples and write eval.json, measures and costs included, and drawn.sdf; needs no model."""
+    """Evaluate the run's samples and write eval.json, measures and costs included, sample_items.npz and drawn.sdf.
+
+    Needs no model.
+    """
     samples = files.read(RunFolder(folder).samples)
     made = records.read_json(RunFolder(folder).measures, schema.MEASURED)
     found = make_task(cfg, data.facts).evaluate(samples, data, StudyFolder(folder.parent).cache)
     if found.bonds is not None:
         first = np.arange(min(N_DRAWN, len(samples)))
         files.write(RunFolder(folder).drawn, samples.select(first), bonds=found.bonds or None)
+    keep_items(RunFolder(folder).sample_items, found.values)
     record = {
         "schema": schema.SCHEMA_VERSION,
         "run": folder.name,
@@ -151,6 +157,12 @@ def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str
     }
     records.write_json(RunFolder(folder).eval, record, schema.EVALUATION)
     return record
+
+
+def keep_items(path: Path, values: list[Value]) -> None:
+    """Write the items of the scalars that have them."""
+    if items := {value.name: value.items for value in values if value.items is not None and not value.at}:
+        write_items(path, items)
 
 
 COSTS = {

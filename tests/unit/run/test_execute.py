@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,6 +15,7 @@ from bench.launch.status import state
 from bench.launch.submit import Item, plan
 from bench.records import schema
 from bench.records import store as records
+from bench.records.items import read_items
 from bench.registry import methods
 from bench.run.execute import Until, evaluate_folder, execute, is_done, reason_of
 
@@ -119,6 +121,24 @@ def test_sampled_and_then_evaluated_equals_all_at_once(tmp_path):
     other = item(tmp_path / "other", overrides=["sample.seed=1"])
     execute(other.cfg, other.folder)
     assert judged(other) != judged(whole)
+
+
+def test_a_value_is_the_mean_of_its_items(tmp_path):
+    """Each molecule's own values are kept beside eval.json, and make the values in it: a mean, or a ratio of sums."""
+    run = item(tmp_path)
+    execute(run.cfg, run.folder)
+    folder = records.RunFolder(run.folder)
+    values = {v["name"]: v["value"] for v in records.read_json(folder.eval, schema.EVALUATION)["values"]}
+    of_test, of_samples = read_items(folder.test_items), read_items(folder.sample_items)
+    assert set(of_test) == {"nll"}
+    assert set(of_samples) == {"atom_stability", "molecule_stability", "validity"}
+    for name, array in (of_test | of_samples).items():
+        sums = np.nansum(array, axis=0)
+        ratio = sums[0] / sums[1] if array.ndim == 2 else np.nanmean(array)
+        assert ratio == pytest.approx(values[name], rel=1e-5), name
+    assert np.isfinite(of_test["nll"]).sum() == 4  # `n_molecules`
+    assert len(of_test["nll"]) == records.read_json(folder.manifest, schema.MANIFEST)["data"]["n_test"]
+    assert len(of_samples["validity"]) == 6
 
 
 def test_a_sampled_run_is_evaluated_by_the_plain_command_too(tmp_path):
