@@ -15,9 +15,10 @@ CSS = """
 :root {
   color-scheme: light dark;
   --ink: #1a1a1a; --soft: #5c5c5c; --rule: #d9d9d9; --tint: #f5f6f7; --page: #fff; --warn: #d55e00;
+  --link: #0057a3;
 }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --soft: #a3a3a3; --rule: #3a3a3a; --tint: #1f2123; --page: #141516; }
+  :root { --ink: #e6e6e6; --soft: #a3a3a3; --rule: #3a3a3a; --tint: #1f2123; --page: #141516; --link: #7fbfff; }
 }
 * { box-sizing: border-box; }
 body {
@@ -36,31 +37,75 @@ figure { margin: 1rem 0; }
 figcaption, .note { color: var(--soft); font-size: 0.85rem; margin: 0.6rem 0; }
 img { width: 52rem; max-width: 100%; height: auto; background: #fff; border-radius: 4px; display: block; }
 
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; max-width: 100%; }
+.wide:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
+a { color: var(--link); }
 table {
-  border-collapse: collapse; font-size: 0.77rem; line-height: 1.4; font-variant-numeric: tabular-nums;
+  border-collapse: separate; border-spacing: 0;
+  font-size: 0.77rem; line-height: 1.4; font-variant-numeric: tabular-nums;
   border-top: 1.5px solid var(--ink); border-bottom: 1.5px solid var(--ink);
 }
 th, td { padding: 0.35rem 0.4rem; text-align: right; white-space: nowrap; vertical-align: top; }
-th { font-weight: 600; white-space: normal; vertical-align: bottom; border-bottom: 1px solid var(--ink); }
+th { font-weight: inherit; }
 th.t, td.t { text-align: left; }
-td.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
+thead th { padding: 0; vertical-align: bottom; border-bottom: 1px solid var(--ink); }
+thead button {
+  all: unset; box-sizing: border-box; display: block; width: 100%; padding: 0.35rem 0.4rem; font-weight: 600;
+  white-space: normal; cursor: pointer;
+}
+thead button:hover { text-decoration: underline; }
+thead button:focus-visible { outline: 2px solid var(--link); outline-offset: -2px; }
+th[aria-sort="ascending"] button::after { content: " ▲"; }
+th[aria-sort="descending"] button::after { content: " ▼"; }
+td.long, th.long { white-space: normal; min-width: 16rem; overflow-wrap: anywhere; }
 td small { display: block; color: var(--soft); font-size: 0.87em; }
-tr.data td { border-bottom: 1px solid var(--ink); font-style: italic; }
-tbody tr:nth-child(even) { background: var(--tint); }
-th:first-child, td:first-child { position: sticky; left: 0; background: var(--page); padding-left: 0; }
-tbody tr:nth-child(even) td:first-child { background: var(--tint); padding-left: 0; }
+tr.data > * { border-bottom: 1px solid var(--ink); font-style: italic; }
+tr > th:first-child { position: sticky; left: 0; background: var(--page); }
+tbody tr > th:first-child { border-right: 1px solid var(--rule); padding-left: 0; }
+tbody tr:nth-child(even) > * { background: var(--tint); }
+thead th:first-child button { padding-left: 0; }
+@media (max-width: 40rem) {
+  body { padding: 1rem 0.9rem 3rem; }
+  tr > th:first-child { white-space: normal; max-width: 8rem; min-width: 0; }
+  td.long { min-width: 11rem; }
+}
+@media print { .wide { overflow: visible; } }
+"""
+
+# Sorting by a column: numbers by the first number of a cell, words by their order, empty cells (a dash) last. The rows
+# of the data set itself stay on top. A second click turns the order round.
+SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  const number = text => parseFloat(text.replace(/\u2212/g, "-").replace(/^[^0-9.-]+/, "").replace(/\u00a0/g, ""));
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    const words = head.classList.contains("t");
+    const key = row => {
+      const text = row.cells[column].textContent.trim();
+      return text === "\u2013" || text === "" ? null : words ? text : number(text);
+    };
+    const rows = [...body.rows].filter(row => !row.classList.contains("data")).map(row => [key(row), row]);
+    rows.sort(([a], [b]) => {
+      if (a === null || b === null) return (a === null) - (b === null);
+      return (words ? a.localeCompare(b, "en", {numeric: true}) : a - b) * (up ? 1 : -1);
+    });
+    for (const [, row] of rows) body.append(row);
+    for (const other of heads) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  }));
+}
 """
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, then a list, a table and a figure where there are any."""
+    """A heading with paragraphs, then a list, tables and a figure where there are any."""
 
     title: str
     paragraphs: Sequence[str] = ()
     bullets: Sequence[str] = ()
-    table: Table | None = None
+    tables: Sequence[Table] = ()
     figure: Path | None = None
     caption: str = ""
 
@@ -72,26 +117,25 @@ def markdown_page(title: str, lead: str, sections: Sequence[Section], out: Path)
         parts += [f"## {section.title}", *section.paragraphs]
         if section.bullets:
             parts.append("\n".join(f"- {bullet}" for bullet in section.bullets))
-        if section.table is not None:
-            parts.append(markdown(section.table).rstrip())
+        parts += [markdown(table).rstrip() for table in section.tables]
         if section.figure is not None:
             parts += [f"![{section.title}]({section.figure.relative_to(out)})", section.caption]
     return "\n\n".join(parts) + "\n"
 
 
 def html_page(title: str, lead: str, partial: bool, sections: Sequence[Section]) -> str:
-    """The report as one file: figures are embedded, nothing is fetched."""
+    """The report as one file: figures, styles and the script that sorts tables are in it, nothing is fetched."""
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f"<p class='{'partial' if partial else 'lead'}'>{'Partial: ' if partial else ''}{escape(lead)}</p>",
+        f"<p class='{'partial' if partial else 'lead'}'>{'Partial: ' if partial else ''}{escape(lead)} "
+        "Tables are sorted by a click on the heading of a column.</p>",
     ]
     for section in sections:
         parts.append(f"<h2>{escape(section.title)}</h2>")
         parts += [f"<p>{escape(paragraph)}</p>" for paragraph in section.paragraphs]
         if section.bullets:
             parts.append(f"<ul>{''.join(f'<li>{escape(bullet)}</li>' for bullet in section.bullets)}</ul>")
-        if section.table is not None:
-            parts.append(html(section.table))
+        parts += [html(table) for table in section.tables]
         if section.figure is not None:
             picture = base64.b64encode(section.figure.read_bytes()).decode()
             parts.append(
@@ -101,4 +145,4 @@ def html_page(title: str, lead: str, partial: bool, sections: Sequence[Section])
     head = "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
     head += f"<title>{escape(title)}</title><style>{CSS}</style>"
     body = "\n".join(parts)
-    return f"<!doctype html>\n<html lang='en'><head>{head}</head>\n<body>\n{body}\n</body></html>\n"
+    return f"<!doctype html>\n<html lang='en'><head>{head}</head>\n<body>\n{body}\n<script>{SCRIPT}</script>\n</body></html>\n"

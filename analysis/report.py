@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def build(study_folder: Path, out: Path | None = None) -> Path:
 
 
 def print_table(study: Study) -> str:
-    """The main table for a terminal of 120 columns; a block for each data set of the study."""
-    return "\n\n".join(main.print_table(part) for part in study.parts())
+    """The main table as wide as the terminal, 120 columns where there is none; a block for each data set."""
+    width = shutil.get_terminal_size((120, 24)).columns
+    return "\n\n".join(main.print_table(part, width) for part in study.parts())
 
 
 def _fingerprint(study: Study) -> str:
@@ -70,13 +72,13 @@ def _sections(study: Study, out: Path, links: dict[str, str]) -> list[Section]:
             _compared(study),
             [f"Also in this study, on other data: {label} (folder {name}/)." for name, label in links.items()],
         ),
-        Section("Main table", table=main.main_table(study)),
+        Section("Main table", tables=main.panels(study, main.main_table(study))),
     ]
     if table is not None:
-        sections.append(Section("Paired differences", table=table))
+        sections.append(Section("Paired differences", tables=[table]))
     beside = published.published_table(study)
     if beside is not None:
-        sections.append(Section("Published beside ours", table=beside))
+        sections.append(Section("Published beside ours", tables=[beside]))
     for title, build_figure, caption in FIGURES:
         paths = build_figure(study, out)
         if paths:
@@ -87,7 +89,7 @@ def _sections(study: Study, out: Path, links: dict[str, str]) -> list[Section]:
         Section(
             "Provenance",
             ["Every run of this report. Numbers come from the records of these runs and from nowhere else."],
-            table=_provenance(study),
+            tables=[_provenance(study)],
         ),
     ]
     return sections
@@ -175,12 +177,14 @@ def _incomplete(study: Study) -> Section:
         title,
         (),
         problems,
-        Table(
-            ["Run", "Method", "Backbone", "Seed", "Status", "Reason"],
-            rows,
-            "Failed, skipped, running, missing and unreadable runs.",
-            n_text=6,
-        ),
+        [
+            Table(
+                ["Run", "Method", "Backbone", "Seed", "Status", "Reason"],
+                rows,
+                "Failed, skipped, running, missing and unreadable runs.",
+                n_text=6,
+            )
+        ],
     )
 
 

@@ -6,6 +6,7 @@ Its columns are the values that the study's records hold; main.csv has the diagn
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def build(study: Study, out: Path) -> list[Path]:
     contents = {
         "main.md": markdown(table),
         "main.csv": main_frame(study).to_csv(index=False, lineterminator="\n"),
-        "main.tex": latex(_panels(study, table), "tab:main"),
+        "main.tex": latex(panels(study, table), label(study, "main")),
         "values.csv": values_frame(study).to_csv(index=False, lineterminator="\n"),
     }
     for name, content in contents.items():
@@ -70,6 +71,8 @@ def main_table(study: Study) -> Table:
         last_is_text=True,
         rule_after=n_data,
         notes=(provenance(study), *notes(study)),
+        title=f"Equivariance strategies on {data_label(study)}; marks and conditions are told below.",
+        files=("main.csv", "main.tex"),
     )
 
 
@@ -295,7 +298,13 @@ def notes(study: Study, short: bool = False) -> list[str]:
     return out
 
 
-def _panels(study: Study, table: Table) -> list[Table]:
-    """Quality and likelihood above, cost below."""
+def label(study: Study, table: str) -> str:
+    """LaTeX label of a table, another one in each study."""
+    return f"tab:{table}-{study.name}"
+
+
+def panels(study: Study, table: Table) -> list[Table]:
+    """Quality and likelihood, then cost with what is told of both."""
     n = N_TEXT + 1 + len(study.compared)
-    return [table.columns(range(n)), table.columns([0, 1, *range(n, len(table.header))])]
+    quality, cost = table.columns(range(n)), table.columns([0, 1, *range(n, len(table.header))])
+    return [replace(quality, caption="", notes=(), files=()), replace(cost, title="What the same rows cost.")]

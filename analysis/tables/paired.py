@@ -9,7 +9,7 @@ import pandas as pd
 from analysis.labels import MISSING, Column
 from analysis.load import Frame, Study
 from analysis.stats import Difference, Group, Summary, evaluated, paired, reference_for, reference_group, summarise
-from analysis.tables.main import AT_LEAST, BOUND, is_bound
+from analysis.tables.main import AT_LEAST, BOUND, is_bound, label
 from analysis.tables.render import Cell, Table, latex, markdown
 from bench.records.store import write_atomically
 
@@ -26,7 +26,7 @@ def build(study: Study, out: Path, reference: str | None = None) -> list[Path]:
     paths = {
         "md": markdown(table),
         "csv": paired_frame(study, reference).to_csv(index=False, lineterminator="\n"),
-        "tex": latex([table], "tab:paired"),
+        "tex": latex([table], label(study, "paired")),
     }
     for suffix, content in paths.items():
         write_atomically(out / f"paired.{suffix}", content.encode())
@@ -74,7 +74,7 @@ def paired_table(study: Study, reference: str | None = None) -> Table | None:
         "Paired differences on common seeds: mean [95 % interval, Student's t over seeds]. Bold: the interval leaves "
         "out zero (one comparison at a time, not corrected for their number)."
     )
-    return Table(header, rows, caption, n_text=3, notes=[_warning(found)])
+    return Table(header, rows, caption, n_text=3, notes=[_warning(found)], files=("paired.csv", "paired.tex"))
 
 
 def _title(column: Column) -> str:

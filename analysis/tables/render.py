@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
-from textwrap import wrap
+from itertools import chain
+
+LONG = 40  # characters of a text cell beyond which it is broken into lines in HTML
+NARROW = 6  # least width of a text column on a terminal
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class Table:
     """Header, rows of cells and a caption.
 
     Attributes:
+        caption: what a reader must know to read the cells; under the table, before the notes, where there is a title.
+        title: one short sentence above the table; without one, the caption stands there.
+        files: names of files beside the report that hold the same table, to link to.
         n_text: number of leading text columns, set flush left; the others are set flush right.
         last_is_text: whether the last column is text too.
         rule_after: number of leading rows set apart by a rule (the data row).
@@ -38,25 +45,33 @@ class Table:
     last_is_text: bool = False
     rule_after: int = 0
     notes: Sequence[str] = field(default_factory=tuple)
+    title: str = ""
+    files: Sequence[str] = ()
+
+    @property
+    def above(self) -> str:
+        return self.title or self.caption
+
+    @property
+    def below(self) -> list[str]:
+        return [note for note in (self.caption if self.title else "", *self.notes) if note]
 
     def is_text(self, column: int) -> bool:
         return column < self.n_text or (self.last_is_text and column == len(self.header) - 1)
 
     def columns(self, keep: Sequence[int]) -> Table:
         """The same table with some of its columns."""
-        return Table(
-            [self.header[i] for i in keep],
-            [[row[i] for i in keep] for row in self.rows],
-            self.caption,
-            sum(i < self.n_text for i in keep),
-            self.last_is_text and len(self.header) - 1 in keep,
-            self.rule_after,
-            self.notes,
+        return replace(
+            self,
+            header=[self.header[i] for i in keep],
+            rows=[[row[i] for i in keep] for row in self.rows],
+            n_text=sum(i < self.n_text for i in keep),
+            last_is_text=self.last_is_text and len(self.header) - 1 in keep,
         )
 
 
 def markdown(table: Table) -> str:
-    """GitHub's pipe table, the caption above, notes below."""
+    """GitHub's pipe table, the title or else the caption above, the rest below."""
 
     def line(words: Sequence[str]) -> str:
         return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"
@@ -66,30 +81,42 @@ def markdown(table: Table) -> str:
 
     rules = ["---" if table.is_text(i) else "---:" for i in range(len(table.header))]
     body = [line(table.header), line(rules), *(line([word(cell) for cell in row]) for row in table.rows)]
-    return "\n\n".join([table.caption, "\n".join(body), *table.notes]) + "\n"
+    return "\n\n".join([table.above, "\n".join(body), *table.below]) + "\n"
 
 
 def html(table: Table) -> str:
-    """A figure with caption above; wide tables scroll sideways within it."""
+    """A figure with title or caption above and links to its files below.
 
-    def row(cells: Sequence[Cell], tag: str, css: str = "") -> str:
-        out = []
-        for i, cell in enumerate(cells):
-            kind = f' class="t{" long" if len(cell.text) > 40 else ""}"' if table.is_text(i) else ""
-            text = escape(cell.text).replace("/", "/<wbr>")
-            text = f"<b>{text}</b>" if cell.bold else text
-            small = f" <small>{escape(cell.small)}</small>" if cell.small else ""
-            out.append(f"<{tag}{kind}>{text}{small}</{tag}>")
-        return f"<tr{css}>{''.join(out)}</tr>"
+    The heads of the columns are buttons that sort by them (`analysis.html.SCRIPT`); tables wider than the page scroll
+    sideways, with the first column in place.
+    """
 
-    head = row([Cell(word) for word in table.header], "th")
-    body = "\n".join(
-        row(cells, "td", ' class="data"' if i < table.rule_after else "") for i, cells in enumerate(table.rows)
-    )
-    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in table.notes)
+    def text(cell: Cell) -> str:
+        word = escape(cell.text).replace("/", "/<wbr>").replace("_", "_<wbr>")
+        small = f" <small>{escape(cell.small)}</small>" if cell.small else ""
+        return (f"<b>{word}</b>" if cell.bold else word) + small
+
+    def kind(i: int, cell: Cell) -> str:
+        return f' class="t{" long" if len(cell.text) > LONG else ""}"' if table.is_text(i) else ""
+
+    def head(i: int, word: str) -> str:
+        return f'<th scope="col"{kind(i, Cell(""))}><button type="button">{text(Cell(word))}</button></th>'
+
+    def row(i: int, cells: Sequence[Cell]) -> str:
+        css = ' class="data"' if i < table.rule_after else ""
+        first = f'<th scope="row"{kind(0, cells[0])}>{text(cells[0])}</th>'
+        return f"<tr{css}>{first}{''.join(f'<td{kind(j, c)}>{text(c)}</td>' for j, c in enumerate(cells) if j)}</tr>"
+
+    heads = "".join(head(i, word) for i, word in enumerate(table.header))
+    body = "\n".join(row(i, cells) for i, cells in enumerate(table.rows))
+    links = ", ".join(f"<a href='{escape(file)}'>{escape(file)}</a>" for file in table.files)
+    below = [*([f"The same as files: {links}"] if links else []), *map(escape, table.below)]
+    notes = "".join(f"<p class='note'>{note}</p>" for note in below)
     return (
-        f"<figure><figcaption>{escape(table.caption)}</figcaption>\n<div class='wide'><table><thead>{head}</thead>\n"
-        f"<tbody>{body}</tbody></table></div>{notes}</figure>"
+        f"<figure><figcaption>{escape(table.above)}</figcaption>\n"
+        f"<div class='wide' role='region' tabindex='0' aria-label='Table, may be scrolled sideways'>"
+        f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+        f"{notes}</figure>"
     )
 
 
@@ -119,11 +146,16 @@ def tex(text: str) -> str:
 
 
 def latex(panels: Sequence[Table], label: str) -> str:
-    """One floating table of stacked panels, each as wide as the text; caption and notes are those of the first."""
+    """One floating table of stacked panels, none wider than the text, with a note below.
+
+    The caption is the title of the first panel, or the first sentence of its caption, so that it takes two lines at
+    most; what else is told is the note.
+    """
 
     def row(cells: Sequence[Cell]) -> str:
         words = [(f"\\textbf{{{tex(c.text)}}} {tex(c.small)}" if c.bold else tex(c.plain)).strip() for c in cells]
-        return " & ".join(words) + r" \\"
+        # A row that begins with [ would be read as an argument of the line break before it.
+        return " & ".join(f"{{{word}}}" if word.startswith("[") else word for word in words) + r" \\"
 
     blocks = []
     for panel in panels:
@@ -133,7 +165,7 @@ def latex(panels: Sequence[Table], label: str) -> str:
             lines.insert(panel.rule_after, r"\midrule")
         header = row([Cell(word) for word in panel.header])
         begin = [
-            r"\resizebox{\textwidth}{!}{%",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}",
             r"\toprule",
             header,
@@ -141,16 +173,19 @@ def latex(panels: Sequence[Table], label: str) -> str:
         ]
         blocks.append("\n".join([*begin, *lines, r"\bottomrule", r"\end{tabular}}"]))
     first = panels[0]
-    caption = tex(" ".join([first.caption, *first.notes]))
+    title, _, rest = (first.title, "", "") if first.title else first.caption.partition(". ")
     stacked = "\n\n\\medskip\n".join(blocks)
+    told = [note for panel in panels for note in (panel.below if panel.title else panel.notes)]
+    note = tex(" ".join(filter(None, [rest, *told])))
     head = [
         "% needs \\usepackage{booktabs,graphicx}",
         "\\begin{table*}[t]",
         "\\centering\\footnotesize",
-        f"\\caption{{{caption}}}",
+        f"\\caption{{{tex(title.rstrip('.'))}.}}",
         f"\\label{{{label}}}",
     ]
-    return "\n".join([*head, stacked, "\\end{table*}"]) + "\n"
+    below = ["", "\\smallskip", f"\\parbox{{\\linewidth}}{{\\scriptsize\\raggedright {note}}}"] if note else []
+    return "\n".join([*head, stacked, *below, "\\end{table*}"]) + "\n"
 
 
 def natural_widths(table: Table) -> list[int]:
@@ -163,23 +198,40 @@ def natural_widths(table: Table) -> list[int]:
 
 
 def text(table: Table, width: int = 120) -> str:
-    """Aligned plain text of at most `width` columns; headers are wrapped, and where needed the widest text column is
-    truncated with an ellipsis."""
+    """Aligned plain text. To keep within `width` columns headers and, where needed, cells of text are broken into
+    lines, at spaces and underscores where there are any; nothing is cut."""
     widths = natural_widths(table)
     texts = [i for i in range(len(widths)) if table.is_text(i)]
-    while sum(widths) + 2 * (len(widths) - 1) > width and texts and max(widths[i] for i in texts) > 6:
+    while sum(widths) + 2 * (len(widths) - 1) > width and texts and max(widths[i] for i in texts) > NARROW:
         widths[max(texts, key=lambda i: widths[i])] -= 1
 
-    def line(row: Sequence[str]) -> str:
-        shown = [word if len(word) <= w else word[: w - 1] + "…" for word, w in zip(row, widths, strict=True)]
-        left = [table.is_text(i) for i in range(len(widths))]
-        padded = (c.ljust(w) if flush else c.rjust(w) for c, w, flush in zip(shown, widths, left, strict=True))
+    flush_left = [table.is_text(i) for i in range(len(widths))]
+
+    def line(words: Sequence[str]) -> str:
+        padded = (c.ljust(w) if left else c.rjust(w) for c, w, left in zip(words, widths, flush_left, strict=True))
         return "  ".join(padded).rstrip()
 
-    wrapped = [wrap(word, w) for word, w in zip(table.header, widths, strict=True)]
-    height = max(len(lines) for lines in wrapped)
-    header = [line(row) for row in zip(*([""] * (height - len(lines)) + lines for lines in wrapped), strict=True)]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    body = [line([cell.plain for cell in row]) for row in table.rows]
+    def lines(words: Sequence[str], from_below: bool = False) -> list[str]:
+        broken = [_broken(word, w) for word, w in zip(words, widths, strict=True)]
+        height = max(map(len, broken))
+        fill = [[""] * (height - len(part)) for part in broken]
+        parts = [empty + part if from_below else part + empty for part, empty in zip(broken, fill, strict=True)]
+        return [line(row) for row in zip(*parts, strict=True)]
+
+    rule = ["-" * (sum(widths) + 2 * (len(widths) - 1))]
+    body = [lines([cell.plain for cell in row]) for row in table.rows]
     top = [*body[: table.rule_after], rule] if table.rule_after else []
-    return "\n".join([*header, rule, *top, *body[table.rule_after :]])
+    return "\n".join(chain(lines(table.header, from_below=True), rule, *top, *body[table.rule_after :]))
+
+
+def _broken(word: str, width: int) -> list[str]:
+    """A word as lines of at most `width`: the text of the lines, put together, is the word but for spaces."""
+    lines = [""]
+    for part in re.findall(r"[^\s_/]*[_/]+|[^\s_/]+|\s+", word):
+        if len(lines[-1] + part.rstrip()) > width and lines[-1]:
+            lines[-1] = lines[-1].rstrip()
+            lines.append("")
+        lines[-1] += part if lines[-1] else part.lstrip()
+        while len(lines[-1].rstrip()) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return [line.rstrip() for line in lines]
