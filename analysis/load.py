@@ -2,7 +2,8 @@
 
 Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
 manifest.json, eval.json, curves.csv with the same columns); config.yaml, where present, tells apart runs that differ in
-a setting other than method, backbone and seed. A live study also has runs.json, which names the runs that have not
+a setting other than method, backbone and seed; test_items.npz, valid_items.npz and sample_items.npz, where present, hold
+values of single molecules. A live study also has runs.json, which names the runs that have not
 started. An unreadable record becomes one line in `Study.problems` and a run of status 'unreadable'; the rest of the
 study is still shown.
 """
@@ -10,14 +11,16 @@ study is still shown.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.labels import Column, column_name, columns
+from bench.records.items import read_items
 from bench.records.schema import EVALUATION, MANIFEST, PLAN, STEP, RecordError
 from bench.records.store import RunFolder, StudyFolder, flatten, read_config, read_json, read_steps
 from bench.records.values import Kind, Value
@@ -41,7 +44,7 @@ VALUE_COLUMNS = [
 NAMES = ("name", "size")
 ALWAYS = (
     *("study", "method.name", "backbone.name", "seed", "guarantee", "n_steps", "weights_from", "reason"),
-    *("data.name", "data.label", "data.fingerprint", "code.commit", "code.dirty", "created", "updated"),
+    *("data.name", "data.label", "data.fingerprint", "code.commit", "code.dirty", "created", "updated", "baseline"),
 )
 SAME = ["method", "backbone", "seed", "data.fingerprint"]
 
@@ -64,6 +67,7 @@ class Study:
             eval.json holds it and where: a run that trains nothing has the training cost of another.
         curves: one row per logging interval: run, method, backbone, seed and the keys of a STEP record.
         problems: one line per record that could not be read.
+        items: run -> column -> values of single molecules (`bench.records.items`), of the runs that have them.
     """
 
     name: str
@@ -72,6 +76,7 @@ class Study:
     values: Frame
     curves: Frame
     problems: tuple[str, ...]
+    items: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def groups(self) -> list[tuple[str, str]]:
@@ -161,10 +166,13 @@ def load(folder: Path) -> Study:
         FileNotFoundError: the folder holds no run at all.
     """
     folder = Path(folder)
-    rows, values, curves, problems = [], [], [], []
+    rows, values, curves, problems, items = [], [], [], [], {}
     for path in StudyFolder(folder).runs():
         row, entries, faults = _read_run(path)
         curve, fault = _read_curve(path, row) if row["status"] != "unreadable" else (pd.DataFrame(), None)
+        if entries:
+            items[path.name], unread = _read_items(RunFolder(path))
+            faults += unread
         problems += [*faults, *([fault] if fault else [])]
         rows.append(row)
         values += entries
@@ -187,7 +195,7 @@ def load(folder: Path) -> Study:
     frame = frame.reindex(columns=["run", *STEP_KEYS, *own]).merge(
         runs[["run", "method", "backbone", "seed"]], on="run", how="left"
     )
-    return Study(folder.resolve().name, folder, runs, _attached(found, runs), frame, tuple(problems))
+    return Study(folder.resolve().name, folder, runs, _attached(found, runs), frame, tuple(problems), items)
 
 
 def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
@@ -212,6 +220,17 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
     except (RecordError, OSError) as error:
         return row | {"status": "unreadable", "reason": str(error)}, [], [*faults, str(error)]
     return row | flatten(evaluation, "eval."), [{"run": path.name, **entry} for entry in values], faults
+
+
+def _read_items(run: RunFolder) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Values of single molecules by column, and what could not be read."""
+    found, faults = {}, []
+    for path in (run.test_items, run.valid_items, run.sample_items):
+        try:
+            found |= read_items(path)
+        except (RecordError, OSError) as error:
+            faults.append(f"{run.path.name}: values of single molecules left out: {error}")
+    return found, faults
 
 
 def _read_values(records: list[Any], key: str, file: Path) -> Iterator[dict[str, Any]]:

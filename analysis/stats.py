@@ -1,30 +1,42 @@
-"""Means, spreads, intervals and paired comparisons over training seeds.
+"""Means, intervals and comparisons over trainings (seeds) and molecules; docs/statistics.md derives and tests them.
 
-Two sources of uncertainty stand side by side and are never mixed:
+Trainings of a study are measured on the same molecules: the same test structures, times and noise, or samples of the
+same sizes from the same noise. So the value of training s on molecule i is mu + a_s + b_i + e_si, and with S trainings
+and n molecules
 
-* between trainings: the sample standard deviation over seeds, s = sqrt(sum_i (v_i - mean)^2 / (n - 1));
-* within a training: the 95 % interval that evaluation found over the finite number of samples of one run. The mean
-  over n runs with half-widths w_i, independent of each other, has half-width sqrt(sum_i w_i^2) / n.
+    Var(mean) = (Var(a) + Var(e) / n) / S + Var(b) / n:
 
-Comparisons are paired, since two methods with one seed see the same batches, times and noise: with differences d_i on
-the n common seeds, mean d +- t_{n-1, 0.975} s_d / sqrt(n) (Student's t). At n = 2 the factor t is 12.7, so intervals
-are wide; that is what two seeds can tell.
+the first part, `between`, shrinks with more trainings and is estimated by s^2 / S, s the standard deviation over seeds;
+the second, `shared`, does not, and is estimated by the covariance between trainings over molecules, divided by n. Two
+intervals come of it, both at 95 %:
+
+* `Summary.within`: these trained models, other molecules; a normal interval of the mean over seeds of each molecule;
+* `Summary.interval`: other trainings and other molecules (`half_width`).
+
+Comparisons are paired over seeds and over molecules: two methods with one seed see the same batches, times and noise,
+and all of this applies to their differences. Values of single molecules are the records' `items`. Where a record has
+none, the molecules' part of a mean counts as shared entirely, which is the conservative end, and a difference is
+judged over trainings alone, that is, on these molecules.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtr, stdtr, stdtrit
 
 from analysis.labels import Column
 from analysis.load import Frame, Study
+from bench.records.intervals import Z_95, rate_interval
 from bench.records.values import Better
 
 LEVEL = 0.95
-Z_95 = 1.96
+NAN = float("nan")
+FEW = 2  # seeds with which a comparison alone decides nothing
 Group = tuple[str, str]  # method, backbone
 
 
@@ -34,13 +46,19 @@ class Summary:
 
     Attributes:
         values: one per seed, in the record's unit; mean, sd: over them, NaN where n is too small (0 and 1).
-        sampling: half-width of the 95 % interval of `mean` from the finite number of samples, NaN if unknown.
+        errors: standard error of each over its molecules, where it is known.
+        items: what each is the mean of, molecule by molecule, where it is known [M].
+        is_rate: whether values lie in [0, 1] by their nature.
+        n_molecules: behind each value.
         upper_bound: whether some value is only an upper bound on the quantity.
         borrowed: whether some value was measured on the run whose weights are used.
     """
 
     values: Mapping[int, float]
-    sampling: float = float("nan")
+    errors: Mapping[int, float] = field(default_factory=dict)
+    items: Mapping[int, np.ndarray] = field(default_factory=dict)
+    is_rate: bool = False
+    n_molecules: int = 1
     upper_bound: bool = False
     borrowed: bool = False
 
@@ -50,22 +68,69 @@ class Summary:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(list(self.values.values()))) if self.n else float("nan")
+        return float(np.mean(list(self.values.values()))) if self.n else NAN
 
     @property
     def sd(self) -> float:
-        return float(np.std(list(self.values.values()), ddof=1)) if self.n > 1 else float("nan")
+        return float(np.std(list(self.values.values()), ddof=1)) if self.n > 1 else NAN
+
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        """Covariance of the values over the draw of molecules [n, n]; without items, as if all of it were shared."""
+        found = covariance(stacked(self, list(self.values)))
+        errors = np.array([self.errors.get(seed, NAN) for seed in self.values])
+        return np.outer(errors, errors) if found is None else found
+
+    @property
+    def within(self) -> tuple[float, float]:
+        """95 % interval of the mean over molecules, the trained models held fixed; NaN where nothing is known of it."""
+        return self._around(Z_95 * math.sqrt(max(0.0, float(self.covariance.mean()))) if self.n else NAN)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean over trainings and molecules; NaN for one training."""
+        if self.n < 2:
+            return NAN, NAN
+        unknown = np.isnan(self.covariance).any()  # of the molecules: then over trainings alone
+        return self._around(
+            half_width(self.sd**2 / self.n, 0.0 if unknown else shared_part(self.covariance), self.n - 1)
+        )
+
+    @property
+    def sampling(self) -> float:
+        """The longer arm of `within`."""
+        low, high = self.within
+        return max(high - self.mean, self.mean - low) if self.n else NAN
+
+    def _around(self, half: float) -> tuple[float, float]:
+        if self.is_rate and 0 <= self.mean <= 1:
+            return rate_interval(self.mean, half, self.n_molecules)
+        return self.mean - half, self.mean + half
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of (method - reference) over n common seeds, its 95 % t-interval and two-sided p-value (NaN when n < 2)."""
+    """Mean of (method - reference) over n common seeds, its 95 % interval and two-sided p-value.
+
+    Attributes:
+        low, high, p: NaN for fewer than two seeds, and where all differences are equal, which says nothing of scatter.
+        over_molecules: whether they are over trainings and molecules; otherwise over trainings alone.
+        sd: of the differences over seeds; shared: variance of `mean` from the molecules that the seeds share.
+    """
 
     n: int
     mean: float
-    low: float
-    high: float
-    p: float
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+    over_molecules: bool = False
+    sd: float = NAN
+    shared: float = 0.0
+
+    @property
+    def separated(self) -> bool:
+        """Whether the interval leaves out zero, and rests on more than two seeds."""
+        return self.n > FEW and (self.low > 0 or self.high < 0)
 
 
 def summarise(study: Study, group: Group, column: Column) -> Summary:
@@ -73,86 +138,177 @@ def summarise(study: Study, group: Group, column: Column) -> Summary:
     rows = study.scalars
     rows = rows[(rows["column"] == column.name) & (rows["method"] == group[0]) & (rows["backbone"] == group[1])]
     rows = rows[rows["value"].notna()].sort_values("seed", kind="stable")
-    values = {int(seed): float(value) for seed, value in zip(rows["seed"], rows["value"], strict=True)}
-    borrowed = bool((rows["source"] != rows["run"]).any())
-    return Summary(values, combined_half_width(half_widths(rows)), bool(rows["upper_bound"].any()), borrowed)
+    seeds = [int(seed) for seed in rows["seed"]]
+    items = {
+        seed: per_molecule(study.items[run][column.name])
+        for seed, run in zip(seeds, rows["source"], strict=True)
+        if column.name in study.items.get(run, {})
+    }
+    counts = study.runs.set_index("run").reindex(rows["source"]).get("eval.n_samples")
+    known = [len(values) for values in items.values()] or ([] if counts is None else counts.dropna().tolist())
+    return Summary(
+        dict(zip(seeds, rows["value"].astype(float), strict=True)),
+        dict(zip(seeds, standard_errors(rows), strict=True)),
+        items,
+        is_rate=bool((rows["unit"] == "fraction").any()),
+        n_molecules=int(min(known, default=1)),
+        upper_bound=bool(rows["upper_bound"].any()),
+        borrowed=bool((rows["source"] != rows["run"]).any()),
+    )
 
 
-def combined_half_width(half_widths: Sequence[float]) -> float:
-    """Half-width for the mean of independent runs, sqrt(sum w_i^2) / n; NaN when any is unknown or none is given."""
-    w = np.asarray(half_widths, dtype=float)
-    return float(np.sqrt(np.sum(w**2)) / len(w)) if len(w) else float("nan")
+def standard_errors(rows: Frame) -> list[float]:
+    """Standard error of each value: its own, else the longer arm of its interval over 1.96 (the other may have been cut
+    off at a bound), else NaN."""
+    arms = np.fmax(rows["high"] - rows["value"], rows["value"] - rows["low"]) / Z_95
+    return rows["sem"].fillna(arms).astype(float).tolist()
 
 
-def half_widths(rows: Frame) -> list[float]:
-    """Half-width of the 95 % interval of each value: from its own interval, else 1.96 standard errors, else NaN."""
-    return ((rows["high"] - rows["low"]) / 2).fillna(Z_95 * rows["sem"]).tolist()
+def per_molecule(items: np.ndarray) -> np.ndarray:
+    """Items as contributions [M] whose mean is the value; a ratio of sums is linearised. NaN where not measured."""
+    items = np.asarray(items, dtype=float)
+    if items.ndim == 1:
+        return items
+    numerators, denominators = items.T
+    ratio = np.nansum(numerators) / np.nansum(denominators)
+    return ratio + (numerators - ratio * denominators) / np.nanmean(denominators)
 
 
-def t_interval(differences: Sequence[float], level: float = LEVEL) -> Difference:
-    """Student's t-interval and two-sided p-value for the mean of paired differences.
+def stacked(summary: Summary, seeds: Sequence[int]) -> np.ndarray | None:
+    """Items of some seeds [S, M]; None where some seed has none, or they are of other molecules."""
+    found = [summary.items[seed] for seed in seeds if seed in summary.items]
+    same = len(found) == len(seeds) and len({len(values) for values in found}) == 1
+    return np.stack(found) if same else None
 
-    With one pair the interval is unknown (NaN). Differences that are all equal give an interval of width zero and
-    p = 0, or p = 1 when they are all zero.
+
+def covariance(items: np.ndarray | None) -> np.ndarray | None:
+    """Covariance over molecules of the means of the rows of `items` [S, M]; None for fewer than two molecules."""
+    if items is None:
+        return None
+    items = items[:, np.isfinite(items).all(axis=0)]
+    n = items.shape[1]
+    return np.atleast_2d(np.cov(items)) / n if n > 1 else None
+
+
+def shared_part(covariance: np.ndarray) -> float:
+    """Variance of a mean over S > 1 trainings that more trainings would not reduce: their mean covariance."""
+    n = len(covariance)
+    return max(0.0, float(covariance.sum() - np.trace(covariance)) / (n * (n - 1)))
+
+
+def half_width(between: float, shared: float, freedom: int) -> float:
+    """Half-width of the 95 % interval of a mean, from a variance with few degrees of freedom and one with many.
+
+    The wider of Student's interval over trainings and the normal one over both parts. Either alone is too narrow where
+    the other part rules; together they cover 93.5 to 95.5 % at any ratio of the parts for three trainings or more. For
+    two (t = 12.7) they would cover up to 97.7 %, so Student's is narrowed by `_allowance`: 94.6 to 96.7 %.
     """
-    d = np.asarray(differences, dtype=float)
-    n, nan = len(d), float("nan")
+    student = stdtrit(freedom, (1 + LEVEL) / 2) ** 2 * between - _allowance(shared, freedom)
+    return math.sqrt(max(student, Z_95**2 * (between + shared)))
+
+
+def p_value(mean: float, between: float, shared: float, freedom: int) -> float:
+    """Two-sided, of a mean of zero: below 0.05 where the interval of `half_width` leaves out zero."""
+    student = math.sqrt((mean**2 + _allowance(shared, freedom)) / between) if between > 0 else math.inf
+    return max(2 * float(stdtr(freedom, -student)), 2 * float(ndtr(-abs(mean) / math.sqrt(between + shared))))
+
+
+def _allowance(shared: float, freedom: int) -> float:
+    return 2 * Z_95**2 * shared if freedom == 1 else 0.0
+
+
+def difference(values: Sequence[float], items: np.ndarray | None = None) -> Difference:
+    """Interval and p-value for the mean of paired differences.
+
+    Args:
+        values: one per seed. items: of each, molecule by molecule [S, M]; None: over trainings alone.
+    """
+    d = np.asarray(values, dtype=float)
+    n = len(d)
     if n < 2:
-        return Difference(n, float(d[0]) if n else nan, nan, nan, nan)
-    mean, error = float(d.mean()), float(d.std(ddof=1) / np.sqrt(n))
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
-    p = float(mean == 0) if error == 0 else 2 * float(stdtr(n - 1, -abs(mean) / error))
-    return Difference(n, mean, mean - half, mean + half, p)
+        return Difference(n, float(d[0]) if n else NAN)
+    mean, sd, found = float(d.mean()), float(d.std(ddof=1)), covariance(items)
+    shared = 0.0 if found is None else shared_part(found)
+    facts = {"over_molecules": found is not None, "sd": sd, "shared": shared}
+    if sd**2 + shared <= (1e-12 * float(np.abs(d).max())) ** 2:  # rounding alone
+        return Difference(n, mean, **facts)
+    half = half_width(sd**2 / n, shared, n - 1)
+    return Difference(n, mean, mean - half, mean + half, p_value(mean, sd**2 / n, shared, n - 1), **facts)
 
 
 def paired(a: Summary, b: Summary) -> Difference:
-    """a - b on the common seeds."""
-    return t_interval([a.values[seed] - b.values[seed] for seed in sorted(a.values.keys() & b.values.keys())])
+    """a - b on the common seeds, and molecule by molecule where both have items of the same ones."""
+    seeds = sorted(a.values.keys() & b.values.keys())
+    mine, theirs = stacked(a, seeds), stacked(b, seeds)
+    same = mine is not None and theirs is not None and mine.shape == theirs.shape
+    return difference([a.values[seed] - b.values[seed] for seed in seeds], mine - theirs if same else None)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values (Holm 1979, Scand. J. Statist. 6, 65); NaN stays NaN and is not counted."""
-    p = np.asarray(p_values, dtype=float)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    adjusted = np.full(len(p), np.nan)
-    adjusted[order] = (
-        np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1))) if len(order) else []
-    )
-    return adjusted.tolist()
-
-
-def separated_from_best(rows: Mapping[Group, Summary], better: Better, alpha: float = 0.05) -> dict[Group, bool]:
+def separated_from_best(rows: Mapping[Group, Summary], better: Better) -> dict[Group, bool]:
     """Which rows are significantly worse than the row of best mean, seeds being the blocks of the comparison.
 
-    With values v_is of k rows on n common seeds, residuals r_is = v_is - v_i. - v_.s + v_.. have variance
-    s^2 = sum r_is^2 / ((k - 1) (n - 1)), pooled over rows, and t_i = (v_best. - v_i.) / (s sqrt(2 / n)) is tested with
-    (k - 1) (n - 1) degrees of freedom, two-sided, with Holm's correction (randomised blocks: Fisher 1935, The Design of
-    Experiments). For two rows this is the paired t-test. Pooling assumes that rows scatter alike; single pairs of two
-    seeds tell too little of their own scatter to order a table by. The best is chosen on the same data, which favours
-    rejection slightly: read the grouping as a guard against calling a tie a win, no more.
+    With values v_is of k rows on S common seeds, the residuals r_is = v_is - v_i. - v_.s + v_.. have variance
+    s^2 = sum r_is^2 / f, f = (k - 1) (S - 1), pooled over rows (randomised blocks: Fisher 1935, The Design of
+    Experiments). To s^2 / S is added what seeds share, from the interaction of rows and molecules (`interaction`). A row
+    is worse when its distance to the best exceeds the 95 % point of the range of k such means (Tukey's studentised
+    range), so that among rows that are all equal some is called worse in 5 % of studies, although the best is chosen on
+    the same data. Both forms of the range are required, as in `half_width`: with s and f alone, and with the sum of both
+    variances and infinite f. For two rows and three seeds or more this is the paired comparison. Pooling assumes that
+    rows scatter alike; single pairs of two seeds tell too little of their own scatter to order a table by.
 
     Returns:
         For each row of the comparison (those with two seeds or more): True when significantly worse than the best.
-        Empty when there are fewer than two such rows or common seeds: nothing can be said.
+        Empty when nothing can be said: fewer than two such rows or common seeds, one degree of freedom, no scatter.
     """
     repeated = {group: summary for group, summary in rows.items() if summary.n > 1}
     seeds = sorted(set.intersection(*(set(summary.values) for summary in repeated.values()))) if repeated else []
     k, n = len(repeated), len(seeds)
-    if k < 2 or n < 2:
+    freedom = (k - 1) * (n - 1)
+    if k < 2 or freedom < 2:
         return {}
     v = np.array([[summary.values[seed] for seed in seeds] for summary in repeated.values()])
-    means = v.mean(axis=1)
-    residuals = v - means[:, None] - v.mean(axis=0) + v.mean()
-    freedom = (k - 1) * (n - 1)
-    error = float(np.sqrt(np.sum(residuals**2) / freedom * 2 / n))
-    best = int(np.argmax(means if better is Better.HIGHER else -means))
-    gaps = np.delete(np.abs(means[best] - means), best)
-    # Residuals that are rounding alone mean that rows differ by the same amount on every seed.
-    exact = error <= 1e-12 * np.abs(v).max()
-    p = (gaps <= 1e-12 * np.abs(v).max()).astype(float) if exact else 2 * stdtr(freedom, -gaps / error)
-    worse = iter(adjusted < alpha for adjusted in holm(list(p)))
-    return {group: False if index == best else next(worse) for index, group in enumerate(repeated)}
+    between = float(np.sum(_centred(v) ** 2)) / freedom / n
+    shared = interaction([stacked(summary, seeds) for summary in repeated.values()])
+    if between + shared <= (1e-12 * np.abs(v).max()) ** 2:  # rounding alone
+        return {}
+    least = max(
+        critical_range(k, freedom) * math.sqrt(between), critical_range(k, math.inf) * math.sqrt(between + shared)
+    )
+    means = v.mean(axis=1) if better is Better.HIGHER else -v.mean(axis=1)
+    return dict(zip(repeated, (means.max() - means > least).tolist(), strict=True))
+
+
+def interaction(items: Sequence[np.ndarray | None]) -> float:
+    """Variance of a row's mean that seeds share and rows do not, from items [S, M] of each row; 0 where some has none.
+
+    Mean square of the interaction of rows and molecules, less its part from single trainings, divided by molecules.
+    """
+    known = [values for values in items if values is not None]
+    if len(known) < len(items) or len({values.shape for values in known}) > 1:
+        return 0.0
+    y = np.stack(known)
+    y = y[:, :, np.isfinite(y).all(axis=(0, 1))]
+    k, n_seeds, n = y.shape
+    if n < 2:
+        return 0.0
+    of_rows = float(np.sum(_centred(y.mean(axis=1)) ** 2)) / ((k - 1) * (n - 1))
+    of_trainings = float(np.sum(_centred(y) ** 2)) / ((k - 1) * (n_seeds - 1) * (n - 1))
+    return max(0.0, of_rows - of_trainings / n_seeds) / n
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    """Residuals after the means over each axis are taken out, one after the other."""
+    for axis in range(values.ndim):
+        values = values - values.mean(axis=axis, keepdims=True)
+    return values
+
+
+@lru_cache
+def critical_range(k: int, freedom: float) -> float:
+    """95 % point of the studentised range of k means."""
+    from scipy.stats import studentized_range  # here: it takes a second to import
+
+    return float(studentized_range.ppf(LEVEL, k, freedom))
 
 
 def best_group(rows: Mapping[Group, Summary], better: Better) -> set[Group]:
@@ -173,26 +329,39 @@ def evaluated(study: Study) -> list[Group]:
     return [group for group in study.groups if study.of(*group)["counted"].any()]
 
 
-def reference_group(study: Study, reference: str | None = None) -> Group | None:
-    """The row that others are compared with: method `reference`, else the first evaluated one without a guarantee, else
-    the first evaluated one.
+def references(study: Study, reference: str | None = None) -> dict[Group, Group]:
+    """The row that each evaluated row is compared with; rows without one, and references themselves, are left out.
 
+    By default the row without a strategy on the same backbone (the manifest's `baseline`; in older records the first
+    that guarantees nothing), else the first one there: rows on other backbones differ in more than the strategy.
+
+    Args:
+        reference: METHOD, on the row's own backbone; or 'METHOD BACKBONE' or METHOD/BACKBONE, for rows of all backbones.
     Raises:
-        ValueError: `reference` is no method of the study.
+        ValueError: no such method or row was evaluated.
     """
     groups = evaluated(study)
-    if reference is not None:
-        if reference not in study.methods:
-            raise ValueError(
-                f"no method {reference!r} in study {study.name!r} to compare with; "
-                f"choose from {', '.join(study.methods)}"
-            )
-        return next((group for group in groups if group[0] == reference), None)
-    bare = [group for group in groups if (study.of(*group)["guarantee"] == "none").all()]
-    return next(iter(bare or groups), None)
+    chosen = {}
+    for group in groups:
+        beside = [other for other in groups if other[1] == group[1]]
+        if reference is None:
+            other = next((g for g in beside if _is_baseline(study, g)), beside[0])
+        else:
+            asked = " ".join(reference.replace("/", " ").split())
+            exact = next((g for g in groups if " ".join(g) == asked), None)
+            other = exact or next((g for g in beside if g[0] == asked), None)
+        if other is not None and other != group:
+            chosen[group] = other
+    known = [name for group in groups for name in (group[0], " ".join(group))]
+    if reference is not None and " ".join(reference.replace("/", " ").split()) not in known:
+        raise ValueError(
+            f"no evaluated row {reference!r} in study {study.name!r} to compare with; choose a method "
+            f"({', '.join(dict.fromkeys(method for method, _ in groups))}), or METHOD/BACKBONE"
+        )
+    return chosen
 
 
-def reference_for(group: Group, reference: Group, groups: Sequence[Group]) -> Group:
-    """The reference method on the row's own backbone where that exists, else the study's reference row."""
-    same_backbone = (reference[0], group[1])
-    return same_backbone if same_backbone in groups else reference
+def _is_baseline(study: Study, group: Group) -> bool:
+    runs = study.of(*group)
+    told = runs["baseline"].dropna()
+    return bool(told.all()) if len(told) else bool((runs["guarantee"] == "none").all())

@@ -157,7 +157,7 @@ def _some(faults: Sequence[str]) -> str:
 
 
 def _table(evaluation: MoleculeEvaluation, rule: BondRule, n_left_out: int) -> str:
-    summary, intervals = evaluation.summary(), evaluation.intervals(seed=0)
+    summary, intervals = evaluation.summary(), evaluation.intervals()
     lines = [f"bonds by {rule.description}", f"{'molecules':36}{summary['n_molecules']:>10}    95 % interval"]
     if n_left_out:
         lines.insert(1, f"{'left out':36}{n_left_out:>10}")

@@ -10,10 +10,10 @@ import numpy as np
 
 from bench.metrics.stability import Bonds, BondTable, infer_bonds, stable_atoms
 from bench.metrics.validity import smiles_from_bonds
+from bench.records.intervals import Z_95, rate_interval
 from bench.records.values import Better, Value
 from bench.structures.structures import Structures
 
-N_RESAMPLES = 1000
 LABELS = {  # name -> label, with the denominator where papers differ, and definition
     "atom_stability": ("Atom stability", "atoms whose bond orders add up to the valence, of all atoms"),
     "molecule_stability": ("Molecule stability", "molecules whose atoms are all stable, of all molecules"),
@@ -22,7 +22,6 @@ LABELS = {  # name -> label, with the denominator where papers differ, and defin
     "novelty": ("Novelty of unique", "distinct SMILES that are not among the training SMILES, of the distinct SMILES"),
     "valid_and_unique": ("Valid and unique", "distinct SMILES, of all molecules"),
 }
-Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,10 @@ class MoleculeEvaluation:
             else None,
         }
 
-    def values(self, seed: int = 0) -> list[Value]:
-        """The metrics of `summary`, and valid-and-unique, as values with the intervals of `intervals(seed)`, and with
-        items where a value is a mean over molecules or over their atoms."""
-        summary, intervals = self.summary(), self.intervals(seed)
+    def values(self) -> list[Value]:
+        """The metrics of `summary`, and valid-and-unique, as values with standard errors and intervals, and with items
+        where a value is a mean over molecules or over their atoms."""
+        summary, errors, intervals = self.summary(), self.standard_errors(), self.intervals()
         valid, unique = summary["validity"], summary["uniqueness"]
         found = {**summary, "valid_and_unique": None if valid is None or unique is None else valid * unique}
         items = {
@@ -84,33 +83,41 @@ class MoleculeEvaluation:
             "validity": self.valid,
         }
         return [
-            replace(value, value=found[value.name], low=low, high=high, items=items.get(value.name))
+            replace(value, value=found[name], low=low, high=high, sem=errors.get(name), items=items.get(name))
             for value in undefined_values()
-            for low, high in [intervals.get(value.name, (None, None))]
+            for name, (low, high) in [(value.name, intervals.get(value.name, (None, None)))]
         ]
 
-    def intervals(self, seed: int) -> dict[str, list[float]]:
-        """95 % intervals [low, high] of the metrics that have a value, over the draw of molecules.
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """95 % intervals [low, high] of the metrics that have a standard error, over the draw of molecules.
 
-        Atom and molecule stability and validity: percentiles of the bootstrap that resamples molecules, so that the
-        atoms of one molecule stay together. Uniqueness and novelty: a molecule drawn twice would count as a duplicate,
-        so the bootstrap is biased there; they get the delete-one jackknife over molecules and a normal interval within
-        [0, 1].
-        References: Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapters 11 and 13.
+        Wilson's, with the number of trials that the standard error stands for (`bench.records.intervals`), so that a
+        rate of 0 or 1 has an interval too.
         """
-        rng = np.random.default_rng(seed)
-        per_molecule = np.column_stack([self.stable_atoms, self.n_atoms, self.molecule_stable, self.valid])
-        sums = np.stack([rng.choice(per_molecule, len(per_molecule)).sum(axis=0) for _ in range(N_RESAMPLES)])
-        n_molecules = len(per_molecule)
-        resampled = {
-            "atom_stability": sums[:, 0] / sums[:, 1],
-            "molecule_stability": sums[:, 2] / n_molecules,
-            "validity": sums[:, 3] / n_molecules,
+        summary = self.summary()
+        n_molecules, n_valid, n_unique = len(self.smiles), int(self.valid.sum()), len(self._counts())
+        units = dict.fromkeys(LABELS, n_molecules) | {"uniqueness": n_valid, "novelty": n_unique}
+        return {
+            name: rate_interval(float(summary[name] or 0), Z_95 * error, units[name])
+            for name, error in self.standard_errors().items()
         }
-        intervals = {name: np.quantile(values, [0.025, 0.975]).tolist() for name, values in resampled.items()}
-        for name, (value, half_width) in self._jackknife().items():
-            intervals[name] = [max(0.0, value - half_width), min(1.0, value + half_width)]
-        return intervals
+
+    def standard_errors(self) -> dict[str, float]:
+        """Standard errors over the draw of molecules.
+
+        Atom and molecule stability and validity are ratios of sums over molecules, linearised, so that the atoms of one
+        molecule stay together. Uniqueness and novelty: a molecule drawn twice would count as a duplicate, so that
+        resampling is biased there; they get the delete-one jackknife over molecules.
+        References: Cochran (1977), Sampling Techniques, chapter 6; Efron & Tibshirani (1993), An Introduction to the
+        Bootstrap, chapter 11.
+        """
+        one_each = np.ones(len(self.smiles))
+        ratios = {
+            "atom_stability": (self.stable_atoms, self.n_atoms),
+            "molecule_stability": (self.molecule_stable, one_each),
+            "validity": (self.valid, one_each),
+        }
+        return {name: _error_of_ratio(*sums) for name, sums in ratios.items()} | self._jackknife()
 
     def _counts(self) -> Counter[str]:
         return Counter(smiles for smiles in self.smiles if smiles is not None)
@@ -118,25 +125,32 @@ class MoleculeEvaluation:
     def _is_novel(self, smiles: str) -> bool:
         return self.train_smiles is not None and smiles not in self.train_smiles
 
-    def _jackknife(self) -> dict[str, tuple[float, float]]:
-        """Value and half width of the ratios that count distinct SMILES."""
+    def _jackknife(self) -> dict[str, float]:
+        """Standard errors of the ratios that count distinct SMILES."""
         counts = self._counts()
         n_valid, n_unique = sum(counts.values()), len(counts)
         copies = np.array(list(counts.values()))
         single = (copies == 1).astype(int)  # leaving out one of several copies changes no set
-        ratios = {"uniqueness": (n_unique, n_unique - single, np.full(n_unique, n_valid - 1), n_valid)}
+        ratios = {"uniqueness": (n_unique - single, np.full(n_unique, n_valid - 1), n_valid)}
         if self.train_smiles is not None:
             novel = np.array([self._is_novel(smiles) for smiles in counts], dtype=int)
-            ratios["novelty"] = (int(novel.sum()), novel.sum() - single * novel, n_unique - single, n_unique)
-        half_widths = {}
-        for name, (count, left_counts, left_totals, total) in ratios.items():
+            ratios["novelty"] = (novel.sum() - single * novel, n_unique - single, n_unique)
+        errors = {}
+        for name, (left_counts, left_totals, total) in ratios.items():
             if total < 2 or left_totals.min() < 1:
                 continue
             left = left_counts / left_totals
             mean = np.average(left, weights=copies)
             variance = (n_valid - 1) / n_valid * float(copies @ (left - mean) ** 2)
-            half_widths[name] = (count / total, Z_95 * variance**0.5)
-        return half_widths
+            errors[name] = variance**0.5
+        return errors
+
+
+def _error_of_ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
+    """Standard error of sum(numerators) / sum(denominators) over M independent molecules; 0 for one molecule."""
+    n, total = len(numerators), denominators.sum()
+    residuals = numerators - numerators.sum() / total * denominators
+    return float(np.sqrt(n / max(n - 1, 1) * np.sum(residuals**2)) / total)
 
 
 def undefined_values() -> list[Value]:

@@ -72,6 +72,11 @@ class RunFolder:
         return self.path / "test_items.npz"
 
     @property
+    def valid_items(self) -> Path:
+        """`items` of the validation loss: one per structure of the validation split that it is taken on."""
+        return self.path / "valid_items.npz"
+
+    @property
     def sample_items(self) -> Path:
         """`items` of the samples: one per sample, in their order."""
         return self.path / "sample_items.npz"
@@ -146,7 +151,8 @@ class RunFolder:
 
     def published(self) -> list[Path]:
         """Files that are published as they are."""
-        return [self.config, self.manifest, self.data, self.eval, self.test_items, self.sample_items, self.drawn]
+        items = [self.test_items, self.valid_items, self.sample_items]
+        return [self.config, self.manifest, self.data, self.eval, *items, self.drawn]
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files of interrupted writes, without those of `job`: launchers write it without the run's lock."""

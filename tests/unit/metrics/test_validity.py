@@ -15,9 +15,10 @@ from rdkit import Chem
 
 from bench.cli import score as command
 from bench.metrics import validity
-from bench.metrics.molecules import MoleculeEvaluation, evaluate_molecules, undefined_values
+from bench.metrics.molecules import MoleculeEvaluation, _error_of_ratio, evaluate_molecules, undefined_values
 from bench.metrics.stability import Bonds, infer_bonds
 from bench.metrics.validity import rebuild, smiles_from_bonds, smiles_of, to_smiles
+from bench.records.intervals import Z_95, rate_interval
 from bench.records.values import Better, Value
 from bench.structures import files
 from bench.structures.structures import Structures
@@ -100,7 +101,7 @@ def test_metrics_without_denominator_are_null():
     summary = evaluate_molecules(CARBON_MONOXIDE, ["N#N"]).summary()
     assert (summary["validity"], summary["uniqueness"], summary["novelty"]) == (0.0, None, None)
     assert evaluate_molecules(HYDROGEN).summary()["novelty"] is None
-    assert set(evaluate_molecules(CARBON_MONOXIDE, ["N#N"]).intervals(0)) == {
+    assert set(evaluate_molecules(CARBON_MONOXIDE, ["N#N"]).intervals()) == {
         "atom_stability",
         "molecule_stability",
         "validity",
@@ -112,15 +113,15 @@ def test_metrics_without_denominator_are_null():
 def test_values_are_the_summary_with_its_intervals():
     smiles = ["a", "a", "b", None, "c"] * 4
     evaluation = made_up(smiles, frozenset("a"), [4, 4, 3, 0, 4] * 4)
-    summary, intervals = evaluation.summary(), evaluation.intervals(seed=3)
-    values = {value.name: value for value in evaluation.values(seed=3)}
+    summary, intervals = evaluation.summary(), evaluation.intervals()
+    values = {value.name: value for value in evaluation.values()}
     assert list(values) == [*(name for name in summary if name != "n_molecules"), "valid_and_unique"]
     for name, interval in intervals.items():
         assert values[name].value == summary[name]
-        assert [values[name].low, values[name].high] == interval
+        assert (values[name].low, values[name].high) == interval
+        assert values[name].sem == evaluation.standard_errors()[name]
     assert values["valid_and_unique"].value == summary["validity"] * summary["uniqueness"] == pytest.approx(3 / 20)
     assert {(value.unit, value.better) for value in values.values()} == {("fraction", Better.HIGHER)}
-    assert evaluation.values(seed=4) != evaluation.values(seed=3)  # control
     for value in values.values():
         assert Value.from_dict(json.loads(json.dumps(value.to_dict()))) == value
 
@@ -148,24 +149,50 @@ def test_smiles_do_not_depend_on_workers_or_tasks(monkeypatch):
 # intervals
 
 
-def test_intervals_are_seeded_and_hold_the_value():
+def test_intervals_hold_the_value_and_lie_within_bounds():
     rng = np.random.default_rng(0)
     drawn = [None if k > 3900 else str(k) for k in rng.integers(0, 4000, 500)]
     evaluation = made_up(drawn, frozenset(map(str, range(400))), rng.integers(2, 5, 500))
-    intervals, summary = evaluation.intervals(1), evaluation.summary()
-    assert intervals == evaluation.intervals(1)
-    assert intervals["atom_stability"] != evaluation.intervals(2)["atom_stability"]
-    for name, (low, high) in intervals.items():
+    summary = evaluation.summary()
+    for name, (low, high) in evaluation.intervals().items():
         assert 0 <= low < summary[name] < high <= 1
 
 
-def test_atom_stability_is_resampled_by_molecule():
+def test_no_rate_has_an_interval_without_width():
+    """Control: the normal approximation has none at 0, at 1, and where all molecules are alike."""
+    for stable in (0, 3, 4):
+        for smiles in ([None] * 50, [str(k) for k in range(50)]):
+            evaluation = made_up(smiles, frozenset(), np.full(50, stable))
+            assert 0 in evaluation.standard_errors().values()
+            for name, (low, high) in evaluation.intervals().items():
+                assert 0 <= low <= evaluation.summary()[name] <= high <= 1
+                assert high - low > 0.05
+
+
+def test_atoms_count_by_molecule():
     # atoms of a molecule stand or fall together: the spread is that of 400 molecules, not of 1600 atoms
     stable = np.where(np.arange(400) % 2, 4, 0)
-    low, high = made_up(["x"] * 400, None, stable).intervals(0)["atom_stability"]
+    low, high = made_up(["x"] * 400, None, stable).intervals()["atom_stability"]
     expected = 2 * 1.96 * np.sqrt(0.25 / 400)
-    assert high - low == pytest.approx(expected, rel=0.1)
+    assert high - low == pytest.approx(expected, rel=0.02)
     assert high - low != pytest.approx(expected / 2, rel=0.5)  # control: what independent atoms would give
+
+
+@pytest.mark.parametrize("rate", [0.97, 0.7])
+def test_intervals_of_atoms_cover_the_truth(rate):
+    """500 molecules of 14 atoms with beta-binomial counts; control: Wilson's interval of independent atoms does not."""
+    rng, covered, naive = np.random.default_rng(0), [], []
+    for _ in range(800):
+        stable = rng.binomial(14, rng.beta(2 * rate, 2 * (1 - rate), size=500))
+        p = float(stable.mean() / 14)
+        for found, error in (
+            (covered, _error_of_ratio(stable, np.full(500, 14))),
+            (naive, (p * (1 - p) / (500 * 14)) ** 0.5),
+        ):
+            low, high = rate_interval(p, Z_95 * error, 500)
+            found.append(low <= rate <= high)
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)
+    assert np.mean(naive) < 0.75
 
 
 @pytest.mark.parametrize("name", ["uniqueness", "novelty"])
@@ -175,7 +202,7 @@ def test_intervals_of_distinct_counts_cover_the_repeated_experiment(name):
         return made_up([str(k) for k in rng.integers(0, 3000, 400)], frozenset(map(str, range(900))))
 
     values = np.array([draw(seed).summary()[name] for seed in range(300)])
-    intervals = np.array([draw(seed).intervals(0)[name] for seed in range(40)])
+    intervals = np.array([draw(seed).intervals()[name] for seed in range(40)])
     covered = (intervals[:, 0] <= values.mean()) & (values.mean() <= intervals[:, 1])
     assert covered.mean() >= 0.85
     assert np.diff(intervals).mean() < 3 * 2 * 1.96 * values.std()  # and not by being wide
