@@ -4,6 +4,7 @@ VENV ?= .venv
 PRESET ?= laptop
 STUDY ?= qm9_$(PRESET)
 ARGS ?=
+ONLY ?= $(if $(filter laptop,$(PRESET)),seed=0)
 TOYS ?= toys_groups toys_flow_velocity toys_flow_clean
 
 BIN := $(VENV)/bin
@@ -57,8 +58,8 @@ performance: $(INSTALLED) ## Measure the table of docs/performance.md on all cor
 smoke: ## Run every method and backbone for a few steps on the embedded set (two minutes)
 	@$(MAKE) --no-print-directory ablation-qm9 PRESET=smoke
 
-ablation-qm9: $(INSTALLED) ## Run the comparison and print its table (PRESET=smoke|laptop|workstation|paper ARGS='key=value ...')
-	@$(BIN)/equibench run qm9_$(PRESET) $(ARGS); ran=$$?; $(BIN)/equibench report qm9_$(PRESET) && exit $$ran
+ablation-qm9: $(INSTALLED) ## Run the comparison and print its table (PRESET=smoke|laptop|workstation|paper ARGS='key=value ...'; laptop: seed 0, ONLY= for all seeds)
+	@$(BIN)/equibench run qm9_$(PRESET) $(ARGS) $(if $(ONLY),--only $(ONLY)); ran=$$?; $(BIN)/equibench report qm9_$(PRESET) && exit $$ran
 
 ablation-toys: $(INSTALLED) ## Run the toys whose law is known in closed form (minutes; TOYS=toys_sign_flip: the published toy, hours)
 	@for toys in $(TOYS); do $(BIN)/equibench run $$toys $(ARGS) && $(BIN)/equibench report $$toys || exit 1; done
