@@ -2,10 +2,9 @@
 
 Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
 manifest.json, eval.json, curves.csv with the same columns); config.yaml, where present, tells apart runs that differ in
-a setting other than method, backbone and seed; test_items.npz, valid_items.npz and sample_items.npz, where present, hold
-values of single molecules. A live study also has runs.json, which names the runs that have not
-started. An unreadable record becomes one line in `Study.problems` and a run of status 'unreadable'; the rest of the
-study is still shown.
+a setting other than method, backbone and seed; *_items.npz, where present, hold values of single molecules. A live
+study also has runs.json, which names the runs that have not started. An unreadable record becomes one line in
+`Study.problems` and a run of status 'unreadable'; the rest of the study is still shown.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from analysis.labels import Column, column_name, columns
 from bench.records.items import read_items
 from bench.records.schema import EVALUATION, MANIFEST, PLAN, STEP, RecordError
 from bench.records.store import RunFolder, StudyFolder, flatten, read_config, read_json, read_steps
-from bench.records.values import Kind, Value
+from bench.records.values import Better, Kind, Value
 
 # A pandas DataFrame. Typed loosely: pandas' own annotations give unions for every selection, too wide to check.
 Frame = Any
@@ -111,6 +110,11 @@ class Study:
     def compared(self) -> list[Column]:
         """Quality and likelihood: the columns by which methods are compared."""
         return self.of_kind(Kind.QUALITY, Kind.LIKELIHOOD)
+
+    @property
+    def primary(self) -> list[Column]:
+        """Those to judge by: likelihood and losses on held-out structures, where differences show with fewest runs."""
+        return [column for column in self.of_kind(Kind.LIKELIHOOD) if column.better is not Better.NEITHER]
 
     def data_values(self, column: Column) -> list[float]:
         """Values of the data set's own structures, as recorded by each counted run, oldest first."""

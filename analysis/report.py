@@ -11,7 +11,7 @@ from analysis.figures import curves, fields, molecules, pareto, positions, scali
 from analysis.html import Section, html_page, markdown_page
 from analysis.labels import MISSING
 from analysis.load import Frame, Study, load
-from analysis.tables import main, paired, published
+from analysis.tables import main, paired, power, published
 from analysis.tables.render import Cell, Table
 from bench.records.store import write_atomically
 from bench.records.values import Kind
@@ -27,23 +27,24 @@ FIGURES: tuple[tuple[str, ModuleType], ...] = (
 )
 
 
-def build(study_folder: Path, out: Path | None = None) -> Path:
+def build(study_folder: Path, out: Path | None = None, reference: str | None = None) -> Path:
     """Build the report of a live or published study and return its folder.
 
     Args:
         study_folder: `runs/<study>` or `results/<study>`.
         out: defaults to `<study_folder>/report`. A study with runs on several data sets gets one report for each: the
             one with most evaluated runs here, the others in sub-folders named after data set and fingerprint.
+        reference: the row that others are compared with (`analysis.stats.references`).
     Raises:
-        FileNotFoundError: the folder holds no run. OSError: `out` cannot be written.
+        FileNotFoundError: the folder holds no run. ValueError: no such `reference`. OSError: `out` cannot be written.
     """
     out = Path(study_folder) / "report" if out is None else Path(out)
     whole = load(study_folder)
     first, *others = whole.parts()
     links = {f"{part.runs['data.name'].dropna().iloc[0]}-{_fingerprint(part)[:8]}": part for part in others}
     for name, part in links.items():
-        _write(part, out / name)
-    _write(first, out, {name: main.data_label(part) for name, part in links.items()}, whole)
+        _write(part, out / name, reference)
+    _write(first, out, reference, {name: main.data_label(part) for name, part in links.items()}, whole)
     return out
 
 
@@ -58,19 +59,25 @@ def _fingerprint(study: Study) -> str:
 
 
 def _write(
-    study: Study, out: Path, links: Mapping[str, str] = MappingProxyType({}), whole: Study | None = None
+    study: Study,
+    out: Path,
+    reference: str | None,
+    links: Mapping[str, str] = MappingProxyType({}),
+    whole: Study | None = None,
 ) -> None:
-    for table in (main, paired, published):
+    for table in (main, published):
         table.build(study, out)
-    sections = _sections(study, out, links, whole or study)
+    for compared in (paired, power):
+        compared.build(study, out, reference)
+    sections = _sections(study, out, reference, links, whole or study)
     done, wanted = study.progress
     lead = f"{done} of {wanted} runs done. {main.data_label(study)}."
     write_atomically(out / "report.md", markdown_page(study.name, lead, sections, out).encode())
     write_atomically(out / "index.html", html_page(study.name, lead, done < wanted, sections).encode())
 
 
-def _sections(study: Study, out: Path, links: Mapping[str, str], whole: Study) -> list[Section]:
-    table = paired.paired_table(study)
+def _sections(study: Study, out: Path, reference: str | None, links: Mapping[str, str], whole: Study) -> list[Section]:
+    table, needed = paired.paired_table(study, reference), power.power_table(study, reference)
     sections = [
         Section(
             "What was compared",
@@ -81,6 +88,8 @@ def _sections(study: Study, out: Path, links: Mapping[str, str], whole: Study) -
     ]
     if table is not None:
         sections.append(Section("Paired differences", tables=[table]))
+    if needed is not None:
+        sections.append(Section("How many seeds it takes", tables=[needed]))
     beside = published.published_table(study)
     if beside is not None:
         sections.append(Section("Published beside ours", tables=[beside]))
@@ -133,9 +142,9 @@ def _reading(study: Study) -> list[str]:
     same = "All trained rows took the same number of optimiser steps."
     steps = same if trained.nunique() < 2 else "Trained rows differ in optimiser steps (see Provenance)."
     out = [
-        f"Seeds: {n_seeds}. The spread over seeds is between trainings; the value in brackets is sampling noise within "
-        "them. With few seeds the spread and every test on it are rough, and a missing difference is no proof of "
-        "equality.",
+        f"Seeds: {n_seeds}. The spread over seeds is between trainings; in brackets is what the finite number of "
+        "molecules leaves open of these trained models. With few seeds the spread and every test on it are rough, and "
+        "a missing difference is no proof of equality.",
         f"{steps} Equal steps is not equal seconds: read quality beside the cost columns, and the curves against "
         "seconds.",
         "Rows on different backbones differ in more than the strategy; only rows on one backbone isolate it.",

@@ -23,11 +23,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy.special import ndtr, stdtr, stdtrit
+from scipy.special import nctdtr, ndtr, stdtr, stdtrit
 
 from analysis.labels import Column
 from analysis.load import Frame, Study
@@ -116,6 +116,7 @@ class Difference:
         low, high, p: NaN for fewer than two seeds, and where all differences are equal, which says nothing of scatter.
         over_molecules: whether they are over trainings and molecules; otherwise over trainings alone.
         sd: of the differences over seeds; shared: variance of `mean` from the molecules that the seeds share.
+        bound: whether one of the two, and not the other, is only an upper bound: they are not to be compared.
     """
 
     n: int
@@ -126,11 +127,12 @@ class Difference:
     over_molecules: bool = False
     sd: float = NAN
     shared: float = 0.0
+    bound: bool = False
 
     @property
     def separated(self) -> bool:
-        """Whether the interval leaves out zero, and rests on more than two seeds."""
-        return self.n > FEW and (self.low > 0 or self.high < 0)
+        """Whether the interval leaves out zero, rests on more than two seeds, and may be compared."""
+        return self.n > FEW and not self.bound and (self.low > 0 or self.high < 0)
 
 
 def summarise(study: Study, group: Group, column: Column) -> Summary:
@@ -241,7 +243,8 @@ def paired(a: Summary, b: Summary) -> Difference:
     seeds = sorted(a.values.keys() & b.values.keys())
     mine, theirs = stacked(a, seeds), stacked(b, seeds)
     same = mine is not None and theirs is not None and mine.shape == theirs.shape
-    return difference([a.values[seed] - b.values[seed] for seed in seeds], mine - theirs if same else None)
+    found = difference([a.values[seed] - b.values[seed] for seed in seeds], mine - theirs if same else None)
+    return replace(found, bound=a.upper_bound != b.upper_bound)
 
 
 def separated_from_best(rows: Mapping[Group, Summary], better: Better) -> dict[Group, bool]:
@@ -249,12 +252,12 @@ def separated_from_best(rows: Mapping[Group, Summary], better: Better) -> dict[G
 
     With values v_is of k rows on S common seeds, the residuals r_is = v_is - v_i. - v_.s + v_.. have variance
     s^2 = sum r_is^2 / f, f = (k - 1) (S - 1), pooled over rows (randomised blocks: Fisher 1935, The Design of
-    Experiments). To s^2 / S is added what seeds share, from the interaction of rows and molecules (`interaction`). A row
-    is worse when its distance to the best exceeds the 95 % point of the range of k such means (Tukey's studentised
-    range), so that among rows that are all equal some is called worse in 5 % of studies, although the best is chosen on
-    the same data. Both forms of the range are required, as in `half_width`: with s and f alone, and with the sum of both
-    variances and infinite f. For two rows and three seeds or more this is the paired comparison. Pooling assumes that
-    rows scatter alike; single pairs of two seeds tell too little of their own scatter to order a table by.
+    Experiments). To s^2 / S is added what seeds share, from the interaction of rows and molecules (`interaction`). A
+    row is worse when its distance to the best exceeds the 95 % point of the range of k such means (Tukey's studentised
+    range), so that among rows that are all equal some is called worse in 5 % of studies, although the best is chosen
+    on the same data. Both forms of the range are required, as in `half_width`: with s and f alone, and with the sum of
+    both variances and infinite f. For two rows and three seeds or more this is the paired comparison. Pooling assumes
+    that rows scatter alike; single pairs of two seeds tell too little of their own scatter to order a table by.
 
     Returns:
         For each row of the comparison (those with two seeds or more): True when significantly worse than the best.
@@ -336,28 +339,27 @@ def references(study: Study, reference: str | None = None) -> dict[Group, Group]
     that guarantees nothing), else the first one there: rows on other backbones differ in more than the strategy.
 
     Args:
-        reference: METHOD, on the row's own backbone; or 'METHOD BACKBONE' or METHOD/BACKBONE, for rows of all backbones.
+        reference: METHOD, on the row's own backbone; or METHOD/BACKBONE, for rows of all backbones.
     Raises:
         ValueError: no such method or row was evaluated.
     """
     groups = evaluated(study)
-    chosen = {}
-    for group in groups:
-        beside = [other for other in groups if other[1] == group[1]]
-        if reference is None:
-            other = next((g for g in beside if _is_baseline(study, g)), beside[0])
-        else:
-            asked = " ".join(reference.replace("/", " ").split())
-            exact = next((g for g in groups if " ".join(g) == asked), None)
-            other = exact or next((g for g in beside if g[0] == asked), None)
-        if other is not None and other != group:
-            chosen[group] = other
-    known = [name for group in groups for name in (group[0], " ".join(group))]
-    if reference is not None and " ".join(reference.replace("/", " ").split()) not in known:
+    asked = None if reference is None else " ".join(reference.replace("/", " ").split())
+    if asked is not None and asked not in [name for group in groups for name in (group[0], " ".join(group))]:
         raise ValueError(
             f"no evaluated row {reference!r} in study {study.name!r} to compare with; choose a method "
             f"({', '.join(dict.fromkeys(method for method, _ in groups))}), or METHOD/BACKBONE"
         )
+    chosen = {}
+    for group in groups:
+        beside = [other for other in groups if other[1] == group[1]]
+        if asked is None:
+            other = next((g for g in beside if _is_baseline(study, g)), beside[0])
+        else:
+            fitting = [*(g for g in beside if g[0] == asked), *(g for g in groups if " ".join(g) == asked)]
+            other = next(iter(fitting), None)
+        if other is not None and other != group:
+            chosen[group] = other
     return chosen
 
 
@@ -365,3 +367,36 @@ def _is_baseline(study: Study, group: Group) -> bool:
     runs = study.of(*group)
     told = runs["baseline"].dropna()
     return bool(told.all()) if len(told) else bool((runs["guarantee"] == "none").all())
+
+
+def power(effect: float, sd: float, shared: float, n: int, alpha: float = 0.05) -> float:
+    """Probability that the two-sided paired t-test over n seeds finds a difference.
+
+    Args:
+        effect: the true difference; sd: of paired differences over seeds.
+        shared: variance of a difference from the molecules that seeds share, which more seeds do not reduce; the
+            degrees of freedom are then Satterthwaite's.
+    """
+    between = sd**2 / n
+    if n < 2 or between + shared <= 0:
+        return NAN
+    freedom = min((n - 1) * ((between + shared) / between) ** 2, 1e6) if between > 0 else 1e6
+    away, least = abs(effect) / math.sqrt(between + shared), float(stdtrit(freedom, 1 - alpha / 2))
+    return float(1 - nctdtr(freedom, away, least) + nctdtr(freedom, away, -least))
+
+
+def seeds_needed(effect: float, sd: float, shared: float, wanted: float = 0.8, most: int = 1000) -> int | None:
+    """Least number of seeds with which `power` reaches `wanted`; None where `most` do not suffice."""
+    enough = (n for n in range(2, most + 1) if power(effect, sd, shared, n) >= wanted)
+    return next(enough, None)
+
+
+def least_effect(sd: float, shared: float, n: int, wanted: float = 0.8) -> float:
+    """The difference that n seeds find with probability `wanted`."""
+    if sd**2 + shared <= 0:
+        return NAN
+    low, high = 0.0, 1e3 * math.sqrt(sd**2 + shared)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle, sd, shared, n) < wanted else (low, middle)
+    return high

@@ -24,7 +24,7 @@ N_TEXT = 3  # method, backbone, guarantee
 NAME_WIDTH = 22  # largest width of a text column on a terminal, when columns are split into blocks
 NBSP = "\N{NO-BREAK SPACE}"
 MANY = 4  # different numbers of steps, above which the first and the last are told
-BORROWED, OLDER, DIRTY, BOUND, AT_LEAST = "§", "†", "‡", "≤", "≥"
+BORROWED, OLDER, DIRTY, BOUND = "§", "†", "‡", "≤"
 # columns of values.csv
 TIDY = [column for column in VALUE_COLUMNS if column not in ("definition", "words", "scalar", "source", "entry")]
 
@@ -77,7 +77,11 @@ def main_table(study: Study) -> Table:
 
 
 def main_frame(study: Study) -> Frame:
-    """The table as numbers in the records' units: mean, standard deviation over seeds, sampling half-width, seeds."""
+    """The table as numbers in the records' units.
+
+    Of each column the mean, `_sd` over seeds, the 95 % interval `_low95`, `_high95` over trainings and molecules, and
+    `_within_low95`, `_within_high95`, that over molecules alone.
+    """
     rows: list[dict[str, Any]] = []
     if has_data_row(study):
         values = {column.name: found[-1] for column in study.columns if (found := study.data_values(column))}
@@ -91,7 +95,9 @@ def main_frame(study: Study) -> Frame:
             summary = summarise(study, group, column)
             row |= {column.name: summary.mean, f"{column.name}_sd": summary.sd}
             if column.kind is not Kind.COST:
-                row[f"{column.name}_sampling95"] = summary.sampling
+                row |= dict(zip((f"{column.name}_low95", f"{column.name}_high95"), summary.interval, strict=True))
+                ends = f"{column.name}_within_low95", f"{column.name}_within_high95"
+                row |= dict(zip(ends, summary.within, strict=True))
             if _has_bounds(study, column):
                 row[f"{column.name}_upper_bound"] = summary.upper_bound
         row["training_cost_of"] = " ".join(runs["weights_from"].dropna())
@@ -172,10 +178,19 @@ def _cell(column: Column, summary: Summary, bold: bool) -> Cell:
     # a cost that is equal to the last digit was counted, not measured
     repeated = summary.n > 1 and (summary.sd > 0 or column.kind is not Kind.COST)
     spread = f"± {column.show(summary.sd, like=summary.mean)}" if repeated else ""
-    sampling = f"({column.show(summary.sampling)})" if summary.sampling == summary.sampling else ""
+    sampling = "" if column.kind is Kind.COST else _arms(column, summary)
     prefix = f"{BOUND} " if summary.upper_bound else ""
     mark = BORROWED if summary.borrowed else ""
     return Cell(f"{prefix}{column.show(summary.mean)}{mark}", f"{spread} {sampling}".strip(), bold)
+
+
+def _arms(column: Column, summary: Summary) -> str:
+    """From the mean to the ends of its interval over molecules: '(0.6)', or '(−0.3 +0.5)' where they differ."""
+    low, high = summary.within
+    if low != low:
+        return ""
+    below, above = (column.show(arm, like=summary.mean) for arm in (summary.mean - low, high - summary.mean))
+    return f"({below})" if below == above else f"(−{below} +{above})"
 
 
 def _counted(study: Study, group: Group) -> Frame:
@@ -191,6 +206,16 @@ def guarantee(study: Study, group: Group) -> str:
 def is_bound(study: Study, group: Group, column: Column) -> bool:
     """Whether the row's value is only an upper bound on the quantity."""
     return summarise(study, group, column).upper_bound
+
+
+def without_items(study: Study) -> list[str]:
+    """Labels of the compared columns of which some counted run kept no values of single molecules."""
+    rows = study.scalars
+    return [
+        column.label
+        for column in study.compared
+        if any(column.name not in study.items.get(run, {}) for run in rows[rows["column"] == column.name]["source"])
+    ]
 
 
 def _has_bounds(study: Study, column: Column) -> bool:
@@ -235,11 +260,13 @@ def caption(study: Study) -> str:
         f"{_listing(study, 'eval.n_samples') or MISSING} samples per run in "
         f"{_listing(study, 'eval.n_sampling_steps') or MISSING} sampling steps; seeds {seeds}; "
         f"{_steps(study)} optimiser steps, {_listing(study, 'eval.weights').replace('ema', 'EMA') or MISSING} weights.",
-        "Mean over seeds ± sample standard deviation over seeds (half-width of the 95 % interval of that mean from the "
-        "finite number of samples).",
-        "Bold: best mean, and means not significantly worse than it (t-tests with seeds as blocks and pooled scatter, "
-        "Holm-corrected, 5 %; rows of one seed are left out); a column in which the seeds separate nothing has no "
-        f"bold, nor has one that holds upper bounds ({BOUND}) beside other values.",
+        "Mean over seeds ± sample standard deviation over seeds (in brackets: from that mean to the ends of its 95 % "
+        "interval over molecules, these trained models held fixed; what seeds share is not averaged away). The "
+        "interval over trainings and molecules together is in main.csv.",
+        "Bold: best mean, and means not significantly worse than it (studentised range with seeds as blocks and pooled "
+        "scatter, over trainings and molecules, 5 % among rows that are equal; rows of one seed are left out); a "
+        "column in which nothing separates has no bold, nor has one that holds upper bounds "
+        f"({BOUND}) beside other values.",
     ]
     return " ".join(parts)
 
@@ -283,8 +310,14 @@ def notes(study: Study, short: bool = False) -> list[str]:
     if defined and not short:
         out.append(" ".join(defined))
     if any(_has_bounds(study, column) for column in study.columns):
-        long = ": the quantity itself is lower, so that a comparison favours rows without this mark"
+        long = ": the quantity itself is lower; not to be compared with rows without this mark"
         out.append(f"{BOUND} upper bound{'' if short else long}.")
+    if not short and (lacking := without_items(study)):
+        out.append(
+            f"Without values of single molecules in the records: {', '.join(lacking)}. There the molecules' part of a "
+            "mean counts as shared by all seeds, which makes its intervals too wide rather than too narrow, and bold "
+            "and differences hold for these molecules alone."
+        )
     if (study.scalars["source"] != study.scalars["run"]).any():
         out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
     if any(OLDER in _marks(study, group) for group in study.groups):

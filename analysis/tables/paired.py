@@ -1,4 +1,4 @@
-"""Differences to a reference method on common seeds, each with its interval."""
+"""Differences to a reference method, paired over seeds and molecules, each with its interval."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import pandas as pd
 
 from analysis.labels import MISSING, Column
 from analysis.load import Frame, Study
-from analysis.stats import Difference, Group, Summary, evaluated, paired, reference_for, reference_group, summarise
-from analysis.tables.main import AT_LEAST, BOUND, is_bound, label
+from analysis.stats import FEW, Difference, Group, evaluated, paired, references, summarise
+from analysis.tables.main import BOUND, label
 from analysis.tables.render import Cell, Table, latex, markdown
 from bench.records.store import write_atomically
 
+TWO = "*"  # an interval that rests on two seeds
+
 
 def build(study: Study, out: Path, reference: str | None = None) -> list[Path]:
-    """Write paired.md, paired.csv and paired.tex; nothing when fewer than two rows are evaluated.
+    """Write paired.md, paired.csv and paired.tex; nothing where no row has a reference.
 
     Raises:
-        ValueError: `reference` is no method of the study. OSError: `out` cannot be written.
+        ValueError: `reference` is no row of the study. OSError: `out` cannot be written.
     """
     table = paired_table(study, reference)
     if table is None:
@@ -33,48 +35,49 @@ def build(study: Study, out: Path, reference: str | None = None) -> list[Path]:
     return [out / f"paired.{suffix}" for suffix in paths]
 
 
+def shown_columns(study: Study) -> list[Column]:
+    """Quantities compared, the primary outcomes first."""
+    return [*study.primary, *(column for column in study.compared if column not in study.primary)]
+
+
 def comparisons(study: Study, reference: str | None = None) -> list[tuple[Group, Group, dict[str, Difference]]]:
-    """(row, its reference, column name -> difference) for every evaluated row that is not its own reference."""
-    first = reference_group(study, reference)
-    if first is None:
-        return []
-    columns, groups = study.compared, evaluated(study)
-    summaries = {group: {c.name: summarise(study, group, c) for c in columns} for group in groups}
-    found = []
-    for group in groups:
-        other = reference_for(group, first, groups)
-        if other != group:
-            pairs = {c.name: paired(summaries[group][c.name], summaries[other][c.name]) for c in columns}
-            found.append((group, other, pairs))
-    return found
+    """(row, its reference, column name -> difference) for every row that has a reference (`stats.references`)."""
+    columns = study.compared
+    summaries = {group: {c.name: summarise(study, group, c) for c in columns} for group in evaluated(study)}
+    return [
+        (group, other, {c.name: paired(summaries[group][c.name], summaries[other][c.name]) for c in columns})
+        for group, other in references(study, reference).items()
+    ]
 
 
 def paired_table(study: Study, reference: str | None = None) -> Table | None:
     """The differences as cells; None if there is nothing to compare."""
-    found = comparisons(study, reference)
-    if not found or not study.compared:
+    found, columns = comparisons(study, reference), shown_columns(study)
+    if not found or not columns:
         return None
     rows = []
     for group, other, differences in found:
-        cells = []
-        for column in study.compared:
-            d = differences[column.name]
-            # An upper bound minus an exact value bounds the difference from above, so it cannot prove an increase; an
-            # exact value minus an upper bound cannot prove a decrease.
-            mine, theirs = is_bound(study, group, column), is_bound(study, other, column)
-            above, below = mine and not theirs, theirs and not mine
-            interval = f"[{column.show(d.low, signed=True)}, {column.show(d.high, signed=True)}]" if d.n > 1 else ""
-            found_one = d.n > 1 and ((d.high < 0 and not below) or (d.low > 0 and not above))
-            prefix = f"{BOUND} " if above else f"{AT_LEAST} " if below else ""
-            cells.append(Cell(prefix + column.show(d.mean, signed=True), interval, bold=found_one))
         n = max(d.n for d in differences.values())
-        rows.append([Cell(group[0]), Cell(group[1]), Cell(" / ".join(other)), Cell(str(n) if n else MISSING), *cells])
-    header = ["Method", "Backbone", "Minus", "Pairs", *(_title(column) for column in study.compared)]
+        names = [Cell(group[0]), Cell(group[1]), Cell(" / ".join(other)), Cell(str(n) if n else MISSING)]
+        rows.append([*names, *(_cell(column, differences[column.name]) for column in columns)])
+    header = ["Method", "Backbone", "Minus", "Pairs", *(_title(column) for column in columns)]
+    names = ", ".join(column.label for column in study.primary)
+    primary = f" Primary outcomes: {names}; the others are secondary." if names else ""
     caption = (
-        "Paired differences on common seeds: mean [95 % interval, Student's t over seeds]. Bold: the interval leaves "
-        "out zero (one comparison at a time, not corrected for their number)."
+        "Differences to the row under 'Minus', paired over seeds and, where records hold values of single molecules, "
+        f"over molecules: mean [95 % interval].{primary} Bold: the interval leaves out zero (one comparison at a time, "
+        "not corrected for their number)."
     )
-    return Table(header, rows, caption, n_text=3, notes=[_warning(found)], files=("paired.csv", "paired.tex"))
+    return Table(header, rows, caption, n_text=3, notes=_notes(study, found), files=("paired.csv", "paired.tex"))
+
+
+def _cell(column: Column, d: Difference) -> Cell:
+    if d.bound:
+        return Cell(BOUND)
+    known = d.low == d.low
+    interval = f"[{column.show(d.low, signed=True)}, {column.show(d.high, signed=True)}]" if known else ""
+    few = TWO if known and d.n == FEW else ""
+    return Cell(column.show(d.mean, signed=True), interval + few, bold=d.separated)
 
 
 def _title(column: Column) -> str:
@@ -82,34 +85,45 @@ def _title(column: Column) -> str:
     return f"{column.label} (points)" if column.unit == "%" else column.title
 
 
-def _warning(found: list[tuple[Group, Group, dict[str, Difference]]]) -> str:
-    n = max(d.n for _, _, differences in found for d in differences.values())
-    if n < 2:
-        return "With one common seed there is no interval: a difference between trainings cannot be told from chance."
-    factors = {2: 12.71, 3: 4.30, 4: 3.18}
-    if n in factors:
-        return (
-            f"With {n} common seeds Student's t factor is {factors[n]} (1.96 for many): the intervals are wide "
-            "because so few trainings say little about the next one. An interval that holds zero does not show that "
-            "methods are equal."
+def _notes(study: Study, found: list[tuple[Group, Group, dict[str, Difference]]]) -> list[str]:
+    every = [d for _, _, differences in found for d in differences.values()]
+    n, notes = max(d.n for d in every), []
+    if any(d.bound for d in every):
+        notes.append(f"{BOUND} one of the two is only an upper bound, so they are not compared (values: paired.csv).")
+    if any(d.n == FEW for d in every):
+        notes.append(
+            f"{TWO} rests on two seeds: Student's t factor is 12.71 (1.96 for many), since two trainings say little "
+            "about the next one; never bold."
         )
-    return "An interval that holds zero does not show that two methods are equal."
+    elif n == 1:
+        notes.append(
+            "With one common seed there is no interval: a difference between trainings cannot be told from chance."
+        )
+    alone = [
+        column.label
+        for column in shown_columns(study)
+        if any(d[column.name].n > 1 and not d[column.name].over_molecules for _, _, d in found)
+    ]
+    if alone:
+        notes.append(
+            f"Over trainings alone, hence for these molecules: {', '.join(alone)}; the records hold no "
+            "values of single molecules."
+        )
+    if n > 1:
+        notes.append("An interval that holds zero does not show that two methods are equal; see power.md.")
+    return notes
 
 
 def paired_frame(study: Study, reference: str | None = None) -> Frame:
     """The differences as numbers in the records' units, one line per row and quantity, also seed by seed."""
     rows = []
     for group, other, differences in comparisons(study, reference):
-        for column in study.compared:
+        for column in shown_columns(study):
             d = differences[column.name]
-            a, b = (summarise(study, g, column) for g in (group, other))
+            a, b = (summarise(study, g, column).values for g in (group, other))
+            by_seed = " ".join(f"{seed}:{a[seed] - b[seed]:.6g}" for seed in sorted(a.keys() & b.keys()))
             row = {"method": group[0], "backbone": group[1], "reference": " / ".join(other), "quantity": column.name}
-            row |= {"n_pairs": d.n, "difference": d.mean, "low95": d.low, "high95": d.high, "p": d.p}
-            rows.append(row | {"differences_by_seed": _by_seed(a, b)})
+            row |= {"primary": column in study.primary, "n_pairs": d.n, "difference": d.mean, "low95": d.low}
+            row |= {"high95": d.high, "p": d.p, "over_molecules": d.over_molecules, "bound": d.bound}
+            rows.append(row | {"differences_by_seed": by_seed})
     return pd.DataFrame(rows)
-
-
-def _by_seed(a: Summary, b: Summary) -> str:
-    return " ".join(
-        f"{seed}:{a.values[seed] - b.values[seed]:.6g}" for seed in sorted(a.values.keys() & b.values.keys())
-    )

@@ -1,4 +1,4 @@
-"""Verbs on results: report, trace, cite."""
+"""Verbs on results: report, power, trace, cite."""
 
 from __future__ import annotations
 
@@ -13,11 +13,22 @@ if TYPE_CHECKING:
     from bench.config.run import RunConfig
     from bench.references import Reference
 
+REFERENCE_HELP = (
+    "what rows are compared with: METHOD on the row's own backbone, or METHOD/BACKBONE for all rows "
+    "(default: the method without a strategy on the same backbone)"
+)
+
 
 def add_verbs(add: AddVerb) -> None:
     command = add("report", report, "tables and figures of a study, from its records")
     command.add_argument("study", help=FOLDER_HELP)
     command.add_argument("--out", type=Path, help="folder to write (default: report/ in the study's folder)")
+
+    command.add_argument("--reference", metavar="ROW", help=REFERENCE_HELP)
+
+    command = add("power", power, "how many seeds tell a study's methods apart, by each metric")
+    command.add_argument("study", help=FOLDER_HELP)
+    command.add_argument("--reference", metavar="ROW", help=REFERENCE_HELP)
 
     command = add("trace", trace, "the runs behind a cell of the main table, and how to reproduce them")
     command.add_argument("table", metavar="TABLE", help="study in runs/ or results/, or path of its folder")
@@ -35,9 +46,24 @@ def report(args: argparse.Namespace) -> int:
     from analysis.report import build, print_table
 
     folder = study_folder(args.study)
-    path = build(folder, args.out)
+    path = build(folder, args.out, args.reference)
     print(print_table(load(folder)))  # noqa: T201
     print(f"\nreport: {path}")  # noqa: T201
+    return 0
+
+
+def power(args: argparse.Namespace) -> int:
+    """`equibench power`."""
+    from analysis.load import load
+    from analysis.tables.power import power_table
+    from analysis.tables.render import text
+
+    folder = study_folder(args.study)
+    tables = [table for part in load(folder).parts() if (table := power_table(part, args.reference)) is not None]
+    if not tables:
+        raise ValueError(f"no two rows of {folder} have two common seeds, so the scatter of differences is not known")
+    for table in tables:
+        print("\n\n".join([table.caption, text(table), *table.notes]))  # noqa: T201
     return 0
 
 

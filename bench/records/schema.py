@@ -37,7 +37,8 @@ MANIFEST: dict[str, Any] = {
     "method": dict,  # name and options
     "backbone": dict,  # name, size and options
     "seed": int,
-    "guarantee": str,  # exact | in_law | at_optimum | none
+    "guarantee": str,  # of the method on its backbone: exact | in_law | at_optimum | none
+    "baseline?": bool,  # whether the method is plain diffusion, without a strategy
     "n_steps": int,  # planned optimiser steps; 0 where nothing is trained
     "weights_from": (str, type(None)),  # run whose weights are used, for methods that train nothing
     "task?": dict,  # name and options

@@ -29,7 +29,9 @@ class Kind(StrEnum):
     """The part of a report that shows a value."""
 
     QUALITY = "quality"  # of samples
-    LIKELIHOOD = "likelihood"
+    LIKELIHOOD = (
+        "likelihood"  # of held-out structures, and losses on them: primary outcomes where they have a direction
+    )
     COST = "cost"
     DIAGNOSTIC = "diagnostic"  # explains other values; in figures and CSV, not in the main table
 

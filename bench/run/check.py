@@ -33,7 +33,7 @@ from bench.run.contract import (
     translated_error,
 )
 from bench.run.model import Model
-from bench.symmetry.contract import Guarantee, Method
+from bench.symmetry.contract import Guarantee
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _coincident_outcome(method: str, backbone: str) -> Outcome:
 
 def _declared_equivariance(entry: Entry) -> Iterator[Check]:
     """A backbone's `equivariant` against the measured error of the bare network."""
-    bare = next((m for m in methods if _is_bare(m) and (m, entry.name) in fitting_pairs()), None)
+    bare = next((m for m in methods if methods[m].build.is_baseline() and (m, entry.name) in fitting_pairs()), None)
     if bare is None:
         return
     for dtype, limit in TOLERANCE.items():
@@ -147,12 +147,6 @@ def _as_declared(bare: str, backbone: Entry, determinant: int, dtype: torch.dtyp
     return f"error {error:.1e}{hint}", None
 
 
-def _is_bare(method: str) -> bool:
-    """Whether a method leaves every hook alone."""
-    build = methods[method].build
-    return all(getattr(build, hook) is getattr(Method, hook) for hook in ("augment", "target", "predict", "loss"))
-
-
 class _Counting(O3):
     """O(3) that counts how often group elements are drawn."""
 
@@ -163,11 +157,14 @@ class _Counting(O3):
         return super().haar(n, rng, dtype)
 
 
+def _promised(method: str, backbone: str) -> Guarantee:
+    return methods[method].build.guarantee_on(backbones[backbone].build.equivariant)
+
+
 def _guarantee(method: str, backbone: str) -> Iterator[Check]:
     """The declared guarantee, by the sharpest test that applies to it."""
-    guarantee, subject = methods[method].build.guarantee, f"{method} on {backbone}"
-    equivariant = backbones[backbone].build.equivariant
-    if guarantee is Guarantee.EXACT or (equivariant and methods[method].build.predict is Method.predict):
+    guarantee, subject = _promised(method, backbone), f"{method} on {backbone}"
+    if guarantee is Guarantee.EXACT:
         for (group, determinant), name in zip(ELEMENTS_OF_GROUPS, GROUP_NAMES, strict=True):
             for dtype, limit in TOLERANCE.items():
                 what = f"exact, {name}, {str(dtype).removeprefix('torch.')}"

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from bench.config.run import RunConfig, Weights
-from bench.measure.contract import Subject
+from bench.measure.contract import Subject, mean_and_sem
 from bench.records import schema
 from bench.records import store as records
 from bench.records.items import write_items
@@ -29,13 +29,15 @@ from bench.records.values import Better, Kind, Value
 from bench.registry import measures
 from bench.run.model import Model, make_task
 from bench.run.sample import in_order, sample_prompt
-from bench.run.train import example, training_loss
+from bench.run.train import Validation, example, training_loss
 from bench.structures import files
 from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
 from bench.tasks.contract import N_DRAWN
 
 log = logging.getLogger("equibench.evaluate")
+
+N_VALIDATION = 2048  # validation molecules of the final loss, whatever `train.n_valid` says of the curves
 
 
 class SamplingError(RuntimeError):
@@ -122,12 +124,15 @@ def measure_run(
     path = RunFolder(folder).measures
     if path.exists() and records.read_json(path, schema.MEASURED)["step"] == step:
         return
+    validation = validation_loss(cfg, model, data)
+    keep_items(RunFolder(folder).valid_items, validation)
     subject = subject_of(cfg, model, data, on_batch)
     found: list[Value] = []
     for name, options in active_measures(cfg).items():
         found += measures[name].build(subject, options)
     keep_items(RunFolder(folder).test_items, found)
-    records.write_json(path, {"step": step, "values": [value.to_dict() for value in found]}, schema.MEASURED)
+    values = [value.to_dict() for value in [*validation, *found]]
+    records.write_json(path, {"step": step, "values": values}, schema.MEASURED)
 
 
 def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -157,6 +162,21 @@ def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str
     }
     records.write_json(RunFolder(folder).eval, record, schema.EVALUATION)
     return record
+
+
+def validation_loss(cfg: RunConfig, model: Model, data: DataSet) -> list[Value]:
+    """The validation loss of the weights evaluated, a primary outcome: the same error, molecules, times and noise for
+    every method and seed. None without a validation split."""
+    if not len(data.valid):
+        return []
+    losses = Validation(model, data.valid, N_VALIDATION, cfg.train.device).per_molecule().cpu().numpy()
+    model.eval()
+    if not np.isfinite(losses).all():
+        return []
+    mean, sem = mean_and_sem(losses)
+    about = f"error of the prediction on {len(losses)} validation molecules, same times and noise for all runs"
+    kind = {"better": Better.LOWER, "kind": Kind.LIKELIHOOD, "definition": about}
+    return [Value("validation_loss", "Validation loss", mean, sem=sem, items=losses, **kind)]
 
 
 def keep_items(path: Path, values: list[Value]) -> None:

@@ -57,6 +57,7 @@ def describe(cfg: RunConfig, name: str, data: dict[str, Any], n_parallel: int) -
 
 def planned(cfg: RunConfig, name: str, data: dict[str, Any]) -> dict[str, Any]:
     """The keys of a manifest that are known before the run starts."""
+    method, backbone = methods[cfg.method.name].build, backbones[cfg.backbone.name].build
     return {
         "run": name,
         "study": cfg.study,
@@ -64,7 +65,8 @@ def planned(cfg: RunConfig, name: str, data: dict[str, Any]) -> dict[str, Any]:
         "method": cfg.method.to_dict(),
         "backbone": cfg.backbone.to_dict(),
         "seed": cfg.seed,
-        "guarantee": str(methods[cfg.method.name].build.guarantee),
+        "guarantee": str(method.guarantee_on(backbone.equivariant)),
+        "baseline": method.is_baseline(),
         "n_steps": 0 if weights_run(cfg) else cfg.train.n_steps,
         "data": data,
     }

@@ -148,7 +148,7 @@ def train(
             f"{ranks.n} times train.accumulate {settings.accumulate}); choose another train.batch_size"
         )
     mine = [ranks.rank * settings.accumulate + i for i in range(settings.accumulate)]
-    validation = Validation(model, valid, settings)
+    validation = Validation(model, valid, settings.n_valid, settings.device)
 
     state = TrainingState.at_start(model.named_weights(), settings)
     resume(folder, ranks, state)
@@ -238,18 +238,22 @@ class Validation:
 
     BATCH = 128
 
-    def __init__(self, model: Model, structures: Structures, settings: TrainConfig) -> None:
+    def __init__(self, model: Model, structures: Structures, n: int, device: str) -> None:
         self.model = model
         # a fixed permutation, because splits are sorted by index and their first molecules are the smallest
-        chosen = np.random.default_rng(0).permutation(len(structures))[: settings.n_valid]
+        chosen = np.random.default_rng(0).permutation(len(structures))[:n]
         self.batches = [
-            model.task.encode(structures.select(chosen[i : i + self.BATCH]), settings.device)
+            model.task.encode(structures.select(chosen[i : i + self.BATCH]), device)
             for i in range(0, len(chosen), self.BATCH)
         ]
-        self.streams = Streams(0, torch.device(settings.device))
+        self.streams = Streams(0, torch.device(device))
+
+    def __call__(self) -> float:
+        return self.per_molecule().mean().item()
 
     @torch.no_grad()
-    def __call__(self) -> float:
+    def per_molecule(self) -> Tensor:
+        """Errors of the n molecules [n], float64: the same ones, in the same order, for every run on the data."""
         losses = []
         process = self.model.process
         self.model.eval()
@@ -261,7 +265,7 @@ class Validation:
             prediction = self.model.predict(noised.z_t, level, rng.method)
             losses.append(process.training_loss(squared_error(prediction, target), prediction, target, noised))
         self.model.train()
-        return torch.cat(losses).double().mean().item()
+        return torch.cat(losses).double()
 
 
 def _write_steps(path: Path, steps: list[dict[str, Any]]) -> None:

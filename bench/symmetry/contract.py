@@ -94,6 +94,17 @@ class Method(nn.Module):
         self.group: Group = setting.group
         self.diagnostics: dict[str, Tensor] = {}
 
+    @classmethod
+    def guarantee_on(cls, equivariant: bool) -> Guarantee:
+        """What is guaranteed on a backbone: a prediction left alone on an exactly equivariant one is exact too."""
+        return Guarantee.EXACT if equivariant and cls.predict is Method.predict else cls.guarantee
+
+    @classmethod
+    def is_baseline(cls) -> bool:
+        """Whether it leaves every hook alone: plain diffusion, that strategies are compared with."""
+        hooks = ("augment", "couple", "target", "predict", "loss", "finish")
+        return cls.weights_of is None and all(getattr(cls, hook) is getattr(Method, hook) for hook in hooks)
+
     def augment(self, clean: State, rng: torch.Generator) -> State:
         """Clean data, before noising."""
         del rng

@@ -435,4 +435,4 @@ def test_the_best_weights_are_those_of_the_lowest_validation_loss(tmp_path):
     assert not same(kept, {name: last[name] for name in kept})
     model = Model.build(cfg, FACTS)
     load_average(tmp_path / "straight" / "best.safetensors", model.named_weights())
-    assert Validation(model, VALID, cfg.train)() == losses[best]
+    assert Validation(model, VALID, cfg.train.n_valid, cfg.train.device)() == losses[best]
