@@ -9,12 +9,28 @@ import sys
 from collections.abc import Callable
 
 from bench.cli import data, machine, molecules, plugins, results, study, weights
+from bench.cli.output import best_effort
 from bench.records.schema import package_version
 from bench.registry import load_file
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and run; errors that a user can fix are one line, others a traceback."""
+    """Parse and run; errors that a user can fix are one line, others a traceback.
+
+    Returns:
+        the exit code, which tells what became of the work, whatever became of its output; but a result that could not
+        be written to the standard output, unless nobody reads it (`| head`), is a failure too.
+    """
+    with best_effort() as out:
+        code = _main(argv)
+        out.flush()
+        if out.error is not None and not isinstance(out.error, BrokenPipeError):
+            logging.getLogger("equibench").error("equibench: standard output: %s", out.error.strerror)
+            code = code or 2
+        return code
+
+
+def _main(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("equibench", "bench", "analysis"):  # libraries keep to warnings
@@ -26,9 +42,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         logging.getLogger("equibench").error("interrupted; the same command resumes")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError, RuntimeError) as error:
         # our own errors derive from these and say what to do in one line; EQUIBENCH_TRACEBACK=1 shows where
         if os.environ.get("EQUIBENCH_TRACEBACK"):
