@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 
 from bench.cli import data, machine, molecules, plugins, results, study, weights
+from bench.cli.output import best_effort
 from bench.records.inputs import printable
 from bench.records.schema import package_version
 from bench.records.store import CONTINUES
@@ -23,7 +24,22 @@ class Printable(logging.Formatter):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse and run; errors that a user can fix are one line, others a traceback."""
+    """Parse and run; errors that a user can fix are one line, others a traceback.
+
+    Returns:
+        the exit code, which tells what became of the work, whatever became of its output; but a result that could not
+        be written to the standard output, unless nobody reads it (`| head`), is a failure too.
+    """
+    with best_effort() as out:
+        code = _main(argv)
+        out.flush()
+        if out.error is not None and not isinstance(out.error, BrokenPipeError):
+            logging.getLogger("equibench").error("equibench: standard output: %s", out.error.strerror)
+            code = code or 2
+        return code
+
+
+def _main(argv: list[str] | None) -> int:
     args = parser().parse_args(argv)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Printable("%(message)s"))
@@ -37,9 +53,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         logging.getLogger("equibench").error("%s", str(interrupt) or f"interrupted; {CONTINUES}")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, OSError, RuntimeError) as error:
         # our own errors derive from these and say what to do in one line; EQUIBENCH_TRACEBACK=1 shows where
         if os.environ.get("EQUIBENCH_TRACEBACK"):

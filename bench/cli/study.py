@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from bench.cli.verbs import FOLDER_HELP, RESULTS, RUNS, AddVerb, add_plugin, add_study, study_folder
@@ -122,6 +123,8 @@ def logs(args: argparse.Namespace) -> int:
     print(status.logs(folder, args.n), flush=True)  # noqa: T201
     for text in status.follow(folder) if args.follow else ():
         print(text, end="", flush=True)  # noqa: T201
+        if not sys.stdout.writable():
+            break
     return 0
 
 

@@ -328,11 +328,12 @@ HOSTILE = "raise RuntimeError('a file of the working directory was imported')\n"
 START = "import sys\nfrom bench.cli.main import main\nsys.exit(main(sys.argv[1:]))"  # as the script `equibench` does
 
 
-def test_files_of_the_working_directory_do_not_shadow_ours(tmp_path):
-    """A run in a worker, through submitit and a child of it, beside methods/, bench.py, yaml.py and numpy.py."""
+@pytest.fixture
+def hostile_folder(tmp_path) -> Path:
+    """A study, beside methods/, bench.py, yaml.py and others of our own names and of libraries'."""
     (tmp_path / "methods").mkdir()
     (tmp_path / "methods" / "__init__.py").write_text(HOSTILE)
-    for name in ("bench.py", "yaml.py", "numpy.py", "submitit.py"):
+    for name in ("bench.py", "yaml.py", "numpy.py", "submitit.py", "torch.py", "json.py"):
         (tmp_path / name).write_text(HOSTILE)
     (tmp_path / "study.yaml").write_text(
         "study: here\n"
@@ -345,16 +346,31 @@ def test_files_of_the_working_directory_do_not_shadow_ours(tmp_path):
         "  measures: {likelihood: {n_molecules: 2, n_passes: 1}}\n"
         "launch: {cluster: local, n_parallel: 1}\n"
     )
-    listed = started(tmp_path, "list")
-    assert "haar" in listed.stdout, listed.stderr
-    done = started(tmp_path, "run", "study.yaml")
-    assert done.returncode == 0, done.stderr + "".join(
-        p.read_text() for p in tmp_path.glob("runs/here/.submitit/*/*err")
-    )
-    # control: an interpreter that puts the working directory first imports what lies there
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param("list", id="list"),
+        pytest.param("run study.yaml", id="submitit and the worker"),
+        pytest.param("run study.yaml launch.cluster=debug", id="in the launcher", marks=pytest.mark.slow),
+        pytest.param("run study.yaml train.n_processes=2", id="ranks", marks=pytest.mark.slow),
+        pytest.param("plan study.yaml", id="plan", marks=pytest.mark.slow),
+        pytest.param("check haar", id="check", marks=pytest.mark.slow),
+    ],
+)
+def test_files_of_the_working_directory_do_not_shadow_ours(arguments, hostile_folder):
+    done = started(hostile_folder, *arguments.split())
+    logs = "".join(p.read_text() for p in hostile_folder.glob("runs/here/.submitit/*/*err"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+
+
+def test_an_interpreter_that_looks_there_first_finds_them(hostile_folder):
+    """Control."""
     unsafe = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     control = subprocess.run(
-        [sys.executable, "-c", "import yaml"], cwd=tmp_path, capture_output=True, text=True, env=unsafe
+        [sys.executable, "-c", "import yaml"], cwd=hostile_folder, capture_output=True, text=True, env=unsafe
     )
     assert "was imported" in control.stderr
 
