@@ -41,6 +41,7 @@ DATA_SET = ["data.name", "data.n_valid", "data.n_test"]  # equal for subsets of 
 FINGERPRINT = "data.fingerprint"
 NAMES = {N_TRAIN: ("Data efficiency", "Training structures"), "train.n_steps": ("Training length", "Optimiser steps")}
 N_ACROSS, N_QUALITIES = 2, 2
+MANY = 7  # values of a setting beyond which not all are written at the axis
 LOSS = Column("final_valid_loss", "Final validation loss", better=Better.LOWER, kind=Kind.LIKELIHOOD)
 
 
@@ -172,8 +173,9 @@ def _panel(axes: Axes, study: Study, sweep: Sweep, column: Column, values: Frame
     ticks = sorted(set(values["x"]))
     if ticks[0] > 0:
         axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
+    if len(ticks) <= MANY:
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(NAMES.get(sweep.setting, ("", sweep.setting))[1])
