@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
 def _load(args: argparse.Namespace) -> DataSet:
     from bench.config.run import resolve
     from bench.config.study import parse_override
+    from bench.run.batches import load_or_stand_in
 
     options = {"dir": args.dir, "max_atoms": args.max_atoms, "n_train": args.n_train}
     given = {key: value for key, value in options.items() if value is not None}
     given |= dict(map(parse_override, args.options))
-    chosen = resolve(datasets, {"name": args.name, **given}, "data")
-    return datasets[chosen.name].build(chosen.options)
+    return load_or_stand_in(resolve(datasets, {"name": args.name, **given}, "data"))[1]
 
 
 def _table(data: DataSet) -> str:

@@ -1,7 +1,7 @@
 """The embedded data set: small molecules of H, C, N, O and F with GFN2-xTB geometries, shipped with the package.
 
-Made by `bench/mini/make.py`. It replaces QM9 where neither a copy nor a network is available, under its own name and
-label.
+Made by `bench/mini/make.py`. A study may use it in place of QM9 where neither a copy nor a network is available; name
+and label say so.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ ELEMENTS = (1, 6, 7, 8, 9)
 
 @dataclass
 class MiniConfig:
-    """Options: keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules."""
+    """Options: keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules; the data set that it
+    stands in for, which the label then names."""
 
     max_atoms: int | None = None
     n_train: int | None = None
+    in_place_of: str | None = None
 
 
 # the geometries are those of GFN2-xTB
@@ -47,5 +49,9 @@ def load(cfg: MiniConfig) -> DataSet:
     if split is None:
         raise DataError(f"{PATH}: array 'split' is missing; install the package again")
     train, valid, test = (structures.select(split == code) for code in range(3))
-    data = DataSet("mini", "mini (embedded, GFN2-xTB)", "embedded in the package", ELEMENTS, train, valid, test)
+    label, notes = "mini (embedded, GFN2-xTB)", []
+    if cfg.in_place_of is not None:
+        label += f" in place of {cfg.in_place_of}"
+        notes = [f"not {cfg.in_place_of}, which was out of reach, but the embedded set: these numbers are none of its"]
+    data = DataSet("mini", label, "embedded in the package", ELEMENTS, train, valid, test, notes)
     return data.limited(cfg.max_atoms, cfg.n_train)

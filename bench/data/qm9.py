@@ -1,8 +1,9 @@
 """QM9 in EDM's split: 130 831 molecules of H, C, N, O and F in B3LYP geometry, positions in angstrom.
 
 Three sources, in this order: a folder (`dir`, else the environment variable QM9_DIR) with EDM's npz files or with
-figshare's archive; a download from figshare; and, without a network, the embedded set `mini`, whose name and label
-the data set then has. Molecules are in the order of their gdb index, so all sources give the same fingerprint.
+figshare's archive; a download from figshare; the wheel of `qm9pack` from a package registry. Molecules are in the
+order of their gdb index, so all sources give the same fingerprint. Where none is in reach, the option `offline`
+decides.
 """
 
 from __future__ import annotations
@@ -10,19 +11,20 @@ from __future__ import annotations
 import io
 import logging
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 
-from bench.data import mini
 from bench.records import inputs
 from bench.records.store import write_atomically
 from bench.references import HOOGEBOOM_2022, Reference
 from bench.registry import datasets
 from bench.structures import gdb9
 from bench.structures.dataset import SPLITS, DataError, DataSet, grouped, read_with
-from bench.structures.fetch import CannotStartError, cache_folder, fetch
+from bench.structures.fetch import Artefact, CannotStartError, DownloadError, cache_folder, fetch, fetch_wheel
 from bench.structures.structures import Structures
 
 log = logging.getLogger(__name__)
@@ -32,13 +34,22 @@ ELEMENT_NAMES = {1: "hydrogen", 6: "carbon", 7: "nitrogen", 8: "oxygen", 9: "flu
 N_TOTAL = sum(n for n, _, _ in gdb9.SPLIT_FACTS.values())
 
 
+class Offline(StrEnum):
+    """What a study does where QM9 is out of reach: stop, or run on the embedded set under that name."""
+
+    ERROR = "error"
+    MINI = "mini"
+
+
 @dataclass
 class QM9Config:
-    """Options: folder with the data; keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules."""
+    """Options: folder with the data; keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules;
+    what a study does where QM9 is out of reach (`bench.run.batches.load_or_stand_in`)."""
 
     dir: str | None = None
     max_atoms: int | None = None
     n_train: int | None = None
+    offline: Offline = Offline.ERROR
 
 
 RAMAKRISHNAN_2014 = Reference(
@@ -53,22 +64,15 @@ RAMAKRISHNAN_2014 = Reference(
 
 @datasets.register("qm9", QM9Config, references=(RAMAKRISHNAN_2014, HOOGEBOOM_2022))
 def load(cfg: QM9Config) -> DataSet:
-    """QM9, EDM's split: up to 29 atoms of H, C, N, O, F; folder, download or, offline, the set 'mini'.
+    """QM9, EDM's split: up to 29 atoms of H, C, N, O, F; from a folder, figshare or a package registry.
 
     Raises:
+        CannotStartError: no folder is given, and neither figshare nor a package registry can be reached.
         DataError: the folder holds neither form of QM9, or one that is damaged or split differently; or the download
             broke off or brought another file.
     """
     folder = cfg.dir or os.environ.get("QM9_DIR")
-    if folder:
-        return from_folder(Path(folder).expanduser()).limited(cfg.max_atoms, cfg.n_train)
-    try:
-        data = from_download()
-    except CannotStartError as error:
-        line = f"QM9 is not available, so the embedded set 'mini' is used: {error}; set QM9_DIR to a folder with QM9"
-        log.warning(line)
-        data = mini.load(mini.MiniConfig(cfg.max_atoms, cfg.n_train))
-        return replace(data, notes=[line, *data.notes])
+    data = from_folder(Path(folder).expanduser()) if folder else from_download()
     return data.limited(cfg.max_atoms, cfg.n_train)
 
 
@@ -100,34 +104,58 @@ def from_folder(folder: Path) -> DataSet:
 
 
 def from_download() -> DataSet:
-    """QM9 from figshare: archive and list of exclusions, in the cache or downloaded to it."""
+    """QM9 from figshare or, where that fails, from a package registry. What is in the cache comes first."""
+    faults = []
+    for _, source in sorted(((gdb9.ARCHIVE, _from_figshare), (gdb9.WHEEL, _from_registry)), key=_not_in_cache):
+        try:
+            return source()
+        except DownloadError as error:
+            faults.append(error)
+    kind = CannotStartError if all(isinstance(fault, CannotStartError) for fault in faults) else DownloadError
+    raise kind(f"QM9 is out of reach: {'; '.join(map(str, faults))}; set QM9_DIR to a folder with QM9")
+
+
+def _not_in_cache(source: tuple[Artefact, Callable]) -> bool:
+    return not source[0].in_cache
+
+
+def _from_figshare() -> DataSet:
     # the small file first: it shows whether there is a network
     excluded = gdb9.read_excluded(fetch(gdb9.EXCLUDED))
     return _from_archive(fetch(gdb9.ARCHIVE), excluded, "downloaded from figshare")
 
 
+def _from_registry() -> DataSet:
+    molecules = _parsed_once(fetch_wheel(gdb9.WHEEL), gdb9.WHEEL, gdb9.read_wheel)
+    return _split(molecules, np.flatnonzero(molecules.n_atoms == 0), "qm9pack 1.0.3 from a package registry")
+
+
 def _from_archive(path: Path, excluded: np.ndarray, source: str) -> DataSet:
     """The data set from an archive whose SHA-256 has been verified."""
+    return _split(_parsed_once(path, gdb9.ARCHIVE, gdb9.read_archive), excluded, source)
+
+
+def _split(molecules: Structures, excluded: np.ndarray, source: str) -> DataSet:
+    """Molecules at the places of their ids, in EDM's split."""
     ids = gdb9.official_split(excluded)
-    molecules = _parsed_once(path)
     train, valid, test = (molecules.select(np.sort(ids[split])) for split in SPLITS)
     gdb9.check_train_counts(train)
     return DataSet("qm9", "QM9", source, ELEMENTS, train, valid, test)
 
 
-def _parsed_once(path: Path) -> Structures:
-    """The archive's molecules by id; parsing takes about a minute, so the result is cached."""
-    cached = cache_folder() / f"qm9-{gdb9.ARCHIVE.sha256[:16]}.npz"
+def _parsed_once(path: Path, artefact: Artefact, read: Callable[[Path], Structures]) -> Structures:
+    """Molecules of a published file by id; parsing takes up to a minute, so the result is cached."""
+    cached = cache_folder() / f"qm9-{artefact.sha256[:16]}.npz"
     if cached.is_file():
         try:
             numbers, positions, ptr = inputs.read_arrays(cached, ("numbers", "positions", "ptr")).values()
             molecules = Structures(numbers.astype(np.int64), positions, ptr.astype(np.int64))
-            if (molecules.n_atoms < 1).any() or positions.dtype != np.float32:
+            if (molecules.n_atoms < 0).any() or positions.dtype != np.float32:
                 raise ValueError("unexpected arrays")
             return molecules
         except (OSError, ValueError, IndexError):
-            log.warning("%s is damaged; reading the archive again", cached)
-    molecules = gdb9.read_archive(path)
+            log.warning("%s is damaged; reading %s again", cached, path.name)
+    molecules = read(path)
     content = io.BytesIO()
     np.savez(
         content,
@@ -138,7 +166,7 @@ def _parsed_once(path: Path) -> Structures:
     try:
         write_atomically(cached, content.getvalue())
     except OSError as error:
-        log.warning("the archive will be read again next time: %s", error)
+        log.warning("%s will be read again next time: %s", path.name, error)
     return molecules
 
 

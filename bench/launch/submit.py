@@ -7,6 +7,7 @@ launchers use each other's results. On Slurm a launcher also waits for jobs that
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import math
@@ -23,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.config.run import PLAIN, ConfigError, LaunchConfig, RunConfig, reason_to_skip, weights_run
+from bench.config.run import PLAIN, ConfigError, LaunchConfig, PlugIn, RunConfig, reason_to_skip, weights_run
 from bench.config.study import StudyConfig
 from bench.launch.choose import changes, last_checkpoint, set_aside, some, with_needed
 from bench.launch.job import BUSY, Job
@@ -34,7 +35,7 @@ from bench.records import store as records
 from bench.records.inputs import printable, truncate
 from bench.records.lock import BusyError, Holder, holder, locked
 from bench.records.store import RunFolder, StudyFolder
-from bench.run.batches import load_data
+from bench.run.batches import load_or_stand_in
 from bench.run.execute import Until, is_done
 from bench.run.interpreter import environment
 from bench.run.provenance import describe, now, planned
@@ -114,14 +115,17 @@ def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) ->
         DataError, ConfigError: the data set is not available, or a configuration is wrong.
     """
     items: dict[Path, Item] = {}
-    loaded: dict[str, DataSet] = {}
+    loaded: dict[str, tuple[PlugIn, DataSet]] = {}
     trained: dict[str, Item] = {}  # training identity -> the item that trains these weights; others reuse them
 
     def add(cfg: RunConfig) -> Item:
         key = repr(cfg.data)
         if key not in loaded:
-            loaded[key] = load_data(cfg)
-        data, reason, parent = loaded[key], reason_to_skip(cfg), weights_run(cfg)
+            loaded[key] = load_or_stand_in(cfg.data)
+        chosen, data = loaded[key]
+        loaded[repr(chosen)] = chosen, data
+        cfg = dataclasses.replace(cfg, data=chosen)
+        reason, parent = reason_to_skip(cfg), weights_run(cfg)
         folder = runs_root / study.name / cfg.run_name(data.fingerprint)
         if folder in items:
             return items[folder]

@@ -21,7 +21,7 @@ from bench.mini.graphs import MAX_ATOMS
 from bench.mini.make import COMMAND, DATA
 from bench.records.store import read_json, write_atomically
 from bench.registry import datasets
-from bench.structures.dataset import DataSet, grouped
+from bench.structures.dataset import DataError, DataSet, grouped
 from bench.structures.elements import SYMBOL
 from bench.structures.structures import Structures
 
@@ -187,9 +187,10 @@ def write_card() -> None:
     """
     mini, qm9 = datasets["mini"], datasets["qm9"]
     record = read_json(DATA / "mini.json")
-    reference = qm9.build(qm9.config(max_atoms=MAX_ATOMS))
-    if reference.name != "qm9":
-        raise SystemExit("the card compares with QM9, which is not available; set QM9_DIR to a folder with QM9")
+    try:
+        reference = qm9.build(qm9.config(max_atoms=MAX_ATOMS))
+    except DataError as error:
+        raise SystemExit(f"the card compares with QM9: {error}") from error
     ours = Description.of("mini", mini.build(mini.config()))
     theirs = Description.of(reference.label, reference)
     draw([ours, theirs], FIGURE)

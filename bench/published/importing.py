@@ -31,6 +31,7 @@ from bench.run.provenance import describe, now
 from bench.run.sample import facts_of
 from bench.structures.dataset import grouped
 from bench.structures.elements import MAX_NUMBER
+from bench.structures.fetch import CannotStartError
 from bench.symmetry.published import PublishedError
 
 SCHEDULE_TOLERANCE = 1e-5  # of max |gamma|; the file's table is float32
@@ -174,12 +175,13 @@ def schedule_of(gamma: np.ndarray) -> dict[str, Any]:
 def sizes_and_elements(cfg: RunConfig, page: ImportConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     """Contents of `data.json` and of the manifest's `data`, from the data set or from the page."""
     if page.sizes is None:
-        data = load_data(cfg)
-        if data.name != cfg.data.name:
+        try:
+            data = load_data(cfg)
+        except CannotStartError as error:
             raise ConfigError(
-                f"data set {cfg.data.name!r} could not be had, and {data.label} cannot stand in for the sizes that "
-                "published weights know; give `sizes` and `elements`, or `data: mini` if that is meant"
-            )
+                f"data set {cfg.data.name!r} could not be had, and the sizes that published weights know come from it; "
+                f"give `sizes` and `elements`, or `data: mini` if that is meant ({error})"
+            ) from error
         if page.elements is not None and tuple(page.elements) != data.elements:
             raise ConfigError(f"'elements' is {page.elements}, {data.label} has {list(data.elements)}")
         sizes = {str(n): count for n, count in data.size_histogram.items()}

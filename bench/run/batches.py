@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+
 import numpy as np
 import torch
 
-from bench.config.run import RunConfig
+from bench.config.run import PlugIn, RunConfig, resolve
 from bench.geometry.state import State
 from bench.registry import datasets
 from bench.streams import Stream, seed_of
 from bench.structures.dataset import DataSet
+from bench.structures.fetch import CannotStartError
 from bench.structures.structures import Structures
 from bench.tasks.contract import Task
+
+log = logging.getLogger("equibench")
+STOP = "error"  # value of a data set's option `offline`: nothing stands in
 
 
 class Batches:
@@ -60,3 +67,26 @@ class Batches:
 def load_data(cfg: RunConfig) -> DataSet:
     """Load the run's data set."""
     return datasets[cfg.data.name].build(cfg.data.options)
+
+
+def load_or_stand_in(chosen: PlugIn) -> tuple[PlugIn, DataSet]:
+    """The data set of a study's page, and how a run's record names it.
+
+    A data set that may be out of reach can have an option `offline`: 'error', or the data set to use then. A record
+    names the data set that was used, with `offline: error`: a run that is repeated from its record never falls back.
+
+    Raises:
+        CannotStartError: out of reach, and nothing stands in. DataError: as the data set.
+    """
+    offline = getattr(chosen.options, "offline", STOP)
+    if offline == STOP:
+        return chosen, datasets[chosen.name].build(chosen.options)
+    strict = dataclasses.replace(chosen, options=dataclasses.replace(chosen.options, offline=type(offline)(STOP)))
+    try:
+        return strict, datasets[strict.name].build(strict.options)
+    except CannotStartError as error:
+        log.warning("THE DATA SET IS %r INSTEAD OF %r: %s", str(offline), chosen.name, error)
+    known = {field.name for field in dataclasses.fields(datasets[offline].config)}
+    given = {key: value for key, value in chosen.to_dict().items() if key in known}
+    other = resolve(datasets, {**given, "name": str(offline), "in_place_of": chosen.name}, "data")
+    return other, datasets[other.name].build(other.options)

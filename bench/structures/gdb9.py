@@ -1,15 +1,20 @@
-"""QM9 as published on figshare: the archive of xyz files, the list of excluded molecules, and EDM's split of the rest.
+"""QM9 as published: the archive of xyz files, the list of excluded molecules, and EDM's split of the rest.
 
-A molecule's id is its gdb index counted from 0: the file dsgdb9nsd_000001.xyz is molecule 0. Positions are B3LYP
-geometries in angstrom. References: Ramakrishnan et al., Sci. Data 1, 140022 (2014); for the split, EDM
+The package qm9pack on PyPI holds the same molecules in CSV files, without the excluded ones. A molecule's id is its gdb
+index counted from 0: the file dsgdb9nsd_000001.xyz is molecule 0. Positions are B3LYP geometries in angstrom.
+References: Ramakrishnan et al., Sci. Data 1, 140022 (2014); for the split, EDM
 (arXiv:2203.17003), qm9/data/prepare/qm9.py, which took it over from Cormorant (arXiv:1906.04015).
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import re
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +46,12 @@ ARCHIVE = _artefact(
     "dsgdb9nsd.xyz.tar.bz2", 3195389, "3a63848ac80691bdb8d41834b575afad345b9300d7a2db0c38adb7f6eaa8360c"
 )
 EXCLUDED = _artefact("uncharacterized.txt", 3195404, "3aa5115d540b356de94791d4a74c3bf1ed91c469ecf52a4f5d7cc0506fe02e24")
+WHEEL = Artefact(
+    "qm9pack-1.0.3-py3-none-any.whl",
+    ("https://pypi.org/project/qm9pack/1.0.3/",),
+    "1d88c2988007c6778e717ee3224cf511bd60e10732ebe3b7ed500ea5af05c9f0",
+)
+WHEEL_PARTS = tuple(f"qm9pack/data/qm9_part{part}.csv" for part in (1, 2, 3))
 # Split -> (molecules, fingerprint of the ids, sum of the ids), with which `official_split` verifies the recipe.
 SPLIT_FACTS = {
     "train": (100_000, "c7fba7cb427a12ca", 6_687_586_303),
@@ -52,6 +63,9 @@ TRAIN_ATOMS = {1: 923_537, 6: 635_559, 7: 101_476, 8: 140_202, 9: 2_323}
 TRAIN_SIZES = {3: 1, 17: 13_025, 18: 13_364, 19: 13_832, 29: 25}
 
 MEMBER = re.compile(r"(?:\./)?(?:[\w.-]+/)?dsgdb9nsd_(\d{6})\.xyz")
+ELEMENT = re.compile("[A-Z][a-z]?")
+NUMBERS = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
+NO_BRACKETS = str.maketrans("", "", "[]")
 MAX_LIST_BYTES = 1 << 24
 NUMBERED = re.compile(r"[0-9]{1,9}")
 
@@ -83,6 +97,36 @@ def read_archive(path: Path, n_molecules: int = N_MOLECULES) -> Structures:
         )
     molecules = replace(molecules, positions=molecules.positions.astype(np.float32))
     return molecules.select(np.argsort(ids))
+
+
+def read_wheel(path: Path, n_molecules: int = N_MOLECULES) -> Structures:
+    """Molecules of qm9pack's wheel at the places of their ids, positions in float32; excluded ones have no atoms.
+
+    The caller has verified the wheel's SHA-256. It is read as a zip file of CSV files; nothing of it is imported.
+    Raises DataError when it is damaged or is not what is expected.
+    """
+    sizes = np.zeros(n_molecules, np.int64)
+    symbols: list[str] = []
+    coordinates: list[np.ndarray] = []
+    last = -1
+    try:
+        with zipfile.ZipFile(path) as wheel, tqdm(unit=" molecules", desc=f"reading {path.name}", disable=None) as bar:
+            for part in WHEEL_PARTS:
+                with io.TextIOWrapper(wheel.open(part), encoding="ascii", newline="") as file:
+                    for row in csv.DictReader(file):
+                        atoms, i = ELEMENT.findall(row["Elements"]), int(row["Index"]) - 1
+                        found = np.array(row["XYZ_Ang"].translate(NO_BRACKETS).split(","), dtype=np.float64)
+                        if not last < i < n_molecules or found.shape != (3 * len(atoms),):
+                            raise ValueError(f"{part}: molecule {row['Index']} is out of order or incomplete")
+                        sizes[i], last = len(atoms), i
+                        symbols += atoms
+                        coordinates.append(found)
+                        bar.update()
+        numbers = np.array([NUMBERS[symbol] for symbol in symbols], dtype=np.int64)
+        positions = np.concatenate(coordinates).reshape(-1, 3).astype(np.float32)
+        return Structures.from_sizes(numbers, positions, sizes)
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile, csv.Error) as error:
+        raise DataError(f"{path}: {one_line(error)}; fetch the wheel again from {WHEEL.urls[0]}") from error
 
 
 def read_excluded(path: Path) -> np.ndarray:

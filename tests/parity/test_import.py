@@ -342,7 +342,7 @@ def test_a_page_that_contradicts_the_file_is_refused_in_one_line(tmp_path, caplo
     assert not (tmp_path / "published").exists()
 
 
-def test_a_stand_in_for_the_data_set_is_refused(tmp_path, caplog, monkeypatch):
+def test_sizes_from_a_data_set_out_of_reach_are_refused(tmp_path, caplog, monkeypatch):
     def offline():
         raise CannotStartError("no network")
 

@@ -1,7 +1,9 @@
+import csv
 import hashlib
 import io
 import os
 import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +15,10 @@ from bench.registry import datasets
 from bench.structures import gdb9
 from bench.structures.dataset import DataError
 from bench.structures.elements import FileError
-from bench.structures.fetch import Artefact, cache_folder
+from bench.structures.fetch import Artefact, CannotStartError, DownloadError, cache_folder
 
 QM9_DIR = os.environ.get("QM9_DIR")
+COMPLETE = "1ef3544c2c760a9d"  # fingerprint of all 130 831 molecules, measured on npz files and on the wheel alike
 EXCLUDED = np.array([0, 7, 8])
 SIZES = {"train": 30, "valid": 6, "test": 4}
 
@@ -24,6 +27,16 @@ SIZES = {"train": 30, "valid": 6, "test": 4}
 def _alone(monkeypatch, tmp_path):
     monkeypatch.delenv("QM9_DIR", raising=False)
     monkeypatch.setenv("EQUIBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")  # pip has no registry but the folder of `small_wheel`
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for name in ("PIP_FIND_LINKS", "PIP_CONSTRAINT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def no_figshare(monkeypatch):
+    for name in ("EXCLUDED", "ARCHIVE"):
+        monkeypatch.setattr(gdb9, name, Artefact(getattr(gdb9, name).name, ("http://figshare.invalid/x",), "0"))
 
 
 @pytest.fixture
@@ -209,20 +222,77 @@ def small_mini(tmp_path, monkeypatch):
     return path
 
 
-def test_offline_the_embedded_set_stands_in_under_its_own_name(small_mini, monkeypatch, caplog):
-    offline = Artefact(gdb9.EXCLUDED.name, ("http://figshare.invalid/x",), "0")
-    monkeypatch.setattr(gdb9, "EXCLUDED", offline)
-    data = datasets["qm9"].build(qm9.QM9Config(n_train=5))
-    assert (data.name, data.label) == ("mini", "mini (embedded, GFN2-xTB), 5 training molecules")
-    assert data.notes[0].startswith("QM9 is not available, so the embedded set 'mini' is used: cannot download")
-    assert caplog.messages == data.notes
-    assert data.fingerprint == mini.load(mini.MiniConfig(n_train=5)).fingerprint
+def test_without_any_source_it_is_an_error_that_names_each(no_figshare):
+    with pytest.raises(
+        CannotStartError, match=r"out of reach: .*figshare\.invalid.*pip: .*qm9pack==1\.0\.3.*set QM9_DIR"
+    ):
+        datasets["qm9"].build(qm9.QM9Config())
+
+
+@pytest.fixture
+def small_wheel(tmp_path, monkeypatch, small_qm9, no_figshare):
+    """A registry whose qm9pack holds the molecules of `write`, without the excluded ones, coordinates to 10 digits."""
+    included = np.sort(np.concatenate(list(small_qm9.values())))
+    (tmp_path / "registry").mkdir()
+    path = tmp_path / "registry" / gdb9.WHEEL.name
+    with zipfile.ZipFile(path, "w") as wheel:
+        for part, ids in zip(gdb9.WHEEL_PARTS, np.array_split(included, 3), strict=True):
+            text = io.StringIO()
+            rows = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            rows.writerow(["Index", "InChi", "Elements", "XYZ_Ang"])
+            for i in ids.tolist():
+                x = i * 1e-3 + np.arange(12).reshape(4, 3)
+                xyz = (
+                    "[" + ",".join("[" + ",".join(np.format_float_positional(v, 10) for v in r) + "]" for r in x) + "]"
+                )
+                rows.writerow([i + 1, "InChI=1S/a,b", str(["C", "N", "O", "H" if i % 2 else "F"]), xyz])
+            wheel.writestr(part, text.getvalue())
+        about = "Metadata-Version: 2.1\nName: qm9pack\nVersion: 1.0.3\nRequires-Dist: pandas\n"
+        wheel.writestr("qm9pack/__init__.py", "raise SystemExit('imported')")
+        wheel.writestr("qm9pack-1.0.3.dist-info/METADATA", about)
+        wheel.writestr("qm9pack-1.0.3.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
+    monkeypatch.setattr(gdb9, "WHEEL", replace(gdb9.WHEEL, sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+    read = gdb9.read_wheel
+    monkeypatch.setattr(gdb9, "read_wheel", lambda path: read(path, n_molecules=43))
+    return path
+
+
+def test_the_registry_gives_the_molecules_and_the_fingerprint_of_a_folder(small_wheel, tmp_path, small_qm9):
+    data = qm9.load(qm9.QM9Config())
+    assert (data.name, data.label, data.notes) == ("qm9", "QM9", [])
+    assert data.source == "qm9pack 1.0.3 from a package registry"
+    assert data.fingerprint == load(write(tmp_path / "edm", small_qm9)).fingerprint
+    fewer = {**small_qm9, "test": small_qm9["test"][1:]}  # control
+    assert data.fingerprint != load(write(tmp_path / "fewer", fewer)).fingerprint
+
+
+def test_what_the_cache_holds_needs_neither_figshare_nor_registry(small_wheel, monkeypatch):
+    fingerprint = qm9.load(qm9.QM9Config()).fingerprint
+    small_wheel.unlink()
+    monkeypatch.setattr(gdb9, "read_wheel", lambda _: pytest.fail("the wheel was read again"))
+    monkeypatch.setattr(qm9, "_from_figshare", lambda: pytest.fail("figshare was asked"))
+    assert qm9.load(qm9.QM9Config()).fingerprint == fingerprint
+
+
+def test_a_download_from_figshare_that_breaks_off_is_made_up_for_by_the_registry(small_wheel, monkeypatch):
+    def broken():
+        raise DownloadError("the connection broke off")
+
+    monkeypatch.setattr(qm9, "_from_figshare", broken)
+    assert qm9.load(qm9.QM9Config()).label == "QM9"
+    small_wheel.unlink()
+    (cache_folder() / gdb9.WHEEL.name).unlink()
+    with pytest.raises(DownloadError, match="broke off") as raised:  # there is a network: nothing may stand in
+        qm9.load(qm9.QM9Config())
+    assert not isinstance(raised.value, CannotStartError)
 
 
 def test_a_folder_that_was_asked_for_is_never_replaced_by_the_embedded_set(small_mini, monkeypatch, tmp_path):
     monkeypatch.setenv("QM9_DIR", str(tmp_path / "typo"))
-    with pytest.raises(DataError, match="typo does not exist"):
-        qm9.load(qm9.QM9Config())
+    with pytest.raises(DataError, match="typo does not exist") as raised:
+        qm9.load(qm9.QM9Config(offline=qm9.Offline.MINI))
+    assert not isinstance(raised.value, CannotStartError)
 
 
 def test_mini_is_split_as_its_file_says(small_mini):
@@ -246,5 +316,14 @@ def test_real_qm9_is_verified_and_what_it_lacks_is_stated():
         assert len(structures) <= gdb9.SPLIT_FACTS[split][0]
     if present == qm9.N_TOTAL:
         assert data.label == "QM9"
+        assert data.fingerprint == COMPLETE
     else:
         assert str(qm9.N_TOTAL - present) == data.notes[0].split(" of ")[0].replace(" ", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("EQUIBENCH_WHEEL" not in os.environ, reason="EQUIBENCH_WHEEL, qm9pack's wheel, is not set")
+def test_the_published_wheel_is_complete_qm9(tmp_path, no_figshare, monkeypatch):
+    monkeypatch.setenv("PIP_FIND_LINKS", str(Path(os.environ["EQUIBENCH_WHEEL"]).parent))
+    data = qm9.load(qm9.QM9Config())
+    assert (data.label, data.notes, data.fingerprint) == ("QM9", [], COMPLETE)

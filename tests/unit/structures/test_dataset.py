@@ -77,7 +77,7 @@ def test_a_training_subset_leaves_the_other_splits_alone_and_brings_its_own_fact
     few = data.limited(None, 3)
     assert few.valid is data.valid
     assert few.test is data.test
-    assert few.facts.sizes == {n: 1 for n in few.train.n_atoms.tolist()}
+    assert few.facts.sizes == dict.fromkeys(sorted(few.train.n_atoms.tolist()), 1)
     assert few.mean_atoms == few.train.n_atoms.mean() != data.mean_atoms
     assert few.fingerprint != data.limited(None, 4).fingerprint
     assert data.limited(None, 20).fingerprint == data.fingerprint  # all of them: the same data

@@ -2,12 +2,15 @@ import errno
 import hashlib
 import http.server
 import socket
+import sys
+import tarfile
 import threading
+import zipfile
 
 import pytest
 
 from bench.structures import fetch as module
-from bench.structures.fetch import Artefact, CannotStartError, DownloadError, cache_folder, fetch
+from bench.structures.fetch import Artefact, CannotStartError, DownloadError, cache_folder, fetch, fetch_wheel
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -165,3 +168,79 @@ def test_a_full_disk_is_no_missing_network(server, tmp_path, monkeypatch):
         fetch(artefact(server.url()), tmp_path / "cache")
     assert not isinstance(raised.value, CannotStartError)
     assert names(tmp_path / "cache") == []
+
+
+# ---------------------------------------------------------------------- wheels
+
+
+@pytest.fixture
+def registry(tmp_path, monkeypatch):
+    """A folder from which alone pip takes packages."""
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    for name in ("PIP_EXTRA_INDEX_URL", "PIP_INDEX_URL", "PIP_CONSTRAINT"):
+        monkeypatch.delenv(name, raising=False)
+    return folder
+
+
+def wheel_in(folder, content=b"x"):
+    """A wheel `some_data` 1.2 in the registry, and as what it is published."""
+    path = folder / "some_data-1.2-py3-none-any.whl"
+    about = "Metadata-Version: 2.1\nName: some_data\nVersion: 1.2\nRequires-Dist: nowhere_to_be_found\n"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("some_data/data.csv", content)
+        made.writestr("some_data-1.2.dist-info/METADATA", about)
+        made.writestr("some_data-1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        made.writestr("some_data-1.2.dist-info/RECORD", "")
+    return Artefact(path.name, ("https://example.org/some_data",), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_a_wheel_comes_from_the_registry_once_and_without_what_it_depends_on(registry, tmp_path):
+    wheel = wheel_in(registry)
+    path = fetch_wheel(wheel, tmp_path / "cache")
+    assert wheel.is_at(path)
+    assert names(path.parent) == [wheel.name]
+    (registry / wheel.name).unlink()
+    assert fetch_wheel(wheel, path.parent) == path
+    path.write_bytes(b"damaged")  # control: it is asked for again
+    with pytest.raises(CannotStartError):
+        fetch_wheel(wheel, path.parent)
+
+
+def test_another_wheel_of_that_name_is_refused_and_not_kept(registry, tmp_path):
+    wheel = wheel_in(registry)
+    wheel_in(registry, b"y")
+    with pytest.raises(DownloadError, match=r"another some_data-1\.2.*SHA-256.*by hand from https") as raised:
+        fetch_wheel(wheel, tmp_path / "cache")
+    assert not isinstance(raised.value, CannotStartError)
+    assert names(tmp_path / "cache") == []
+
+
+def test_a_source_distribution_is_never_built(registry, tmp_path):
+    """pip would execute its setup.py, here a line that writes a file."""
+    setup = tmp_path / "setup.py"
+    setup.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
+    with tarfile.open(registry / "some_data-1.2.tar.gz", "w:gz") as made:
+        made.add(setup, "some_data-1.2/setup.py")
+    with pytest.raises(CannotStartError, match=r"\(pip: .*some_data==1\.2") as raised:
+        fetch_wheel(Artefact("some_data-1.2-py3-none-any.whl", ("",), "0"), tmp_path / "cache")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_python_without_pip_is_told(registry, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\necho {sys.executable}: No module named pip >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(CannotStartError, match="No module named pip"):
+        fetch_wheel(wheel_in(registry), tmp_path / "cache")
+
+
+def test_a_file_of_the_working_directory_does_not_hide_pip(registry, tmp_path, monkeypatch):
+    (tmp_path / "pip.py").write_text("raise SystemExit('hidden')")
+    monkeypatch.chdir(tmp_path)
+    assert fetch_wheel(wheel_in(registry), tmp_path / "cache").is_file()

@@ -2,6 +2,7 @@ import bz2
 import io
 import os
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +131,65 @@ def test_published_split_follows_from_the_published_list():
         gdb9.official_split(excluded[1:])
     with pytest.raises(DataError):  # control: exclusions read as if they counted from 0
         gdb9.official_split(excluded + 1)
+
+
+# ---------------------------------------------------------------------- the wheel of qm9pack
+
+HEAD = "Index,InChi,Elements,XYZ_Ang\n"
+METHANE_ROW = (
+    """1,"InChI=1S/a,b","['C','H','H','H','H']","[[-0.0126981359,1.0858041578,8.0009958E-3],[2.15E-6,-6.0313176E-3,"""
+    "1.9761204E-3],[1.0117308433,1.4637511618,2.765748E-4],[-0.540815069,1.4475266138,-0.8766437152],"
+    '[-0.5238136345,1.4379326443,0.9063972942]]"\n'
+)
+WATER_ROW = """2,"InChI=1S/c","['O','H','H']","[[0.,0.,0.1],[0.,0.76,-0.47],[0.,-0.76,-0.47]]"\n"""
+
+
+def wheel(path: Path, *parts: str) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, rows in zip(gdb9.WHEEL_PARTS, parts, strict=True):
+            made.writestr(name, HEAD + rows)
+    return path
+
+
+def test_the_wheel_holds_what_the_archive_holds_to_the_last_bit(tmp_path):
+    found = gdb9.read_wheel(wheel(tmp_path / "x.whl", METHANE_ROW, WATER_ROW, ""), n_molecules=2)
+    of_archive = gdb9.read_archive(archive(tmp_path / "x.tar.bz2", {name(2): WATER, name(1): METHANE}), n_molecules=2)
+    for key in ("numbers", "positions", "ptr"):
+        assert getattr(found, key).tobytes() == getattr(of_archive, key).tobytes()
+
+
+def test_molecules_that_the_wheel_leaves_out_have_no_atoms_and_keep_the_places_of_the_others(tmp_path):
+    found = gdb9.read_wheel(wheel(tmp_path / "x.whl", "", WATER_ROW, ""), n_molecules=4)
+    assert found.n_atoms.tolist() == [0, 3, 0, 0]
+    with pytest.raises(DataError, match="fingerprint"):
+        gdb9.official_split(np.flatnonzero(found.n_atoms == 0))
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((WATER_ROW, METHANE_ROW, ""), "molecule 1 is out of order"),
+        ((METHANE_ROW, METHANE_ROW, ""), "molecule 1 is out of order"),
+        ((METHANE_ROW, WATER_ROW.replace("2,", "3,", 1), ""), "molecule 3 is out of order"),
+        ((METHANE_ROW.replace("'C',", ""), "", ""), "incomplete"),
+        ((METHANE_ROW.replace("'C'", "'Si'"), "", ""), "Si"),
+        ((METHANE_ROW.replace("1.0117308433", "x"), "", ""), "could not convert"),
+        (("1,,,\n", "", ""), "could not convert"),
+        (("1\n", "", ""), "expected string"),
+    ],
+)
+def test_a_wheel_of_another_content_is_refused_in_one_line(tmp_path, parts, message):
+    with pytest.raises(DataError, match=message) as raised:
+        gdb9.read_wheel(wheel(tmp_path / "x.whl", *parts), n_molecules=2)
+    assert str(raised.value).startswith(str(tmp_path / "x.whl"))
+    assert "fetch the wheel again" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_damaged_wheel_is_refused(tmp_path):
+    path = wheel(tmp_path / "x.whl", METHANE_ROW, WATER_ROW, "")
+    content = path.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:90] + bytes([content[90] ^ 255]) + content[91:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="fetch the wheel again"):
+            gdb9.read_wheel(path, n_molecules=2)
