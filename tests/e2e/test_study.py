@@ -201,13 +201,13 @@ def test_an_interrupted_run_is_continued_by_the_same_command(straight, tmp_path)
 
 @SLOW
 def test_ctrl_c_on_a_terminal_ends_with_one_line(tmp_path):
-    """SIGINT to the launcher and all that it started in its process group: what is saved, how to go on, no traceback."""
+    """SIGINT to the whole process group: what is saved, how to go on, no traceback."""
     path = write_study(tmp_path, grid=ONE, launch={"cluster": "local", "n_parallel": 1})
     line = [sys.executable, "-m", "bench.cli.main", "run", str(path), "train.n_steps=100000"]
     process = subprocess.Popen(
         line, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list((tmp_path / "runs/tiny").glob("*/state.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)

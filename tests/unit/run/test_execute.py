@@ -229,7 +229,7 @@ def test_other_sampling_is_another_run_on_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize(("first", "second"), [("n_steps=4", "n_steps=2"), ("n_steps=2", "max_seconds=100.0")])
 def test_other_training_never_touches_a_finished_run(first, second, tmp_path):
-    """A shorter one after a longer one, as where an argument is left out. Control: the same settings are the same run."""
+    """Such as a shorter one after a longer one. Control: the same settings are the same run."""
     run, other = (item(tmp_path, overrides=[f"train.{words}"]) for words in (first, second))
     execute(run.cfg, run.folder)
     before = contents(run.folder)
