@@ -24,7 +24,7 @@ from bench.structures.sizes import SizeDistribution
 from bench.structures.structures import Structures
 
 BATCH = 128
-N_STRATA = 20  # intervals of times within which draws are compared
+N_STRATA = 100  # intervals of u within which draws are compared, of 20 draws at least
 GAP = "gap, "  # before the names of its terms
 UNIT = "nats/molecule"
 KINGMA_2021 = Reference(
@@ -113,12 +113,16 @@ def measure(subject: Subject, cfg: LikelihoodConfig) -> list[Value]:
 def per_molecule(terms: Mapping[str, Float[np.ndarray, "P B"]], u: Float[np.ndarray, "P B"]) -> Float[np.ndarray, "B"]:
     """Sum of terms, averaged over passes, less what the draw of a molecule's times adds on average.
 
-    Draws are compared with others at about the same times: the mean of each of N_STRATA intervals of u is replaced by
-    the mean of all. Their mean stays, since stratified draws lie in all intervals alike, and they scatter as
-    stratified draws do; as if times were independent, the standard error would be too large.
+    Draws are compared with others at about the same times: the mean of each interval of u is replaced by the mean of
+    all. The overall mean stays as it is, and what is left scatters as stratified draws do, which always lie in all
+    intervals alike; with the differences between intervals in it, the standard error would be too large.
+
+    Args:
+        terms: by name, of each pass and molecule.
+        u: the numbers behind their times, uniform on [0, 1).
     """
     total = np.sum(list(terms.values()), axis=0)
-    n_strata = max(1, min(N_STRATA, total.size // 10))
+    n_strata = max(1, min(N_STRATA, total.size // 20))
     stratum = (u * n_strata).astype(int)
     counts = np.bincount(stratum.ravel(), minlength=n_strata)
     means = np.bincount(stratum.ravel(), total.ravel(), minlength=n_strata) / np.maximum(counts, 1)

@@ -333,6 +333,7 @@ def test_report_publish_and_sample_from_the_published_run(straight):
     done = command("publish", "tiny", cwd=straight)
     assert done.returncode == 0, done.stderr
     (published,) = (straight / "results/tiny").glob("haar-*")
+    assert {path.name for path in published.glob("*.npz")} == {"test_items.npz", "sample_items.npz"}
     assert (published / "weights.safetensors").stat().st_size < 1_000_000
     for suffix in ("xyz", "sdf", "npz"):
         out = straight / f"drawn.{suffix}"
