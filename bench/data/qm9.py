@@ -36,7 +36,7 @@ N_TOTAL = sum(n for n, _, _ in gdb9.SPLIT_FACTS.values())
 class QM9Config:
     """Options: folder with the data; keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules."""
 
-    dir: str | None = None
+    dir: str | None = None  # folder with QM9; null: `QM9_DIR`, a download, or offline the set 'mini'
     max_atoms: int | None = None
     n_train: int | None = None
 
