@@ -33,7 +33,8 @@ class OrbitAverageConfig:
     The default costs as much as the mean over the eight PCA frames of O(3).
     """
 
-    n_draws: int = 8
+    n_draws: int = 8  # Haar draws of each prediction
+    # the method whose trained denoiser is averaged: a name, or a mapping with its name and options
     weights_of: dict[str, Any] = field(default_factory=lambda: {"name": OrbitAverage.weights_of})
 
     def __post_init__(self) -> None:

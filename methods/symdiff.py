@@ -34,15 +34,15 @@ class SymDiffConfig:
     """Options of the rotation kernel; the defaults are the published QM9 ones. A named size sets the first, second,
     third and fifth."""
 
-    kernel_width: int = 128
-    kernel_depth: int = 8
-    kernel_heads: int = 4
-    kernel_mlp_ratio: int = 4
-    decoder_width: int = 64
+    kernel_width: int = 128  # channels of the kernel's transformer
+    kernel_depth: int = 8  # its blocks
+    kernel_heads: int = 4  # its attention heads
+    kernel_mlp_ratio: int = 4  # hidden width of its blocks over kernel_width
+    decoder_width: int = 64  # hidden width of the layers that make the rotation
     noise_dims: int = 3  # channels of eta per atom; with 0 the rotation is a function of R0 and z_t, still in law
     atom_types: bool = False  # f also sees the noised features h, which are invariant; the published f does not
     pair_gaussians: int = 64  # of the kernel's own pair embedding, where the backbone has none to share
-    pair_width: int = 64
+    pair_width: int = 64  # channels of that embedding
 
 
 class RotationKernel(nn.Module):

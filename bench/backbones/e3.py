@@ -52,9 +52,9 @@ class E3Config:
 
     width: int = 64  # channels of each degree
     depth: int = 5
-    lmax: int = 2
+    lmax: int = 2  # highest degree of the features
     n_groups: int = 16  # of channels with radial weights of their own; `width` of them is NequIP's choice
-    n_basis: int = 24
+    n_basis: int = 24  # radial basis functions
     n_partners: float = 17.0  # of a QM9 atom: sums over partners are divided by its root
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ N_HARMONICS = 2  # of periodic coordinates
 class MLPConfig:
     """Options: points per state, and width and depth, which a named size sets."""
 
-    n_points: int = 1
+    n_points: int = 1  # points of a state
     width: int = 128
     depth: int = 3
     n_times: int = 4  # cosines of t, besides t itself

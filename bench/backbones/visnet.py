@@ -53,7 +53,7 @@ class ViSNetConfig:
     depth: int = 6
     n_heads: int = 8
     lmax: int = 1  # degree of harmonics, 1 or 2
-    n_basis: int = 64
+    n_basis: int = 64  # radial basis functions
     cutoff: float = 30.0  # in scaled units
     given_elements: bool = False  # embed the nuclear charges `z` of the state's context
 

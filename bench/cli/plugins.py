@@ -1,4 +1,4 @@
-"""Verbs on plug-ins: list, check."""
+"""Verbs on plug-ins and their options: list, settings, check."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def add_verbs(add: AddVerb) -> None:
     command.add_argument("--matrix", action="store_true", help="which method runs on which backbone, and why not")
     add_plugin(command)
 
+    add_plugin(add("settings", settings, "every setting with type, default, unit and meaning, as docs/settings.md"))
+
     command = add("check", check, "test the methods and backbones of a file against the contract")
     command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="Python file that registers them")
     add_plugin(command)
@@ -35,6 +37,15 @@ def add_verbs(add: AddVerb) -> None:
 def list_all(args: argparse.Namespace) -> int:
     """`equibench list`."""
     print(printable(matrix() if args.matrix else listing(), keep="\n"))  # noqa: T201
+    return 0
+
+
+def settings(args: argparse.Namespace) -> int:
+    """`equibench settings`."""
+    from bench.config.settings import page
+
+    del args  # its plug-ins are loaded
+    print(page(), end="")  # noqa: T201
     return 0
 
 

@@ -89,23 +89,23 @@ class Kernels(enum.StrEnum):
 class TrainConfig:
     """Optimisation; defaults are those of the published SymDiff QM9 runs unless a comment says otherwise."""
 
-    n_steps: int = 100_000
-    batch_size: int = 256
-    lr: float = 2e-4
+    n_steps: int = 100_000  # optimiser steps
+    batch_size: int = 256  # molecules of a step, over all micro-batches and ranks
+    lr: float = 2e-4  # learning rate
     warmup_steps: int = 0  # linear warm-up from zero
     cooldown_fraction: float = 0.0  # fraction of the run, at its end, over which the rate falls linearly to zero
     # the learning rate is multiplied by `lr_decay` every `lr_decay_every` steps
     lr_decay: float = 1.0
-    lr_decay_every: int = 1000
+    lr_decay_every: int = 1000  # optimiser steps between two of these falls
     # stop after this many seconds of training steps (equal time instead of equal steps); n_steps still applies
     max_seconds: float | None = None
     optimiser: OptimiserName = OptimiserName.ADAMW
-    adam_beta2: float = 0.999
+    adam_beta2: float = 0.999  # decay of AdamW's second moments
     amsgrad: bool = True  # keeps the large second moments of the first steps: much smaller steps in short runs
-    weight_decay: float = 1e-12
-    ema_decay: float = 0.9999
+    weight_decay: float = 1e-12  # decoupled from the gradient, as in AdamW
+    ema_decay: float = 0.9999  # per step, of the moving average of the weights that is sampled and measured
     clip: Clip = Clip.NORM
-    clip_norm: float = 2.0
+    clip_norm: float = 2.0  # largest gradient norm with `clip: norm`
     log_every: int = 100  # validation and checkpoints happen only at these steps, and at the last one
     valid_every: int = 1000  # steps between validations; in effect, common multiples with log_every
     n_valid: int = 512  # molecules of the validation split in the validation loss
@@ -114,9 +114,10 @@ class TrainConfig:
     # autocast of training steps; weights, optimiser, sampling and evaluation stay in float32
     bf16: bool = False
     compile: bool = False  # torch.compile of the networks; falls back to eager with one line
-    n_threads: int = 1
-    device: str = "cpu"
-    kernels: Kernels = Kernels.AUTO  # changes results by rounding alone
+    n_threads: int = 1  # CPU threads of a run (of each rank)
+    device: str = "cpu"  # cpu, cuda or cuda:N
+    # C kernels on a CPU with a compiler, where they exist (auto), or plain torch; changes results by rounding alone
+    kernels: Kernels = Kernels.AUTO
     accumulate: int = 1  # gradient accumulation: micro-batches per batch
     n_processes: int = 1  # ranks that share each batch, on one machine; for torchrun see `bench.run.spawn`
 
@@ -161,12 +162,12 @@ class TrainConfig:
 class SampleConfig:
     """Sampling for the evaluation."""
 
-    n_molecules: int = 10_000
-    n_steps: int = 1000
+    n_molecules: int = 10_000  # samples to draw and evaluate
+    n_steps: int = 1000  # sampling steps, at most `diffusion.n_levels`
     sampler: Sampler = Sampler.ANCESTRAL
     weights: Weights = Weights.LAST  # `best` needs train.keep_best
-    batch_size: int = 250
-    seed: int = 0
+    batch_size: int = 250  # molecules drawn together
+    seed: int = 0  # of the sampler's random numbers
 
     def __post_init__(self) -> None:
         require(
@@ -182,11 +183,10 @@ class LaunchConfig:
     cluster: str = "local"  # local, debug (in this interpreter) or slurm
     n_parallel: int = 2  # runs at a time on a local machine
     timeout_min: int = 1440  # of a job; a run that reaches it is requeued and resumes from its checkpoint
-    # minima; a run with several threads, ranks or a GPU requests as many as it uses (`bench.launch.submit.needs`)
-    cpus_per_task: int = 1
-    gpus_per_node: int = 0
+    cpus_per_task: int = 1  # at least; a run requests a core for each of its threads and ranks
+    gpus_per_node: int = 0  # at least, for a run with `train.device: cuda`, which requests one for each rank
     mem_gb: float | None = None  # per run; default: the cluster's
-    slurm_partition: str | None = None
+    slurm_partition: str | None = None  # default: the cluster's
     slurm_array_parallelism: int = 16  # runs of the study in Slurm at a time, pending or running
     slurm_signal_delay_s: int = 90  # seconds before the time limit at which a job is signalled to requeue itself
     # further options of sbatch, {account: chemistry, exclusive: true}: true is an option without a value, and false or
@@ -273,13 +273,13 @@ def resolve(registry: Registry, given: Any, where: str) -> PlugIn:
 class RunConfig:
     """One run. `build` makes it from plain data; a plug-in there is a name, or a mapping with its name and options."""
 
-    study: str
-    method: PlugIn
-    backbone: PlugIn
-    data: PlugIn
+    study: str  # name of the study, and of its folder
+    method: PlugIn  # the equivariance strategy
+    backbone: PlugIn  # the network
+    data: PlugIn  # the data set
     plugins: list[PluginFile] = field(default_factory=list)  # files whose plug-ins it may use besides those installed
-    seed: int = 0
-    task: PlugIn = field(default_factory=lambda: resolve(tasks, "denovo", "task"))
+    seed: int = 0  # of the initial weights and of all draws of training
+    task: PlugIn = field(default_factory=lambda: resolve(tasks, "denovo", "task"))  # the problem to solve
     group: str | None = None  # the symmetry group of the data; by default the first of the task's
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

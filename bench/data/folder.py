@@ -29,10 +29,10 @@ MAX_NAMED = 3  # omitted molecules that a note names individually
 class FolderConfig:
     """Options: the folder; seed and fractions of a split that file names do not define; limits as in all data sets."""
 
-    dir: str
-    seed: int = 0
-    valid_fraction: float = 0.1
-    test_fraction: float = 0.1
+    dir: str  # the folder
+    seed: int = 0  # of the random split
+    valid_fraction: float = 0.1  # of all molecules, where file names define no split
+    test_fraction: float = 0.1  # the same for the test split
     max_atoms: int | None = None
     n_train: int | None = None
 

@@ -46,7 +46,7 @@ class QM9Config:
     """Options: folder with the data; keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules;
     what a study does where QM9 is out of reach (`bench.run.batches.load_or_stand_in`)."""
 
-    dir: str | None = None
+    dir: str | None = None  # folder with QM9; null: `QM9_DIR`, a download, or offline the set 'mini'
     max_atoms: int | None = None
     n_train: int | None = None
     offline: Offline = Offline.ERROR

@@ -37,7 +37,7 @@ class ToysConfig:
     """Options: the toy, and how many copies of each of its shapes a split has; limits as in all data sets."""
 
     toy: Toy
-    n_copies: int = 200
+    n_copies: int = 200  # copies of each shape in a split
     max_atoms: int | None = None
     n_train: int | None = None
 

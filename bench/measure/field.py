@@ -28,8 +28,8 @@ FIELDS = {"field": "Learned field", "field_exact": "Exact field"}
 class FieldConfig:
     """Options: noise levels, evenly spaced between the ends of the path, and grid points along each axis."""
 
-    n_levels: int = 1
-    n_grid: int = 9
+    n_levels: int = 1  # noise levels, evenly spaced between the ends of the path
+    n_grid: int = 9  # grid points along each axis
 
     def __post_init__(self) -> None:
         for key, least in {"n_levels": 1, "n_grid": 2}.items():

@@ -49,8 +49,8 @@ class LikelihoodConfig:
     """Options of the bound."""
 
     n_molecules: int | None = None  # None: all of the test split
-    n_passes: int = 5
-    times: Times = Times.IMPORTANCE
+    n_passes: int = 5  # times drawn for each molecule
+    times: Times = Times.IMPORTANCE  # how they are drawn
     # M draws of a stochastic prediction per step, for the mixture bound (`bench.diffusion.likelihood.jensen_gap`), at
     # 2 M extra network calls; 1: the single-draw bound alone
     n_mixture_draws: int = 1

@@ -51,9 +51,9 @@ class OptimumConfig:
     noise does not exist is left out), noised states at each level, batches of gradients at each (0: no gradient
     variance) and their size."""
 
-    n_levels: int = 10
-    n_states: int = 1024
-    n_gradients: int = 64
+    n_levels: int = 10  # steps between noise levels from one end of the path to the other
+    n_states: int = 1024  # noised states at each level
+    n_gradients: int = 64  # batches of gradients at each level; 0: no gradient variance
     batch_size: int = 64  # of a gradient
 
     def __post_init__(self) -> None:

@@ -24,8 +24,8 @@ from bench.streams import Streams
 class PushforwardConfig:
     """Options: nodes of the quadrature, and steps of the deterministic sampler."""
 
-    n_nodes: int = 20_000
-    n_steps: int = 99
+    n_nodes: int = 20_000  # nodes of the quadrature
+    n_steps: int = 99  # steps of the deterministic sampler
 
     def __post_init__(self) -> None:
         for key in ("n_nodes", "n_steps"):

@@ -41,10 +41,10 @@ log = logging.getLogger("equibench")
 class DenovoConfig:
     """Options; the defaults are those of all published QM9 runs."""
 
-    include_charges: bool = True
-    scale_position: float = 1.0
-    scale_onehot: float = 4.0
-    scale_charge: float = 10.0
+    include_charges: bool = True  # nuclear charges as a channel beside the one-hot elements
+    scale_position: float = 1.0  # angstrom per unit of the scaled positions
+    scale_onehot: float = 4.0  # one-hot elements are divided by it
+    scale_charge: float = 10.0  # nuclear charges are divided by it
 
 
 @tasks.register("denovo", DenovoConfig)

@@ -13,14 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "tests.md"
-REQUIRED = [*range(1, 31), 32, *range(34, 41)]  # of the specification's property tests T1-T40
+REQUIRED = [*range(1, 31), 32, *range(34, 41)]  # of the properties T1-T40
 INTRODUCTION = """# Which test shows which property
 
-The properties are those of the specification (methods, section 7). Each has at least one test with a negative control:
-a deliberately wrong variant that the same comparison must refuse. `make test` runs the fast tier, `make test-all` both;
-of a test in both, `make test` runs some cases.
-T31 (crystals) and T33 (flow matching) concern settings that are not part of this suite. The guarantees of all
-registered methods are in `tests/contract/test_guarantees.py`, exact resuming in `tests/unit/run/test_resume.py`,
+T1 to T40 number the properties that this suite must have; what each of them says stands in the last column. Each has at
+least one test with a negative control: a deliberately wrong variant that the same comparison must refuse. `make test`
+runs the fast tier, `make test-all` both; of a test in both, `make test` runs some cases.
+T31 and T33 are of problems that are not part of this suite and have no test here. The guarantees of all registered
+methods are in `tests/contract/test_guarantees.py`, exact resuming in `tests/unit/run/test_resume.py`,
 published numbers in `tests/parity/test_published.py`.
 
 This table is made from the tests' docstrings by `python tests/pages/test_tests_table.py`.
@@ -82,7 +82,7 @@ def missing(rows: list[Row]) -> set[int]:
 def test_table_of_properties_is_up_to_date():
     page = INTRODUCTION + "".join(row.markdown() for row in all_rows())
     assert PAGE.read_text() == page, (
-        f"{PAGE.name} is not what the tests say; run python tests/unit/{Path(__file__).name}"
+        f"{PAGE.name} is not what the tests say; run python tests/pages/{Path(__file__).name}"
     )
 
 

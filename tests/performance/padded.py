@@ -35,7 +35,7 @@ def padded(values: Tensor, mask: Tensor) -> Tensor:
     return out
 
 
-# ---------------------------------------------------------------------- EGNN (spec section 2)
+# ---------------------------------------------------------------------- EGNN (arXiv:2203.17003)
 
 
 def unsorted_segment_sum(values: Tensor, index: Tensor, n_segments: int) -> Tensor:
@@ -114,7 +114,7 @@ class PaddedEGNN(nn.Module):
         return z.replace(x=(x - x_in)[real], h=features[real])
 
 
-# ---------------------------------------------------------------------- DiT (spec section 3.1)
+# ---------------------------------------------------------------------- DiT
 
 
 class PaddedPairEmbedding(nn.Module):
@@ -240,7 +240,7 @@ class PaddedDiT(nn.Module):
         return z.replace(x=out[:, :3], h=out[:, 3:])
 
 
-# ---------------------------------------------------------------------- SymDiff (spec sections 3.2 and 3.3)
+# ---------------------------------------------------------------------- SymDiff (arXiv:2410.06262)
 
 
 class PaddedRotationKernel(nn.Module):

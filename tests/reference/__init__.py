@@ -1,1 +1,1 @@
-"""Padded networks written plainly from the specification: oracles of values, and what speed is held against."""
+"""Padded networks written plainly from the papers: oracles of values, and what speed is held against."""

@@ -1,4 +1,4 @@
-"""Orbit-averaged targets: limits, symmetry, unbiasedness and the variance that they remove (spec section 4)."""
+"""Orbit-averaged targets: limits, symmetry, unbiasedness and the variance that they remove."""
 
 from __future__ import annotations
 

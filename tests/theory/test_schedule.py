@@ -1,4 +1,4 @@
-"""The noise schedule against the values of the specification, and its own consistency (spec 1.2)."""
+"""The noise schedule against values computed apart from this code, and its own consistency."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from support import core
 
 from bench.diffusion.paths import VariancePreserving, polynomial_2
 
-# i: alpha^2, gamma, as computed when the specification was written
+# i: alpha^2, gamma, computed apart from this code
 REFERENCE = {
     0: (0.99999, -11.512915),
     1: (0.999988, -11.330595),
@@ -29,7 +29,7 @@ def path_of(n_levels: int = 1000) -> VariancePreserving:
 
 
 def agrees_with_reference(gamma: np.ndarray) -> bool:
-    """To the digits that the specification prints: 1e-6 in gamma, 1e-6 relative in alpha^2."""
+    """To the digits of the table above: 1e-6 in gamma, 1e-6 relative in alpha^2."""
     alpha2 = 1 / (1 + np.exp(gamma))
     return all(abs(gamma[i] - g) < 1e-6 and abs(alpha2[i] / a2 - 1) < 1e-6 for i, (a2, g) in REFERENCE.items())
 
@@ -40,8 +40,8 @@ def unclipped(n_levels: int, precision: float = 1e-5) -> np.ndarray:
     return np.log1p(-alpha2) - np.log(alpha2)
 
 
-def test_schedule_has_the_values_of_the_specification():
-    """T1: table of section 1.2; sigma_0 = 0.0031623."""
+def test_schedule_has_the_published_values():
+    """T1: gamma and alpha^2 at twelve levels; sigma_0 = 0.0031623."""
     gamma = polynomial_2(1000)
     assert agrees_with_reference(gamma)
     assert (1 / (1 + np.exp(-gamma[0]))) ** 0.5 == pytest.approx(0.0031623, abs=5e-8)
@@ -54,7 +54,7 @@ def test_other_schedules_are_told_apart():
 
 
 def test_gamma_increases_and_only_the_last_step_is_clipped():
-    """T1: gamma strictly increasing; largest and smallest steps where the specification says."""
+    """T1: gamma strictly increasing; largest and smallest steps at the levels stated."""
     gamma = polynomial_2(1000)
     assert (np.diff(gamma) > 0).all()
     assert np.flatnonzero(np.abs(gamma - unclipped(1000)) > 1e-9).tolist() == [1000]

@@ -57,7 +57,7 @@ def symdiff(size: str) -> tuple[int, int]:
     ],
 )
 def test_egnn_has_the_published_count(n_features, width, depth, expected):
-    """T36: EDM networks of spec section 2; one more channel or feature gives another count."""
+    """T36: EDM networks of several sizes; one more channel or feature gives another count."""
     assert egnn(n_features, width=width, depth=depth) == expected
     assert egnn(n_features, width=width + 1, depth=depth) != expected
     assert egnn(n_features + 1, width=width, depth=depth) != expected

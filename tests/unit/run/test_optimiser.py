@@ -68,7 +68,7 @@ def test_swapping_twice_changes_nothing():
 
 
 class ListQueue:
-    """EDM's clip as section 1.7 states it, on a plain list."""
+    """EDM's clip on a plain list, from its definition."""
 
     def __init__(self, length: int = 50, spread: float = 2.0) -> None:
         self.norms, self.length, self.spread = [3000.0], length, spread

@@ -191,7 +191,7 @@ def test_timing_and_sampling_run_where_only_the_networks_packages_are():
 
 
 def analytic_products(backbone: str, x0: State, width: int, depth: int) -> float:
-    """Multiplications and additions of the large layers of one forward pass, by the specification."""
+    """Multiplications and additions of the large layers of one forward pass, counted by hand."""
     A, P, H = len(x0.x), x0.layout.n_pairs, width
     edges = P - A  # without i = j
     if backbone == "egnn":  # two layers of H x H on pairs; on atoms two first layers split in two, and the node's two
@@ -201,7 +201,7 @@ def analytic_products(backbone: str, x0: State, width: int, depth: int) -> float
 
 
 @pytest.mark.parametrize(("method", "backbone"), [("edm", "egnn"), ("plain", "dit")])
-def test_counted_operations_are_those_of_the_specification(method, backbone):
+def test_counted_operations_are_those_of_a_count_by_hand(method, backbone):
     """What is left out of the formula, embeddings and distances, is a few per cent; a missing layer would be 12 %."""
     cfg = timing.run_config(method, backbone, "small", None, ["backbone.width=192", "backbone.depth=3"])
     data = mini.load(mini.MiniConfig())
