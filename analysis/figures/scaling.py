@@ -74,6 +74,7 @@ def sweeps(study: Study) -> list[Sweep]:
     runs = study.counted.dropna(subset=["strategy", "backbone"])
     runs = runs.drop(columns=[CONFIG + N_TRAIN], errors="ignore")
     settings = [N_TRAIN, *(c for c in runs if str(c).startswith(CONFIG))]
+    settings = sorted(settings, key=lambda column: _key(column) not in NAMES)  # of settings that change together, these
     words = runs[[*settings, FINGERPRINT, *DATA_SET]].map(repr)  # comparable, lists and missing ones too
     cells = [runs["strategy"], runs["backbone"]]
     varying = [c for c in settings if (words.groupby(cells)[c].nunique() > 1).any()]

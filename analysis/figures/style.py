@@ -90,12 +90,12 @@ def colours(study: Study) -> dict[str, str]:
 
 def palette(study: Study) -> dict[str, str]:
     """Registered name of each of the study's methods -> colour."""
-    known = {name: colour_of(name) for name in study.runs["method.name"].dropna()}
-    for name in sorted(known.keys() - COLOURS.keys()):  # two plug-ins of one colour: the later name gets a free one
-        free = [colour for colour in OTHERS if colour not in [known[other] for other in known if other != name]]
-        if known[name] not in free and free:
-            known[name] = free[0]
-    return known
+    names = set(study.runs["method.name"].dropna())
+    found = {name: COLOURS[name] for name in names & COLOURS.keys()}
+    for name in sorted(names - COLOURS.keys()):
+        wanted, free = colour_of(name), [colour for colour in OTHERS if colour not in found.values()]
+        found[name] = wanted if wanted in free or not free else free[0]  # two plug-ins of one colour
+    return found
 
 
 def colour_of(name: str) -> str:
