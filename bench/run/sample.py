@@ -101,8 +101,8 @@ class Run:
     def sample(
         self, n: int, n_steps: int | None = None, seed: int = 0, on_step: Callable[[], None] = lambda: None
     ) -> Structures:
-        """n molecules; `n_steps` defaults to the run's own sampling setting."""
-        settings = replace(self.cfg.sample, n_steps=n_steps or self.cfg.sample.n_steps, seed=seed)
+        """n molecules, the first ones the same for every n; `n_steps` defaults to the run's own sampling setting."""
+        settings = replace(self.cfg.sample, n_steps=self.cfg.sample.n_steps if n_steps is None else n_steps, seed=seed)
         prompts, device = self.model.task.prompts(n, settings.batch_size, seed), self.cfg.train.device
         return in_order(prompts, [sample_prompt(self.model, p, settings, device, on_step) for p in prompts])
 
