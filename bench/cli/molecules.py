@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.cli import score
 from bench.cli.verbs import AddVerb, add_plugin
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from bench.structures.structures import Structures
+
+log = logging.getLogger(__name__)
 
 
 def add_verbs(add: AddVerb) -> None:
@@ -23,19 +33,20 @@ def add_verbs(add: AddVerb) -> None:
 
 
 def sample(args: argparse.Namespace) -> int:
-    """`equibench sample`."""
+    """`equibench sample`; 1 where some molecules are not finite and so not written."""
+    import numpy as np
     from tqdm import tqdm
 
-    from bench.diffusion.sampler import n_calls
+    from bench.diffusion.sampler import n_calls, require_sampler
     from bench.run.sample import load_run
     from bench.structures import files
 
-    if args.n < 1 or args.out.suffix not in (".xyz", ".extxyz", ".sdf", ".npz"):
-        raise ValueError(
-            f"-n {args.n} -o {args.out}: expected at least one molecule and a file .xyz, .extxyz, .sdf or .npz"
-        )
+    if args.n < 1 or (args.steps is not None and args.steps < 1):
+        raise ValueError(f"-n {args.n} --steps {args.steps}: expected at least one molecule and one step")
+    _check_output(args.out)  # now: sampling takes long
     run = load_run(args.run_folder)
-    steps = args.steps or run.cfg.sample.n_steps
+    steps = run.cfg.sample.n_steps if args.steps is None else args.steps
+    require_sampler(run.process, run.cfg.sample.sampler, steps)
     n_prompts = len(run.model.task.prompts(args.n, run.cfg.sample.batch_size, args.seed))
     total = n_prompts * n_calls(run.process.path, run.cfg.sample.sampler, steps)
     with tqdm(total=total, unit="call", disable=not sys.stderr.isatty()) as bar:
@@ -44,12 +55,41 @@ def sample(args: argparse.Namespace) -> int:
             bar.update()
 
         molecules = run.sample(args.n, steps, args.seed, on_step=count)
-    bonds = None
-    if args.out.suffix == ".sdf":
-        from bench.metrics.stability import infer_bonds
+    finite = np.array([np.isfinite(positions).all() for _, positions in molecules], dtype=bool)
+    n_broken = int((~finite).sum())
+    if n_broken == len(molecules):
+        raise ValueError(f"none of {args.n} molecules has finite positions; nothing is written: the run has diverged")
+    molecules = molecules.select(finite)
+    files.write(args.out, molecules, bonds=_bonds(molecules) if args.out.suffix.lower() == ".sdf" else None)
+    lost = f", {n_broken} more left out: their positions are not finite" if n_broken else ""
+    print(f"{len(molecules)} molecules, {steps} sampling steps, seed {args.seed}: {args.out}{lost}")  # noqa: T201
+    return 1 if n_broken else 0
 
-        inferred = infer_bonds(molecules)
-        bonds = [inferred[i] for i in range(len(molecules))]
-    files.write(args.out, molecules, bonds=bonds)
-    print(f"{args.n} molecules, {steps} sampling steps, seed {args.seed}: {args.out}")  # noqa: T201
-    return 0
+
+def _check_output(path: Path) -> None:
+    """Raise ValueError or OSError for a path that cannot be written."""
+    from bench.structures import files
+
+    if files.kind(path) not in files.WRITTEN:
+        raise ValueError(f"-o {path}: unknown kind of file {files.kind(path)!r}, expected {', '.join(files.WRITTEN)}")
+    if path.is_dir():
+        raise ValueError(f"-o {path}: is a folder, expected a file to write")
+    if not path.parent.is_dir():
+        raise ValueError(f"-o {path}: folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"-o {path}: no permission to write in folder {path.parent}")
+
+
+def _bonds(molecules: Structures) -> list[np.ndarray] | None:
+    """Bonds by the rule that knows the elements, none for molecules where it finds none; None where no rule does."""
+    from bench.metrics.stability import UnknownElementError, natural_rule, perceived
+
+    try:
+        rule = natural_rule(molecules)
+    except UnknownElementError as error:
+        log.warning("written without bonds: %s", error)
+        return None
+    bonds = perceived(molecules, rule)
+    if bonds.found is not None and not bonds.found.all():
+        log.warning("%d of %d molecules have no bonds by %s", (~bonds.found).sum(), len(bonds), rule.description)
+    return list(bonds)

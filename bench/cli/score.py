@@ -139,8 +139,8 @@ def _notes(given: Contents, bonds: Bonds, told: bool) -> list[str]:
                 for rows, found in zip(given.bonds, bonds, strict=True)
             )
             notes.append(
-                f"the file's own bonds are not used, and {differ} of {len(own)} molecules have others by this rule; "
-                "--bonds file uses them"
+                f"the file's own bonds and charges are not used (--bonds file uses them); {differ} of {len(own)} "
+                "molecules have other bonds by this rule"
             )
     return notes
 

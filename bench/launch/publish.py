@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.records import schema
 from bench.records.schema import EVALUATION, MANIFEST, STEP
 from bench.records.store import RunFolder, StudyFolder, flatten, read_json, read_steps, write_atomically
 from bench.records.values import Kind
-from bench.run.checkpoint import save_average
+from bench.run.checkpoint import about_of, save_average
 from bench.run.sample import weights_file
 
 log = logging.getLogger("equibench")
 
 N_CURVE_POINTS = 200
-MAX_WEIGHTS_BYTES = 1_000_000
+MAX_WEIGHTS_BYTES = 2_000_000  # of the weights in half precision
 
 
 def publish(study: str, runs_root: Path, results_root: Path) -> Path:
-    """Copy records, thinned curves, drawn samples and small averaged weights of every run, and write runs.csv.
+    """Copy records, thinned curves, drawn samples and small averaged weights, and write runs.csv.
+
+    Weights are those of one run per method and backbone, in half precision (`save_average`); the others' are removed.
 
     Runs published earlier, perhaps from another machine, stay if the study's plan still lists them.
 
@@ -41,7 +45,6 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
             shutil.rmtree(folder)
     write_atomically(StudyFolder(target).study, StudyFolder(source).study.read_bytes())
     for folder in folders:
-        manifest = read_json(RunFolder(folder).manifest, MANIFEST)
         for file in RunFolder(folder).published():
             copy = target / folder.name / file.name
             if file.exists():
@@ -50,22 +53,41 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
                 copy.unlink(missing_ok=True)
         if steps := read_steps(RunFolder(folder).steps):
             write_atomically(RunFolder(target / folder.name).curves, curves(steps).encode())
-        if manifest["status"] == "done":
-            publish_weights(folder, target / folder.name, manifest["parameters"]["total"])
+    publish_weights(folders, target)
     write_atomically(
         StudyFolder(target).table, table([published_row(folder) for folder in StudyFolder(target).runs()]).encode()
     )
     return target
 
 
-def publish_weights(folder: Path, target: Path, n_parameters: int) -> None:
-    """Copy the averaged weights, last and best, if they are small enough for a repository."""
-    weights = weights_file(folder, None)
-    if weights.exists() and 4 * n_parameters < MAX_WEIGHTS_BYTES:
-        target.mkdir(parents=True, exist_ok=True)
-        save_average(RunFolder(target).weights, weights)
-        if RunFolder(folder).best.exists():
-            write_atomically(RunFolder(target).best, RunFolder(folder).best.read_bytes())
+def publish_weights(folders: Sequence[Path], target: Path) -> None:
+    """Publish averaged weights, last and best, of the lowest seed of each method and backbone, if they are small.
+
+    Where several runs have that seed, those of the most training molecules, then steps, are chosen.
+    """
+    chosen: dict[str, tuple[tuple[int, int, int], Path]] = {}
+    for folder in folders:
+        manifest = read_json(RunFolder(folder).manifest, MANIFEST)
+        own = weights_file(folder, None)
+        if manifest["status"] != "done" or not own.exists():
+            continue
+        if 2 * manifest["parameters"]["total"] > MAX_WEIGHTS_BYTES:
+            continue
+        key = json.dumps([manifest["method"], manifest["backbone"]], sort_keys=True)
+        rank = (manifest["seed"], -manifest["data"]["n_train"], -manifest["n_steps"])
+        chosen[key] = min(chosen.get(key, (rank, folder)), (rank, folder))
+    wanted = {folder.name for _, folder in chosen.values()}
+    for folder in folders:
+        published = RunFolder(target / folder.name)
+        for copy, original in (
+            (published.weights, weights_file(folder, None)),
+            (published.best, RunFolder(folder).best),
+        ):
+            if folder.name in wanted and original.exists():
+                stored = save_average(copy, original)
+                log.info("%s: weights in %s, for `equibench sample %s`", folder.name, stored, target / folder.name)
+            else:
+                copy.unlink(missing_ok=True)
 
 
 def curves(steps: list[dict]) -> str:
@@ -82,7 +104,9 @@ def published_row(folder: Path) -> dict:
     """Line of runs.csv for a folder in results/."""
     has_result = RunFolder(folder).eval.exists()
     evaluation = read_json(RunFolder(folder).eval, EVALUATION) if has_result else None
-    return row(read_json(RunFolder(folder).manifest, MANIFEST), evaluation)
+    weights = RunFolder(folder).weights
+    stored = about_of(weights).get("stored", "float32") if weights.exists() else ""
+    return row(read_json(RunFolder(folder).manifest, MANIFEST), evaluation) | {"weights": stored}
 
 
 def row(manifest: dict, evaluation: dict | None) -> dict:

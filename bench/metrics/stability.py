@@ -95,8 +95,8 @@ class BondTable:
             symbol = Chem.GetPeriodicTable().GetElementSymbol
             known = ", ".join(symbol(int(number)) for number in np.flatnonzero(self.valence >= 0))
             raise UnknownElementError(
-                f"molecule {structures.of_atom(atom)} (counted from 0) has element {symbol(int(numbers[atom]))}, but bond table "
-                f"{self.name!r} covers {known}; evaluate molecules of these elements alone"
+                f"molecule {structures.of_atom(atom)} (counted from 0) has element {symbol(int(numbers[atom]))}, but "
+                f"bond table {self.name!r} covers {known}; evaluate molecules of these elements alone"
             )
 
 
@@ -283,9 +283,9 @@ def infer_bonds(structures: Structures, table: BondTable | None = None) -> Bonds
 def _check_finite(structures: Structures) -> None:
     finite = np.isfinite(structures.positions).all(axis=1)
     if not finite.all():
+        molecule = structures.of_atom(int(np.argmin(finite)))
         raise ValueError(
-            f"molecule {structures.of_atom(int(np.argmin(finite)))} (counted from 0) has a position that is not finite; it "
-            "cannot be evaluated"
+            f"molecule {molecule} (counted from 0) has a position that is not finite; it cannot be evaluated"
         )
 
 

@@ -31,7 +31,7 @@ from bench.run.optimiser import TrainingState
 log = logging.getLogger("equibench.train")
 
 # metadata of a state or of averaged weights; early files have no checksum, and say no code that trained them
-ABOUT = {"step": int, "seconds": Number, "code?": [TRAINED], "sha256?": str}
+ABOUT = {"step": int, "seconds": Number, "code?": [TRAINED], "sha256?": str, "stored?": str}
 STATE, PREVIOUS = RunFolder(Path()).state.name, RunFolder(Path()).previous.name  # the newest, and the one before
 
 
@@ -89,10 +89,14 @@ def load_state(path: Path, state: TrainingState) -> None:
 def load_average(path: Path, weights: dict[str, nn.Parameter]) -> int:
     """Copy the averaged weights of a state, or of a published weights file, into a model; returns their step.
 
+    Published weights may be in half precision (`save_average`): they are computed with in float32 all the same.
+
     Raises:
         CheckpointError: unreadable, or from another model.
     """
     tensors, about = read_tensors(path)
+    if about.get("stored") in HALVES:
+        tensors = {name: value.float() if value.dtype in HALVES.values() else value for name, value in tensors.items()}
     _copy(path, tensors, {f"average/{name}": p for name, p in weights.items()})
     return about["step"]
 
@@ -117,10 +121,22 @@ def _unfit(path: Path, why: str) -> CheckpointError:
     return CheckpointError(f"{path}: does not fit this run's model ({why}); move it away to start again")
 
 
-def save_average(path: Path, state: Path) -> None:
-    """Write the averaged weights of a state alone, for publication."""
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def save_average(path: Path, state: Path) -> str:
+    """Write the averaged weights of a state alone, in half precision, for publication.
+
+    Returns:
+        how the numbers are stored, as the file says too: 'float16', or 'bfloat16' where one is beyond float16.
+    """
     tensors, about = read_tensors(state)
-    write_average(path, {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}, about)
+    average = {k.removeprefix("average/"): v for k, v in tensors.items() if k.startswith("average/")}
+    largest = max((float(v.abs().max()) for v in average.values() if v.is_floating_point() and v.numel()), default=0.0)
+    stored = "float16" if largest <= torch.finfo(torch.float16).max else "bfloat16"
+    halved = {name: v.to(HALVES[stored]) if v.is_floating_point() else v for name, v in average.items()}
+    write_average(path, halved, {**about, "stored": stored})
+    return stored
 
 
 def write_average(path: Path, average: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from bench.records.inputs import is_folder_name, truncate
 from bench.records.schema import DATA, MANIFEST, RecordError
 from bench.records.store import RunFolder, read_json
 from bench.run.acceleration import accelerate
-from bench.run.checkpoint import load_average
+from bench.run.checkpoint import about_of, load_average
 from bench.run.denormals import denormals_are_zero
 from bench.run.model import Model
 from bench.streams import MoleculeGenerator, Stream, seed_of
@@ -29,6 +30,8 @@ from bench.structures.elements import MAX_NUMBER
 from bench.structures.sizes import SizeDistribution
 from bench.structures.structures import Structures
 from bench.tasks.contract import Prompt
+
+log = logging.getLogger("equibench.sample")
 
 
 def sample_prompt(
@@ -101,8 +104,8 @@ class Run:
     def sample(
         self, n: int, n_steps: int | None = None, seed: int = 0, on_step: Callable[[], None] = lambda: None
     ) -> Structures:
-        """n molecules; `n_steps` defaults to the run's own sampling setting."""
-        settings = replace(self.cfg.sample, n_steps=n_steps or self.cfg.sample.n_steps, seed=seed)
+        """n molecules, the first ones the same for every n; `n_steps` defaults to the run's own sampling setting."""
+        settings = replace(self.cfg.sample, n_steps=self.cfg.sample.n_steps if n_steps is None else n_steps, seed=seed)
         prompts, device = self.model.task.prompts(n, settings.batch_size, seed), self.cfg.train.device
         return in_order(prompts, [sample_prompt(self.model, p, settings, device, on_step) for p in prompts])
 
@@ -121,7 +124,10 @@ def load_run(folder: str | Path, device: str = "cpu") -> Run:
     manifest = read_json(RunFolder(folder).manifest, MANIFEST)
     about = read_json(RunFolder(folder).data, DATA)
     model = Model.build(cfg, facts_of(about, RunFolder(folder).data))
-    step = load_average(weights_file(folder, manifest["weights_from"], cfg.sample.weights), model.named_weights())
+    weights = weights_file(folder, manifest["weights_from"], cfg.sample.weights)
+    step = load_average(weights, model.named_weights())
+    if stored := about_of(weights).get("stored"):
+        log.info("weights of %s were published in %s; they are used in float32", folder, stored)
     model.to(device).eval()
     accelerate(model, cfg.train)
     return Run(cfg, model, step)

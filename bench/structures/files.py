@@ -24,7 +24,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -135,7 +135,7 @@ def _of_suffix(path: Path, known: dict[str, T]) -> T:
     return known[kind(path)]
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> io.BufferedIOBase:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
@@ -236,7 +236,7 @@ def _frame(
     return numbers, positions
 
 
-def _lines(file: IO[str], path: Path) -> Iterator[str]:
+def _lines(file: io.TextIOWrapper, path: Path) -> Iterator[str]:
     number = 0
     while line := file.readline(MAX_LINE + 1):
         number += 1

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterator, Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from rdkit import Chem, rdBase
@@ -26,7 +26,7 @@ COUNTS_V3000 = re.compile(rb"M +V30 +COUNTS +(\d+) +(\d+)")
 END = re.compile(rb"M +END\s*")
 
 
-def read_sdf(file: IO[bytes], path: Path) -> Contents:
+def read_sdf(file: BufferedIOBase, path: Path) -> Contents:
     """All molecules of the file that are one molecule with 3D coordinates each, and why others are not."""
     numbers, positions, sizes, charges, missing = array("q"), array("d"), array("q"), array("q"), array("q")
     faults: list[str] = []
@@ -49,7 +49,7 @@ def read_sdf(file: IO[bytes], path: Path) -> Contents:
     return Contents(found, faults, bonds, np.array(charges, np.int64), np.array(missing, np.int64))
 
 
-def _records(file: IO[bytes], path: Path) -> Iterator[tuple[int, list[bytes]]]:
+def _records(file: BufferedIOBase, path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """Number of the first line, and lines, of each record up to its line $$$$; blank lines after the last are none."""
     first, lines = 1, []
     while line := file.readline(MAX_LINE + 1):

@@ -102,8 +102,8 @@ class Denovo(Task):
         )
 
     def evaluate(self, samples: Structures, data: DataSet, cache: Path) -> Evaluation:
-        """EDM's stability, validity, uniqueness and novelty; bonds by EDM's table where it covers the data's elements, else
-        by RDKit; all None for elements that neither knows."""
+        """EDM's stability, validity, uniqueness and novelty, by EDM's bonds or, where its table lacks an element of the
+        data, by RDKit's; all None for elements that neither knows."""
         from bench.metrics.molecules import evaluate_molecules, undefined_values  # here: they load RDKit
         from bench.metrics.stability import UnknownElementError, natural_rule, perceived
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import random
@@ -335,6 +336,8 @@ def test_report_publish_and_sample_from_the_published_run(straight):
     (published,) = (straight / "results/tiny").glob("haar-*")
     assert {path.name for path in published.glob("*.npz")} == {"test_items.npz", "sample_items.npz"}
     assert (published / "weights.safetensors").stat().st_size < 1_000_000
+    table = list(csv.DictReader((straight / "results/tiny/runs.csv").open()))
+    assert {row["weights"] for row in table if row["run"] == published.name} == {"float16"}
     for suffix in ("xyz", "sdf", "npz"):
         out = straight / f"drawn.{suffix}"
         done = command("sample", str(published), "-n", "5", "--steps", "4", "-o", str(out), cwd=straight)
@@ -382,8 +385,8 @@ def test_mistakes_get_one_line_that_says_what_to_do(tmp_path, arguments, words):
 
 
 def test_molecules_without_bond_lengths_are_trained_on_and_not_evaluated(tmp_path):
-    """A set with chlorine: likelihood and cost stand in the table, stability and validity are dashes."""
-    frame = "5\n\nC 0 0 0\nCl {} 0 0\nH -0.36 1.03 0\nH -0.36 -0.5 0.9\nH -0.36 -0.5 -0.9\n"
+    """A set with iron: likelihood and cost stand in the table, stability and validity are dashes, and say why."""
+    frame = "5\n\nC 0 0 0\nFe {} 0 0\nH -0.36 1.03 0\nH -0.36 -0.5 0.9\nH -0.36 -0.5 -0.9\n"
     (tmp_path / "molecules").mkdir()
     (tmp_path / "molecules" / "all.xyz").write_text("".join(frame.format(1.7 + i / 1000) for i in range(60)))
     page = json.loads(json.dumps(TINY))
@@ -394,10 +397,12 @@ def test_molecules_without_bond_lengths_are_trained_on_and_not_evaluated(tmp_pat
     done = command("run", "page.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "samples are not evaluated" in done.stderr
-    assert "element Cl" in done.stderr
+    assert "element Fe" in done.stderr
     (evaluation,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/tiny/*/eval.json"))
     values = {value["name"]: value["value"] for value in evaluation["values"]}
     assert values.get("molecule_stability") is values.get("validity") is None
+    reasons = {value["definition"] for value in evaluation["values"] if value["name"] == "validity"}
+    assert "has element Fe: RDKit knows no valence of it" in reasons.pop()
     assert values["nll"] is not None
     shown = command("report", "tiny", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr

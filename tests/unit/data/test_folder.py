@@ -5,6 +5,7 @@ from bench.data import folder
 from bench.structures import files
 from bench.structures.dataset import DataError
 from bench.structures.elements import FileError
+from bench.structures.identity import graph_keys
 from bench.structures.structures import Structures
 
 
@@ -65,14 +66,14 @@ def test_unusable_molecules_are_left_out_and_named(tmp_path):
     data = load(tmp_path)
     assert sum(map(len, data.splits.values())) == 10
     assert data.notes == [
-        "mixed.xyz: 2 of 12 molecules left out (molecule 11: 1 atom(s), at least 2 needed; "
-        "molecule 12: two atoms 0.10 angstrom apart)"
+        "2 of 12 molecules left out (mixed.xyz: molecule 11: 1 atom(s), at least 2 needed; "
+        "mixed.xyz: molecule 12: two atoms 0.10 angstrom apart)"
     ]
 
 
 def test_other_files_beside_the_splits_are_noted(tmp_path):
-    for name in ("train.xyz", "valid.npz", "test.xyz", "extra.xyz"):
-        files.write(tmp_path / name, molecules(4))
+    for seed, name in enumerate(("train.xyz", "valid.npz", "test.xyz", "extra.xyz")):
+        files.write(tmp_path / name, molecules(4, seed))
     data = load(tmp_path, max_atoms=4, n_train=2)
     assert data.notes[0] == "not read, since train, valid and test are there: extra.xyz"
     assert data.label == f"{tmp_path.name}, at most 4 atoms, 2 training molecules"
@@ -83,8 +84,9 @@ def test_other_files_beside_the_splits_are_noted(tmp_path):
     ("names", "message"),
     [
         ((), "has no file ending in"),
-        (("train.xyz", "test.xyz"), r"no valid\.\*; expected one file"),
-        (("train.xyz", "valid.xyz", "test.xyz", "test.npz"), r"test\.npz and test\.xyz; expected one"),
+        (("train.xyz", "test.xyz"), r"no file for valid; expected files for each"),
+        (("train.xyz", "valid.xyz", "test.xyz", "test.npz"), r"test\.npz and test\.xyz; expected files"),
+        (("train_val.xyz", "test.xyz"), r"train_val\.xyz: its name tells several splits \(train and valid\)"),
     ],
 )
 def test_a_folder_whose_splits_cannot_be_told_is_refused(tmp_path, names, message):
@@ -114,3 +116,84 @@ def test_faults_of_a_file_pass_through_with_its_name(tmp_path):
     (tmp_path / "broken.xyz").write_text("3\n\nC 0 0 0\nH 0 0 x\nH 0 1 0\n")
     with pytest.raises(FileError, match=r"broken\.xyz"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mine_train.xyz", "mine_val.xyz", "mine_test.xyz"),
+        ("train_mine.sdf", "validation-mine.sdf", "TEST 1.sdf"),
+        ("training/a.npz", "dev/a.npz", "testing/a.npz"),
+    ],
+)
+def test_splits_are_recognised_by_a_word_of_the_name_or_the_folder(tmp_path, names):
+    for k, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        files.write(tmp_path / name, molecules(4 + k, k))
+    data = load(tmp_path)
+    assert [len(split) for split in data.splits.values()] == [4, 5, 6]
+    assert "split by file name" in data.source
+
+
+def test_a_split_may_have_several_files_and_a_word_within_a_word_is_none(tmp_path):
+    for k, name in enumerate(("train_1.xyz", "train_2.xyz", "valid.xyz", "test.xyz", "contest.xyz", "trainable.xyz")):
+        files.write(tmp_path / name, molecules(3, k))
+    data = load(tmp_path)
+    assert [len(split) for split in data.splits.values()] == [6, 3, 3]
+    assert data.notes[0] == "not read, since train, valid and test are there: contest.xyz; trainable.xyz"
+
+
+BAD = "2\n\nC 0 0 0\nH nan 0 1\n"
+
+
+def test_bad_molecules_are_an_error_or_one_line_for_many(tmp_path):
+    files.write(tmp_path / "good.xyz", molecules(20))
+    for k in range(6):
+        (tmp_path / f"bad{k}.xyz").write_text(BAD)
+    with pytest.raises(FileError, match=r"bad0\.xyz:4: .* is not finite; .* data\.skip_bad=true"):
+        load(tmp_path)
+    data = load(tmp_path, skip_bad=True)
+    assert sum(map(len, data.splits.values())) == 20
+    (note,) = data.notes
+    assert note.startswith("6 of 26 molecules left out (bad0.xyz:4: frame 1: coordinate 'nan' is not finite; bad1.xyz")
+    assert note.endswith("; and 3 more)")
+
+
+def conformers(n_molecules: int, n_each: int) -> Structures:
+    """Chains of carbon of different lengths, `n_each` geometries of each."""
+    rng = np.random.default_rng(0)
+    chains = [np.column_stack([1.5 * np.arange(2 + k), np.zeros((2 + k, 2))]) for k in range(n_molecules)]
+    return Structures.from_list(
+        [(np.full(len(x), 6), x + rng.uniform(0, 0.05, x.shape)) for x in chains for _ in range(n_each)]
+    )
+
+
+@pytest.mark.parametrize("split", ["random", "molecule", "scaffold"])
+def test_conformers_stay_together_where_they_are_asked_to(tmp_path, split):
+    files.write(tmp_path / "all.xyz", conformers(20, 5))
+    data = load(tmp_path, split=folder.Split(split), valid_fraction=0.2, test_fraction=0.2)
+    keys = {name: set(graph_keys(part).tolist()) for name, part in data.splits.items()}
+    apart = not keys["train"] & (keys["valid"] | keys["test"]) and not keys["valid"] & keys["test"]
+    assert apart is (split != "random")
+    assert any("molecules with the atoms and bonds of a training molecule" in note for note in data.notes) is not apart
+    assert any(note.startswith("100 conformers are of 20 molecules") for note in data.notes)
+    assert [len(part) for part in data.splits.values()] == [60, 20, 20]
+
+
+def test_copies_are_counted(tmp_path):
+    files.write(tmp_path / "all.xyz", Structures.concatenate([molecules(20), molecules(20).select(np.arange(3))]))
+    assert "3 of 23 molecules are copies of others, coordinate by coordinate" in load(tmp_path).notes
+
+
+def test_a_split_by_molecule_that_leaves_a_part_empty_is_refused(tmp_path):
+    files.write(tmp_path / "all.xyz", conformers(2, 30))
+    with pytest.raises(DataError, match="split=molecule leaves a split empty: 2 groups among 60 molecules"):
+        load(tmp_path, split=folder.Split.MOLECULE)
+
+
+def test_a_folder_in_bohr_is_warned_of(tmp_path):
+    files.write(tmp_path / "all.xyz", conformers(10, 1))
+    assert not any("angstrom" in note for note in load(tmp_path).notes)
+    far = conformers(10, 1)
+    files.write(tmp_path / "all.xyz", Structures(far.numbers, far.positions / 0.529177, far.ptr))
+    assert any("are these angstrom?" in note for note in load(tmp_path).notes)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rdkit import Chem
+from rdkit.Chem import AllChem
 
 from bench.cli import score as command
 from bench.metrics import validity
@@ -237,6 +238,8 @@ def test_several_files_are_one_set_and_json_stands_alone_on_stdout(two_files, ca
         "validity": 2 / 3,
         "uniqueness": 1.0,
         "novelty": 0.5,
+        "bonds": "edm",
+        "n_left_out": 0,
     }
     assert err == ""
     assert run(two_files[0], "--json") == 0
@@ -267,11 +270,17 @@ def test_per_molecule_lines(two_files, tmp_path):
 
 def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(two_files, tmp_path, caplog, capsys):
     np.savez(tmp_path / "bare.npz", charges=np.ones((1, 2), int))
-    silicon = tmp_path / "si.xyz"
-    silicon.write_text("1\n\nSi 0 0 0\n")
+    iron = tmp_path / "fe.xyz"
+    iron.write_text("1\n\nFe 0 0 0\n")
     for arguments, expected in (
         ([tmp_path / "bare.npz"], "array 'num_atoms' is missing"),
-        ([two_files[0], silicon], f"{silicon}: molecule 0 (counted from 0) has element Si"),
+        ([two_files[0], iron], "molecule 2 (counted from 0) has element Fe: RDKit knows no valence of it"),
+        (
+            [two_files[0], iron, "--bonds", "edm"],
+            f"{iron}: molecule 0 (counted from 0) has element Fe: EDM's bond table",
+        ),
+        ([*two_files, "--bonds", "file"], "its own bonds are missing"),
+        ([iron, "--bonds", "edm", "--skip-bad"], "no molecule is left to evaluate"),
         ([two_files[0], "--train", tmp_path / "none.npz"], "No such file"),
         ([two_files[0], "--per-molecule", two_files[1] / "out.csv"], ""),
     ):
@@ -286,3 +295,104 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(two_files, tmp_pat
 def test_evaluation_needs_no_torch():
     code = "import sys; import bench.cli.score, bench.metrics.molecules; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# elements, files and folders that EDM's table does not cover
+
+
+def embedded(*smiles: str, hydrogens: bool = True) -> str:
+    """An sdf of molecules with RDKit's coordinates and bonds."""
+    blocks = []
+    for text in smiles:
+        mol = Chem.AddHs(Chem.MolFromSmiles(text))
+        AllChem.EmbedMolecule(mol, randomSeed=1)
+        AllChem.MMFFOptimizeMolecule(mol)
+        blocks.append(Chem.MolToMolBlock(mol if hydrogens else Chem.RemoveHs(mol)) + "$$$$\n")
+    return "".join(blocks)
+
+
+MANY = ["CCS", "CS(=O)(=O)C", "COP(=O)(O)O", "CCCl", "CCBr", "CCI", "c1ccsc1", "C[N+](=O)[O-]", "FC(F)F", "c1ccccc1Cl"]
+
+
+@pytest.mark.parametrize("rule", [None, "rdkit", "file"])
+def test_other_elements_are_scored_by_rules_that_know_them(tmp_path, capfd, rule):
+    """S, P, Cl, Br, I and a nitro group; the rule is named. Control: stretched by a half, nothing is stable or valid."""
+    path = tmp_path / "many.sdf"
+    path.write_text(embedded(*MANY))
+    asked = [] if rule is None else ["--bonds", rule]
+    assert run(path, "--json", *asked) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["bonds"] == (rule or "rdkit")
+    assert [found[name] for name in ("atom_stability", "molecule_stability", "validity", "uniqueness")] == [1.0] * 4
+    molecules = files.read(path)
+    files.write(tmp_path / "far.xyz", Structures(molecules.numbers, molecules.positions * 1.5, molecules.ptr))
+    assert run(tmp_path / "far.xyz", "--json", "--bonds", "rdkit") == 0
+    assert json.loads(capfd.readouterr().out)["validity"] < 0.2
+
+
+def test_edm_scores_what_it_covers_and_counts_the_rest(tmp_path, capfd):
+    (tmp_path / "many.sdf").write_text(embedded(*MANY))
+    assert run(tmp_path / "many.sdf", "--json", "--bonds", "edm", "--skip-bad") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert (found["n_molecules"], found["n_left_out"], found["bonds"]) == (2, 8, "edm")
+    assert found["molecule_stability"] == 0.5  # the nitro group needs charges
+
+
+def test_the_bonds_of_a_file_are_used_or_said_not_to_be(tmp_path, capfd, caplog):
+    text = embedded("CCO")
+    wrong = text.replace("  1  2  1  0", "  1  2  2  0")
+    assert wrong != text
+    for content, differ, stability in ((text, 0, 1.0), (wrong, 1, 7 / 9)):
+        (tmp_path / "a.sdf").write_text(content)
+        caplog.clear()
+        assert run(tmp_path / "a.sdf", "--json") == 0
+        assert json.loads(capfd.readouterr().out)["atom_stability"] == 1.0
+        assert f"(--bonds file uses them); {differ} of 1 molecules have other bonds" in caplog.text
+        caplog.clear()
+        assert run(tmp_path / "a.sdf", "--json", "--bonds", "file") == 0
+        assert json.loads(capfd.readouterr().out)["atom_stability"] == stability
+        assert caplog.text == ""
+
+
+def test_absent_hydrogens_and_far_atoms_are_told(tmp_path, caplog):
+    (tmp_path / "a.sdf").write_text(embedded("CCO", hydrogens=False))
+    assert run(tmp_path / "a.sdf") == 0
+    assert "the bonds of 1 of 1 molecules call for 6 hydrogens that are no atoms of the file" in caplog.text
+    caplog.clear()
+    files.write(tmp_path / "bohr.xyz", Structures(HYDROGEN.numbers, HYDROGEN.positions / 0.529177, HYDROGEN.ptr))
+    assert run(tmp_path / "bohr.xyz") == 0
+    assert "are these angstrom?" in caplog.text
+
+
+def test_bad_molecules_are_counted_in_the_result(two_files, tmp_path, capfd, caplog):
+    (tmp_path / "c.xyz").write_text("2\n\nH 0 0 0\nH nan 0 0\n2\n\nH 0 0 0\nH 0.74 0 0\n")
+    assert run(tmp_path) == 2
+    assert "(1 of 2 molecules are bad); --skip-bad leaves such molecules out" in caplog.text
+    assert run(tmp_path, "--skip-bad") == 0
+    out = capfd.readouterr().out.splitlines()
+    assert out[:3] == [
+        "bonds by EDM's table of lengths and valences",
+        f"{'left out':36}{1:>10}",
+        f"{'molecules':36}{4:>10}    95 % interval",
+    ]
+
+
+CASES = Path("/work/shared/cases")
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared folder of failing inputs is not here")
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("joined_without_delimiter.sdf", 2, "line 40 is a second 'M  END'"),
+        ("flat_2d.sdf", 2, "molecule 1 is a flat drawing"),
+        ("gdb_comment_without_closing_lines.xyz", 0, '"n_molecules": 2, "atom_stability": 1.0'),
+        ("one_bad_of_three.xyz", 2, "(1 of 3 molecules are bad)"),
+        ("sulphur_and_chlorine.xyz", 0, '"n_molecules": 3, "atom_stability": 1.0'),
+        ("deuterium.xyz", 0, '"n_molecules": 1, "atom_stability": 1.0'),
+        ("bohr.xyz", 0, "are these angstrom?"),
+    ],
+)
+def test_inputs_that_once_failed(name, code, words, capfd, caplog):
+    assert run(CASES / name, "--json") == code
+    assert words in capfd.readouterr().out + caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rdkit import Chem
+from rdkit.Chem import AllChem
 
 from bench.structures import files
 from bench.structures.elements import FileError
@@ -195,7 +197,11 @@ def test_symbols_are_those_of_rdkit():
         (WATER.replace("O ", "Og "), ":3: frame 1: unknown element 'Og'"),
         (WATER.replace("O ", "0 "), ":3: frame 1: unknown element '0'"),
         (WATER + WATER.replace("0.7 -0.5", "0.7"), ":9: frame 2: 3 columns, expected at least 4"),
-        (WATER.replace("H 0.0 0.7 -0.5", ""), ":4: frame 1: 0 columns"),
+        (WATER.replace("H 0.0 0.7 -0.5", ""), ": frame 1 is cut short: 2 atoms of the 3 that line 1 declares"),
+        (
+            WATER.replace("water\n", ""),
+            ": frame 1 is cut short: 2 atoms of the 3 that line 1 declares; line 2 looks like an atom",
+        ),
         (WATER.replace("water", "Properties=species:S:1:pos:R:3:q:R:1"), ":3: frame 1: 4 columns, expected 5"),
         (
             WATER.replace("water", "Properties=species:S:1:pos:R:2"),
@@ -278,17 +284,17 @@ def test_a_flat_drawing_is_refused_and_a_planar_molecule_is_not(tmp_path):
     ("text", "expected"),
     [
         ("", ": holds no molecule"),
-        (SDF + SDF[:120], ": molecule 2 is cut short or no V2000 or V3000 block"),
-        (SDF.replace("C ", "Xx"), ": molecule 1 is cut short or no"),
+        (SDF + SDF[:120], ": molecule 2 (line 10) is cut short or no V2000 or V3000 block"),
+        (SDF.replace("C ", "Xx"), ": molecule 1 "),
         (SDF.replace("C ", "* "), ": molecule 1: unknown element '*', expected H to Rn"),
         (SDF.replace("C ", "Og"), ": molecule 1: unknown element 'Og', expected H to Rn"),
         (SDF.replace("1.2000", "   nan"), ": molecule 1 "),
         (SDF.replace("1.2000", "   inf"), ": molecule 1 "),
-        (SDF.replace("  2  1  0", "999999  0"), ": molecule 1 is cut short"),
-        (SDF.replace("M  END", "M  V30 COUNTS 1000000000 1\nM  END"), ": molecule 1 is cut short"),
-        (SDF.replace("M  END", f"M  V30 COUNTS {'9' * 5000} 1\nM  END"), ": molecule 1 is cut short"),
+        (SDF.replace("  2  1  0", "999999  0"), ": molecule 1 (line 1) is cut short"),
+        (SDF.replace("M  END", "M  V30 COUNTS 1000000000 1\nM  END"), ": molecule 1 (line 1) is cut short"),
+        (SDF.replace("M  END", f"M  V30 COUNTS {'9' * 5000} 1\nM  END"), ": molecule 1 (line 1) is cut short"),
         ("\n\n\n  0  0  0  0  0  0  0  0  0  0999 V2000\nM  END\n$$$$\n", ": molecule 1 has no atoms"),
-        (WATER, ": molecule 1 is cut short or no"),
+        (WATER, ": molecule 1 (line 1) is cut short or no"),
     ],
 )
 def test_a_faulty_sdf_is_named_by_molecule(tmp_path, text, expected, capfd):
@@ -367,9 +373,111 @@ def test_missing_files_and_unknown_kinds_are_one_line(tmp_path):
     (tmp_path / "folder.sdf").mkdir()
     assert fault(tmp_path / "folder.sdf") == ": Is a directory"
     assert fault(tmp_path / "a.pdb", "x").startswith(
-        ": unknown kind of file '.pdb', expected .xyz, .extxyz, .sdf, .npz"
+        ": unknown kind of file '.pdb', expected .xyz, .extxyz, .sdf, .npz, .xyz.gz, .extxyz.gz, .sdf.gz"
     )
     assert fault(tmp_path / "a.npz", "") != ""
+
+
+# one bad molecule among good ones
+
+BAD = WATER.replace("0.7", "x")
+COUNT = WATER.replace("3\n", "4\n")  # declares an atom more than there is
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "n_good", "faults"),
+    [
+        ("a.xyz", WATER + BAD + WATER, 2, [":9: frame 2: got 'x', expected a coordinate in angstrom"]),
+        ("a.xyz", COUNT + WATER + BAD, 1, [": frame 1 is cut short: 3 atoms of the 4 ", ":14: frame 3: got 'x'"]),
+        ("a.xyz", WATER + COUNT, 1, [": frame 2 is cut short"]),
+        ("a.xyz", BAD + WATER.replace("H 0.0 0.7", "\nH 0.0 0.7"), 1, [":4: frame 1"]),
+        ("a.xyz", WATER + WATER.replace("O ", "Xx "), 1, [":8: frame 2: unknown element 'Xx'"]),
+        ("a.xyz", BAD, 0, [":4: frame 1"]),
+        ("a.sdf", SDF + SDF.replace("C ", "* ") + SDF, 2, [": molecule 2: unknown element '*'"]),
+        ("a.sdf", SDF.replace("$$$$\n", "") + SDF * 2, 1, [": molecule 1: line 17 is a second 'M  END'"]),
+        ("a.sdf", SDF + SDF.replace("  made by hand", "     RDKit          2D"), 1, [": molecule 2 is a flat drawing"]),
+        ("a.sdf", SDF.replace("999 V2000", "999 V4000") + SDF, 1, [": molecule 1 "]),
+    ],
+)
+def test_bad_molecules_are_named_and_may_be_left_out(tmp_path, name, content, n_good, faults):
+    message = fault(tmp_path / name, content)
+    assert message.startswith(faults[0])
+    n = n_good + len(faults)
+    assert message.endswith(f" ({len(faults)} of {n} molecules are bad)") is (n > 1)
+    held = files.contents(tmp_path / name, skip_bad=True)
+    assert len(held.structures) == n_good
+    assert len(held.faults) == len(faults)
+    for found, expected in zip(held.faults, faults, strict=True):
+        assert found.removeprefix(str(tmp_path / name)).startswith(expected)
+
+
+def test_bad_molecules_of_an_npz_are_left_out(tmp_path):
+    positions = np.ones((2, 3, 3))
+    positions[0, 1] = np.nan
+    held = files.contents(npz(tmp_path, positions=positions), skip_bad=True)
+    assert held.structures.numbers.tolist() == [6, 8]
+    assert held.faults == [f"{tmp_path / 'a.npz'}: molecule 0 has a coordinate that is not finite"]
+
+
+@pytest.mark.parametrize("text", [WATER.replace("3\n", "2\n") + WATER, "three\n" + WATER, WATER + "the end\n"])
+def test_what_follows_an_unknown_end_is_refused_whatever_is_asked(tmp_path, text):
+    (tmp_path / "a.xyz").write_text(text)
+    with pytest.raises(FileError, match="expected a number of atoms"):
+        files.contents(tmp_path / "a.xyz", skip_bad=True)
+
+
+# compressed files and folders
+
+
+@pytest.mark.parametrize(("suffix", "text"), [(".xyz", WATER * 2), (".extxyz", WATER * 2), (".sdf", SDF * 2)])
+def test_compressed_files_are_read_and_damaged_ones_refused(tmp_path, suffix, text):
+    (tmp_path / f"plain{suffix}").write_text(text)
+    packed = tmp_path / f"a{suffix}.GZ"
+    packed.write_bytes(gzip.compress(text.encode()))
+    assert np.array_equal(files.read(packed).positions, files.read(tmp_path / f"plain{suffix}").positions)
+    whole = packed.read_bytes()
+    for content in (whole[:-9], text.encode(), whole[:12] + bytes(20) + whole[32:]):
+        assert fault(packed, content) != ""
+
+
+def test_a_folder_stands_for_its_files(tmp_path):
+    for name in ("b.xyz", "a.xyz.gz", ".hidden.xyz", "notes.txt"):
+        (tmp_path / name).write_bytes(gzip.compress(WATER.encode()) if name.endswith("gz") else WATER.encode())
+    assert files.expand([tmp_path, tmp_path / "c.npz"]) == [tmp_path / n for n in ("a.xyz.gz", "b.xyz", "c.npz")]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileError, match="empty: folder without a file of molecules"):
+        files.expand([tmp_path / "empty"])
+
+
+# what an sdf says beside elements and positions
+
+
+def block(smiles: str, hydrogens: bool = True, kekulize: bool = True) -> str:
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles)) if hydrogens else Chem.MolFromSmiles(smiles)
+    AllChem.EmbedMolecule(mol, randomSeed=1)
+    return Chem.MolToMolBlock(mol, kekulize=kekulize) + "$$$$\n"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_bonds_charges_and_absent_hydrogens_of_an_sdf_are_kept(tmp_path):
+    for kekulize in (True, False):
+        (tmp_path / "a.sdf").write_text(
+            block("c1ccccc1", kekulize=kekulize) + block("C[N+](=O)[O-]") + block("CCO", hydrogens=False)
+        )
+        held = files.contents(tmp_path / "a.sdf")
+        assert held.bonds is not None
+        assert held.charges is not None
+        assert sorted(held.bonds[0][:, 2].tolist()) == [1] * 9 + [2] * 3  # a Kekule form
+        assert held.charges[held.charges != 0].tolist() == [1, -1]
+        assert held.n_hydrogens.tolist() == [0, 0, 6]
+    one = held.select(np.array([1]))
+    assert one.charges.tolist() == [0, 1, 0, -1, 0, 0, 0]
+    assert np.array_equal(type(held).concatenate([one, held]).bonds[1], held.bonds[0])
+
+
+def test_isotopes_of_an_sdf_are_hydrogen(tmp_path):
+    (tmp_path / "a.sdf").write_text(SDF.replace("1.2000    0.0000    0.0000 O", "1.2000    0.0000    0.0000 D"))
+    assert files.read(tmp_path / "a.sdf").numbers.tolist() == [6, 1]
 
 
 # whatever the bytes are
