@@ -1,7 +1,9 @@
 """Just-in-time compilation of the package's C files for the host processor.
 
 The compiler is $CC, by default cc. Libraries are cached in $XDG_CACHE_HOME/equibench (~/.cache/equibench) under a hash
-of source, constants, compiler and processor. Without a compiler one warning is logged and kernels are not installed.
+of source, constants, compiler and processor, each beside its SHA-256: a library that is cut or changed would end the
+process with SIGBUS, or do worse. Nothing is loaded that another user owns or may write. Without a compiler one
+warning is logged and kernels are not installed.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import types
@@ -24,6 +27,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from bench.records.store import write_atomically
 
 log = logging.getLogger("equibench")
 warn_once = functools.cache(log.warning)  # a file compiled for several widths fails for the same reason each time
@@ -124,10 +129,12 @@ def _built(source: Path, constants: dict[str, int]) -> Library:
     name = f"{source.stem}-{hashlib.blake2b(chr(0).join(parts).encode(), digest_size=8).hexdigest()}.so"
     if (folder := _cache()) is not None:
         with contextlib.suppress(OSError):
-            if (folder / name).exists():
+            if _is_whole(folder / name):
                 return Library(folder / name)
-        with contextlib.suppress(OSError):  # rebuild a file that does not load, e.g. one truncated by a full disk
-            return Library(_compiled(command, flags, source, folder, name).replace(folder / name))
+        with contextlib.suppress(OSError):  # no space left, for one
+            made = _compiled(command, flags, source, folder, name)
+            write_atomically(_checksum(folder / name), f"{_digest(made)}\n".encode())
+            return Library(made.replace(folder / name))
     with tempfile.TemporaryDirectory() as scratch:  # a loaded library no longer needs its file
         return Library(_compiled(command, flags, source, Path(scratch), name))
 
@@ -137,14 +144,44 @@ def _compiled(command: list[str], flags: list[str], source: Path, folder: Path, 
     made = folder / f"{name}.{os.getpid()}"
     line = [*command, *flags, "-I", str(HEADERS), "-o", str(made), str(source), "-lm"]
     subprocess.run(line, check=True, capture_output=True, text=True)
+    made.chmod(0o755)  # whatever the umask
     return made
 
 
+def _is_whole(path: Path) -> bool:
+    """Whether a cached library is there, this user's own and as it was compiled.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    parts = path, _checksum(path)
+    return all(map(Path.exists, parts)) and all(map(_is_ours, parts)) and parts[1].read_text().strip() == _digest(path)
+
+
+def _checksum(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file or folder, and no link, is this user's (or root's), and nobody else's to write."""
+    about = path.lstat()
+    others = stat.S_IWGRP | stat.S_IWOTH
+    return about.st_uid in (os.geteuid(), 0) and not stat.S_ISLNK(about.st_mode) and not about.st_mode & others
+
+
 def _cache() -> Path | None:
-    """Cache folder of libraries; None if it is not writable or the disk is full."""
+    """Cache folder of libraries; None if it is not writable, the disk is full, or others may write into it."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "equibench"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = folder.resolve()
+        if not _is_ours(folder):
+            warn_once("%s: other users own it or may write it (chmod go-w), so compiled code is not kept there", folder)
+            return None
     except (OSError, RuntimeError):  # there may be no home
         return None
     return folder if os.access(folder, os.W_OK) and shutil.disk_usage(folder).free > 2**20 else None
