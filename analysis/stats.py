@@ -84,7 +84,9 @@ class Summary:
     @property
     def within(self) -> tuple[float, float]:
         """95 % interval of the mean over molecules, the trained models held fixed; NaN where nothing is known of it."""
-        return self._around(Z_95 * math.sqrt(max(0.0, float(self.covariance.mean()))) if self.n else NAN)
+        if not self.n:
+            return NAN, NAN
+        return self._around(Z_95 * float(np.sqrt(np.maximum(0.0, self.covariance.mean()))))  # NaN stays NaN
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -6,13 +6,15 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from fabricated_study import edit, edit_value, run_name, write_study
 
 from analysis.labels import Column, display, significant
 from analysis.load import load
-from analysis.tables import main, paired
+from analysis.tables import main, paired, power
 from analysis.tables.render import Cell, Table, html, latex, markdown, tex, text
+from bench.records.items import write_items
 
 
 @pytest.fixture
@@ -43,8 +45,9 @@ def test_data_row_is_on_top(folder, tmp_path):
 def test_row_holds_mean_spread_and_sampling_noise(folder, tmp_path):
     _, rows = rows_of(folder, tmp_path / "out")
     bare = rows["bare", "dit small"]
-    # mean of 70 and 72; their sample standard deviation; 0.4 / sqrt(2) from the intervals of the two runs
-    assert bare["Atom stability (%)"] == "71.0 ± 1.4 (0.3)"
+    # mean of 70 and 72; their sample standard deviation; 0.4 from the intervals of the two runs, which share molecules
+    assert bare["Atom stability (%)"] == "71.0 ± 1.4 (0.4)"
+    assert bare["Molecule stability (%)"] == "12.0 ± 2.8 (−2.7 +3.3)"
     assert bare["Guarantee"] == "none"
     assert bare["Seeds"] == "2"
     assert bare["Training step (ms)"] == "20.0"
@@ -123,28 +126,78 @@ def test_likelihoods_that_bound_differently_are_not_ranked(folder):
     assert bold(folder) == {"turned"}
 
 
-def test_difference_of_a_bound_is_a_bound(folder):
+def test_a_bound_is_compared_with_bounds_alone(folder):
     def shown(folder):
-        return {row[0].text: row[-1].text[0] for row in paired.paired_table(load(folder)).rows}
+        return {row[0].text: row[4].text[0] for row in paired.paired_table(load(folder)).rows}
 
-    assert shown(folder) == {"turned": "−", "turned_later": "≤", "strict": "−"}
+    assert shown(folder) == {"turned": "−", "turned_later": "≤"}
     for seed in (0, 1):  # the reference is the bound
         edit_value(folder / run_name("bare", "dit", seed) / "eval.json", "nll", upper_bound=True)
-    assert shown(folder) == {"turned": "≥", "turned_later": "−", "strict": "≥"}
+    assert shown(folder) == {"turned": "≤", "turned_later": "−"}
+    assert any(
+        note.startswith("≤ one of the two is only an upper bound") for note in paired.paired_table(load(folder)).notes
+    )
 
 
-def test_a_value_minus_an_upper_bound_shows_no_decrease(folder):
-    def bold(folder):
-        return paired.paired_table(load(folder)).rows[0][-1].bold  # 'turned'
+def third_seed(folder, values):
+    """A seed 2 of 'bare' and 'turned', copied from seed 1, and the NLL of (method, seed)."""
+    for method in ("bare", "turned"):
+        source, target = (folder / run_name(method, "dit", seed) for seed in (1, 2))
+        shutil.copytree(source, target)
+        edit(target / "manifest.json", run=target.name, seed=2)
+        edit(target / "eval.json", run=target.name)
+    for (method, seed), nll in values.items():
+        edit_value(folder / run_name(method, "dit", seed) / "eval.json", "nll", value=nll)
 
-    for method, nll in (("bare", -30.0), ("turned", -50.0)):
-        for seed in (0, 1):
-            path = folder / run_name(method, "dit", seed) / "eval.json"
-            edit_value(path, "nll", value=nll - seed * 1.001)
-    assert bold(folder)
-    for seed in (0, 1):
+
+def test_two_seeds_are_marked_and_never_bold_and_three_may_be(folder):
+    def cell(folder):
+        return paired.paired_table(load(folder)).rows[0][4]  # 'turned', NLL
+
+    values = {("bare", 0): -30.0, ("bare", 1): -31.0, ("turned", 0): -50.0, ("turned", 1): -51.001}
+    for (method, seed), nll in values.items():
+        edit_value(folder / run_name(method, "dit", seed) / "eval.json", "nll", value=nll)
+    assert cell(folder).small.endswith("]*")
+    assert not cell(folder).bold
+    third_seed(folder, values | {("bare", 2): -33.0, ("turned", 2): -53.0})
+    assert cell(folder).small.endswith("]")
+    assert cell(folder).bold
+    for seed in (0, 1, 2):
         edit_value(folder / run_name("bare", "dit", seed) / "eval.json", "nll", upper_bound=True)
-    assert not bold(folder)
+    assert not cell(folder).bold
+
+
+def test_primary_outcomes_come_first(folder):
+    for path in folder.glob("*/eval.json"):
+        edit_value(path, "gap", label="Gap", value=0.1, kind="likelihood", at={})  # no direction: nothing to judge by
+    study = load(folder)
+    assert [column.name for column in study.primary] == ["nll"]
+    table = paired.paired_table(study)
+    assert table.header[4:6] == ["NLL (nats/molecule)", "Atom stability (points)"]
+    assert "Primary outcomes: NLL;" in table.caption
+
+
+def test_records_without_values_of_molecules_say_so(folder):
+    assert any("Without values of single molecules" in note for note in main.notes(load(folder)))
+    names = [column.name for column in load(folder).compared]
+    for path in folder.glob("*/eval.json"):
+        write_items(path.parent / "sample_items.npz", {name: np.arange(5.0) for name in names})
+    assert not any("Without values of single molecules" in note for note in main.notes(load(folder)))
+    assert not any("Over trainings alone" in note for note in paired.paired_table(load(folder)).notes)
+
+
+def test_power_tells_how_many_seeds_separate(folder, tmp_path):
+    assert power.build(load(folder), tmp_path)
+    third_seed(folder, {("turned", 0): -50.0, ("turned", 1): -52.0, ("turned", 2): -51.0})
+    rows = {(row[0].text, row[3].text): row for row in power.power_table(load(folder)).rows}
+    nll = rows["turned", "NLL (nats/molecule) *"]
+    assert nll[4].text == "3"
+    assert int(nll[8].text) <= 3
+    assert ("turned_later", "NLL (nats/molecule) *") not in rows  # a bound
+    for path in (folder / run_name("turned", "dit", seed) for seed in (1, 2)):
+        shutil.rmtree(path)
+    assert power.power_table(load(folder), "turned") is None  # control: single pairs know no scatter
+    assert power.build(load(folder), tmp_path, "turned") == []
 
 
 def test_borrowed_training_cost_is_marked(folder, tmp_path):
@@ -231,6 +284,7 @@ def test_paired_table_takes_differences_seed_by_seed(folder, tmp_path):
     found = next(row for row in rows if row["method"] == "turned" and row["quantity"] == "atom_stability")
     assert found["reference"] == "bare / dit small"
     assert found["differences_by_seed"] == "0:0.1 1:0.101"
+    assert found["primary"] == "False"
     assert float(found["difference"]) == pytest.approx(0.1005)
     assert float(found["high95"]) - float(found["low95"]) == pytest.approx(2 * 12.7062 * 0.0005, rel=1e-4)
 
@@ -242,9 +296,9 @@ def test_paired_table_says_that_two_seeds_are_few(folder, tmp_path):
 
 def test_single_pair_has_no_interval_and_is_never_bold(folder):
     table = paired.paired_table(load(folder))
-    strict = next(row for row in table.rows if row[0].text == "strict")
-    assert strict[3].text == "1"
-    assert all(cell.small == "" and not cell.bold for cell in strict)
+    later = next(row for row in table.rows if row[0].text == "turned_later")
+    assert later[3].text == "1"
+    assert all(cell.small == "" and not cell.bold for cell in later)
 
 
 def test_terminal_table_fits_120_columns(folder):
