@@ -47,9 +47,9 @@ HEAD = "| key | type | default | unit | meaning |\n| --- | --- | --- | --- | ---
 INTRODUCTION = """# Settings
 
 Every setting of a study, made from the code: `equibench settings` prints this page, with `--plugin FILE` also the
-options of a plug-in of your own. Keys are written as in `key=value` on the command line; in a study file they are nested
-under `base`, and those of `launch` stand beside it ([extending.md](extending.md) shows a whole study). Numbers, text and
-truth values are those of YAML 1.2: `1e-4` is a number; `010`, `1:30` and `on` are text.
+options of a plug-in of your own. Keys are written as in `key=value` on the command line; in a study file they are
+nested under `base`, and those of `launch` stand beside it ([extending.md](extending.md) shows a whole study). Numbers,
+text and truth values are those of YAML 1.2: `1e-4` is a number; `010`, `1:30` and `on` are text.
 """
 
 
