@@ -284,7 +284,7 @@ class RunConfig:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    # measures of the trained model: name -> options; null leaves a measure out
+    # measures of the trained model: name -> options. The likelihood is measured in any case, unless `likelihood: null`
     measures: dict[str, PlugIn | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

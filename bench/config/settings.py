@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.config.run import KINDS, LaunchConfig, PlugIn, RunConfig
-from bench.registry import Registry, measures
+from bench.registry import PluginFile, Registry, measures
 
 UNITS = {  # by the end of a name
     "_seconds": "s",
@@ -47,9 +47,9 @@ HEAD = "| key | type | default | unit | meaning |\n| --- | --- | --- | --- | ---
 INTRODUCTION = """# Settings
 
 Every setting of a study, made from the code: `equibench settings` prints this page, with `--plugin FILE` also the
-options of a plug-in of your own. Keys are written as in `key=value` on the command line; in a study file they are nested
-under `base`, and those of `launch` stand beside it ([extending.md](extending.md) shows a whole study). Numbers, text and
-truth values are those of YAML 1.2: `1e-4` is a number; `010`, `1:30` and `on` are text.
+options of a plug-in of your own. Keys are written as in `key=value` on the command line; in a study file they are
+nested under `base`, and those of `launch` stand beside it ([extending.md](extending.md) shows a whole study). Numbers,
+text and truth values are those of YAML 1.2: `1e-4` is a number; `010`, `1:30` and `on` are text.
 """
 
 
@@ -117,7 +117,7 @@ def settings(cls: Any, prefix: str = "") -> list[Setting]:
 def _comments(cls: Any) -> dict[str, str]:
     """Field -> its comment, of a dataclass and of those that it extends."""
     found: dict[str, str] = {}
-    for base in reversed([c for c in cls.__mro__ if dataclasses.is_dataclass(c)]):
+    for base in reversed(cls.__mro__[:-1]):
         above: list[str] = []
         for line in inspect.getsource(base).splitlines():
             if comment := re.fullmatch(r" {4}# (.+)", line):
@@ -144,9 +144,9 @@ def _type(kind: Any) -> str:
         return "null"
     if kind is PlugIn:
         return "name, or mapping with `name`"
-    if isinstance(kind, enum.EnumType):
+    if issubclass(kind, enum.Enum):
         return ", ".join(f"`{member.value}`" for member in kind)
-    return {"PluginFile": "path"}.get(kind.__name__, kind.__name__)
+    return "path" if kind is PluginFile else kind.__name__
 
 
 def _default(field: Any) -> str:

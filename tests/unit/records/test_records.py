@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bench.records import inputs, schema
-from bench.records.inputs import YamlError, as_yaml, parse_yaml
+from bench.records.inputs import YamlError, as_yaml, is_folder_name, parse_yaml, printable, truncate
 from bench.records.schema import RecordError, check
 from bench.records.store import (
     RunFolder,
@@ -252,3 +252,14 @@ def test_a_changed_digit_in_a_line_is_noticed(tmp_path):
         read_steps(path)
     path.write_text('{"step": 1, "seconds": 1.5, "loss": 0.35}\n')
     assert read_steps(path) == [{"step": 1, "seconds": 1.5, "loss": 0.35}]
+
+
+@pytest.mark.parametrize("hostile", ["\x1b[2J", "\x07", "\r", "\u202e", "\x9b", "\ud800", "\x00"])
+def test_what_a_terminal_would_obey_is_escaped(hostile: str):
+    """In messages too, and no study's name may hold it. Control: letters, and line breaks where they are kept."""
+    assert printable(f"a{hostile}b").isprintable()
+    assert truncate(f"a{hostile}b").isprintable()
+    assert not is_folder_name(f"a{hostile}b")
+    assert printable("größer\t\n", keep="\n\t") == "größer\t\n"
+    assert printable("größer\n") == "größer\\n"
+    assert is_folder_name("größer")
