@@ -109,8 +109,8 @@ def _lines(axes: Axes, study: Study, values: Frame, groups: list[Group]) -> list
         for _, run in _of(values[~exact], group).groupby("run", sort=True):
             line = run.sort_values(POINT[0])
             axes.plot(line[POINT[0]], line["value"], color=look["color"], ls=look["ls"], lw=0.7, alpha=0.7)
-        end = line.iloc[-1]
-        marks.append(Mark(float(end[POINT[0]]), float(end["value"]), texts[group], look["color"]))
+        for _, end in _of(values[~exact], group).sort_values(POINT[0]).tail(1).iterrows():
+            marks.append(Mark(float(end[POINT[0]]), float(end["value"]), texts[group], look["color"]))
     first = values[exact & (values["run"] == values["run"].iloc[0])].sort_values(POINT[0])
     axes.plot(first[POINT[0]], first["value"], **{**DATA, "lw": 1.4, "zorder": 5})
     axes.set_xlabel("x")

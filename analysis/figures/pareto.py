@@ -31,7 +31,7 @@ from analysis.stats import Group, evaluated, summarise
 from bench.records.values import Better, Kind
 
 N_QUALITIES, N_COSTS = 2, 3
-SAME = 0.05  # two costs whose ratio differs by less between rows say the same; the first of them is drawn
+SAME = 0.2  # two costs whose ratio differs by less between rows say the same; the first of them is drawn
 FRONT = {"color": GREY, "lw": 1.0, "alpha": 0.6, "zorder": 1.5}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
@@ -16,6 +17,7 @@ from analysis.figures.style import (
     DATA,
     SMALL,
     STYLE,
+    TALL,
     WIDTH,
     Mark,
     legend,
@@ -113,7 +115,7 @@ def _panel(axes: Axes, study: Study, column: Column, axis: str) -> tuple[dict[Gr
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(axis.removeprefix(AT))
-    axes.set_ylabel(f"{column.title}{ARROWS[column.better]}")
+    axes.set_ylabel(fill(f"{column.title}{ARROWS[column.better]}", TALL))
     return shown, bool(len(data))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,6 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from analysis.figures.style import (
     SMALL,
     STYLE,
+    TALL,
     WIDTH,
     Mark,
     dashes,
@@ -84,7 +87,7 @@ def sweeps(study: Study) -> list[Sweep]:
     for column in varying:
         if not numeric[column]:
             continue
-        x = pd.to_numeric(runs[column], errors="coerce")
+        x: Frame = pd.to_numeric(runs[column], errors="coerce")
         if any(_follows(words, cells, column, other) and _follows(words, cells, other, column) for other in drawn):
             continue  # told as `along` of the other
         others = [c for c in varying if c != column]
@@ -165,7 +168,7 @@ def _panel(axes: Axes, study: Study, sweep: Sweep, column: Column, values: Frame
             continue
         colour = palette(study)[names[line]]
         by_x = rows.groupby("x", sort=True)["value"].agg(["mean", "min", "max"]) * column.scale
-        look = {"color": colour, "marker": markers(study)[line[1]]}
+        look: Any = {"color": colour, "marker": markers(study)[line[1]]}
         axes.fill_between(by_x.index, by_x["min"], by_x["max"], color=colour, alpha=0.15, lw=0)
         axes.plot(rows["x"], rows["value"] * column.scale, **look, ls="", ms=1.8, alpha=0.6)
         axes.plot(by_x.index, by_x["mean"], **look, ls=dashes(study)[line[1]], lw=1.3, ms=3.5)
@@ -180,7 +183,7 @@ def _panel(axes: Axes, study: Study, sweep: Sweep, column: Column, values: Frame
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(NAMES.get(sweep.setting, ("", sweep.setting))[1])
-    axes.set_ylabel(f"{column.title}{ARROWS[column.better]}")
+    axes.set_ylabel(fill(f"{column.title}{ARROWS[column.better]}", TALL))
     return marks
 
 

@@ -51,6 +51,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 GREY = "#666666"
 WIDTH = 7.0  # inches: the text width of a two-column page
+TALL = 32  # letters of a label that fit the height of a panel
 SMALL = 6.5  # points: size of names in a panel
 LEADER: Any = {"arrowstyle": "-", "lw": 0.4, "alpha": 0.7, "shrinkA": 0, "shrinkB": 2}  # line from a name to its point
 FAR = 1.3  # heights of a name beyond which a line leads from it to its point
@@ -231,7 +232,7 @@ def name_points(figure: Figure, panels: Sequence[tuple[Axes, Sequence[Mark]]]) -
             text = axes.annotate(mark.text, (mark.x, mark.y), (0, 0), textcoords="offset points", **look)
             box = text.get_window_extent()
             offset = _best_offset(point, np.array([box.width, box.height]), np.array(taken), axes.get_window_extent())
-            text.set_position(offset * 72 / figure.dpi)
+            text.set_position((float(offset[0] * 72 / figure.dpi), float(offset[1] * 72 / figure.dpi)))
             taken.append(_box(point + offset, np.array([box.width, box.height])))
             if np.hypot(max(abs(offset[0]) - box.width / 2, 0), offset[1]) > FAR * box.height:
                 leader = {**LEADER, "color": mark.colour}
@@ -252,7 +253,7 @@ def _best_offset(point: np.ndarray, size: np.ndarray, taken: np.ndarray, frame: 
     )
     places = _box(point + offsets, size)  # [k, 4]
     hidden = _shared(places[:, None], taken).sum(axis=1)
-    outside = width * height - _shared(places, frame.extents)
+    outside = width * height - _shared(places, np.array(frame.extents))
     far = np.abs(offsets).sum(axis=1) - width / 2
     return offsets[np.argmin(hidden + 4 * outside + 0.01 * height * far)]
 

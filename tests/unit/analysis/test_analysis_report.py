@@ -34,7 +34,7 @@ def test_report_holds_every_file(built):
 
 @pytest.mark.parametrize("page", ["report.md", "index.html"])
 def test_pages_show_failures_with_their_reasons(built, page):
-    told = (built / page).read_text()
+    told = (built / page).read_text().replace("<wbr>", "")  # where a name may be broken
     for word in (
         "6 of 8 runs done",
         "loss is not finite at step 120",
