@@ -289,7 +289,7 @@ MANY = ["CCS", "CS(=O)(=O)C", "COP(=O)(O)O", "CCCl", "CCBr", "CCI", "c1ccsc1", "
 
 @pytest.mark.parametrize("rule", [None, "rdkit", "file"])
 def test_other_elements_are_scored_by_rules_that_know_them(tmp_path, capfd, rule):
-    """S, P, Cl, Br, I and a nitro group; the rule is named. Control: stretched by a half, nothing is stable or valid."""
+    """S, P, Cl, Br, I and a nitro group; the rule is named. Control: stretched by a half, few are valid."""
     path = tmp_path / "many.sdf"
     path.write_text(embedded(*MANY))
     asked = [] if rule is None else ["--bonds", rule]
