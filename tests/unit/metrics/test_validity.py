@@ -253,6 +253,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(two_files, tmp_pat
             f"{iron}: molecule 0 (counted from 0) has element Fe: EDM's bond table",
         ),
         ([*two_files, "--bonds", "file"], "its own bonds are missing"),
+        ([*two_files, "--bonds", "geom"], "--bonds is 'geom', expected edm, rdkit, file"),
         ([iron, "--bonds", "edm", "--skip-bad"], "no molecule is left to evaluate"),
         ([two_files[0], "--train", tmp_path / "none.npz"], "No such file"),
         ([two_files[0], "--per-molecule", two_files[1] / "out.csv"], ""),
