@@ -92,7 +92,7 @@ class MoleculeGenerator(torch.Generator):
 
     def __new__(cls, seeds: Sequence[int], sizes: Sequence[int], device: torch.device | str = "cpu"):
         del seeds, sizes
-        return super().__new__(cls, device)
+        return super().__new__(cls, device)  # pyright: ignore[reportCallIssue] - the stub knows no __new__
 
     def __init__(self, seeds: Sequence[int], sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
         """
@@ -120,8 +120,7 @@ def draw(fill: Callable[..., Tensor], shape: Sequence[int], rng: torch.Generator
         shape: a row per atom, or per molecule, or several for each molecule, one molecule after the other.
         options: dtype.
     """
-    rows = rng.rows(shape[0]) if isinstance(rng, MoleculeGenerator) else None
-    if rows is None:
+    if not isinstance(rng, MoleculeGenerator) or (rows := rng.rows(shape[0])) is None:
         return fill(shape, generator=rng, device=rng.device, **options)
     own = zip(rows, rng.own, strict=True)
     return torch.cat([fill((n, *shape[1:]), generator=g, **options) for n, g in own]).to(rng.device, non_blocking=True)

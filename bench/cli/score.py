@@ -31,7 +31,7 @@ TITLES = {
     "novelty": "novelty, of the unique",
 }
 COLUMNS = ("index", "file", "n_atoms", "stable_atoms", "molecule_stable", "valid", "smiles")
-RULES = ("edm", "rdkit", "file")  # `bench.metrics.stability.BondRule`, which loads RDKit
+RULES = "edm|rdkit|file"  # `bench.metrics.stability.BondRule`, which loads RDKit
 MAX_NAMED = 3  # bad molecules that the log names
 
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", nargs="+", type=Path, metavar="FILE", help="training molecules, for novelty")
     parser.add_argument(
         "--bonds",
-        choices=RULES,
+        metavar=RULES,
         help="where bonds come from: EDM's table (H, C, N, O, F), RDKit, or the sdf file itself (default: EDM's table "
         "where it covers all elements, else RDKit)",
     )
@@ -64,7 +64,9 @@ def run(args: argparse.Namespace) -> int:
     from bench.structures.elements import Contents
 
     try:
-        asked = BondRule(args.bonds) if args.bonds else None
+        if args.bonds is not None and args.bonds not in set(BondRule):
+            raise ValueError(f"--bonds is {args.bonds!r}, expected {RULES.replace('|', ', ')}")
+        asked = BondRule(args.bonds) if args.bonds is not None else None
         held = _read(args.files, args.skip_bad, asked)
         given = Contents.concatenate(list(held.values()))
         rule = asked or natural_rule(given.structures)

@@ -178,10 +178,11 @@ def unknown_to(rule: BondRule, given: Contents) -> dict[int, str]:
         return {i: why for i, some in enumerate(rows) if some is None}
     structures = given.structures
     if rule is BondRule.EDM:
-        known, what = np.zeros(MAX_NUMBER + 1, dtype=bool), "EDM's bond table covers H, C, N, O, F alone"
-        known[np.flatnonzero(BondTable.load().valence >= 0)] = True
+        known: np.ndarray = np.isin(np.arange(MAX_NUMBER + 1), np.flatnonzero(BondTable.load().valence >= 0))
+        what = "EDM's bond table covers H, C, N, O, F alone"
     else:
-        known, what = _valences().any(axis=1), "RDKit knows no valence of it"
+        known = np.asarray(_valences().any(axis=1))
+        what = "RDKit knows no valence of it"
     atoms = np.flatnonzero(~known[structures.numbers])
     symbol = Chem.GetPeriodicTable().GetElementSymbol
     return {structures.of_atom(a): f"has element {symbol(int(structures.numbers[a]))}: {what}" for a in atoms.tolist()}

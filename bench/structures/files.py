@@ -135,7 +135,7 @@ def _of_suffix(path: Path, known: dict[str, T]) -> T:
     return known[kind(path)]
 
 
-def _opened(path: Path) -> io.BufferedIOBase:
+def _opened(path: Path) -> io.BufferedReader | gzip.GzipFile:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 

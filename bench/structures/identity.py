@@ -81,7 +81,7 @@ def _without_ends(bonded: np.ndarray) -> np.ndarray:
 
 def _atoms(structures: Structures, molecules: np.ndarray) -> np.ndarray:
     """Atoms of molecules of one size [g, n]."""
-    return structures.ptr[molecules][:, None] + np.arange(structures.n_atoms[molecules[0]])
+    return structures.ptr[molecules][:, None] + np.arange(int(structures.n_atoms[molecules[0]]))
 
 
 def _pairs(structures: Structures) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -122,7 +122,9 @@ class Denovo(Task):
 
 def _by(rule: BondRule, values: list[Value]) -> list[Value]:
     """Values whose definition names the rule of the bonds where it is not EDM's."""
-    if rule == "edm":
+    from bench.metrics.stability import BondRule
+
+    if rule is BondRule.EDM:
         return values
     return [replace(value, definition=f"{value.definition}; bonds by {rule.description}") for value in values]
 
@@ -130,11 +132,11 @@ def _by(rule: BondRule, values: list[Value]) -> list[Value]:
 def reference(data: DataSet, rule: BondRule, cache: Path) -> tuple[list[str], list[Value]]:
     """SMILES of the training split and the data's own values on the test split; computed once per data set."""
     from bench.metrics.molecules import evaluate_molecules
-    from bench.metrics.stability import perceived
+    from bench.metrics.stability import BondRule, perceived
     from bench.metrics.validity import smiles_of
 
     # RDKit versions differ in which molecules they accept
-    by = "" if rule == "edm" else f"-{rule}"
+    by = "" if rule is BondRule.EDM else f"-{rule}"
     path = cache / f"reference-{data.fingerprint}{by}-rdkit{metadata.version('rdkit')}.json"
     if not path.exists():
         log.info("evaluating the data set itself (once), bonds by %s", rule.description)

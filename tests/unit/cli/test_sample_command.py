@@ -37,6 +37,7 @@ def sample(monkeypatch, molecules: list[Any], *arguments: str) -> int:
     )
     monkeypatch.setattr("bench.run.sample.load_run", lambda folder: run)
     monkeypatch.setattr("bench.diffusion.sampler.require_sampler", lambda *_: None)
+    monkeypatch.setattr("bench.diffusion.sampler.n_calls", lambda *_: 5)
     args = parser().parse_args(["sample", "a run", *arguments])
     return args.run(args)
 

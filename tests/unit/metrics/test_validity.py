@@ -280,6 +280,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(two_files, tmp_pat
             f"{iron}: molecule 0 (counted from 0) has element Fe: EDM's bond table",
         ),
         ([*two_files, "--bonds", "file"], "its own bonds are missing"),
+        ([*two_files, "--bonds", "geom"], "--bonds is 'geom', expected edm, rdkit, file"),
         ([iron, "--bonds", "edm", "--skip-bad"], "no molecule is left to evaluate"),
         ([two_files[0], "--train", tmp_path / "none.npz"], "No such file"),
         ([two_files[0], "--per-molecule", two_files[1] / "out.csv"], ""),
@@ -316,7 +317,7 @@ MANY = ["CCS", "CS(=O)(=O)C", "COP(=O)(O)O", "CCCl", "CCBr", "CCI", "c1ccsc1", "
 
 @pytest.mark.parametrize("rule", [None, "rdkit", "file"])
 def test_other_elements_are_scored_by_rules_that_know_them(tmp_path, capfd, rule):
-    """S, P, Cl, Br, I and a nitro group; the rule is named. Control: stretched by a half, nothing is stable or valid."""
+    """S, P, Cl, Br, I and a nitro group; the rule is named. Control: stretched by a half, few are valid."""
     path = tmp_path / "many.sdf"
     path.write_text(embedded(*MANY))
     asked = [] if rule is None else ["--bonds", rule]

@@ -394,7 +394,7 @@ COUNT = WATER.replace("3\n", "4\n")  # declares an atom more than there is
         ("a.xyz", WATER + WATER.replace("O ", "Xx "), 1, [":8: frame 2: unknown element 'Xx'"]),
         ("a.xyz", BAD, 0, [":4: frame 1"]),
         ("a.sdf", SDF + SDF.replace("C ", "* ") + SDF, 2, [": molecule 2: unknown element '*'"]),
-        ("a.sdf", SDF.replace("$$$$\n", "") + SDF * 2, 1, [": molecule 1: line 17 is a second 'M  END'"]),
+        ("a.sdf", SDF.replace("$$$$\n", "") + SDF * 2, 1, [": molecule 1: line 16 is a second 'M  END'"]),
         ("a.sdf", SDF + SDF.replace("  made by hand", "     RDKit          2D"), 1, [": molecule 2 is a flat drawing"]),
         ("a.sdf", SDF.replace("999 V2000", "999 V4000") + SDF, 1, [": molecule 1 "]),
     ],
