@@ -10,7 +10,7 @@ from analysis.labels import MISSING, Column
 from analysis.load import Frame, Study
 from analysis.stats import FEW, Difference, Group, evaluated, paired, references, summarise
 from analysis.tables.main import BOUND, label
-from analysis.tables.render import Cell, Table, latex, markdown
+from analysis.tables.render import Cell, Table, csv, latex, markdown
 from bench.records.store import write_atomically
 
 TWO = "*"  # an interval that rests on two seeds
@@ -27,7 +27,7 @@ def build(study: Study, out: Path, reference: str | None = None) -> list[Path]:
         return []
     paths = {
         "md": markdown(table),
-        "csv": paired_frame(study, reference).to_csv(index=False, lineterminator="\n"),
+        "csv": csv(paired_frame(study, reference)),
         "tex": latex([table], label(study, "paired")),
     }
     for suffix, content in paths.items():

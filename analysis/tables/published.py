@@ -16,7 +16,7 @@ from analysis.labels import MISSING
 from analysis.load import Frame, Study
 from analysis.stats import evaluated, summarise
 from analysis.tables.main import label
-from analysis.tables.render import Cell, Table, latex
+from analysis.tables.render import Cell, Table, csv, latex
 from bench.records.store import write_atomically
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "reference" / "published.csv"
@@ -29,7 +29,7 @@ def build(study: Study, out: Path) -> list[Path]:
         return []
     rows = [[cell.plain for cell in row] for row in table.rows]
     contents = {
-        "published.csv": pd.DataFrame(rows, columns=pd.Index(table.header)).to_csv(index=False, lineterminator="\n"),
+        "published.csv": csv(pd.DataFrame(rows, columns=pd.Index(table.header))),
         "published.tex": latex([table], label(study, "published")),
     }
     for name, content in contents.items():

@@ -9,6 +9,10 @@ from html import escape
 from itertools import chain
 from textwrap import wrap
 
+import pandas as pd
+
+from bench.records.inputs import csv_cell
+
 LONG = 40  # characters of a text cell beyond which it is broken into lines in HTML
 HEAD = 14  # characters of a heading in LaTeX beyond which it is broken into lines
 NARROW = 6  # least width of a text column on a terminal
@@ -76,7 +80,8 @@ def markdown(table: Table) -> str:
     """GitHub's pipe table, the title or else the caption above, the rest below."""
 
     def line(words: Sequence[str]) -> str:
-        return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"
+        safe = (word.replace("|", r"\|").replace("<", "&lt;") for word in words)  # no tags of our readers' making
+        return f"| {' | '.join(safe)} |"
 
     def word(cell: Cell) -> str:
         return f"**{cell.text}** {cell.small}".strip() if cell.bold else cell.plain
@@ -195,6 +200,11 @@ def latex(panels: Sequence[Table], label: str) -> str:
     ]
     below = ["", "\\smallskip", f"\\parbox{{\\linewidth}}{{\\scriptsize\\raggedright {note}}}"] if note else []
     return "\n".join([*head, stacked, *below, "\\end{table*}"]) + "\n"
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV."""
+    return frame.map(csv_cell).to_csv(index=False, lineterminator="\n")
 
 
 def natural_widths(table: Table) -> list[int]:

@@ -45,17 +45,35 @@ def one_line(error: BaseException, at_most: int = 160) -> str:
     return truncate(" ".join(str(error).split()), at_most) or type(error).__name__
 
 
-def printable(text: str, keep: str = "") -> str:
-    """Text from a file for a terminal: control characters but those of `keep`, and marks that turn the direction of
-    writing, as escapes such as `\\x1b`."""
-    shown = (c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
-    return text if text.isprintable() else "".join(shown)
+def printable(value: Any, keep: str = "") -> Any:
+    """Text of a file or record, or the texts of a list, without what a terminal or a browser would obey.
+
+    Escape sequences, line breaks and marks that turn the direction of writing become escapes such as `\\x1b`, but for
+    the characters of `keep`. Other values are left as they are.
+    """
+    if isinstance(value, list):
+        return [printable(entry, keep) for entry in value]
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    keep += "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in value)
 
 
 def truncate(text: str, at_most: int = 80) -> str:
     """Text from a file, printable and short enough for a message."""
     text = printable(text).encode("ascii", "backslashreplace").decode()
     return text if len(text) <= at_most else text[:at_most] + "..."
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file; text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def is_folder_name(name: str) -> bool:

@@ -41,6 +41,7 @@ MANIFEST: dict[str, Any] = {
     "baseline?": bool,  # whether the method is plain diffusion, without a strategy
     "n_steps": int,  # planned optimiser steps; 0 where nothing is trained
     "weights_from": (str, type(None)),  # run whose weights are used, for methods that train nothing
+    "weights_sha256?": str,  # of the averaged weights that were sampled (`checkpoint.hash_of_weights`)
     "task?": dict,  # name and options
     "data": {
         "name": str,
