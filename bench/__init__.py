@@ -1,11 +1,15 @@
-"""The shared experiment: whatever must be the same for every method. `load_run` gives a trained run to Python."""
+"""The shared experiment: whatever must be the same for every method.
+
+From Python (docs/python.md): `results` reads the records of a study, `load_run` loads a trained run.
+"""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis.load import load as results
     from bench.run.sample import load_run
 
-__all__ = ["load_run"]
+__all__ = ["load_run", "results"]
 
 
 def __getattr__(name: str) -> Any:
@@ -14,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from bench.run.sample import load_run
 
         return load_run
+    if name == "results":
+        from analysis.load import load
+
+        return load
     raise AttributeError(f"module 'bench' has no attribute {name!r}")

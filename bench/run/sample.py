@@ -24,6 +24,7 @@ from bench.run.acceleration import accelerate
 from bench.run.checkpoint import about_of, load_average
 from bench.run.denormals import denormals_are_zero
 from bench.run.model import Model
+from bench.run.molecules import Molecules
 from bench.streams import MoleculeGenerator, Stream, seed_of
 from bench.structures.dataset import Facts
 from bench.structures.elements import MAX_NUMBER
@@ -103,11 +104,12 @@ class Run:
 
     def sample(
         self, n: int, n_steps: int | None = None, seed: int = 0, on_step: Callable[[], None] = lambda: None
-    ) -> Structures:
+    ) -> Molecules:
         """n molecules, the first ones the same for every n; `n_steps` defaults to the run's own sampling setting."""
         settings = replace(self.cfg.sample, n_steps=self.cfg.sample.n_steps if n_steps is None else n_steps, seed=seed)
         prompts, device = self.model.task.prompts(n, settings.batch_size, seed), self.cfg.train.device
-        return in_order(prompts, [sample_prompt(self.model, p, settings, device, on_step) for p in prompts])
+        parts = [sample_prompt(self.model, p, settings, device, on_step) for p in prompts]
+        return Molecules.of(in_order(prompts, parts))
 
 
 def load_run(folder: str | Path, device: str = "cpu") -> Run:

@@ -1,0 +1,81 @@
+"""Sampled molecules, and what chemists' libraries call a molecule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.structures import files
+from bench.structures.structures import Structures
+
+if TYPE_CHECKING:
+    from ase import Atoms  # pyright: ignore[reportMissingImports] - optional
+    from rdkit import Chem
+
+
+class Molecules(Structures):
+    """`Structures` that convert themselves; positions in angstrom."""
+
+    @classmethod
+    def of(cls, structures: Structures) -> Molecules:
+        return cls(structures.numbers, structures.positions, structures.ptr)
+
+    def bonds(self) -> list[np.ndarray]:
+        """Of each molecule, rows (first atom, second atom, order) by EDM's table of bond lengths.
+
+        Raises:
+            UnknownElementError: an element that the table lacks.
+        """
+        from bench.metrics.stability import infer_bonds
+
+        found = infer_bonds(self)
+        return [found[i] for i in range(len(self))]
+
+    def to_rdkit(self) -> list[Chem.RWMol]:
+        """RDKit molecules with bonds from `bonds` and one conformer; not sanitised, since a sample may be invalid.
+
+        Raises:
+            UnknownElementError: an element without tabulated bond lengths.
+        """
+        from rdkit import Chem
+
+        from bench.metrics.validity import rebuild
+
+        made = []
+        for (numbers, positions), bonds in zip(self, self.bonds(), strict=True):
+            mol = rebuild(numbers.tolist(), bonds.tolist())
+            conformer = Chem.Conformer(len(numbers))
+            conformer.SetPositions(np.ascontiguousarray(positions, dtype=np.float64))
+            mol.AddConformer(conformer)
+            made.append(mol)
+        return made
+
+    def to_ase(self) -> list[Atoms]:
+        """ASE's molecules.
+
+        Raises:
+            ImportError: ASE, which nothing else here needs, is not installed.
+        """
+        try:
+            from ase import Atoms  # pyright: ignore[reportMissingImports] - optional
+        except ImportError as error:
+            raise ImportError("to_ase needs ASE, which is not installed; pip install ase") from error
+        return [Atoms(numbers=numbers, positions=positions) for numbers, positions in self]
+
+    def write(self, path: str | Path) -> None:
+        """Write .xyz, .extxyz, .npz, or .sdf with bonds (without them where an element has no tabulated lengths).
+
+        Raises:
+            FileError: another suffix, or the file cannot be written.
+        """
+        from bench.metrics.stability import UnknownElementError
+
+        bonds = None
+        if Path(path).suffix.lower() == ".sdf":
+            try:
+                bonds = self.bonds()
+            except UnknownElementError:
+                bonds = None
+        files.write(path, self, bonds=bonds)
