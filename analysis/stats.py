@@ -244,8 +244,8 @@ def paired(a: Summary, b: Summary) -> Difference:
     """a - b on the common seeds, and molecule by molecule where both have items of the same ones."""
     seeds = sorted(a.values.keys() & b.values.keys())
     mine, theirs = stacked(a, seeds), stacked(b, seeds)
-    same = mine is not None and theirs is not None and mine.shape == theirs.shape
-    found = difference([a.values[seed] - b.values[seed] for seed in seeds], mine - theirs if same else None)
+    gaps = mine - theirs if mine is not None and theirs is not None and mine.shape == theirs.shape else None
+    found = difference([a.values[seed] - b.values[seed] for seed in seeds], gaps)
     return replace(found, bound=a.upper_bound != b.upper_bound)
 
 

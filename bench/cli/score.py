@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from bench.records.inputs import csv_cell
 from bench.records.store import write_atomically
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from bench.metrics.molecules import MoleculeEvaluation
     from bench.metrics.stability import BondRule, Bonds
     from bench.structures.elements import Contents
@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(paths: Sequence[Path], skip_bad: bool, rule: BondRule | None) -> dict[Path, Contents]:
     """What the files hold, without the molecules that cannot be read, or whose bonds the rule asked for cannot know."""
+    import numpy as np
+
     from bench.metrics.stability import unknown_to
     from bench.structures import files
     from bench.structures.elements import BadMoleculesError
@@ -122,6 +124,8 @@ def _read(paths: Sequence[Path], skip_bad: bool, rule: BondRule | None) -> dict[
 
 def _notes(given: Contents, bonds: Bonds, told: bool) -> list[str]:
     """What a reader of the numbers must know of the files, one line each."""
+    import numpy as np
+
     from bench.metrics.stability import BondRule
     from bench.structures.identity import unit_warning
 
@@ -150,6 +154,8 @@ def _notes(given: Contents, bonds: Bonds, told: bool) -> list[str]:
 
 def _sorted(rows: np.ndarray) -> np.ndarray:
     """Bonds in an order that is the same for the same bonds, the later atom first."""
+    import numpy as np
+
     rows = np.column_stack([rows[:, :2].max(axis=1), rows[:, :2].min(axis=1), rows[:, 2]])
     return rows[np.lexsort(rows.T)]
 
