@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.labels import Column, column_name, columns
+from bench.records.inputs import printable
 from bench.records.schema import EVALUATION, MANIFEST, PLAN, STEP, RecordError
 from bench.records.store import RunFolder, StudyFolder, flatten, read_config, read_json, read_steps
 from bench.records.values import Kind, Value
@@ -176,7 +177,7 @@ def load(folder: Path) -> Study:
         raise FileNotFoundError(
             f"no runs in {folder}; expected sub-folders with a manifest.json (equibench run writes them)"
         )
-    runs = pd.DataFrame(rows)
+    runs = pd.DataFrame(rows).map(printable)
     # Absent only when no manifest can be read at all.
     runs = runs.reindex(columns=[*runs, *(column for column in ALWAYS if column not in runs)])
     runs = _labelled(runs.sort_values(["created", "run"], kind="stable", na_position="last").reset_index(drop=True))
@@ -187,7 +188,7 @@ def load(folder: Path) -> Study:
     frame = frame.reindex(columns=["run", *STEP_KEYS, *own]).merge(
         runs[["run", "method", "backbone", "seed"]], on="run", how="left"
     )
-    return Study(folder.resolve().name, folder, runs, _attached(found, runs), frame, tuple(problems))
+    return Study(folder.resolve().name, folder, runs, _attached(found, runs), frame, tuple(map(printable, problems)))
 
 
 def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[str]]:
@@ -233,7 +234,7 @@ def _read_values(records: list[Any], key: str, file: Path) -> Iterator[dict[str,
 
 
 def _value_frame(rows: list[dict[str, Any]]) -> Frame:
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows).map(printable)
     axes = sorted(column for column in frame if str(column).startswith(AT))
     frame = frame.reindex(columns=[*VALUE_COLUMNS, *axes])
     return frame.astype(dict.fromkeys(("value", "low", "high", "sem", *axes), float))

@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.labels import GUARANTEES, MISSING, Column
 from analysis.load import VALUE_COLUMNS, Frame, Study
 from analysis.stats import Group, Summary, best_group, summarise
-from analysis.tables.render import Cell, Table, latex, markdown, natural_widths, text
+from analysis.tables.render import Cell, Table, csv, latex, markdown, natural_widths, text
 from bench.records.store import write_atomically
 from bench.records.values import Kind
 
@@ -37,9 +37,9 @@ def build(study: Study, out: Path) -> list[Path]:
     table = main_table(study)
     contents = {
         "main.md": markdown(table),
-        "main.csv": main_frame(study).to_csv(index=False, lineterminator="\n"),
+        "main.csv": csv(main_frame(study)),
         "main.tex": latex(_panels(study, table), "tab:main"),
-        "values.csv": values_frame(study).to_csv(index=False, lineterminator="\n"),
+        "values.csv": csv(values_frame(study)),
     }
     for name, content in contents.items():
         write_atomically(out / name, content.encode())

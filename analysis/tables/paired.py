@@ -10,7 +10,7 @@ from analysis.labels import MISSING, Column
 from analysis.load import Frame, Study
 from analysis.stats import Difference, Group, Summary, evaluated, paired, reference_for, reference_group, summarise
 from analysis.tables.main import AT_LEAST, BOUND, is_bound
-from analysis.tables.render import Cell, Table, latex, markdown
+from analysis.tables.render import Cell, Table, csv, latex, markdown
 from bench.records.store import write_atomically
 
 
@@ -25,7 +25,7 @@ def build(study: Study, out: Path, reference: str | None = None) -> list[Path]:
         return []
     paths = {
         "md": markdown(table),
-        "csv": paired_frame(study, reference).to_csv(index=False, lineterminator="\n"),
+        "csv": csv(paired_frame(study, reference)),
         "tex": latex([table], "tab:paired"),
     }
     for suffix, content in paths.items():

@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 from html import escape
 from textwrap import wrap
 
+import pandas as pd
+
+from bench.records.inputs import csv_cell
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -151,6 +155,11 @@ def latex(panels: Sequence[Table], label: str) -> str:
         f"\\label{{{label}}}",
     ]
     return "\n".join([*head, stacked, "\\end{table*}"]) + "\n"
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV."""
+    return frame.map(csv_cell).to_csv(index=False, lineterminator="\n")
 
 
 def natural_widths(table: Table) -> list[int]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.records.inputs import csv_cell
 from bench.records.store import write_atomically
 
 if TYPE_CHECKING:
@@ -96,5 +97,5 @@ def _csv(evaluation: MoleculeEvaluation, origin: Sequence[str]) -> bytes:
     for index, (file, *values, smiles) in enumerate(
         zip(origin, *(c.tolist() for c in columns), evaluation.smiles, strict=True)
     ):
-        writer.writerow([index, file, *values, smiles or ""])
+        writer.writerow([index, csv_cell(file), *values, csv_cell(smiles or "")])
     return text.getvalue().encode()

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from bench.records import schema
+from bench.records.inputs import csv_cell
 from bench.records.schema import EVALUATION, MANIFEST, STEP
 from bench.records.store import RunFolder, StudyFolder, flatten, read_json, read_steps, write_atomically
 from bench.records.values import Kind
@@ -116,5 +117,5 @@ def table(rows: list[dict]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))  # runs without a result have no values
     writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: csv_cell(value) for key, value in row.items()} for row in rows)
     return out.getvalue()

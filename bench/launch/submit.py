@@ -98,12 +98,16 @@ class Item:
         records.write_yaml(RunFolder(self.folder).config, self.cfg.to_dict())
         records.write_json(RunFolder(self.folder).manifest, manifest, schema.MANIFEST)
 
-    def record_failure(self, reason: str) -> None:
+    def record_failure(self, reason: str, status: str = "failed") -> None:
         """If possible, write a manifest for a job that failed before writing one."""
         path = RunFolder(self.folder).manifest
         with contextlib.suppress(BusyError, OSError), locked(self.folder):
             if not path.exists():
-                self.record("failed", reason)
+                self.record(status, reason)
+
+    def record_stop(self, reason: str) -> None:
+        """The same for a run that could not be started, or whose job was killed, and which the same command starts."""
+        self.record_failure(reason, "running")
 
 
 def plan(study: StudyConfig, runs_root: Path, until: Until = Until.EVALUATED) -> list[Item]:
@@ -303,7 +307,11 @@ class Submission:
                 self.executors[wanted] = make_executor(self.launch, wanted, self.study_folder)
             try:
                 self.submit(self.executors[wanted], group)
-            except FailedJobError as error:
+            except (FailedJobError, OSError) as error:
+                for item in group if first or isinstance(error, OSError) else ():
+                    item.record_stop(f"not submitted ({last_line(error)}); {records.CONTINUES}")
+                if isinstance(error, OSError):
+                    raise
                 each = f"{wanted.cpus} cores and {wanted.gpus} GPUs each"
                 line = f"{self.launch.cluster} refuses {len(group)} runs that need {each}: {last_line(error)}"
                 if first:
@@ -431,7 +439,9 @@ def outcome(item: Item) -> str | None:
     except Exception as error:  # killed, lost by the cluster, or no space for its result
         left = shutil.disk_usage(item.folder.parent).free
         why = last_line(error) if left > LITTLE else f"{os.strerror(errno.ENOSPC)}: {left} bytes for {item.folder}"
-        return f"ended without a result ({why}); {records.CONTINUES}"
+        line = f"ended without a result ({why}); {records.CONTINUES}"
+        item.record_stop(line)
+        return line
     if line and line != BUSY and not line.endswith(records.CONTINUES):
         item.record_failure(line)
     return line

@@ -51,6 +51,28 @@ def truncate(text: str, at_most: int = 80) -> str:
     return text if len(text) <= at_most else text[:at_most] + "..."
 
 
+def printable(value: Any) -> Any:
+    """Text of a record, or the texts of a list, without what a terminal or a browser would obey: escape sequences, line
+    breaks, marks that change the direction of writing; these are shown as escapes. Other values as they are."""
+    if isinstance(value, list):
+        return [printable(entry) for entry in value]
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    spaces = "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}"
+    return "".join(c if c.isprintable() or c in spaces else c.encode("unicode_escape").decode() for c in value)
+
+
+def csv_cell(value: Any) -> Any:
+    """A value for a CSV file; text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
 def is_folder_name(name: str) -> bool:
     """Whether a name from a file can name a folder inside another, and nothing outside of it."""
     return 0 < len(name) <= 200 and name not in (".", "..") and not set(name) & set("/\\\0\n\r")

@@ -40,6 +40,7 @@ MANIFEST: dict[str, Any] = {
     "guarantee": str,  # exact | in_law | at_optimum | none
     "n_steps": int,  # planned optimiser steps; 0 where nothing is trained
     "weights_from": (str, type(None)),  # run whose weights are used, for methods that train nothing
+    "weights_sha256?": str,  # of the averaged weights that were sampled (`checkpoint.hash_of_weights`)
     "task?": dict,  # name and options
     "data": {
         "name": str,

@@ -85,6 +85,10 @@ class RunFolder:
         """Samples of one prompt; their cost is in the file of the same name with the suffix .json."""
         return self.chunks / f"{number:05d}.npz"
 
+    def of_other_weights(self, sha256: str) -> Path:
+        """Folder of results that were made with weights which are no longer those of the run."""
+        return self.path / f"of-weights-{sha256[:12]}"
+
     @property
     def drawn(self) -> Path:
         """The first few samples with their inferred bonds, for the figures."""

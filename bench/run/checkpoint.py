@@ -31,7 +31,7 @@ from bench.run.optimiser import TrainingState
 log = logging.getLogger("equibench.train")
 
 # metadata of a state or of averaged weights; early files have no checksum, and say no code that trained them
-ABOUT = {"step": int, "seconds": Number, "code?": [TRAINED], "sha256?": str}
+ABOUT = {"step": int, "seconds": Number, "code?": [TRAINED], "weights?": str, "sha256?": str}
 STATE, PREVIOUS = RunFolder(Path()).state.name, RunFolder(Path()).previous.name  # the newest, and the one before
 
 
@@ -134,6 +134,8 @@ def write_tensors(
     """Write tensors, their metadata and the checksum of both."""
     known = {key: value for key, value in about.items() if key != "sha256"}
     held = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    # of the averaged weights alone, which a state and what is published of it have in common
+    known.setdefault("weights", _digest_of_average(held))
     known["sha256"] = _digest(held, known)
     write_atomically(path, save(held, {"equibench": json.dumps(known)}), keep)
 
@@ -182,6 +184,19 @@ def trained_by(path: Path, began: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _damaged(path: Path, why: str) -> DamagedError:
     return DamagedError(f"{path}: not readable as a checkpoint ({why}); move it away to start again")
+
+
+def hash_of_weights(path: Path) -> str:
+    """SHA-256 of a checkpoint's averaged weights, as they were trained; from its header, or from all of an early file.
+
+    Raises:
+        CheckpointError: unreadable.
+    """
+    return about_of(path).get("weights") or _digest_of_average(read_tensors(path)[0])
+
+
+def _digest_of_average(tensors: Mapping[str, Tensor]) -> str:
+    return _digest({name: value for name, value in tensors.items() if name.startswith("average/")}, {})
 
 
 def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
+import shutil
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from bench.records.lock import locked
 from bench.records.store import RunFolder, StudyFolder
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
-from bench.run.checkpoint import STATE, about_of, load_average, trained_by
+from bench.run.checkpoint import STATE, CheckpointError, about_of, hash_of_weights, load_average, trained_by
 from bench.run.code import code_version
 from bench.run.compile import compile_networks
 from bench.run.evaluate import evaluate_run, measure_run, sample_run, versions
@@ -37,8 +38,22 @@ log = logging.getLogger("equibench")
 def is_done(folder: Path) -> bool:
     """Whether the folder holds a finished evaluation; its name identifies the configuration."""
     try:
-        return records.read_json(RunFolder(folder).manifest)["status"] == "done" and RunFolder(folder).eval.exists()
+        manifest = records.read_json(RunFolder(folder).manifest)
+        return manifest["status"] == "done" and RunFolder(folder).eval.exists() and not is_outdated(folder, manifest)
     except (FileNotFoundError, schema.RecordError, KeyError):
+        return False
+
+
+def is_outdated(folder: Path, manifest: dict[str, Any]) -> bool:
+    """Whether the run that a result took its weights from has other weights now: by their content, whatever the times
+    of the files. A published or early record, or a run that is away, says nothing about it."""
+    known, weights_from = manifest.get("weights_sha256"), manifest["weights_from"]
+    if known is None or weights_from is None:
+        return False
+    try:
+        which = Weights(records.read_config(RunFolder(folder))["sample"]["weights"])
+        return hash_of_weights(weights_file(folder, weights_from, which)) != known
+    except (CheckpointError, schema.RecordError, OSError, KeyError, TypeError, ValueError):
         return False
 
 
@@ -104,6 +119,8 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
         before = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
         if RunFolder(folder).samples.exists():
             manifest["weights_from"] = before["weights_from"]
+        if "weights_sha256" in before:
+            manifest["weights_sha256"] = before["weights_sha256"]
         if RunFolder(folder).steps.exists():
             # an earlier call has trained, at least partly: keep its code and costs
             manifest |= {key: before[key] for key in ("code", "cost", "created")}
@@ -125,6 +142,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
         if cfg.train.compile:
             manifest["environment"]["compile"] = compile_networks(model, data)
         step = obtain_weights(cfg, model, data, folder, manifest)
+        match_results(cfg, folder, manifest)
         save("running")
         model.eval()
         _, cost = sample_run(cfg, model, folder, data)
@@ -213,6 +231,29 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
         peak_memory_mb(cfg.train.device), manifest["cost"].get("peak_memory_mb", 0)
     )
     return step
+
+
+def match_results(cfg: RunConfig, folder: Path, manifest: dict[str, Any]) -> None:
+    """Set results aside that were made with other weights than the run has now; its manifest names those from here on.
+
+    Results of a record that names no weights are taken as they are.
+    """
+    run, known = RunFolder(folder), manifest.get("weights_sha256")
+    now_there = hash_of_weights(weights_file(folder, manifest["weights_from"], cfg.sample.weights))
+    made = [run.samples, run.sample_costs, run.chunks, run.measures, run.eval, run.drawn]
+    made = [path for path in made if path.exists()]
+    if made and known is None:
+        return
+    if made and known != now_there:
+        aside = run.of_other_weights(str(known))
+        log.warning("the weights have changed since these results were made, which are set aside in %s", aside)
+        aside.mkdir(exist_ok=True)
+        for path in made:
+            if path == run.chunks:  # parts of a whole that will not be
+                shutil.rmtree(path)
+            else:
+                path.replace(aside / path.name)
+    manifest["weights_sha256"] = now_there
 
 
 def trained_run(wanted: RunConfig, folder: Path, fingerprint: str) -> str | None:

@@ -85,7 +85,7 @@ def training_cost(folder: Path) -> dict[str, Any]:
 
 def peak_memory_mb(device: str) -> float:
     """Peak memory in MiB: allocations on a GPU; on a CPU the resident memory of this OS process, libraries included."""
-    if torch.device(device).type == "cuda":
+    if _is_gpu(device):
         return torch.cuda.max_memory_allocated() / 2**20
     # Linux hands ru_maxrss down to child processes, and psutil has no peak there; VmHWM is this process's own
     with contextlib.suppress(OSError):
@@ -97,18 +97,25 @@ def peak_memory_mb(device: str) -> float:
 
 def forget_peak_memory(device: str) -> None:
     """Reset the peak to the current usage, where the system supports it."""
-    if torch.device(device).type == "cuda":
+    if _is_gpu(device):
         torch.cuda.reset_peak_memory_stats()
     else:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
 
 
+def _is_gpu(device: str) -> bool:
+    """By its name alone: a record of a failed run may name a device that torch does not know."""
+    return device.partition(":")[0] == "cuda"
+
+
 def device_name(device: str) -> str:
     """Name of the GPU or of the CPU."""
-    if torch.device(device).type == "cuda":
+    if _is_gpu(device):
         # a login node may plan runs for GPUs that it lacks
-        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else f"{device}, none here"
+        with contextlib.suppress(RuntimeError, AssertionError):  # no such number
+            return torch.cuda.get_device_name(device) if torch.cuda.is_available() else f"{device}, none here"
+        return f"{device}, none here"
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -118,7 +125,7 @@ def device_name(device: str) -> str:
 
 def memory_mb(device: str) -> float:
     """Total memory in MiB: the GPU's, or the machine's, limited by its control group."""
-    if torch.device(device).type == "cuda" and torch.cuda.is_available():
+    if _is_gpu(device) and torch.cuda.is_available():
         return torch.cuda.get_device_properties(device).total_memory / 2**20
     limits = [psutil.virtual_memory().total]
     for path in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
@@ -129,7 +136,7 @@ def memory_mb(device: str) -> float:
 
 def driver(device: str) -> str | None:
     """Version of the GPU's driver."""
-    if torch.device(device).type != "cuda":
+    if not _is_gpu(device):
         return None
     with contextlib.suppress(OSError):
         # NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  ...

@@ -19,10 +19,15 @@ from bench.config.study import StudyConfig
 from bench.launch import queue
 from bench.launch import submit as runners
 from bench.launch.queue import last_job, submitted
-from bench.launch.submit import Item, Needs, Submission, last_line, make_executor, needs, sort_waiting
+from bench.launch.status import state
+from bench.launch.submit import Item, Needs, Submission, last_line, make_executor, needs, outcome, sort_waiting
 from bench.records.store import CONTINUES
 
 REFUSAL = FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Job violates policy")
+
+
+DATA = {"name": "x", "label": "x", "source": "x", "fingerprint": "0", "n_train": 1, "n_valid": 1, "n_test": 1}
+DATA |= {"mean_atoms": 1.0, "elements": [1], "notes": []}
 
 
 class Executor:
@@ -45,7 +50,7 @@ class Executor:
 
 
 def items(folder: Path, n: int, **train) -> list[Item]:
-    return [Item(run_config("haar", "dit", **train), folder / f"run{i}", {}) for i in range(n)]
+    return [Item(run_config("haar", "dit", **train), folder / f"run{i}", DATA) for i in range(n)]
 
 
 def test_a_run_asks_for_its_threads_ranks_and_gpus():
@@ -91,6 +96,39 @@ def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(tmp_pa
         said.append(str(caught.value))
     assert said[0] == str(missing) == "[Errno 2] No such file or directory: 'sbatch'"
     assert f"could not write {Executor.folder}; nothing already written was lost, {CONTINUES}" in said[1]
+
+
+def test_a_run_that_cannot_be_started_says_so_in_its_record(tmp_path, monkeypatch):
+    """Refused by the cluster, a command that is missing, a job that is gone, and a device that torch does not know."""
+    missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "sbatch")
+
+    def gone():
+        raise FailedJobError("Job 3 has not produced any output (state: GONE)")
+
+    told = {}
+    for name, error in (("refused", REFUSAL), ("missing", missing), ("gone", None)):
+        (item,) = items(tmp_path / name, 1)
+        monkeypatch.setattr(runners, "make_executor", lambda *_, error=error: Executor(error))
+        submit = Submission(LaunchConfig(), tmp_path)
+        if error is None:
+            submit([item])
+            item.job = SimpleNamespace(result=gone)
+            outcome(item)
+        else:
+            with pytest.raises((ConfigError, OSError)):
+                submit([item])
+        assert item.status == "running"  # the same command starts it
+        told[name] = state(item.folder)
+        assert told[name].status == "killed"
+        assert CONTINUES in told[name].detail
+    assert "Job violates policy" in told["refused"].detail
+    assert "No such file or directory: 'sbatch'" in told["missing"].detail
+    assert "state: GONE" in told["gone"].detail
+
+    (item,) = items(tmp_path / "device", 1, device="gpu")
+    item.job = SimpleNamespace(result=lambda: "RuntimeError: no device type gpu")
+    outcome(item)
+    assert (item.status, item.reason) == ("failed", "RuntimeError: no device type gpu")
 
 
 @pytest.mark.parametrize(

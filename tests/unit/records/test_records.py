@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bench.records import inputs, schema
-from bench.records.inputs import YamlError, as_yaml, parse_yaml
+from bench.records.inputs import YamlError, as_yaml, csv_cell, parse_yaml, printable
 from bench.records.schema import RecordError, check
 from bench.records.store import (
     RunFolder,
@@ -252,3 +252,27 @@ def test_a_changed_digit_in_a_line_is_noticed(tmp_path):
         read_steps(path)
     path.write_text('{"step": 1, "seconds": 1.5, "loss": 0.35}\n')
     assert read_steps(path) == [{"step": 1, "seconds": 1.5, "loss": 0.35}]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;owned\x07\x1b[31mred", r"\x1b]0;owned\x07\x1b[31mred"),
+        ("two\nlines\r\t", r"two\nlines\r\t"),
+        ("\x9b31m\u202eabc\u2028", r"\x9b31m\u202eabc\u2028"),
+        ("5.0\N{NO-BREAK SPACE}Å ± ≤", "5.0\N{NO-BREAK SPACE}Å ± ≤"),  # control: text as it should be
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_as_an_escape(text, shown):
+    assert printable(text) == shown
+    assert printable([text, 1.5]) == [shown, 1.5]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+cmd|' /C calc'!A0", "-2+3+cmd", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_of_a_csv_file_is_a_formula(text):
+    assert csv_cell(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("value", ["-1.5e-3", "+2", "-inf", "a=b", "", -1.5, None, True])
+def test_numbers_and_plain_text_are_left_alone(value):
+    assert csv_cell(value) is value

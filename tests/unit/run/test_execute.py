@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -17,7 +18,7 @@ from bench.launch.submit import Item, plan
 from bench.records import schema
 from bench.records import store as records
 from bench.registry import methods
-from bench.run.checkpoint import about_of, read_tensors, write_tensors
+from bench.run.checkpoint import about_of, hash_of_weights, read_tensors, write_tensors
 from bench.run.execute import Until, evaluate_folder, execute, is_done, reason_of
 
 STUDY = {
@@ -160,7 +161,7 @@ def made_by(code: dict) -> Iterator[None]:
 
 def test_the_record_names_every_commit_that_trained_the_run(tmp_path):
     """Also where the first record and state are from before such lists. Control: one code alone."""
-    settings = ["train.log_every=1", "train.checkpoint_seconds=0"]
+    settings = ["train.log_every=1", "train.valid_every=1", "train.checkpoint_seconds=0"]
     first, second = ({"version": "1", "commit": commit, "dirty": False} for commit in "ab")
     run = item(tmp_path, overrides=settings)
     stop = mock.patch("bench.run.train.Validation.__call__", side_effect=[0.5, KeyboardInterrupt])
@@ -205,6 +206,39 @@ def test_other_sampling_is_another_run_on_the_same_weights(tmp_path):
     assert records.read_json(other.folder / "eval.json", schema.EVALUATION)["n_sampling_steps"] == 2
     assert is_done(first.folder)
     assert is_done(other.folder)
+
+
+def test_a_result_beside_other_weights_is_made_again_and_kept(tmp_path):
+    """Weights are known by their content. Control: copies and clocks change nothing."""
+    first, other = item(tmp_path), item(tmp_path, overrides=["sample.n_steps=2"])
+    execute(first.cfg, first.folder)
+    execute(other.cfg, other.folder)
+    before = records.read_json(other.folder / "manifest.json", schema.MANIFEST)
+    assert before["weights_sha256"] == hash_of_weights(first.folder / "state.safetensors")
+    for path, when in ((first.folder, 2**31), (other.folder, 0)):  # newer than what was made of it, by far
+        for file in path.iterdir():
+            os.utime(file, (when, when))
+    runs = Path(shutil.copytree(tmp_path / "runs", tmp_path / "copy"))
+    assert is_done(other.folder)
+    assert is_done(runs / "tiny" / other.folder.name)
+
+    tensors, about = read_tensors(first.folder / "state.safetensors")
+    name = next(name for name in tensors if name.startswith("average/"))
+    tensors[name] = tensors[name] + 0.5
+    write_tensors(first.folder / "state.safetensors", tensors, {k: v for k, v in about.items() if k != "weights"})
+    assert is_done(first.folder)
+    assert not is_done(other.folder)
+    results = {path.name: path.read_bytes() for path in other.folder.iterdir() if path.suffix in (".npz", ".json")}
+    execute(other.cfg, other.folder)
+    after = records.read_json(other.folder / "manifest.json", schema.MANIFEST)
+    assert after["weights_sha256"] == hash_of_weights(first.folder / "state.safetensors") != before["weights_sha256"]
+    assert is_done(other.folder)
+    aside = other.folder / f"of-weights-{before['weights_sha256'][:12]}"
+    assert (aside / "samples.npz").read_bytes() == results["samples.npz"] != (other.folder / "samples.npz").read_bytes()
+    assert (aside / "eval.json").read_bytes() == results["eval.json"]
+    made_again = contents(other.folder)
+    execute(other.cfg, other.folder)  # and not without end
+    assert contents(other.folder) | {"lock": b""} == made_again | {"lock": b""}
 
 
 def test_a_run_that_is_only_begun_lends_no_weights(tmp_path):
