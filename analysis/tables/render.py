@@ -63,7 +63,8 @@ def markdown(table: Table) -> str:
     """GitHub's pipe table, the caption above, notes below."""
 
     def line(words: Sequence[str]) -> str:
-        return f"| {' | '.join(word.replace('|', chr(92) + '|') for word in words)} |"
+        safe = (word.replace("|", r"\|").replace("<", "&lt;") for word in words)  # no tags of our readers' making
+        return f"| {' | '.join(safe)} |"
 
     def word(cell: Cell) -> str:
         return f"**{cell.text}** {cell.small}".strip() if cell.bold else cell.plain

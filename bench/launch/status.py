@@ -16,6 +16,7 @@ from typing import Any
 from bench.launch.queue import QueuedJob, last_job, queued_jobs
 from bench.records import schema
 from bench.records import store as records
+from bench.records.inputs import printable
 from bench.records.lock import holder, last_holder
 from bench.records.store import RunFolder, StudyFolder
 
@@ -138,7 +139,7 @@ def status(study_folder: Path) -> str:
     """The display of `equibench status`."""
     found, plan = states(study_folder), read_plan(study_folder)
     width = max((len(one.run) for one in found), default=0)
-    lines = [f"{one.run:{width}}  {one.status:10}  {one.detail}".rstrip() for one in found]
+    lines = [printable(f"{one.run:{width}}  {one.status:10}  {one.detail}".rstrip()) for one in found]
     counts = Counter(one.status for one in found)
     totals = ", ".join(f"{counts[name]} {name}" for name in STATES if counts[name]) or "none"
     lines += ["", f"{study_folder.name}: {len(found)} runs: {totals}"]
@@ -207,7 +208,12 @@ def tail(path: Path, n_lines: int) -> str:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError as error:
         return f"({error.strerror})"
-    return "\n".join(lines[-n_lines:]) or "(empty)"
+    return "\n".join(map(_shown, lines[-n_lines:])) or "(empty)"
+
+
+def _shown(line: str) -> str:
+    """A line of a log without what a terminal would obey, but for tabs."""
+    return "\t".join(map(printable, line.split("\t")))
 
 
 def follow(folder: Path, poll: float = 0.5, sleep: Callable[[float], None] = time.sleep) -> Iterator[str]:
@@ -221,7 +227,7 @@ def follow(folder: Path, poll: float = 0.5, sleep: Callable[[float], None] = tim
                 file.seek(seen)
                 new = file.read()
             seen += len(new)
-            yield new.decode(errors="replace")
+            yield "\n".join(map(_shown, new.decode(errors="replace").split("\n")))
         if not working:
             return
         sleep(poll)

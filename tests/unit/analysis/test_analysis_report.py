@@ -1,5 +1,6 @@
 """The whole report, its figures, and what it must not need."""
 
+import csv
 import io
 import re
 import subprocess
@@ -18,6 +19,7 @@ from rdkit import Chem
 from analysis import report
 from analysis.figures import curves, molecules, pareto, positions, style, values
 from analysis.load import load
+from bench.launch import status
 
 FIGURES = ["curves", "pareto", "values", "molecules"]
 
@@ -48,6 +50,32 @@ def test_pages_show_failures_with_their_reasons(built, page):
         assert word in told
     for run in built.parent.glob("*/manifest.json"):
         assert run.parent.name in told
+
+
+def test_free_text_of_records_is_shown_and_not_obeyed(tmp_path):
+    """By terminal, browser or spreadsheet. Control: the same reason without what they obey."""
+    folder = write_study(tmp_path / "made_up")
+    name = run_name("strict", "egnn", 1)
+    edit(folder / name / "manifest.json", reason="\x1b]0;owned\x07\x1b[31m<script>alert(1)</script>\u202e ends")
+    done = folder / run_name("bare", "dit", 0)
+    edit_value(done / "eval.json", "validity", label="=1+1 \x1b[2J")
+    edit(done / "manifest.json", method__name="=cmd|'/C calc'!A0")
+    out = report.build(folder)
+    for path in out.iterdir():
+        if path.suffix in (".md", ".html", ".csv", ".tex"):
+            text = path.read_text()
+            assert not set(text) & set("\x1b\x07\x9b\u202e"), path.name
+            assert "<script" not in text, path.name
+        if path.suffix == ".csv":
+            cells = [cell for row in csv.reader(io.StringIO(path.read_text())) for cell in row]
+            assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t", "\r"))], path.name
+    assert r"\x1b]0;owned\x07\x1b[31m" in (out / "report.md").read_text()
+    assert "alert(1)" in (out / "index.html").read_text()
+    assert "'=cmd|'/C calc'!A0" in (out / "values.csv").read_text()
+    (folder / name / "log.txt").write_text("a\tb \x1b[2J\nend\n")
+    shown = status.tail(folder / name / "log.txt", 5)
+    assert shown == "a\tb \\x1b[2J\nend"
+    assert "\x1b" not in status.status(folder)
 
 
 def test_html_is_self_contained(built):
