@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability.md"
 RECORD = ROOT / "results" / "reliability.json"
 MARKS = "<!-- measured:begin -->", "<!-- measured:end -->"
-CAMPAIGNS = ("kills", "launchers", "disk", "hostile", "on_slurm")
+CAMPAIGNS = ("kills", "launchers", "disk", "hostile", "surroundings", "on_slurm")
 NONE_YET = "not measured"
 
 
