@@ -10,13 +10,13 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 
 class BestEffort:
     """A text stream whose first failed write is kept in `error`, and which writes nothing from then on."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
         self.error: OSError | None = None
 
