@@ -244,8 +244,8 @@ def paired(a: Summary, b: Summary) -> Difference:
     """a - b on the common seeds, and molecule by molecule where both have items of the same ones."""
     seeds = sorted(a.values.keys() & b.values.keys())
     mine, theirs = stacked(a, seeds), stacked(b, seeds)
-    gaps = mine - theirs if mine is not None and theirs is not None and mine.shape == theirs.shape else None
-    found = difference([a.values[seed] - b.values[seed] for seed in seeds], gaps)
+    items = None if mine is None or theirs is None or mine.shape != theirs.shape else mine - theirs
+    found = difference([a.values[seed] - b.values[seed] for seed in seeds], items)
     return replace(found, bound=a.upper_bound != b.upper_bound)
 
 

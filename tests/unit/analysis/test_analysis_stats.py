@@ -171,7 +171,7 @@ def test_intervals_cover_the_truth_in_crossed_studies(n_seeds, of_training):
         a, b, e = (rng.normal(size=size) for size in ((n_seeds, 1), 200, (n_seeds, 200)))
         y = of_training * a + b + 0.5 * e
         found = with_items(y)
-        conditional = of_training * a.mean() + 0.0  # true mean of these trained models over all molecules
+        conditional = of_training * a.mean()  # true mean of these trained models over all molecules
         within.append(found.within[0] <= conditional <= found.within[1])
         full.append(found.interval[0] <= 0 <= found.interval[1])
         independent = 1.96 * math.sqrt(np.trace(found.covariance)) / n_seeds
@@ -302,10 +302,10 @@ def test_equal_rows_are_seldom_told_apart():
 @pytest.mark.parametrize("of_molecules", [0.0, 1.0])
 @pytest.mark.parametrize("n_seeds", [2, 3, 5])
 def test_equal_rows_are_told_apart_in_5_of_100_studies(n_seeds, of_molecules):
-    """Type-I error of bold within 2 points of 5 %; the former rule, t-tests against a best that was chosen on the same
-    data, with Holm's correction and seeds alone, has more."""
+    """Type-I error of bold within 2 points of 5 %. Control: the former rule has more where seeds share molecules."""
     assert alarms(n_seeds, 3000, of_molecules=of_molecules) == pytest.approx(0.05, abs=0.02)
-    assert alarms(n_seeds, 500, of_molecules=of_molecules, rule=former_rule) > 0.08
+    if of_molecules:
+        assert alarms(n_seeds, 500, of_molecules=of_molecules, rule=former_rule) > 0.08
 
 
 def former_rule(rows, better):
