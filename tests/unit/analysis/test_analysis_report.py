@@ -32,7 +32,7 @@ def test_report_holds_every_file(built):
     tables = [f"{stem}.{suffix}" for stem in ("main", "paired") for suffix in ("md", "csv", "tex")]
     figures = [f"{stem}.{suffix}" for stem in FIGURES for suffix in ("png", "pdf")]
     assert sorted(path.name for path in built.iterdir()) == sorted(
-        [*tables, *figures, "values.csv", "report.md", "index.html"]
+        [*tables, *figures, "values.csv", "power.md", "report.md", "index.html"]
     )
 
 
