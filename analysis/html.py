@@ -77,7 +77,8 @@ thead th:first-child button { padding-left: 0; }
 SCRIPT = """
 for (const table of document.querySelectorAll("table")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
-  const number = text => parseFloat(text.replace(/\u2212/g, "-").replace(/^[^0-9.-]+/, "").replace(/\u00a0/g, ""));
+  const plain = text => text.replace(/\\u2212/g, "-").replace(/\\u00a0/g, "");
+  const number = text => parseFloat(plain(text).replace(/^[^0-9.-]+/, ""));
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
     const up = head.getAttribute("aria-sort") !== "ascending";
     const words = head.classList.contains("t");
@@ -145,4 +146,5 @@ def html_page(title: str, lead: str, partial: bool, sections: Sequence[Section])
     head = "<meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
     head += f"<title>{escape(title)}</title><style>{CSS}</style>"
     body = "\n".join(parts)
-    return f"<!doctype html>\n<html lang='en'><head>{head}</head>\n<body>\n{body}\n<script>{SCRIPT}</script>\n</body></html>\n"
+    page = f"<html lang='en'><head>{head}</head>\n<body>\n{body}\n<script>{SCRIPT}</script>\n</body></html>"
+    return f"<!doctype html>\n{page}\n"

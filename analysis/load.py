@@ -56,10 +56,10 @@ class Study:
         name: the study's name; folder: where it was read.
         runs: one row per run, oldest first. Columns: keys of manifest.json and, under 'eval.' and 'config.', those of
             eval.json and config.yaml, nested keys joined by dots; under 'value.' its scalar values by column;
-            `method` and `backbone` (labels); `path`; `counted` (done, evaluated, and the newest of its method,
-            backbone, seed and data); `borrowed` (trains nothing: it uses the weights of the run in `weights_from`).
-            `status` is done, running, queued (asked for and not begun), failed, skipped, duplicate, unreadable, or
-            'not evaluated' for done without eval.json.
+            `method` and `backbone` (labels); `strategy` (the method's label without the settings of a sweep); `path`;
+            `counted` (done, evaluated, and the newest of its method, backbone, seed and data); `borrowed` (trains
+            nothing: it uses the weights of the run in `weights_from`). `status` is done, running, queued (asked for
+            and not begun), failed, skipped, duplicate, unreadable, or 'not evaluated' for done without eval.json.
         values: one row per value of eval.json: run, method, backbone, seed, counted; `of` (samples or data); `column`
             (`labels.column_name`); the fields of a `Value`, its position as `words` ((axis, word), ...) and, one
             column per numeric axis, 'at.AXIS'; `scalar` (no numeric position); `source` and `entry`, the run whose
@@ -363,6 +363,7 @@ def _labelled(runs: Frame) -> Frame:
     runs = runs.copy()
     runs["method"] = _labels(runs, "method")
     runs["backbone"] = _labels(runs, "backbone")
+    runs["strategy"] = runs["method"]
     runs["method"] = _told_apart(runs)
     done = runs[(runs["status"] == "done") & runs.get("eval.step", pd.Series(index=runs.index, dtype=float)).notna()]
     newest = done.sort_values("created", kind="stable").drop_duplicates(SAME, keep="last").index

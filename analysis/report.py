@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType, ModuleType
 
-from analysis.figures import curves, fields, molecules, pareto, positions, values
+from analysis.figures import curves, fields, molecules, pareto, positions, scaling, values
 from analysis.html import Section, html_page, markdown_page
 from analysis.labels import MISSING
 from analysis.load import Frame, Study, load
@@ -15,13 +16,14 @@ from analysis.tables.render import Cell, Table
 from bench.records.store import write_atomically
 from bench.records.values import Kind
 
-FIGURES: tuple[tuple[str, Callable[[Study, Path], list[Path]], Callable[[Study], str]], ...] = (
-    ("Learning curves", curves.build, curves.caption),
-    ("Quality against cost", pareto.build, pareto.caption),
-    ("All values", values.build, values.caption),
-    ("Values by position", positions.build, positions.caption),
-    ("Vector fields", fields.build, fields.caption),
-    ("Sampled molecules", molecules.build, lambda _: molecules.caption()),
+# Each has `build`, `caption`, `absent`. `scaling` is apart: it draws the whole study, all subsets of its data.
+FIGURES: tuple[tuple[str, ModuleType], ...] = (
+    ("Learning curves", curves),
+    ("Quality against cost", pareto),
+    ("All values", values),
+    ("Values by position", positions),
+    ("Vector fields", fields),
+    ("Sampled molecules", molecules),
 )
 
 
@@ -37,11 +39,12 @@ def build(study_folder: Path, out: Path | None = None, reference: str | None = N
         FileNotFoundError: the folder holds no run. ValueError: no such `reference`. OSError: `out` cannot be written.
     """
     out = Path(study_folder) / "report" if out is None else Path(out)
-    first, *others = load(study_folder).parts()
+    whole = load(study_folder)
+    first, *others = whole.parts()
     links = {f"{part.runs['data.name'].dropna().iloc[0]}-{_fingerprint(part)[:8]}": part for part in others}
     for name, part in links.items():
-        _write(part, out / name, {}, reference)
-    _write(first, out, {name: main.data_label(part) for name, part in links.items()}, reference)
+        _write(part, out / name, reference)
+    _write(first, out, reference, {name: main.data_label(part) for name, part in links.items()}, whole)
     return out
 
 
@@ -55,18 +58,25 @@ def _fingerprint(study: Study) -> str:
     return str(study.runs["data.fingerprint"].replace("", None).dropna().iloc[0])
 
 
-def _write(study: Study, out: Path, links: dict[str, str], reference: str | None) -> None:
+def _write(
+    study: Study,
+    out: Path,
+    reference: str | None,
+    links: Mapping[str, str] = MappingProxyType({}),
+    whole: Study | None = None,
+) -> None:
     main.build(study, out)
     paired.build(study, out, reference)
     power.build(study, out, reference)
-    sections = _sections(study, out, links, reference)
+    published.build(study, out)
+    sections = _sections(study, out, reference, links, whole or study)
     done, wanted = study.progress
     lead = f"{done} of {wanted} runs done. {main.data_label(study)}."
     write_atomically(out / "report.md", markdown_page(study.name, lead, sections, out).encode())
     write_atomically(out / "index.html", html_page(study.name, lead, done < wanted, sections).encode())
 
 
-def _sections(study: Study, out: Path, links: dict[str, str], reference: str | None) -> list[Section]:
+def _sections(study: Study, out: Path, reference: str | None, links: Mapping[str, str], whole: Study) -> list[Section]:
     table, needed = paired.paired_table(study, reference), power.power_table(study, reference)
     sections = [
         Section(
@@ -83,10 +93,16 @@ def _sections(study: Study, out: Path, links: dict[str, str], reference: str | N
     beside = published.published_table(study)
     if beside is not None:
         sections.append(Section("Published beside ours", tables=[beside]))
-    for title, build_figure, caption in FIGURES:
-        paths = build_figure(study, out)
-        if paths:
-            sections.append(Section(title, figure=paths[0], caption=caption(study)))
+    for sweep in scaling.sweeps(whole):
+        if paths := scaling.build(whole, sweep, out):
+            sections.append(Section(sweep.title, figure=paths[0], caption=scaling.caption(sweep)))
+    reasons = {"Data efficiency, training length and other sweeps": scaling.absent(whole)}
+    for title, figure in FIGURES:
+        if paths := figure.build(study, out):
+            sections.append(Section(title, figure=paths[0], caption=figure.caption(study)))
+        reasons[title] = figure.absent(study)
+    if left_out := [f"{title}: {why}." for title, why in reasons.items() if why]:
+        sections.append(Section("Figures that are not drawn", bullets=left_out))
     sections += [
         _incomplete(study),
         Section("How to read this, and what it does not show", bullets=_reading(study)),

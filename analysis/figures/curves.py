@@ -1,4 +1,7 @@
-"""Learning curves: training and validation loss against optimiser steps and against seconds of training."""
+"""Learning curves: training and validation loss against optimiser steps, and validation loss against seconds.
+
+A column of panels for each backbone: only methods on one backbone compare, and they often differ by little.
+"""
 
 from __future__ import annotations
 
@@ -8,49 +11,64 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from analysis.figures.style import STYLE, WIDTH, legend, line_look, name, save
+from analysis.figures.style import SMALL, STYLE, WIDTH, Mark, backbones, line_look, name_ends, save
 from analysis.load import Frame, Study
 from analysis.stats import Group
 
-LOSSES = (("loss", "Training loss"), ("valid_loss", "Validation loss"))
-X_AXES = (("step", "Optimiser steps"), ("seconds", "Seconds in training steps"))
+ROWS = (
+    ("step", "Optimiser steps", "loss", "Training loss"),
+    ("step", "Optimiser steps", "valid_loss", "Validation loss"),
+    ("seconds", "Seconds in training steps", "valid_loss", "Validation loss"),
+)
+N_ACROSS = 3  # backbones side by side
+EARLY = 0.25  # share of a curve's lines, at its start, that may leave the top of a panel
+
+
+def absent(study: Study) -> str:
+    """Why there is nothing to draw, or ''."""
+    return "" if _drawn(study) else "no run has logged a loss yet"
 
 
 def build(study: Study, out: Path) -> list[Path]:
     """Write curves.png and curves.pdf; nothing when no run has a curve. Runs that train nothing have none."""
-    curves = study.curves.dropna(subset=["method"])
-    losses = [(key, label) for key, label in LOSSES if curves[key].notna().any()]
-    if not losses:
+    drawn = _drawn(study)
+    if not drawn:
         return []
+    curves = study.curves.dropna(subset=["method"])
+    columns = [backbone for backbone in backbones(study) if backbone in {group[1] for group in drawn}]
+    rows = [row for row in ROWS if curves[row[2]].notna().any()]
+    blocks = [columns[i : i + N_ACROSS] for i in range(0, len(columns), N_ACROSS)]
+    most = max(sum(group[1] == backbone for group in drawn) for backbone in columns)
+    height = max(2.1, 0.4 + 1.2 * most * SMALL / 72)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.6 + 2.1 * len(losses)))
-        panels = figure.subplots(len(losses), 2, sharey="row", sharex="col", squeeze=False)
-        shown: set[Group] = set()
-        for row, (key, title) in enumerate(losses):
-            for axes, (x, label) in zip(panels[row], X_AXES, strict=True):
-                shown |= _panel(axes, study, curves, x, key)
-                axes.set_xlabel(label if row == len(losses) - 1 else "")
-                axes.set_xlim(left=0)
-                axes.xaxis.set_major_locator(MaxNLocator(5))
-            _log_scale(panels[row, 0], curves[key].dropna().to_numpy(dtype=float))
-            panels[row, 0].set_ylabel(title)
-        drawn = [group for group in study.groups if group in shown]
-        handles = [Line2D([], [], **line_look(study, group), lw=1.5, label=name(group)) for group in drawn]
-        legend(figure, handles)
+        figure = Figure(figsize=(WIDTH, 0.3 + height * len(rows) * len(blocks)))
+        grid = figure.subplots(len(rows) * len(blocks), len(blocks[0]), squeeze=False)
+        named = []
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for i, block in enumerate(blocks):
+            for j, (x, x_title, y, y_title) in enumerate(rows):
+                for axes, backbone in zip(grid[i * len(rows) + j], block, strict=False):
+                    axes.set_axis_on()
+                    named.append((axes, _panel(axes, study, curves, [g for g in drawn if g[1] == backbone], x, y)))
+                    axes.set(xlabel=x_title, title=backbone if j == 0 else "")
+                    axes.set_xlim(left=0)
+                    axes.xaxis.set_major_locator(MaxNLocator(4))
+                grid[i * len(rows) + j, 0].set_ylabel(y_title)
+        name_ends(figure, named)
         return save(figure, out, "curves")
 
 
 def caption(study: Study) -> str:
     """What the figure shows, and whose curve stands for runs that train nothing."""
     text = (
-        "Learning curves. Thin: one seed each; thick: their mean over the range that all seeds of the row cover; the "
-        "symbol at the end tells the backbone. Training loss is the mean between two log lines; validation loss is the "
-        "same loss with the EMA weights at fixed times and noise. Seconds are those of optimiser steps alone. Vertical "
-        "axes are logarithmic and may leave out the first lines. Losses of one backbone and data set compare; a lower "
-        "loss promises no better samples."
+        "Learning curves, a column for each backbone, each panel with a scale of its own. Thin: one seed each; thick: "
+        "their mean over the range that all seeds of the row cover. Training loss is the mean between two log lines; "
+        "validation loss is the same loss with the EMA weights at fixed times and noise. Seconds are those of "
+        "optimiser steps alone. Vertical axes are logarithmic and leave out the first lines. Losses of one backbone "
+        "and data set compare; a lower loss promises no better samples."
     )
     borrowed = study.runs[study.runs["borrowed"]]
     if len(borrowed):
@@ -60,21 +78,33 @@ def caption(study: Study) -> str:
     return text
 
 
-def _panel(axes: Axes, study: Study, curves: Frame, x: str, y: str) -> set[Group]:
-    """Draw one panel; returns the groups that had something to draw."""
-    shown = set()
-    for group in study.groups:
+def _drawn(study: Study) -> list[Group]:
+    """Rows with a curve."""
+    curves = study.curves
+    found = curves[curves["step"].notna() & (curves["loss"].notna() | curves["valid_loss"].notna())]
+    known = set(zip(found["method"], found["backbone"], strict=True))
+    return [group for group in study.groups if group in known]
+
+
+def _panel(axes: Axes, study: Study, curves: Frame, groups: list[Group], x: str, y: str) -> list[Mark]:
+    """Draw one panel; returns the names at the ends of its lines."""
+    marks, late = [], []
+    for group in groups:
         rows = curves[(curves["method"] == group[0]) & (curves["backbone"] == group[1])].dropna(subset=[x, y])
         if rows.empty:
             continue
-        shown.add(group)
-        look = line_look(study, group)
+        colour = line_look(study, group)["color"]
         seeds = [seed[[x, y]].sort_values(x).to_numpy(dtype=float) for _, seed in rows.groupby("run", sort=True)]
         for seed in seeds:
-            axes.plot(seed[:, 0], seed[:, 1], color=look["color"], ls=look["ls"], lw=0.6, alpha=0.5)
+            axes.plot(seed[:, 0], seed[:, 1], color=colour, lw=0.6, alpha=0.4)
+            late.append(seed[int(EARLY * len(seed)) :, 1])
         grid, mean = mean_curve(seeds)
-        axes.plot(grid, mean, **look, lw=1.4, markevery=[-1] if len(grid) else [])
-    return shown
+        axes.plot(grid, mean, color=colour, lw=1.3)
+        end = (grid[-1], mean[-1]) if len(grid) else seeds[0][-1]
+        marks.append(Mark(float(end[0]), float(end[1]), group[0], colour))
+    if late:
+        _log_scale(axes, np.concatenate(late))
+    return marks
 
 
 def mean_curve(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +115,7 @@ def mean_curve(seeds: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _log_scale(axes: Axes, values: np.ndarray) -> None:
-    """Logarithmic y from just below the smallest value; the first lines of a run may leave the top."""
+    """Logarithmic y around the values; single ones far above the others may leave the top."""
     values = values[np.isfinite(values)]
     if not len(values) or values.min() <= 0:
         return

@@ -13,13 +13,31 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.style import DATA, GREY, STYLE, WIDTH, colours, legend, line_look, name, save
+from analysis.figures.style import (
+    DATA,
+    GREY,
+    STYLE,
+    WIDTH,
+    Mark,
+    colours,
+    legend,
+    line_look,
+    name,
+    name_ends,
+    save,
+    short_names,
+)
 from analysis.load import AT, Frame, Study
 from analysis.stats import Group
 
 POINT = (f"{AT}x", f"{AT}y")
 EXACT = "_exact"  # end of the name of the field that a learned one is compared with
 N_ACROSS = 3
+
+
+def absent(study: Study) -> str:
+    """Why there is nothing to draw, or ''."""
+    return "no run measured a vector field (measure `field`)" if of_fields(study).empty else ""
 
 
 def build(study: Study, out: Path) -> list[Path]:
@@ -35,17 +53,19 @@ def build(study: Study, out: Path) -> list[Path]:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, n_rows * WIDTH / n_across + 0.4 if planar else 0.6 + 2.2 * n_rows))
         grid = figure.subplots(n_rows, n_across, squeeze=False, sharex=True, sharey=True)
+        named = []
         for axes, panel in zip(grid.flat, panels, strict=False):
             if planar:
                 _arrows(axes, study, _of(values, panel), panel, times[len(times) // 2])
             else:
-                _lines(axes, study, values[values[f"{AT}t"] == panel], groups)
+                marks = _lines(axes, study, values[values[f"{AT}t"] == panel], groups)
+                named += [(axes, marks)] if panel == panels[-1] else []  # the colours are those of all panels
                 axes.set_title(f"t = {panel:g}")
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
-        handles = [Line2D([], [], color=colours(study)[g[0]], lw=1.4, label=name(g)) for g in groups]
         exact = {"color": GREY, "lw": 2.5, "alpha": 0.5} if planar else DATA
-        legend(figure, [*handles, Line2D([], [], **exact, label="exact")])
+        legend(figure, study, [] if planar else groups, [Line2D([], [], **exact, label="exact")])
+        name_ends(figure, named)
         return save(figure, out, "fields")
 
 
@@ -80,16 +100,21 @@ def _of(values: Frame, group: Group) -> Frame:
     return values[(values["method"] == group[0]) & (values["backbone"] == group[1])]
 
 
-def _lines(axes: Axes, study: Study, values: Frame, groups: list[Group]) -> None:
+def _lines(axes: Axes, study: Study, values: Frame, groups: list[Group]) -> list[Mark]:
+    """Draw one panel; returns the names at the ends of its lines."""
+    texts, marks = short_names(groups), []
     exact = values["name"].str.endswith(EXACT)
     for group in groups:
         look = line_look(study, group)
         for _, run in _of(values[~exact], group).groupby("run", sort=True):
             line = run.sort_values(POINT[0])
             axes.plot(line[POINT[0]], line["value"], color=look["color"], ls=look["ls"], lw=0.7, alpha=0.7)
+        for _, end in _of(values[~exact], group).sort_values(POINT[0]).tail(1).iterrows():
+            marks.append(Mark(float(end[POINT[0]]), float(end["value"]), texts[group], look["color"]))
     first = values[exact & (values["run"] == values["run"].iloc[0])].sort_values(POINT[0])
     axes.plot(first[POINT[0]], first["value"], **{**DATA, "lw": 1.4, "zorder": 5})
     axes.set_xlabel("x")
+    return marks
 
 
 def _arrows(axes: Axes, study: Study, values: Frame, group: Group, time: float) -> None:

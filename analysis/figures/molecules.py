@@ -23,6 +23,13 @@ N_SHOWN = 6
 PIXELS = (340, 270)  # width, height
 
 
+def absent(study: Study) -> str:
+    """Why there is nothing to draw, or ''."""
+    if any(drawn_file(study, group) for group in study.groups):
+        return ""
+    return "no evaluated run kept molecules with bonds (drawn.sdf)"
+
+
 def build(study: Study, out: Path, n_shown: int = N_SHOWN) -> list[Path]:
     """Write molecules.png and molecules.pdf; nothing when no evaluated run kept samples."""
     rows = [(group, file) for group in study.groups if (file := drawn_file(study, group)) is not None]
@@ -51,7 +58,7 @@ def build(study: Study, out: Path, n_shown: int = N_SHOWN) -> list[Path]:
         return save(figure, out, "molecules")
 
 
-def caption(n_shown: int = N_SHOWN) -> str:
+def caption(_: Study, n_shown: int = N_SHOWN) -> str:
     """What the figure shows."""
     return (
         f"The first {n_shown} samples (or fewer, where fewer were kept) of each row's first seed, in the order drawn: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +13,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.fields import of_fields
-from analysis.figures.style import DATA, STYLE, WIDTH, legend, line_look, name, save, x_axis
+from analysis.figures.style import (
+    DATA,
+    SMALL,
+    STYLE,
+    TALL,
+    WIDTH,
+    Mark,
+    legend,
+    line_look,
+    name_ends,
+    save,
+    short_names,
+    x_axis,
+)
 from analysis.labels import ARROWS, Column, columns
 from analysis.load import AT, Frame, Study
 from analysis.stats import Group
@@ -22,6 +36,11 @@ N_ACROSS = 2
 VERY_WIDE, ROUNDING = 1e3, 1e12
 
 
+def absent(study: Study) -> str:
+    """Why there is nothing to draw, or ''."""
+    return "" if _panels(study) else "no run has a value along an axis, such as time or number of atoms"
+
+
 def build(study: Study, out: Path) -> list[Path]:
     """Write positions.png and positions.pdf; nothing when no counted run has a value with a numeric position."""
     panels = _panels(study)
@@ -29,18 +48,20 @@ def build(study: Study, out: Path) -> list[Path]:
         return []
     n_rows = -(-len(panels) // N_ACROSS)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 0.5 + 2.2 * n_rows))
+        height = max(2.2, 0.5 + 1.2 * len(study.groups) * SMALL / 72)
+        figure = Figure(figsize=(WIDTH, 0.3 + height * n_rows))
         grid = figure.subplots(n_rows, N_ACROSS, squeeze=False)
         shown: set[Group] = set()
-        has_data = False
+        has_data, named = False, []
         for axes, (column, axis) in zip(grid.flat, panels, strict=False):
-            groups, with_data = _panel(axes, study, column, axis)
-            shown, has_data = shown | groups, has_data or with_data
+            ends, with_data = _panel(axes, study, column, axis)
+            texts = short_names(list(ends))
+            named.append((axes, [Mark(*end, texts[g], line_look(study, g)["color"]) for g, end in ends.items()]))
+            shown, has_data = shown | ends.keys(), has_data or with_data
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
-        drawn = [group for group in study.groups if group in shown]
-        handles = [Line2D([], [], **line_look(study, group), lw=1.4, label=name(group)) for group in drawn]
-        legend(figure, [*handles, *([Line2D([], [], **DATA, label="data")] if has_data else [])])
+        legend(figure, study, list(shown), [Line2D([], [], **DATA, label="data")] if has_data else [])
+        name_ends(figure, named)
         return save(figure, out, "positions")
 
 
@@ -69,22 +90,22 @@ def _curves(study: Study) -> Frame:
     return values.drop(of_fields(study).index).dropna(subset=["value"])
 
 
-def _panel(axes: Axes, study: Study, column: Column, axis: str) -> tuple[set[Group], bool]:
-    """Draw one panel; returns the rows that have a curve, and whether the data set itself has one."""
+def _panel(axes: Axes, study: Study, column: Column, axis: str) -> tuple[dict[Group, tuple[float, float]], bool]:
+    """Draw one panel; returns where the curve of each row ends, and whether the data set itself has one."""
     values = _curves(study)
     values = values[(values["column"] == column.name) & values[axis].notna()]
-    samples, data, shown = values[values["of"] == "samples"], values[values["of"] == "data"], set()
+    samples, data, shown = values[values["of"] == "samples"], values[values["of"] == "data"], {}
     for group in study.groups:
         rows = samples[(samples["method"] == group[0]) & (samples["backbone"] == group[1])]
         if rows.empty:
             continue
-        shown.add(group)
         look = line_look(study, group)
         for _, seed in rows.groupby("run", sort=True):
             x, y = _curve(seed, axis, column)
             axes.plot(x, y, color=look["color"], ls=look["ls"], lw=0.6, alpha=0.5)
         x, y = _curve(rows, axis, column)
         axes.plot(x, y, **look, lw=1.4, markevery=[-1])
+        shown[group] = float(x[-1]), float(y[-1])
     if len(data):
         axes.plot(*_curve(data, axis, column), **DATA)
     x_axis(axes, values[axis].tolist())
@@ -94,7 +115,7 @@ def _panel(axes: Axes, study: Study, column: Column, axis: str) -> tuple[set[Gro
     else:
         axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.set_xlabel(axis.removeprefix(AT))
-    axes.set_ylabel(f"{column.title}{ARROWS[column.better]}")
+    axes.set_ylabel(fill(f"{column.title}{ARROWS[column.better]}", TALL))
     return shown, bool(len(data))
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import DATA, STYLE, WIDTH, name, save, symbol_look
+from analysis.figures.style import DATA, STYLE, WIDTH, by_backbone, name, save, symbol_look, undefined
 from analysis.labels import ARROWS, Column
 from analysis.load import Study
 from analysis.stats import Group, evaluated, summarise
@@ -19,12 +19,17 @@ from bench.records.values import Kind
 N_ACROSS = 3
 
 
+def absent(study: Study) -> str:
+    """Why there is nothing to draw, or ''."""
+    return "" if _shown(study) else undefined(study, study.compared)
+
+
 def build(study: Study, out: Path) -> list[Path]:
     """Write values.png and values.pdf; nothing when no counted run has a scalar value."""
     columns = _shown(study)
     if not columns:
         return []
-    groups = evaluated(study)
+    groups = by_backbone(study, evaluated(study))
     n_rows = -(-len(columns) // N_ACROSS)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, n_rows * (0.55 + 0.16 * len(groups))))
@@ -58,6 +63,8 @@ def _shown(study: Study) -> list[Column]:
 
 def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> None:
     for y, group in enumerate(groups):
+        if y and group[1] != groups[y - 1][1]:
+            axes.axhline(y - 0.5, color="#999999", lw=0.5)
         summary = summarise(study, group, column)
         if not summary.n:
             continue
@@ -65,8 +72,9 @@ def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> Non
         look["ms"] *= 0.8
         if len(seeds) > 1:
             axes.plot(seeds, [y] * len(seeds), **{**look, "ms": 2.0}, alpha=0.6)
-        half, mean = summary.sampling * column.scale, summary.mean * column.scale
-        axes.errorbar(mean, y, xerr=half if half == half else None, **look, elinewidth=0.8, zorder=3)
+        mean, arms = summary.mean * column.scale, [[arm * column.scale] for arm in summary.arms]
+        known = summary.arms[0] == summary.arms[0]
+        axes.errorbar(mean, y, xerr=arms if known else None, **look, elinewidth=0.8, zorder=3)
         if summary.upper_bound:
             axes.annotate("≤", (mean, y), (0, 3.5), textcoords="offset points", fontsize=6, ha="center")
     for value in set(study.data_values(column)):

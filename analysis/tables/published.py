@@ -15,9 +15,26 @@ import pandas as pd
 from analysis.labels import MISSING
 from analysis.load import Frame, Study
 from analysis.stats import evaluated, summarise
-from analysis.tables.render import Cell, Table
+from analysis.tables.main import label
+from analysis.tables.render import Cell, Table, latex
+from bench.records.store import write_atomically
 
 PUBLISHED = Path(__file__).parents[2] / "results" / "reference" / "published.csv"
+
+
+def build(study: Study, out: Path) -> list[Path]:
+    """Write published.csv and published.tex; nothing where nothing was published for this study."""
+    table = published_table(study)
+    if table is None:
+        return []
+    rows = [[cell.plain for cell in row] for row in table.rows]
+    contents = {
+        "published.csv": pd.DataFrame(rows, columns=pd.Index(table.header)).to_csv(index=False, lineterminator="\n"),
+        "published.tex": latex([table], label(study, "published")),
+    }
+    for name, content in contents.items():
+        write_atomically(out / name, content.encode())
+    return [out / name for name in contents]
 
 
 def published_table(study: Study, file: Path = PUBLISHED) -> Table | None:
@@ -55,6 +72,7 @@ def published_table(study: Study, file: Path = PUBLISHED) -> Table | None:
         f"Published ({sources}) beside ours: mean ± standard deviation over seeds (their number), and our median.",
         n_text=3,
         notes=differs,
+        files=("published.csv", "published.tex"),
     )
 
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import chain
+from textwrap import wrap
 
 LONG = 40  # characters of a text cell beyond which it is broken into lines in HTML
+HEAD = 14  # characters of a heading in LaTeX beyond which it is broken into lines
 NARROW = 6  # least width of a text column on a terminal
 
 
@@ -92,7 +94,8 @@ def html(table: Table) -> str:
     """
 
     def text(cell: Cell) -> str:
-        word = escape(cell.text).replace("/", "/<wbr>").replace("_", "_<wbr>")
+        word = escape(cell.text).replace("/", "/<wbr>")
+        word = word if " " in cell.text else word.replace("_", "_<wbr>")
         small = f" <small>{escape(cell.small)}</small>" if cell.small else ""
         return (f"<b>{word}</b>" if cell.bold else word) + small
 
@@ -157,13 +160,17 @@ def latex(panels: Sequence[Table], label: str) -> str:
         # A row that begins with [ would be read as an argument of the line break before it.
         return " & ".join(f"{{{word}}}" if word.startswith("[") else word for word in words) + r" \\"
 
+    def heading(word: str, flush: str) -> str:
+        lines = r" \\ ".join(tex(line) for line in wrap(word, HEAD, break_long_words=False))
+        return f"\\begin{{tabular}}[b]{{@{{}}{flush}@{{}}}}{lines}\\end{{tabular}}"
+
     blocks = []
     for panel in panels:
         spec = "".join("l" if panel.is_text(i) else "r" for i in range(len(panel.header)))
         lines = [row(cells) for cells in panel.rows]
         if panel.rule_after:
             lines.insert(panel.rule_after, r"\midrule")
-        header = row([Cell(word) for word in panel.header])
+        header = " & ".join(map(heading, panel.header, spec)) + r" \\"
         begin = [
             r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             f"\\begin{{tabular}}{{@{{}}{spec}@{{}}}}",
@@ -183,6 +190,8 @@ def latex(panels: Sequence[Table], label: str) -> str:
         "\\centering\\footnotesize",
         f"\\caption{{{tex(title.rstrip('.'))}.}}",
         f"\\label{{{label}}}",
+        "\\smallskip",
+        "\\setlength{\\tabcolsep}{4pt}",
     ]
     below = ["", "\\smallskip", f"\\parbox{{\\linewidth}}{{\\scriptsize\\raggedright {note}}}"] if note else []
     return "\n".join([*head, stacked, *below, "\\end{table*}"]) + "\n"

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -306,7 +307,32 @@ def test_terminal_table_fits_120_columns(folder):
     printed = main.print_table(load(folder))
     assert max(map(len, printed.splitlines())) <= 120
     assert "6 of 8 runs done" in printed
-    assert "…" in printed
+    assert "with_a_very_long" in printed
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_rows_that_differ_never_look_the_same_on_a_terminal(width):
+    """Names that differ at their end alone, in columns that are too wide: nothing is cut."""
+    names = [f"target_symmetrisation_of_everything (lr=0.00{i}, optimiser=adamw)" for i in (1, 2)]
+    backbones = [f"a_backbone_with_a_long_name_{end}" for end in ("left", "right")]
+    rows = [[Cell(name), Cell(backbone), Cell("1.0", "±0.1")] for name in names for backbone in backbones]
+    lines = text(Table(["method", "backbone", "X %"], rows, "", n_text=2), width).splitlines()
+    assert max(map(len, lines)) <= width
+    per_row = (len(lines) - 2) // 4
+    shown = ["".join(line.split("1.0")[0] for line in lines[2 + i * per_row :][:per_row]) for i in range(4)]
+    assert len(set(shown)) == 4
+    letters = "".join(lines).replace(" ", "")
+    assert sorted(letters.replace("-", "")) == sorted(
+        "".join(cell.plain for row in rows for cell in row).replace(" ", "") + "methodbackboneX%"
+    )
+
+
+def test_the_terminal_table_is_as_wide_as_asked_for(folder):
+    for path in folder.glob("*/eval.json"):
+        for i in range(4):
+            edit_value(path, f"extra{i}", label=f"Extra {i}", value=1.0, at={})
+    blocks = {width: main.print_table(load(folder), width).count("backbone") for width in (70, 120, 300)}
+    assert blocks[70] > blocks[120] > blocks[300] == 2
 
 
 TABLE = Table(
@@ -318,9 +344,45 @@ def test_markup_of_cells_is_escaped_in_every_format():
     assert "p\\|q" in markdown(TABLE)
     assert "&lt;5 %" in html(TABLE)
     assert "Caption &amp; more" in html(TABLE)
+    assert html(TABLE).count('<th scope="col"') == html(TABLE).count('<button type="button">') == 2
     assert r"x\_y & \textbf{$-$1.0} $\pm$ 0.1 \\" in latex([TABLE], "tab:x")
     assert r"Caption \& more" in latex([TABLE], "tab:x")
     assert tex("100 % of {a}") == r"100 \% of \{a\}"
+
+
+def test_conditions_stand_in_a_note_below_a_caption_of_two_lines(folder, tmp_path):
+    """In every markup, for every table; a line of a caption has some 120 letters."""
+    study = load(folder)
+    main.build(study, tmp_path)
+    paired.build(study, tmp_path)
+    for stem in ("main", "paired"):
+        code = (tmp_path / f"{stem}.tex").read_text()
+        (caption,) = re.findall(r"\\caption\{(.*)\}", code)
+        assert len(caption) < 200
+        assert f"\\label{{tab:{stem}-made_up}}" in code
+        assert code.count(r"\begin{tabular}") == code.count(r"\end{tabular}")
+        assert code.index(r"\bottomrule") < code.index(r"\parbox{\linewidth}")
+    main_tex, written = (tmp_path / "main.tex").read_text(), (tmp_path / "main.md").read_text()
+    assert main_tex.index("Bold: best mean") > main_tex.rindex(r"\end{tabular}")
+    assert written.index("Bold: best mean") > written.rindex("\n|")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex, with booktabs")
+def test_latex_tables_compile(folder, tmp_path):
+    study = load(folder)
+    main.build(study, tmp_path)
+    paired.build(study, tmp_path)
+    page = (
+        r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+        r"\input{main}\input{paired}\ref{tab:main-made\string_up}\end{document}"
+    )
+    (tmp_path / "page.tex").write_text(page.replace(r"\string", ""))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page"]
+    for _ in range(2):
+        told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    assert told.returncode == 0, told.stdout[-2000:]
+    for fault in ("Overfull", "undefined", "Missing character"):
+        assert fault not in told.stdout
 
 
 def test_text_columns_are_flush_left_and_numbers_flush_right():

@@ -279,7 +279,7 @@ def test_fields_are_drawn_beside_the_exact_one_and_not_as_curves(folder, panels,
         assert all(line.get_ydata().tolist() == [-1.0, 1.0] for line in shown[0].lines[:-1])
     assert "t = 0.5" in fields.caption(load(folder)) or not plane
     assert positions.build(load(folder), folder) == []
-    assert fields.build in [build for _, build, _ in report.FIGURES]
+    assert fields in [figure for _, figure in report.FIGURES]
 
 
 def test_published_numbers_stand_beside_ours(folder, tmp_path):
