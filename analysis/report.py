@@ -65,10 +65,10 @@ def _write(
     links: Mapping[str, str] = MappingProxyType({}),
     whole: Study | None = None,
 ) -> None:
-    for table in (main, published):
-        table.build(study, out)
-    for compared in (paired, power):
-        compared.build(study, out, reference)
+    main.build(study, out)
+    paired.build(study, out, reference)
+    power.build(study, out, reference)
+    published.build(study, out)
     sections = _sections(study, out, reference, links, whole or study)
     done, wanted = study.progress
     lead = f"{done} of {wanted} runs done. {main.data_label(study)}."

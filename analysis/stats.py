@@ -99,10 +99,10 @@ class Summary:
         )
 
     @property
-    def sampling(self) -> float:
-        """The longer arm of `within`."""
+    def arms(self) -> tuple[float, float]:
+        """From `mean` down and up to the ends of `within`."""
         low, high = self.within
-        return max(high - self.mean, self.mean - low) if self.n else NAN
+        return self.mean - low, high - self.mean
 
     def _around(self, half: float) -> tuple[float, float]:
         if self.is_rate and 0 <= self.mean <= 1:

@@ -127,8 +127,8 @@ def _panel(axes: Axes, study: Study, cost: Column, quality: Column) -> list[Mark
         if len(seeds) > 1:
             axes.plot(xs, ys, **{**look, "ms": 2}, alpha=0.5)
         means[group] = sum(xs) / len(xs), sum(ys) / len(ys)
-        half = y.sampling * quality.scale
-        axes.errorbar(*means[group], yerr=half if half == half else None, **look, elinewidth=0.8, zorder=3)
+        arms = [[arm * quality.scale] for arm in y.arms]
+        axes.errorbar(*means[group], yerr=arms if y.arms[0] == y.arms[0] else None, **look, elinewidth=0.8, zorder=3)
     for value in set(study.data_values(quality)):
         axes.axhline(value * quality.scale, **DATA)
     if quality.better is not Better.NEITHER and len(means) > 1:

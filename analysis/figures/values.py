@@ -72,8 +72,9 @@ def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> Non
         look["ms"] *= 0.8
         if len(seeds) > 1:
             axes.plot(seeds, [y] * len(seeds), **{**look, "ms": 2.0}, alpha=0.6)
-        half, mean = summary.sampling * column.scale, summary.mean * column.scale
-        axes.errorbar(mean, y, xerr=half if half == half else None, **look, elinewidth=0.8, zorder=3)
+        mean, arms = summary.mean * column.scale, [[arm * column.scale] for arm in summary.arms]
+        known = summary.arms[0] == summary.arms[0]
+        axes.errorbar(mean, y, xerr=arms if known else None, **look, elinewidth=0.8, zorder=3)
         if summary.upper_bound:
             axes.annotate("≤", (mean, y), (0, 3.5), textcoords="offset points", fontsize=6, ha="center")
     for value in set(study.data_values(column)):

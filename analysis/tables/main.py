@@ -186,10 +186,9 @@ def _cell(column: Column, summary: Summary, bold: bool) -> Cell:
 
 def _arms(column: Column, summary: Summary) -> str:
     """From the mean to the ends of its interval over molecules: '(0.6)', or '(−0.3 +0.5)' where they differ."""
-    low, high = summary.within
-    if low != low:
+    if summary.arms[0] != summary.arms[0]:
         return ""
-    below, above = (column.show(arm, like=summary.mean) for arm in (summary.mean - low, high - summary.mean))
+    below, above = (column.show(arm, like=summary.mean) for arm in summary.arms)
     return f"({below})" if below == above else f"(−{below} +{above})"
 
 

@@ -19,12 +19,11 @@ ELEMENTS = (1, 6, 7, 8, 9)
 
 @dataclass
 class MiniConfig:
-    """Options: keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules; the data set that it
-    stands in for, which the label then names."""
+    """Options: the limits of all data sets, and what the set stands in for."""
 
     max_atoms: int | None = None
     n_train: int | None = None
-    in_place_of: str | None = None
+    in_place_of: str | None = None  # the data set that was out of reach; the label names it
 
 
 # the geometries are those of GFN2-xTB

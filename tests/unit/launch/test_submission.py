@@ -128,7 +128,8 @@ def test_a_run_that_cannot_be_started_says_so_in_its_record(tmp_path, monkeypatc
     assert "No such file or directory: 'sbatch'" in told["missing"].detail
     assert "state: GONE" in told["gone"].detail
 
-    (item,) = items(tmp_path / "device", 1, device="gpu")
+    (item,) = items(tmp_path / "device", 1)
+    item.cfg.train.device = "gpu"  # past the reader
     item.job = SimpleNamespace(result=lambda: "RuntimeError: no device type gpu")
     outcome(item)
     assert (item.status, item.reason) == ("failed", "RuntimeError: no device type gpu")
