@@ -228,6 +228,15 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
     return row | flatten(evaluation, "eval."), [{"run": path.name, **entry} for entry in values], faults
 
 
+def codes(run: Any) -> list[dict[str, Any]]:
+    """Every code that trained a run, in order: `commit` (None: unknown), `dirty`, and `steps` where there were several."""
+    training = run.get("code.training")
+    if isinstance(training, list) and training:
+        return training
+    commit = run.get("code.commit")
+    return [{"commit": commit if isinstance(commit, str) else None, "dirty": run.get("code.dirty") is True}]
+
+
 def _read_items(run: RunFolder) -> tuple[dict[str, np.ndarray], list[str]]:
     """Values of single molecules by column, and what could not be read."""
     found, faults = {}, []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.labels import MISSING, Column
-from analysis.load import Frame, Study
+from analysis.load import Frame, Study, codes
 from analysis.stats import Group, summarise
 from bench.records.store import RunFolder
 
@@ -117,14 +117,13 @@ def _run(run: Frame, value: Frame | None) -> list[str]:
 
 def _code(run: Frame) -> str:
     """The commit that made a run; where several trained it, each with its share of the steps."""
-    training = run.get("code.training")
-    codes = training if isinstance(training, list) else []
-    if len(codes) < 2:
-        return _commit({"commit": run["code.commit"], "dirty": run["code.dirty"]})
-    n_steps = sum(code["steps"] for code in codes)
-    return "; then ".join(f"{code['steps'] / n_steps:.1%} of the steps by {_commit(code)}" for code in codes)
+    first, *others = trained = codes(run)
+    if not others:
+        return _commit(first)
+    n_steps = sum(code["steps"] for code in trained)
+    return "; then ".join(f"{code['steps'] / n_steps:.1%} of the steps by {_commit(code)}" for code in trained)
 
 
 def _commit(code: Mapping[str, Any]) -> str:
-    commit = code["commit"] if isinstance(code["commit"], str) else "unknown"
+    commit = code["commit"] or "unknown"
     return f"{commit}, with uncommitted changes: not exactly reproducible" if code["dirty"] is True else commit

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.labels import GUARANTEES, MISSING, Column
-from analysis.load import VALUE_COLUMNS, Frame, Study
+from analysis.load import VALUE_COLUMNS, Frame, Study, codes
 from analysis.stats import Group, Summary, best_group, summarise
 from analysis.tables.render import Cell, Table, csv, latex, markdown, natural_widths, text
 from bench.records.store import write_atomically
@@ -225,15 +225,16 @@ def _has_bounds(study: Study, column: Column) -> bool:
 def latest_commit(study: Study) -> str | None:
     """Commit of the counted run that was updated last; runs of other commits count as older code."""
     counted = study.counted
-    return None if counted.empty else counted.sort_values("updated", kind="stable")["code.commit"].iloc[-1]
+    return None if counted.empty else codes(counted.sort_values("updated", kind="stable").iloc[-1])[-1]["commit"]
 
 
 def _marks(study: Study, group: Group) -> str:
     runs = _counted(study, group)
     if runs.empty:
         return ""
-    older = runs["code.commit"].fillna("").ne(latest_commit(study) or "").any()
-    return (OLDER if older else "") + (DIRTY if runs["code.dirty"].eq(True).any() else "")
+    trained = [code for _, run in runs.iterrows() for code in codes(run)]
+    older = any(code["commit"] != latest_commit(study) for code in trained)
+    return (OLDER if older else "") + (DIRTY if any(code["dirty"] for code in trained) else "")
 
 
 def _listing(study: Study, column: str, runs: Frame | None = None) -> str:
@@ -284,7 +285,7 @@ def _steps(study: Study) -> str:
 def provenance(study: Study) -> str:
     """Commit, device, dtype, compile mode, kernels and versions of the counted runs, in one line."""
     runs = study.counted if len(study.counted) else study.runs
-    commits = _join(str(commit)[:10] for commit in runs["code.commit"].dropna())
+    commits = _join((code["commit"] or "")[:10] for _, run in runs.iterrows() for code in codes(run))
     settings = (("device", "device"), ("dtype", ""), ("n_threads", "threads"), ("compile", ""))
     environment = [f"{word} {_listing(study, f'environment.{key}')}".strip() for key, word in settings]
     installed = runs["environment.kernels"].dropna() if "environment.kernels" in runs else ()

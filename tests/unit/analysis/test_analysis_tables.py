@@ -15,6 +15,7 @@ from analysis.load import load
 from analysis.tables import main, paired, power
 from analysis.tables.render import Cell, Table, html, latex, markdown, tex, text
 from bench.records.items import write_items
+from bench.records.store import read_json
 
 
 @pytest.fixture
@@ -216,6 +217,17 @@ def test_older_and_uncommitted_code_is_marked(folder, tmp_path):
     assert ("bare†", "dit small") in rows
     assert ("turned‡", "dit small") in rows
     assert "bbbbbbbbbb" in (tmp_path / "out" / "main.md").read_text()
+
+
+def test_a_row_that_several_codes_trained_is_marked(folder, tmp_path):
+    """Control: one code alone."""
+    file = folder / run_name("strict", "egnn", 0) / "manifest.json"
+    code = read_json(file)["code"]
+    trained = [{**code, "steps": 300}]
+    edit(file, code__training=trained)
+    assert ("strict", "egnn small") in rows_of(folder, tmp_path / "out")[1]
+    edit(file, code__training=[*trained, {**code, "commit": "b" * 40, "dirty": True, "steps": 100}])
+    assert ("strict†‡", "egnn small") in rows_of(folder, tmp_path / "out")[1]
 
 
 def test_caption_states_what_was_measured(folder):
