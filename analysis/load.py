@@ -229,7 +229,7 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
 
 
 def codes(run: Any) -> list[dict[str, Any]]:
-    """Every code that trained a run, in order: `commit` (None: unknown), `dirty`, and `steps` where there were several."""
+    """Every code that trained a run, in order: `commit` (None: unknown), `dirty`; `steps` where there were several."""
     training = run.get("code.training")
     if isinstance(training, list) and training:
         return training

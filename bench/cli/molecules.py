@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.cli import score
 from bench.cli.verbs import AddVerb, add_plugin
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from bench.structures.structures import Structures
-
-log = logging.getLogger(__name__)
 
 
 def add_verbs(add: AddVerb) -> None:
@@ -38,8 +29,8 @@ def sample(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from bench.diffusion.sampler import n_calls, require_sampler
+    from bench.run.molecules import Molecules
     from bench.run.sample import load_run
-    from bench.structures import files
 
     if args.n < 1 or (args.steps is not None and args.steps < 1):
         raise ValueError(f"-n {args.n} --steps {args.steps}: expected at least one molecule and one step")
@@ -59,8 +50,8 @@ def sample(args: argparse.Namespace) -> int:
     n_broken = int((~finite).sum())
     if n_broken == len(molecules):
         raise ValueError(f"none of {args.n} molecules has finite positions; nothing is written: the run has diverged")
-    molecules = molecules.select(finite)
-    files.write(args.out, molecules, bonds=_bonds(molecules) if args.out.suffix.lower() == ".sdf" else None)
+    molecules = Molecules.of(molecules.select(finite))
+    molecules.write(args.out)
     lost = f", {n_broken} more left out: their positions are not finite" if n_broken else ""
     print(f"{len(molecules)} molecules, {steps} sampling steps, seed {args.seed}: {args.out}{lost}")  # noqa: T201
     return 1 if n_broken else 0
@@ -78,18 +69,3 @@ def _check_output(path: Path) -> None:
         raise ValueError(f"-o {path}: folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"-o {path}: no permission to write in folder {path.parent}")
-
-
-def _bonds(molecules: Structures) -> list[np.ndarray] | None:
-    """Bonds by the rule that knows the elements, none for molecules where it finds none; None where no rule does."""
-    from bench.metrics.stability import UnknownElementError, natural_rule, perceived
-
-    try:
-        rule = natural_rule(molecules)
-    except UnknownElementError as error:
-        log.warning("written without bonds: %s", error)
-        return None
-    bonds = perceived(molecules, rule)
-    if bonds.found is not None and not bonds.found.all():
-        log.warning("%d of %d molecules have no bonds by %s", (~bonds.found).sum(), len(bonds), rule.description)
-    return list(bonds)

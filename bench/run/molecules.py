@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from rdkit import Chem
 
 
+log = logging.getLogger("equibench")
+
+
 class Molecules(Structures):
     """`Structures` that convert themselves; positions in angstrom."""
 
@@ -23,21 +27,25 @@ class Molecules(Structures):
         return cls(structures.numbers, structures.positions, structures.ptr)
 
     def bonds(self) -> list[np.ndarray]:
-        """Of each molecule, rows (first atom, second atom, order) by EDM's table of bond lengths.
+        """Of each molecule, rows (first atom, second atom, order), by the rule that knows the elements.
 
         Raises:
-            UnknownElementError: an element that the table lacks.
+            UnknownElementError: an element that no rule knows.
         """
-        from bench.metrics.stability import infer_bonds
+        from bench.metrics.stability import natural_rule, perceived
 
-        found = infer_bonds(self)
-        return [found[i] for i in range(len(self))]
+        bonds = perceived(self, natural_rule(self))
+        if bonds.found is not None and not bonds.found.all():
+            log.warning(
+                "%d of %d molecules have no bonds by %s", (~bonds.found).sum(), len(self), bonds.rule.description
+            )
+        return list(bonds)
 
     def to_rdkit(self) -> list[Chem.RWMol]:
         """RDKit molecules with bonds from `bonds` and one conformer; not sanitised, since a sample may be invalid.
 
         Raises:
-            UnknownElementError: an element without tabulated bond lengths.
+            UnknownElementError: an element that no rule of bonds knows.
         """
         from rdkit import Chem
 
@@ -65,7 +73,7 @@ class Molecules(Structures):
         return [Atoms(numbers=numbers, positions=positions) for numbers, positions in self]
 
     def write(self, path: str | Path) -> None:
-        """Write .xyz, .extxyz, .npz, or .sdf with bonds (without them where an element has no tabulated lengths).
+        """Write .xyz, .extxyz, .npz, or .sdf with bonds (without them where no rule knows an element).
 
         Raises:
             FileError: another suffix, or the file cannot be written.
@@ -76,6 +84,6 @@ class Molecules(Structures):
         if Path(path).suffix.lower() == ".sdf":
             try:
                 bonds = self.bonds()
-            except UnknownElementError:
-                bonds = None
+            except UnknownElementError as error:
+                log.warning("written without bonds: %s", error)
         files.write(path, self, bonds=bonds)

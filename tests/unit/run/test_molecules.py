@@ -36,12 +36,15 @@ def test_files_hold_the_molecules_and_sdf_its_bonds(molecules, tmp_path):
     assert "  3  2  0  0" in (tmp_path / "x.sdf").read_text()  # three atoms, two bonds
 
 
-def test_an_element_without_bond_lengths_is_written_without_bonds_and_refused_by_rdkits_converter(tmp_path):
-    xenon = Molecules.from_list([(np.array([54, 9]), np.array([[0, 0, 0.0], [0, 0, 1.9]]))])
-    xenon.write(tmp_path / "x.sdf")
+def test_an_element_that_no_rule_knows_is_written_without_bonds_and_refused_by_rdkits_converter(tmp_path):
+    """Control: chlorine, which EDM's table lacks and RDKit's rule knows."""
+    iron, chlorine = (Molecules.from_list([(np.array([z, z]), np.array([[0, 0, 0.0], [0, 0, 2.0]]))]) for z in (26, 17))
+    iron.write(tmp_path / "x.sdf")
     assert "  2  0  0" in (tmp_path / "x.sdf").read_text()
     with pytest.raises(UnknownElementError):
-        xenon.to_rdkit()
+        iron.to_rdkit()
+    (mol,) = chlorine.to_rdkit()
+    assert mol.GetNumBonds() == 1
 
 
 def test_ase_gets_charges_and_positions_and_is_named_where_it_is_missing(molecules, monkeypatch):
