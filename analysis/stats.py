@@ -338,7 +338,9 @@ def references(study: Study, reference: str | None = None) -> dict[Group, Group]
     """The row that each evaluated row is compared with; rows without one, and references themselves, are left out.
 
     By default the row without a strategy on the same backbone (the manifest's `baseline`; in older records the first
-    that guarantees nothing), else the first one there: rows on other backbones differ in more than the strategy.
+    that guarantees nothing), else the first one there: rows on other backbones differ in more than the strategy. A row
+    that is alone on its backbone is compared with rows on the same network in another size, such as a method whose own
+    parameters are taken off the network's.
 
     Args:
         reference: METHOD, on the row's own backbone; or METHOD/BACKBONE, for rows of all backbones.
@@ -355,6 +357,8 @@ def references(study: Study, reference: str | None = None) -> dict[Group, Group]
     chosen = {}
     for group in groups:
         beside = [other for other in groups if other[1] == group[1]]
+        if len(beside) == 1:
+            beside = [other for other in groups if _network(study, other) == _network(study, group)]
         if asked is None:
             other = next((g for g in beside if _is_baseline(study, g)), beside[0])
         else:
@@ -363,6 +367,10 @@ def references(study: Study, reference: str | None = None) -> dict[Group, Group]
         if other is not None and other != group:
             chosen[group] = other
     return chosen
+
+
+def _network(study: Study, group: Group) -> str:
+    return str(study.of(*group)["backbone.name"].iloc[0])
 
 
 def _is_baseline(study: Study, group: Group) -> bool:

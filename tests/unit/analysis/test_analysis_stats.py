@@ -429,3 +429,6 @@ def test_reference_is_the_same_backbone_without_the_strategy(tmp_path):
     for path in folder.glob("*/manifest.json"):
         edit(path, baseline=path.parent.name.startswith("turned-"))
     assert references(load(folder)) == {bare: turned, later: turned}
+    edit(folder / run_name("turned_later", "dit", 0) / "manifest.json", backbone__size="tiny")
+    narrower = ("turned_later", "dit tiny")  # a smaller network of the same kind, where it is the only row
+    assert references(load(folder)) == {bare: turned, narrower: turned}
