@@ -415,7 +415,8 @@ def _told_apart(runs: Frame) -> Any:
     """Method labels, with any settings appended in which runs of one method, backbone and seed differ (a sweep)."""
     labels = runs["method"].copy()
     settings = [c for c in runs if isinstance(c, str) and c.startswith("config.")]
-    for _, group in runs.dropna(subset=["method"]).groupby(["method", "backbone"], sort=False):
+    readable = runs[runs[settings].notna().any(axis=1)]  # a run may have no settings yet, or none that can be read
+    for _, group in readable.dropna(subset=["method"]).groupby(["method", "backbone"], sort=False):
         same_cell = group.groupby(["seed", "data.fingerprint"], dropna=False)
         varying = [c for c in settings if (same_cell[c].agg(lambda values: values.map(repr).nunique()) > 1).any()]
         for index, row in group.iterrows() if varying else ():

@@ -189,6 +189,13 @@ def test_runs_of_a_sweep_are_told_apart_by_the_swept_setting(folder):
     assert "bare (lr=0.002)" in methods
 
 
+def test_a_run_without_settings_tells_none_of_the_others_apart(folder):
+    """Such as one that has not begun. Control: the sweep above."""
+    sweep(folder, (0.001, 0.001))
+    (folder / "bare-dit-s0-1111111111" / "config.yaml").unlink()
+    assert not [method for method in load(folder).methods if "=" in method]
+
+
 def test_equal_settings_are_a_duplicate_and_counted_once(folder):
     sweep(folder, (0.001, 0.001))
     study = load(folder)
