@@ -206,13 +206,19 @@ def test_ctrl_c_on_a_terminal_ends_with_one_line(tmp_path):
     path = write_study(tmp_path, grid=ONE, launch={"cluster": "local", "n_parallel": 1})
     line = [sys.executable, "-m", "bench.cli.main", "run", str(path), "train.n_steps=100000"]
     process = subprocess.Popen(
-        line, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        line,
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # where the tests run in the background
     )
     deadline = time.monotonic() + 300
     while not list((tmp_path / "runs/tiny").glob("*/state.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate()
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in told
     last = told.splitlines()[-1]
