@@ -3,6 +3,7 @@
 Nothing of ours is imported here: jaxtyping's shape checks must be installed before `bench` is.
 """
 
+import signal
 from typing import Any
 
 import pytest
@@ -30,3 +31,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 def precision(request: pytest.FixtureRequest) -> torch.dtype:
     """Both precisions in which a guarantee is required."""
     return getattr(torch, request.param)
+
+
+# a shell starts background jobs with SIGINT ignored, and what tests start would inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

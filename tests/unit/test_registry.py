@@ -357,7 +357,6 @@ def hostile_folder(tmp_path) -> Path:
         pytest.param("run study.yaml launch.cluster=debug", id="in the launcher", marks=pytest.mark.slow),
         pytest.param("run study.yaml train.n_processes=2", id="ranks", marks=pytest.mark.slow),
         pytest.param("plan study.yaml", id="plan", marks=pytest.mark.slow),
-        pytest.param("check haar", id="check", marks=pytest.mark.slow),
     ],
 )
 def test_files_of_the_working_directory_do_not_shadow_ours(arguments, hostile_folder):
