@@ -241,6 +241,7 @@ def match_results(cfg: RunConfig, folder: Path, manifest: dict[str, Any]) -> Non
     run, known = RunFolder(folder), manifest.get("weights_sha256")
     now_there = hash_of_weights(weights_file(folder, manifest["weights_from"], cfg.sample.weights))
     made = [run.samples, run.sample_costs, run.chunks, run.measures, run.eval, run.drawn]
+    made += [run.test_items, run.valid_items, run.sample_items]
     made = [path for path in made if path.exists()]
     if made and known is None:
         return

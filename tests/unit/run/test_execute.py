@@ -270,6 +270,7 @@ def test_a_result_beside_other_weights_is_made_again_and_kept(tmp_path):
     aside = other.folder / f"of-weights-{before['weights_sha256'][:12]}"
     assert (aside / "samples.npz").read_bytes() == results["samples.npz"] != (other.folder / "samples.npz").read_bytes()
     assert (aside / "eval.json").read_bytes() == results["eval.json"]
+    assert (aside / "test_items.npz").read_bytes() == results["test_items.npz"]
     made_again = contents(other.folder)
     execute(other.cfg, other.folder)  # and not without end
     assert contents(other.folder) | {"lock": b""} == made_again | {"lock": b""}
