@@ -105,22 +105,25 @@ class MoleculeGenerator(torch.Generator):
         self.own = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.manual_seed(seeds[0])
 
-    def rows(self, n: int) -> list[int] | None:
+    def rows(self, n: int, per_atom: bool) -> list[int] | None:
         """How many of n rows belong to each molecule: a row per atom, or equally many per molecule; None: neither."""
-        if n == sum(self.sizes):
-            return self.sizes
+        if per_atom:
+            return self.sizes if n == sum(self.sizes) else None
         return [n // len(self.own)] * len(self.own) if n and n % len(self.own) == 0 else None
 
 
-def draw(fill: Callable[..., Tensor], shape: Sequence[int], rng: torch.Generator, **options: Any) -> Tensor:
+def draw(
+    fill: Callable[..., Tensor], shape: Sequence[int], rng: torch.Generator, per_atom: bool = False, **options: Any
+) -> Tensor:
     """Random numbers on the generator's device; rows of a `MoleculeGenerator` come from the streams of the molecules.
 
     Args:
         fill: torch.randn, torch.rand or partial(torch.randint, low, high).
-        shape: a row per atom, or per molecule, or several for each molecule, one molecule after the other.
+        shape: a row per molecule, or equally many for each, one molecule after the other.
+        per_atom: a row per atom instead; the number of rows alone does not always tell.
         options: dtype.
     """
-    if not isinstance(rng, MoleculeGenerator) or (rows := rng.rows(shape[0])) is None:
+    if not isinstance(rng, MoleculeGenerator) or (rows := rng.rows(shape[0], per_atom)) is None:
         return fill(shape, generator=rng, device=rng.device, **options)
     own = zip(rows, rng.own, strict=True)
     return torch.cat([fill((n, *shape[1:]), generator=g, **options) for n, g in own]).to(rng.device, non_blocking=True)

@@ -134,7 +134,7 @@ class SymDiff(Method):
     ) -> Float[Tensor, "B 3 3"]:
         """f(R0^-1 x_t, eta, t) at given R0, with fresh eta."""
         shape = (len(z_t.x), self.kernel.noise_dims)
-        eta = draw(torch.randn, shape, rng, dtype=z_t.x.dtype)
+        eta = draw(torch.randn, shape, rng, per_atom=True, dtype=z_t.x.dtype)
         return self.kernel(z_t.rotate(base.mT), eta, level.t)
 
     @staticmethod

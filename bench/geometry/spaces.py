@@ -181,7 +181,7 @@ class Spaces(Mapping[str, Space]):
                 continue
             widths = [self[name].channels for name in names]
             shape = (self[names[0]].rows(layout), sum(widths))
-            drawn = draw(torch.randn, shape, rng, dtype=dtype)
+            drawn = draw(torch.randn, shape, rng, per_atom=not per_molecule, dtype=dtype)
             for name, part in zip(names, drawn.split(widths, dim=1), strict=True):
                 parts[name] = self[name].project(part, layout)
         return State({name: parts[name] for name in self}, layout, context)

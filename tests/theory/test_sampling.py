@@ -41,7 +41,7 @@ from bench.run.contract import for_molecules
 from bench.run.model import Model
 from bench.run.sample import in_order, sample_prompt
 from bench.run.train import training_loss
-from bench.streams import MoleculeGenerator, Streams
+from bench.streams import MoleculeGenerator, Streams, draw
 from bench.structures.structures import Structures
 from bench.symmetry.contract import Guarantee
 
@@ -359,3 +359,14 @@ def test_training_on_oriented_data_orients_samples_of_a_network_without_symmetry
     scores = ", ".join(f"{m} {value:.1f}" for m, value in z.items())
     record_property("scores", f"samples, largest |z| of fixed-frame statistics after training on a line: {scores}")
     assert z["symdiff"] < Z_MAX < z["plain"]
+
+
+def test_draws_of_a_molecule_do_not_depend_on_the_sizes_of_others():
+    """Four rows per molecule of 3 and 5 atoms are as many rows as atoms. Control: a row per atom is cut otherwise."""
+
+    def second(per_atom: bool) -> torch.Tensor:
+        return draw(torch.randn, (8, 2), MoleculeGenerator([1, 2], [3, 5]), per_atom=per_atom)[-4:]
+
+    alone = draw(torch.randn, (4, 2), MoleculeGenerator([2], [5]))
+    assert torch.equal(second(per_atom=False), alone)
+    assert not torch.equal(second(per_atom=True), alone)
