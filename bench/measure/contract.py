@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.diffusion.parametrisation import Predict
 from bench.diffusion.process import Process
 from bench.geometry.groups import Group
 from bench.geometry.noised import Level, Noised
@@ -16,6 +17,7 @@ from bench.geometry.state import State
 from bench.streams import StepStreams
 from bench.structures.dataset import DataSet, Facts
 from bench.structures.structures import Structures
+from bench.symmetry.contract import Method
 
 Encode = Callable[[Structures, torch.device], State]
 
@@ -26,6 +28,8 @@ class Subject:
 
     Attributes:
         process: the diffusion process.
+        method: the equivariance strategy; it estimates with averaged weights.
+        denoiser: (z_t, level) -> the estimate of the backbone alone, without the method.
         group: symmetry group of the data.
         predict: (z_t, level, rng) -> the model's estimate, with averaged weights; a stochastic method draws from `rng`.
         example: (clean, rng, level) -> a noised batch and its regression target, as the method makes them in training.
@@ -37,10 +41,13 @@ class Subject:
         facts: facts about the training set.
         device: where the model and its inputs are.
         seed: seed of all draws.
+        samples: what the model has generated; None where nothing was sampled.
         on_batch: to be called before each batch, for progress and deadlines.
     """
 
     process: Process
+    method: Method
+    denoiser: Predict
     group: Group
     predict: Callable[[State, Level, torch.Generator], State]
     example: Callable[[State, StepStreams, Level], tuple[Noised, State]]
@@ -52,6 +59,7 @@ class Subject:
     facts: Facts
     device: torch.device
     seed: int
+    samples: Structures | None = None
     on_batch: Callable[[], None] = lambda: None
 
 

@@ -93,10 +93,18 @@ def sample_run(
     return samples, cost
 
 
-def subject_of(cfg: RunConfig, model: Model, data: DataSet, on_batch: Callable[[], None] = lambda: None) -> Subject:
+def subject_of(
+    cfg: RunConfig,
+    model: Model,
+    data: DataSet,
+    samples: Structures | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Subject:
     """A trained model as the subject of measures."""
     return Subject(
         process=model.process,
+        method=model.method,
+        denoiser=model.denoiser,
         group=model.task.group,
         predict=model.predict,
         example=partial(example, model),
@@ -108,6 +116,7 @@ def subject_of(cfg: RunConfig, model: Model, data: DataSet, on_batch: Callable[[
         facts=data.facts,
         device=torch.device(cfg.train.device),
         seed=cfg.sample.seed,
+        samples=samples,
         on_batch=on_batch,
     )
 
@@ -118,7 +127,13 @@ def active_measures(cfg: RunConfig) -> dict[str, Any]:
 
 
 def measure_run(
-    cfg: RunConfig, model: Model, step: int, data: DataSet, folder: Path, on_batch: Callable[[], None] = lambda: None
+    cfg: RunConfig,
+    model: Model,
+    step: int,
+    data: DataSet,
+    folder: Path,
+    samples: Structures | None = None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the run's measures.json, and before it the items of its values, unless it exists for these weights."""
     path = RunFolder(folder).measures
@@ -126,7 +141,7 @@ def measure_run(
         return
     validation = validation_loss(cfg, model, data)
     keep_items(RunFolder(folder).valid_items, validation)
-    subject = subject_of(cfg, model, data, on_batch)
+    subject = subject_of(cfg, model, data, samples, on_batch)
     found: list[Value] = []
     for name, options in active_measures(cfg).items():
         found += measures[name].build(subject, options)

@@ -145,9 +145,9 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
         match_results(cfg, folder, manifest)
         save("running")
         model.eval()
-        _, cost = sample_run(cfg, model, folder, data)
+        samples, cost = sample_run(cfg, model, folder, data)
         manifest["cost"] |= cost
-        measure_run(cfg, model, step, data, folder)
+        measure_run(cfg, model, step, data, folder, samples)
         if until is Until.SAMPLED:
             save("sampled")
             return
