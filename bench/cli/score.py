@@ -32,7 +32,7 @@ TITLES = {
     "novelty": "novelty, of the unique",
 }
 COLUMNS = ("index", "file", "n_atoms", "stable_atoms", "molecule_stable", "valid", "smiles")
-RULES = "edm|rdkit|file"  # `bench.metrics.stability.BondRule`, which loads RDKit
+RULES = "edm|geom|rdkit|file"  # `bench.metrics.stability.BondRule`, which loads RDKit
 MAX_NAMED = 3  # bad molecules that the log names
 
 

@@ -7,10 +7,10 @@ Lengths are in pm and positions in angstrom; distances are taken in float32, as 
 float64 and float32 files give the same bonds. An atom is stable when its bond orders add up to the valence of the
 neutral element.
 
-The table covers H, C, N, O, F. For other elements `perceived` takes RDKit's rule (rdDetermineBonds: xyz2mol, Kim & Kim
-2015, doi:10.1002/bkcs.10334), or the bonds of the file; both have formal charges, and an atom is then stable when its
-orders add up to a valence that RDKit knows for the neutral element of as many electrons (N+ as C). Numbers by different
-rules do not compare.
+The table for QM9 covers H, C, N, O, F, that for GEOM-Drugs B, Si, P, S, Cl, As, Br, I too. Besides, `perceived` takes
+RDKit's rule (rdDetermineBonds: xyz2mol, Kim & Kim 2015, doi:10.1002/bkcs.10334), or the bonds of the file; both have
+formal charges, and an atom is then stable when its orders add up to a valence that RDKit knows for the neutral element
+of as many electrons (N+ as C). Numbers by different rules do not compare.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from bench.structures.structures import Structures
 
 PAIRS_AT_ONCE = 500_000  # bounds the memory of the dense distances (some 50 bytes a pair)
 ORDERS = ("single", "double", "triple")
+MAX_ORDERS = 32  # sums of bond orders are below it
 MAX_ITERATIONS = 10_000  # of RDKit's search for bond orders, which is exponential in the worst case
 
 
@@ -38,6 +39,7 @@ class BondRule(StrEnum):
     """Where bonds come from."""
 
     EDM = "edm"
+    GEOM = "geom"
     RDKIT = "rdkit"
     FILE = "file"
 
@@ -46,9 +48,15 @@ class BondRule(StrEnum):
         """In words, for tables and logs."""
         return {
             BondRule.EDM: "EDM's table of lengths and valences",
+            BondRule.GEOM: "EDM's table of lengths and valences for GEOM-Drugs",
             BondRule.RDKIT: "RDKit's rdDetermineBonds, neutral molecules",
             BondRule.FILE: "the file's own bonds and charges",
         }[self]
+
+    @property
+    def table(self) -> BondTable | None:
+        """The look-up table behind the rule, where there is one."""
+        return BondTable.load(self.value) if self in (BondRule.EDM, BondRule.GEOM) else None
 
 
 class UnknownElementError(ValueError):
@@ -62,12 +70,13 @@ class BondTable:
     Attributes:
         name: file under `bench/metrics/valence`, without suffix.
         reach: [3, Z, Z] float32, length plus margin in pm for single, double, triple; 0 where there is no such bond.
-        valence: [Z] allowed sum of bond orders; -1 where the element is not in the table.
+        valences: [Z, MAX_ORDERS] whether the bond orders of an element may add up to a number; none of an element that
+            is not in the table.
     """
 
     name: str
     reach: np.ndarray
-    valence: np.ndarray
+    valences: np.ndarray
 
     @classmethod
     @functools.cache
@@ -75,25 +84,30 @@ class BondTable:
         """Read `bench/metrics/valence/<name>.json`."""
         table = json.loads(resources.files("bench.metrics").joinpath(f"valence/{name}.json").read_text())
         number = {symbol: Chem.GetPeriodicTable().GetAtomicNumber(symbol) for symbol in table["valence"]}
-        valence = np.full(max(number.values()) + 1, -1, dtype=np.int64)
-        reach = np.zeros((len(ORDERS), len(valence), len(valence)), dtype=np.float32)
+        n = max(number.values()) + 1
+        valences = np.zeros((n, MAX_ORDERS), dtype=bool)
+        reach = np.zeros((len(ORDERS), n, n), dtype=np.float32)
         for symbol, allowed in table["valence"].items():
-            valence[number[symbol]] = allowed
+            valences[number[symbol], allowed] = True
         for k, order in enumerate(ORDERS):
             for pair, length in table[order].items():
                 a, b = (number[symbol] for symbol in pair.split("-"))
                 reach[k, a, b] = reach[k, b, a] = length + table["margins"][order]
-        return cls(name, reach, valence)
+        return cls(name, reach, valences)
+
+    @property
+    def elements(self) -> np.ndarray:
+        """Atomic numbers that it covers."""
+        return np.flatnonzero(self.valences.any(axis=1))
 
     def check(self, structures: Structures) -> None:
         """Raise UnknownElementError when a molecule has an element that is not in the table."""
         numbers = structures.numbers
-        inside = (numbers > 0) & (numbers < len(self.valence))
-        unknown = ~inside | (self.valence[np.where(inside, numbers, 0)] < 0)
+        unknown = ~np.isin(numbers, self.elements)
         if unknown.any():
             atom = int(np.argmax(unknown))
             symbol = Chem.GetPeriodicTable().GetElementSymbol
-            known = ", ".join(symbol(int(number)) for number in np.flatnonzero(self.valence >= 0))
+            known = ", ".join(symbol(int(number)) for number in self.elements)
             raise UnknownElementError(
                 f"molecule {structures.of_atom(atom)} (counted from 0) has element {symbol(int(numbers[atom]))}, but "
                 f"bond table {self.name!r} covers {known}; evaluate molecules of these elements alone"
@@ -161,8 +175,8 @@ def perceived(structures: Structures, rule: BondRule, given: Contents | None = N
         UnknownElementError: an element that the rule does not know.
         ValueError: a position that is not finite; rule `file` for a file without bonds.
     """
-    if rule is BondRule.EDM:
-        return infer_bonds(structures)
+    if rule.table is not None:
+        return infer_bonds(structures, rule.table)
     if rule is BondRule.RDKIT:
         return determined_bonds(structures)
     if given is None or given.bonds is None or given.charges is None:
@@ -177,14 +191,14 @@ def unknown_to(rule: BondRule, given: Contents) -> dict[int, str]:
         why = "its own bonds are missing, or of other orders than 1, 2, 3 and aromatic in a Kekule form"
         return {i: why for i, some in enumerate(rows) if some is None}
     structures = given.structures
-    if rule is BondRule.EDM:
-        known: np.ndarray = np.isin(np.arange(MAX_NUMBER + 1), np.flatnonzero(BondTable.load().valence >= 0))
-        what = "EDM's bond table covers H, C, N, O, F alone"
+    symbol = Chem.GetPeriodicTable().GetElementSymbol
+    if rule.table is not None:
+        known: np.ndarray = np.isin(np.arange(MAX_NUMBER + 1), rule.table.elements)
+        what = f"bond table {rule.value!r} covers {', '.join(symbol(int(z)) for z in rule.table.elements)} alone"
     else:
         known = np.asarray(_valences().any(axis=1))
         what = "RDKit knows no valence of it"
     atoms = np.flatnonzero(~known[structures.numbers])
-    symbol = Chem.GetPeriodicTable().GetElementSymbol
     return {structures.of_atom(a): f"has element {symbol(int(structures.numbers[a]))}: {what}" for a in atoms.tolist()}
 
 
@@ -241,8 +255,8 @@ def _determined(numbers: np.ndarray, positions: np.ndarray) -> Chem.Mol | None:
 
 @functools.cache
 def _valences() -> np.ndarray:
-    """Whether an element [87] may have a sum of bond orders [32]; none where RDKit has no valences for it."""
-    allowed = np.zeros((MAX_NUMBER + 1, 32), dtype=bool)
+    """Whether an element [87] may have a sum of bond orders [MAX_ORDERS]; none where RDKit has no valences for it."""
+    allowed = np.zeros((MAX_NUMBER + 1, MAX_ORDERS), dtype=bool)
     for number in range(1, MAX_NUMBER + 1):
         known = list(Chem.GetPeriodicTable().GetValenceList(number))
         allowed[number, [valence for valence in known if valence >= 0]] = True
@@ -251,13 +265,12 @@ def _valences() -> np.ndarray:
 
 def stable_atoms(structures: Structures, bonds: Bonds, table: BondTable | None = None) -> np.ndarray:
     """Whether the bond orders of each atom add up to a valence of its element [A]."""
-    sums = bonds.order_sums(structures)
-    if bonds.rule is BondRule.EDM:
-        return sums == (BondTable.load() if table is None else table).valence[structures.numbers]
-    allowed = _valences()
+    sums = np.minimum(bonds.order_sums(structures), MAX_ORDERS - 1)
+    if (table := table or bonds.rule.table) is not None:
+        return table.valences[structures.numbers, sums]
     charges = 0 if bonds.charges is None else bonds.charges
     like = np.clip(structures.numbers - charges, 0, MAX_NUMBER)  # the neutral element of as many electrons
-    stable = allowed[like, np.minimum(sums, allowed.shape[1] - 1)]
+    stable = _valences()[like, sums]
     return stable if bonds.found is None else stable & np.repeat(bonds.found, structures.n_atoms)
 
 
@@ -278,7 +291,9 @@ def infer_bonds(structures: Structures, table: BondTable | None = None) -> Bonds
     order = np.concatenate([part[2] for part in found] or [np.zeros(0, np.int8)])
     by_molecule = np.argsort(molecule, kind="stable")
     counts = np.bincount(molecule, minlength=len(structures))
-    return Bonds(pairs[by_molecule], order[by_molecule], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
+    ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    rule = BondRule(table.name) if table.name in set(BondRule) else BondRule.EDM
+    return Bonds(pairs[by_molecule], order[by_molecule], ptr, rule)
 
 
 def _check_finite(structures: Structures) -> None:

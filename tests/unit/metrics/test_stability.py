@@ -82,7 +82,7 @@ def test_a_triple_bond_is_looked_for_inside_the_double_test_alone():
     assert order_of(pair(1, 1, 0.3)) == 1
     # a table whose triple reach exceeds its double reach separates nested from independent tests
     table = BondTable.load()
-    odd = BondTable("odd", table.reach * np.array([1, 1, 2], np.float32)[:, None, None], table.valence)
+    odd = BondTable("odd", table.reach * np.array([1, 1, 2], np.float32)[:, None, None], table.valences)
     between = pair(6, 6, 1.45)  # beyond 139 pm, within twice 123 pm
     assert infer_bonds(between, odd).order.tolist() == [1]
     assert infer_bonds(pair(6, 6, 1.38), odd).order.tolist() == [3]
@@ -94,7 +94,29 @@ def test_margins_and_valences_are_those_of_the_paper():
         for a, b in itertools.product(SYMBOL, SYMBOL):
             name = "".join(sorted((SYMBOL[a], SYMBOL[b]), key="HCNOF".index))
             assert table.reach[k, a, b] == (lengths[name] + margin if name in lengths else 0)
-    assert {int(z): int(table.valence[z]) for z in np.flatnonzero(table.valence >= 0)} == {1: 1, 6: 4, 7: 3, 8: 2, 9: 1}
+    assert valences(table) == {1: [1], 6: [4], 7: [3], 8: [2], 9: [1]}
+
+
+def valences(table: BondTable) -> dict[int, list[int]]:
+    return {int(z): np.flatnonzero(table.valences[z]).tolist() for z in table.elements}
+
+
+def test_the_table_for_geom_holds_that_for_qm9_and_more_elements():
+    """Phosphorus may have two valences; a pair without a length is no bond, however close. Control: PH4."""
+    edm, geom = BondTable.load(), BondTable.load("geom")
+    known = np.ix_(range(3), edm.elements, edm.elements)
+    assert np.array_equal(edm.reach[known], geom.reach[known])
+    more = {5: [3], 14: [4], 15: [3, 5], 16: [4], 17: [1], 33: [3], 35: [1], 53: [1]}
+    assert valences(geom) == valences(edm) | more
+    assert infer_bonds(pair(15, 35, 2.2), geom).order.tolist() == [1]
+    assert infer_bonds(pair(15, 53, 2.4), geom).order.tolist() == []  # P-I has no length
+    with pytest.raises(UnknownElementError):
+        infer_bonds(pair(15, 35, 2.2))
+    x = np.array([[0, 0, 0], [0.83, 0.83, 0.83], [-0.83, -0.83, 0.83], [-0.83, 0.83, -0.83], [0.83, -0.83, -0.83]])
+    for n_hydrogens, stable in ((3, True), (4, False)):  # PH3 is stable by the table, PH4 is not
+        molecule = Structures.from_list([(np.array([15] + [1] * n_hydrogens), x[: n_hydrogens + 1])])
+        evaluation = evaluate_molecules(molecule, bonds=infer_bonds(molecule, geom))
+        assert evaluation.molecule_stable.tolist() == [stable]
 
 
 def test_charged_and_wrongly_bonded_atoms_are_not_stable():

@@ -277,10 +277,10 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(two_files, tmp_pat
         ([two_files[0], iron], "molecule 2 (counted from 0) has element Fe: RDKit knows no valence of it"),
         (
             [two_files[0], iron, "--bonds", "edm"],
-            f"{iron}: molecule 0 (counted from 0) has element Fe: EDM's bond table",
+            f"{iron}: molecule 0 (counted from 0) has element Fe: bond table 'edm'",
         ),
         ([*two_files, "--bonds", "file"], "its own bonds are missing"),
-        ([*two_files, "--bonds", "geom"], "--bonds is 'geom', expected edm, rdkit, file"),
+        ([*two_files, "--bonds", "openbabel"], "--bonds is 'openbabel', expected edm, geom, rdkit, file"),
         ([iron, "--bonds", "edm", "--skip-bad"], "no molecule is left to evaluate"),
         ([two_files[0], "--train", tmp_path / "none.npz"], "No such file"),
         ([two_files[0], "--per-molecule", two_files[1] / "out.csv"], ""),
