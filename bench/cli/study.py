@@ -57,7 +57,7 @@ def run_study(args: argparse.Namespace) -> int:
     """`equibench run`; 1 when a run has failed."""
     from bench.config.study import load_study, selection
     from bench.launch.choose import changes, preview, with_needed
-    from bench.launch.submit import plan
+    from bench.launch.items import plan
     from bench.launch.submit import run_study as execute_study
     from bench.run.execute import Until
 

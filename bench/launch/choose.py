@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.config.run import RunConfig, reason_to_skip
+from bench.launch.items import Item
 from bench.launch.status import position, state
 from bench.records import schema
 from bench.records import store as records
@@ -19,9 +19,6 @@ from bench.records.lock import locked
 from bench.records.store import RunFolder, StudyFolder
 from bench.run.checkpoint import CheckpointError, about_of
 from bench.run.provenance import sources
-
-if TYPE_CHECKING:
-    from bench.launch.submit import Item
 
 
 def with_needed(items: list[Item], only: Callable[[RunConfig], bool]) -> list[Item]:

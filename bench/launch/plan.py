@@ -27,9 +27,9 @@ import torch
 from bench.config.run import RunConfig, reason_to_skip, trusted_run, weights_run
 from bench.config.study import StudyConfig
 from bench.diffusion.sampler import n_calls
+from bench.launch.items import Item
+from bench.launch.items import plan as plan_items
 from bench.launch.status import duration
-from bench.launch.submit import Item
-from bench.launch.submit import plan as plan_items
 from bench.registry import measures
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
@@ -97,7 +97,7 @@ def estimate(study: StudyConfig, runs_root: Path, memory_gib: float | None = Non
         memory_gib: of the machine that will run it; by default this one's.
     Raises:
         MemoryShortError: a run, or the runs that share the machine, do not fit.
-        ConfigError, DataError: as `bench.launch.submit.plan`; ValueError: a measurement failed otherwise.
+        ConfigError, DataError: as `bench.launch.items.plan`; ValueError: a measurement failed otherwise.
     """
     everything = plan_items(study, runs_root)
     items = [item for item in everything if reason_to_skip(item.cfg) is None]

@@ -165,7 +165,7 @@ def flipped(content: bytes, rng: random.Random) -> bytes:
 def damage(home: Path) -> list[dict[str, Any]]:
     """Rows for truncations and flips of each file of a run that was cut in training, in sampling, and is done."""
     from bench.config.study import load_study
-    from bench.launch.submit import plan
+    from bench.launch.items import plan
     from bench.run.execute import execute
 
     rng = random.Random(0)

@@ -25,7 +25,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from bench.config.run import ConfigError
 from bench.kernels import native
-from bench.launch.submit import refuse_shell_lines
+from bench.launch.submission import refuse_shell_lines
 from bench.records.inputs import csv_cell, printable
 from bench.registry import ROOT
 

@@ -15,7 +15,7 @@ from bench.cli.main import main
 from bench.config.study import load_study
 from bench.launch import choose
 from bench.launch.choose import changes, remove, set_aside, with_needed
-from bench.launch.submit import Item, plan
+from bench.launch.items import Item, plan
 from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import BusyError

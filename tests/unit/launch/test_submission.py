@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from bench.config.run import ConfigError, LaunchConfig
 from bench.config.study import StudyConfig
-from bench.launch import queue
-from bench.launch import submit as runners
+from bench.launch import progress, queue, submission, submit
+from bench.launch.items import Item
 from bench.launch.queue import last_job, submitted
 from bench.launch.status import Position, state
-from bench.launch.submit import Item, Needs, Submission, last_line, make_executor, needs, outcome, sort_waiting
+from bench.launch.submission import Needs, Submission, last_line, make_executor, needs, outcome
+from bench.launch.submit import sort_waiting
 from bench.records.store import CONTINUES
 
 REFUSAL = FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Job violates policy")
@@ -68,21 +69,21 @@ def test_a_run_asks_for_its_threads_ranks_and_gpus():
 def test_what_is_refused_later_is_tried_again_after_a_while(tmp_path, monkeypatch, caplog):
     """Control: where nothing was ever taken, it is an error of the study file."""
     executor, clock = Executor(), iter(range(0, 1000, 40))
-    monkeypatch.setattr(runners, "make_executor", lambda *_: executor)
-    monkeypatch.setattr(runners, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-    submit = Submission(LaunchConfig(), tmp_path)
+    monkeypatch.setattr(submission, "make_executor", lambda *_: executor)
+    monkeypatch.setattr(submission, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    submitting = Submission(LaunchConfig(), tmp_path)
     first, second = items(tmp_path, 2), items(tmp_path / "later", 1)
-    assert submit(first) == []
+    assert submitting(first) == []
     executor.error = REFUSAL
-    assert submit(second) == second
+    assert submitting(second) == second
     assert "local refuses 1 runs that need 1 cores and 0 GPUs each: Job violates policy; trying again" in caplog.text
     executor.error, before = None, executor.n_jobs
-    assert submit(second) == second  # not asked, within the minute
+    assert submitting(second) == second  # not asked, within the minute
     assert executor.n_jobs == before
-    assert submit(second) == []
+    assert submitting(second) == []
     assert [last_job(item.folder) for item in (*first, *second)] == [{"cluster": "local", "job": n} for n in "124"]
 
-    monkeypatch.setattr(runners, "make_executor", lambda *_: Executor(REFUSAL))
+    monkeypatch.setattr(submission, "make_executor", lambda *_: Executor(REFUSAL))
     with pytest.raises(ConfigError, match="Job violates policy"):
         Submission(LaunchConfig(), tmp_path)(first)
 
@@ -93,7 +94,7 @@ def test_a_command_that_is_not_there_is_no_file_that_could_not_be_written(tmp_pa
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     said = []
     for error in (missing, full):
-        monkeypatch.setattr(runners, "make_executor", lambda *_, error=error: Executor(error))
+        monkeypatch.setattr(submission, "make_executor", lambda *_, error=error: Executor(error))
         with pytest.raises(OSError, match="No ") as caught:
             Submission(LaunchConfig(), tmp_path)(items(tmp_path, 1))
         said.append(str(caught.value))
@@ -111,15 +112,15 @@ def test_a_run_that_cannot_be_started_says_so_in_its_record(tmp_path, monkeypatc
     told = {}
     for name, error in (("refused", REFUSAL), ("missing", missing), ("gone", None)):
         (item,) = items(tmp_path / name, 1)
-        monkeypatch.setattr(runners, "make_executor", lambda *_, error=error: Executor(error))
-        submit = Submission(LaunchConfig(), tmp_path)
+        monkeypatch.setattr(submission, "make_executor", lambda *_, error=error: Executor(error))
+        submitting = Submission(LaunchConfig(), tmp_path)
         if error is None:
-            submit([item])
+            submitting([item])
             item.job = SimpleNamespace(result=gone)
             outcome(item)
         else:
             with pytest.raises((ConfigError, OSError)):
-                submit([item])
+                submitting([item])
         assert item.status == "running"  # the same command starts it
         told[name] = state(item.folder)
         assert told[name].status == "killed"
@@ -154,33 +155,37 @@ def test_the_most_telling_line_is_shown(text, expected):
 def test_what_waits_in_slurms_queue_is_not_submitted_again(tmp_path, monkeypatch):
     """By another launcher, alive or dead. Control: a job that Slurm has forgotten, and a run that never had one."""
     answers: list[str | None] = ["7_0|PENDING|Priority\n"]
-    monkeypatch.setattr(runners, "watch_queue", lambda: None)
+    monkeypatch.setattr(submission, "watch_queue", lambda: None)
     monkeypatch.setattr(queue.shutil, "which", lambda _: "squeue")
     answer = lambda *_, **__: SimpleNamespace(returncode=answers[0] is None, stdout=answers[0])  # noqa: E731
     monkeypatch.setattr(queue.subprocess, "run", answer)
     waiting, forgotten, new = items(tmp_path, 3)
     submitted(waiting.folder, "slurm", "7_0")
     submitted(forgotten.folder, "slurm", "6")
-    submit = Submission(LaunchConfig(cluster="slurm"), tmp_path)
+    submitting = Submission(LaunchConfig(cluster="slurm"), tmp_path)
     everything = [waiting, forgotten, new]
-    ready, elsewhere = sort_waiting(everything, submit.by_others(everything))
+    ready, elsewhere = sort_waiting(everything, submitting.by_others(everything))
     assert ready == [forgotten, new]
     assert elsewhere == {waiting.folder: None}
     assert waiting.shared
 
     answers[0] = ""  # the job has ended, and Slurm is asked again after a while
-    assert submit.by_others(everything) == {waiting.folder.name}
-    submit.asked -= 2 * runners.QUEUE_SECONDS
-    assert submit.by_others(everything) == set()
-    submit.queued, submit.asked, answers[0] = {waiting.folder.name}, submit.asked - 2 * runners.QUEUE_SECONDS, None
-    assert submit.by_others(everything) == {waiting.folder.name}  # no answer: what was known goes on
+    assert submitting.by_others(everything) == {waiting.folder.name}
+    submitting.asked -= 2 * submission.QUEUE_SECONDS
+    assert submitting.by_others(everything) == set()
+    submitting.queued, submitting.asked, answers[0] = (
+        {waiting.folder.name},
+        submitting.asked - 2 * submission.QUEUE_SECONDS,
+        None,
+    )
+    assert submitting.by_others(everything) == {waiting.folder.name}  # no answer: what was known goes on
 
 
 def test_a_local_launcher_does_not_ask_slurm(tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("asked")
 
-    monkeypatch.setattr(runners, "queued_jobs", refuse)
+    monkeypatch.setattr(submission, "queued_jobs", refuse)
     assert Submission(LaunchConfig(), tmp_path).by_others(items(tmp_path, 1)) == set()
 
 
@@ -194,14 +199,14 @@ def test_an_interrupted_launcher_stops_its_jobs_on_this_machine(tmp_path, monkey
             item.job = SimpleNamespace(done=lambda ended=ended: ended, cancel=lambda name=name: stopped.append(name))
         raise KeyboardInterrupt
 
-    for name in ("write_plan", "watch_queue"):
-        monkeypatch.setattr(runners, name, lambda *_: None)
-    monkeypatch.setattr(runners, "plan", lambda *_: items(tmp_path, 2))
-    monkeypatch.setattr(runners, "work_off", interrupted)
+    monkeypatch.setattr(submit, "write_plan", lambda *_: None)
+    monkeypatch.setattr(submission, "watch_queue", lambda: None)
+    monkeypatch.setattr(submit, "plan", lambda *_: items(tmp_path, 2))
+    monkeypatch.setattr(submit, "work_off", interrupted)
     for cluster, expected in (("slurm", []), ("local", ["run1"])):
         study = StudyConfig("study", [], LaunchConfig(cluster=cluster), {})
         with pytest.raises(KeyboardInterrupt) as caught:
-            runners.run_study(study, tmp_path)
+            submit.run_study(study, tmp_path)
         assert stopped == expected
         line = str(caught.value)
         assert line.startswith(f"interrupted: 0 of 2 runs done, 0 begun; {CONTINUES}")
@@ -220,7 +225,7 @@ def sbatch(tmp_path, monkeypatch) -> Path:
         (folder / name).write_text(f"#!/bin/sh\necho {answer}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(runners, "watch_queue", lambda: None)
+    monkeypatch.setattr(submission, "watch_queue", lambda: None)
     return folder
 
 
@@ -283,7 +288,7 @@ def test_a_batch_file_holds_its_options_and_one_command(tmp_path, sbatch):
 
 
 def test_without_the_refusal_a_value_is_a_line_of_the_shell(tmp_path, sbatch, monkeypatch):
-    monkeypatch.setattr(runners, "refuse_shell_lines", lambda *_: None)
+    monkeypatch.setattr(submission, "refuse_shell_lines", lambda *_: None)
     study_folder = tmp_path / "study"
     Submission(HOSTILE["value"], study_folder)(items(study_folder, 1))
     (text,) = batch_files(study_folder)
@@ -299,16 +304,16 @@ def test_an_interrupted_launcher_says_what_is_saved(tmp_path, monkeypatch):
     """Control: a run without a checkpoint is begun, and nothing of it is saved."""
     first, second = items(tmp_path, 2)
     monkeypatch.setattr(Item, "status", property(lambda _: "running"))
-    monkeypatch.setattr(runners, "last_checkpoint", lambda folder: 400 if folder == first.folder else 0)
-    line = runners.interrupted(StudyConfig("study", [], LaunchConfig(), {}), [first, second])
+    monkeypatch.setattr(submit, "last_checkpoint", lambda folder: 400 if folder == first.folder else 0)
+    line = submit.interrupted(StudyConfig("study", [], LaunchConfig(), {}), [first, second])
     assert line == f"interrupted: 0 of 2 runs done, 2 begun, saved run0 to step 400; {CONTINUES}"
 
 
 def test_standard_error_goes_to_a_file_and_comes_back(tmp_path, capfd):
     """Also that of children; control: outside of the context."""
-    with runners.standard_error_to(tmp_path / "a" / "log"):
+    with submission.standard_error_to(tmp_path / "a" / "log"):
         subprocess.run([sys.executable, "-c", "import sys; print('child', file=sys.stderr)"], check=True)
-    with runners.standard_error_to(None):
+    with submission.standard_error_to(None):
         os.write(2, b"control\n")
     assert (tmp_path / "a" / "log").read_text() == "child\n"
     assert capfd.readouterr().err == "control\n"
@@ -317,11 +322,11 @@ def test_standard_error_goes_to_a_file_and_comes_back(tmp_path, capfd):
 # ---------------------------------------------------------------------- progress
 
 
-def progress_of(monkeypatch, at: list[Position], terminal: bool = True) -> runners.Progress:
+def progress_of(monkeypatch, at: list[Position], terminal: bool = True) -> progress.Progress:
     """A progress display of two runs whose position is always the last of `at`."""
-    monkeypatch.setattr(runners, "position", lambda _: at[-1])
-    monkeypatch.setattr(runners.sys, "stderr", SimpleNamespace(isatty=lambda: terminal, write=len, flush=lambda: None))
-    return runners.Progress("study", 2)
+    monkeypatch.setattr(progress, "position", lambda _: at[-1])
+    monkeypatch.setattr(progress.sys, "stderr", SimpleNamespace(isatty=lambda: terminal, write=len, flush=lambda: None))
+    return progress.Progress("study", 2)
 
 
 def test_rates_count_the_steps_of_this_session_alone(tmp_path, monkeypatch):

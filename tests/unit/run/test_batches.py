@@ -7,7 +7,7 @@ from support import core, structures
 from bench.config.run import resolve
 from bench.config.study import load_study, resolve_study
 from bench.data import qm9
-from bench.launch.submit import plan
+from bench.launch.items import plan
 from bench.records.store import write_yaml
 from bench.registry import datasets
 from bench.run.batches import Batches, load_or_stand_in

@@ -14,8 +14,8 @@ import yaml
 
 from bench.config.run import ConfigError, resolve
 from bench.config.study import load_study
+from bench.launch.items import Item, plan
 from bench.launch.status import state
-from bench.launch.submit import Item, plan
 from bench.records import schema
 from bench.records import store as records
 from bench.records.items import read_items
