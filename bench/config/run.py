@@ -12,16 +12,15 @@ import hashlib
 import json
 import math
 import re
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.config.typed import ConfigError, build, convert, plain, require, shown
 from bench.diffusion.process import DiffusionConfig
 from bench.diffusion.sampler import Sampler
-from bench.records.inputs import YamlError, is_folder_name, read_yaml, truncate
+from bench.records.inputs import YamlError, is_folder_name, read_yaml
 from bench.records.store import RunFolder
 from bench.registry import (
     PluginError,
@@ -40,21 +39,6 @@ MAX_LEVELS = 1_000_000
 DEVICE = re.compile(r"cpu|cuda(:[0-9]+)?")
 # what sbatch takes in an option, and nothing that a shell reads as the end of one: no spaces, quotes or line breaks
 PLAIN = re.compile(r"[\w.,:/@%+=*&|!^~()\[\]-]+", re.ASCII)
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key, what came and what was expected."""
-
-
-def shown(value: Any) -> str:
-    return truncate(repr(value))
-
-
-def require(where: str, **conditions: tuple[Any, bool, str]) -> None:
-    """Raise ConfigError for the first (value, holds, expected) that does not hold."""
-    for key, (value, holds, expected) in conditions.items():
-        if not holds:
-            raise ConfigError(f"'{where}.{key}' is {shown(value)}, expected {expected}")
 
 
 class Clip(enum.StrEnum):
@@ -230,9 +214,21 @@ class PlugIn:
     size: str | None
     options: Any
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data: name, size where there is one, and all options beside them."""
-        return {"name": self.name, **({} if self.size is None else {"size": self.size}), **_plain(self.options)}
+    @classmethod
+    def from_plain(cls, given: Any, where: str) -> PlugIn:
+        """From a name or a mapping; a measure from its options alone, since its key is its name."""
+        if not where.startswith("measures."):
+            return resolve(KINDS[where], given, where)
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"'{where}' is {shown(given)}, expected its options or null")
+        name = where.removeprefix("measures.")
+        if given.get("name", name) != name:
+            raise ConfigError(f"'{where}.name' is {shown(given['name'])}, expected {name!r} or nothing")
+        return resolve(measures, {**given, "name": name}, where)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Name, size where there is one, and all options beside them."""
+        return {"name": self.name, **({} if self.size is None else {"size": self.size}), **plain(self.options)}
 
 
 KINDS = {"method": methods, "backbone": backbones, "data": datasets, "task": tasks}  # key of a run -> its registry
@@ -308,9 +304,16 @@ class RunConfig:
         as_published = scale == 1 or not self.diffusion.edm_compat
         require("backbone", time_scale=(scale, as_published, "1, as published, with diffusion.edm_compat"))
 
+    @classmethod
+    def check_plain(cls, values: Mapping[str, Any]) -> None:
+        """Raise ConfigError for a plug-in file that is not loaded: an untrusted record must not make us execute one."""
+        for file in convert(list[PluginFile], values.get("plugins") or [], "plugins"):
+            if not file.is_loaded:
+                raise ConfigError(f"needs plug-in {file.path}; if you trust that file, give --plugin {file.path}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary of every setting, as written to config.yaml."""
-        return _plain(self)
+        return plain(self)
 
     def identity(self, fingerprint: str) -> str:
         """Hash of everything that determines the result: training, sampling and measures."""
@@ -338,123 +341,8 @@ class RunConfig:
         return f"{self.method.name}-{self.backbone.name}-s{self.seed}-{self.identity(fingerprint)}"
 
 
-def _measure(given: Any, where: str) -> PlugIn:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"'{where}' is {shown(given)}, expected its options or null")
-    name = where.removeprefix("measures.")
-    if given.get("name", name) != name:
-        raise ConfigError(f"'{where}.name' is {shown(given['name'])}, expected {name!r} or nothing")
-    return resolve(measures, {**given, "name": name}, where)
-
-
-def require_loaded(files: Any) -> None:
-    """Raise ConfigError for a plug-in file that is not loaded: an untrusted record must not make us execute one."""
-    for file in _convert(list[PluginFile], files, "plugins"):
-        if not file.is_loaded:
-            raise ConfigError(f"needs plug-in {file.path}; if you trust that file, give --plugin {file.path}")
-
-
 def _hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-
-
-# ---------------------------------------------------------------------- typed objects from plain data
-
-
-def build(cls: Any, values: Any, where: str = "") -> Any:
-    """An instance of dataclass `cls` from nested plain values; unknown keys and wrong types raise ConfigError."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or cls.__name__} is {shown(values)}, expected a mapping of options")
-    if cls is RunConfig:  # before a name is looked up that only the file would register
-        require_loaded(values.get("plugins") or [])
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}
-    prefix = f"{where}." if where else ""
-    for key in values:
-        if key not in known:
-            hint = nearest(str(key), known) if known else "it has no options"
-            raise ConfigError(f"unknown key '{prefix}{truncate(str(key))}'; {hint}")
-    for f in dataclasses.fields(cls):
-        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"'{prefix}{f.name}' is missing; it has no default")
-    converted = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
-    try:
-        return cls(**converted)
-    except ConfigError:
-        raise
-    except ValueError as error:  # options of a plug-in or of a lower floor that do not fit one another
-        raise ConfigError(str(error)) from error
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    origin = typing.get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        kinds = typing.get_args(kind)
-        if value is None and type(None) in kinds:
-            return None
-        wanted = [k for k in kinds if k is not type(None)]
-        if len(wanted) > 1 and type(value) not in wanted:
-            names = " or ".join(k.__name__ for k in wanted)
-            raise ConfigError(f"'{where}' is {shown(value)}, expected {names}; text in quotes is taken as it stands")
-        return _convert(type(value) if len(wanted) > 1 else wanted[0], value, where)
-    if kind is PlugIn:
-        return _measure(value, where) if where.startswith("measures.") else resolve(KINDS[where], value, where)
-    if dataclasses.is_dataclass(kind):
-        return build(kind, value, where)
-    if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        try:
-            return kind(value)
-        except (ValueError, TypeError):
-            raise ConfigError(
-                f"'{where}' is {shown(value)}, expected one of {', '.join(str(k.value) for k in kind)}"
-            ) from None
-    if origin in (list, tuple):
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"'{where}' is {shown(value)}, expected a list")
-        inner = typing.get_args(kind)[0]
-        return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict:
-        inner = typing.get_args(kind)[1]
-        if inner is Any and isinstance(value, str):  # a method that another one names by its name alone
-            value = {"name": value}
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"'{where}' is {shown(value)}, expected a mapping")
-        return {str(key): _convert(inner, item, f"{where}.{key}") for key, item in value.items()}
-    if kind is Any:
-        return value
-    if kind is float and type(value) is int:
-        with contextlib.suppress(OverflowError):
-            value = float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ConfigError(f"'{where}' is {shown(value)}, expected {kind.__name__}{_how_to_write(value, kind)}")
-    if (isinstance(value, float) and math.isnan(value)) or (type(value) is int and not -(2**63) <= value < 2**63):
-        raise ConfigError(f"'{where}' is {shown(value)}, expected a number of at most 64 bits")
-    return value
-
-
-def _how_to_write(value: Any, kind: type) -> str:
-    """What to write in place of text that YAML 1.1 would read as a number to base 8 or 60."""
-    if kind not in (int, float) or not isinstance(value, str):
-        return ""
-    if re.fullmatch("0[0-9]+", value):
-        return f"; write it without the leading zero, {int(value)}"
-    if re.fullmatch("[0-9]+(:[0-9]+)+", value):
-        return "; write one number, without colons"
-    return ""
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, PlugIn):
-        return value.to_dict()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value
 
 
 # ---------------------------------------------------------------------- runs

@@ -96,7 +96,7 @@ def import_weights(path: Path, folder: Path, page: ImportConfig) -> str:
         )
     if page.task.get("include_charges", bool(charges)) != bool(charges):
         raise ConfigError(f"{path}: task.include_charges is given otherwise than {reading.n_features} features say")
-    task = resolve(tasks, cfg.task.to_dict() | {"include_charges": bool(charges)}, "task")
+    task = resolve(tasks, cfg.task.to_plain() | {"include_charges": bool(charges)}, "task")
     cfg = dataclasses.replace(cfg, task=task)
 
     facts = facts_of(about, path)

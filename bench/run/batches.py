@@ -87,6 +87,6 @@ def load_or_stand_in(chosen: PlugIn) -> tuple[PlugIn, DataSet]:
     except CannotStartError as error:
         log.warning("THE DATA SET IS %r INSTEAD OF %r: %s", str(offline), chosen.name, error)
     known = {field.name for field in dataclasses.fields(datasets[offline].config)}
-    given = {key: value for key, value in chosen.to_dict().items() if key in known}
+    given = {key: value for key, value in chosen.to_plain().items() if key in known}
     other = resolve(datasets, {**given, "name": str(offline), "in_place_of": chosen.name}, "data")
     return other, datasets[other.name].build(other.options)

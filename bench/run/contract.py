@@ -180,7 +180,7 @@ def model_of(
     """
     cfg = run_config(method, backbone)
     if options:
-        cfg.method = resolve(methods, {**cfg.method.to_dict(), **options}, "method")
+        cfg.method = resolve(methods, {**cfg.method.to_plain(), **options}, "method")
     task: Task = core()
     channels = task.process.channels
     with torch.random.fork_rng():

@@ -61,9 +61,9 @@ def planned(cfg: RunConfig, name: str, data: dict[str, Any]) -> dict[str, Any]:
     return {
         "run": name,
         "study": cfg.study,
-        "task": cfg.task.to_dict(),
-        "method": cfg.method.to_dict(),
-        "backbone": cfg.backbone.to_dict(),
+        "task": cfg.task.to_plain(),
+        "method": cfg.method.to_plain(),
+        "backbone": cfg.backbone.to_plain(),
         "seed": cfg.seed,
         "guarantee": str(method.guarantee_on(backbone.equivariant)),
         "baseline": method.is_baseline(),

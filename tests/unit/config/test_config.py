@@ -46,7 +46,7 @@ def test_a_page_becomes_typed_options():
     assert cfg.train.clip is Clip.QUEUE
     assert cfg.train.lr == 1.0
     assert isinstance(cfg.train.lr, float)
-    assert cfg.method.to_dict() == {"name": "plain"}
+    assert cfg.method.to_plain() == {"name": "plain"}
     assert isinstance(cfg.backbone.options, backbones["dit"].config)
     assert cfg.backbone.options.width == backbones["dit"].build.sizes["tiny"]["width"]
 
