@@ -335,6 +335,7 @@ def hostile_folder(tmp_path) -> Path:
     (tmp_path / "methods" / "__init__.py").write_text(HOSTILE)
     for name in ("bench.py", "yaml.py", "numpy.py", "submitit.py", "torch.py", "json.py"):
         (tmp_path / name).write_text(HOSTILE)
+    (tmp_path / "mine.py").write_text(METHOD.format(name="mine"))
     (tmp_path / "study.yaml").write_text(
         "study: here\n"
         "base:\n"
@@ -357,6 +358,7 @@ def hostile_folder(tmp_path) -> Path:
         pytest.param("run study.yaml launch.cluster=debug", id="in the launcher", marks=pytest.mark.slow),
         pytest.param("run study.yaml train.n_processes=2", id="ranks", marks=pytest.mark.slow),
         pytest.param("plan study.yaml", id="plan", marks=pytest.mark.slow),
+        pytest.param("check mine.py", id="check", marks=pytest.mark.slow),
     ],
 )
 def test_files_of_the_working_directory_do_not_shadow_ours(arguments, hostile_folder):
