@@ -197,16 +197,22 @@ def refuse_shell_lines(options: Mapping[str, Any], folder: Path) -> None:
 
 
 def watch_queue() -> None:
-    """Make submitit ask `squeue` instead of `sacct`, which needs accounting, whether jobs have left the queue."""
+    """Make submitit ask `squeue` instead of `sacct`, which needs accounting, whether jobs have left the queue.
+
+    A job that is requeued can be missing from one answer, so it takes two to believe that it has left.
+    """
     from submitit.slurm import slurm
 
     class Watcher(slurm.SlurmInfoWatcher):
+        missing: frozenset[str] = frozenset()  # from the last answer
+
         def _make_command(self) -> list[str] | None:
             return list(COMMAND) if self._registered - self._finished else None
 
         def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
             known = read_queue(string if isinstance(string, str) else string.decode())
-            return {job: {"State": "PENDING" if job in known else "GONE"} for job in self._registered}
+            before, self.missing = self.missing, frozenset(self._registered - known.keys())
+            return {job: {"State": "GONE" if job in before & self.missing else "PENDING"} for job in self._registered}
 
     slurm.SlurmJob.watcher = Watcher(int(QUEUE_SECONDS))
 

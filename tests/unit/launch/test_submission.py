@@ -189,6 +189,19 @@ def test_a_local_launcher_does_not_ask_slurm(tmp_path, monkeypatch):
     assert Submission(LaunchConfig(), tmp_path).by_others(items(tmp_path, 1)) == set()
 
 
+def test_a_job_has_left_the_queue_when_two_answers_lack_it(monkeypatch):
+    """Slurm's answer can lack a job in the moment of its requeueing; control: the second such answer counts."""
+    from submitit.slurm import slurm
+
+    monkeypatch.setattr(slurm.SlurmJob, "watcher", slurm.SlurmJob.watcher)
+    submission.watch_queue()
+    watcher = slurm.SlurmJob.watcher
+    watcher.register_job("1_7")
+    there, away = "1_7|RUNNING|None\n", "1_6|RUNNING|None\n"
+    states = [watcher.read_info(answer)["1_7"]["State"] for answer in (there, away, there, away, away)]
+    assert states == ["PENDING", "PENDING", "PENDING", "PENDING", "GONE"]
+
+
 def test_an_interrupted_launcher_stops_its_jobs_on_this_machine(tmp_path, monkeypatch):
     """Those of a cluster go on (control)."""
     stopped: list[str] = []
