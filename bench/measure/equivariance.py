@@ -299,15 +299,12 @@ def p_value(contrast: Float[np.ndarray, "B S S"], seed: int) -> float:
 
 
 def value_of(name: str, at: Mapping[str, float | str], found: Mapping[str, Any]) -> Value:
-    """A value at one level or, without a time, the mean over levels, which the main table shows of the error."""
-    mean = "t" not in at
+    """A value at one level or, without a time, for all levels; of these the main table shows the error."""
     label, definition = ABOUT[name]
-    return Value(
-        f"{name}_mean" if mean else name,
-        f"{label}, mean" if mean else label,
-        unit="fraction" if name in FRACTIONS else "",
-        kind=Kind.QUALITY if mean and name == ERROR else Kind.DIAGNOSTIC,
-        at=at,
-        definition=definition,
-        **{"value": None, **found},
-    )
+    kind = Kind.DIAGNOSTIC
+    if "t" not in at:
+        label = f"{label}, {'all levels' if name == P_VALUE else 'mean'}"
+        kind = Kind.QUALITY if name == ERROR else kind
+        name += "" if name == P_VALUE else "_mean"
+    unit = "fraction" if name.removesuffix("_mean") in FRACTIONS else ""
+    return Value(name, label, unit=unit, kind=kind, at=at, definition=definition, **{"value": None, **found})
