@@ -42,6 +42,7 @@ COMMON = {
     "mlp_ratio": "hidden width of the blocks' feed-forward layers over `width`",
     "max_atoms": "largest molecule to keep, in all splits; null: any",
     "n_train": "training molecules to keep, drawn with a fixed seed; null: all",
+    "turned": "turn each molecule by a random rotation of its own, fixed by its index",
 }
 HEAD = "| key | type | default | unit | meaning |\n| --- | --- | --- | --- | --- |"
 INTRODUCTION = """# Settings

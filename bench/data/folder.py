@@ -61,6 +61,7 @@ class FolderConfig:
     skip_bad: bool = False  # leave out molecules that cannot be read
     max_atoms: int | None = None
     n_train: int | None = None
+    turned: bool = False
 
 
 # the reader alone: the molecules are the user's to cite
@@ -102,7 +103,7 @@ def load(cfg: FolderConfig) -> DataSet:
     kinds = "/".join(sorted({files.kind(path).lstrip(".") for path in used}))
     name = folder.resolve().name
     data = DataSet("folder", name, f"folder of {kinds}, {how}", tuple(elements.tolist()), notes=notes, **splits)
-    return data.limited(cfg.max_atoms, cfg.n_train)
+    return data.limited(cfg.max_atoms, cfg.n_train, cfg.turned)
 
 
 def _named_splits(folder: Path, paths: list[Path]) -> dict[str, list[Path]] | None:

@@ -23,6 +23,7 @@ class MiniConfig:
 
     max_atoms: int | None = None
     n_train: int | None = None
+    turned: bool = False
     in_place_of: str | None = None  # the data set that was out of reach; the label names it
 
 
@@ -53,4 +54,4 @@ def load(cfg: MiniConfig) -> DataSet:
         label += f" in place of {cfg.in_place_of}"
         notes = [f"not {cfg.in_place_of}, which was out of reach, but the embedded set: these numbers are none of its"]
     data = DataSet("mini", label, "embedded in the package", ELEMENTS, train, valid, test, notes)
-    return data.limited(cfg.max_atoms, cfg.n_train)
+    return data.limited(cfg.max_atoms, cfg.n_train, cfg.turned)

@@ -44,11 +44,12 @@ class Offline(StrEnum):
 @dataclass
 class QM9Config:
     """Options: folder with the data; keep molecules of at most `max_atoms` atoms; keep `n_train` training molecules;
-    what a study does where QM9 is out of reach (`bench.run.batches.load_or_stand_in`)."""
+    turn each at random; what a study does where QM9 is out of reach (`bench.run.batches.load_or_stand_in`)."""
 
     dir: str | None = None  # folder with QM9; null: `QM9_DIR`, a download, or offline the set 'mini'
     max_atoms: int | None = None
     n_train: int | None = None
+    turned: bool = False
     offline: Offline = Offline.ERROR
 
 
@@ -73,7 +74,7 @@ def load(cfg: QM9Config) -> DataSet:
     """
     folder = cfg.dir or os.environ.get("QM9_DIR")
     data = from_folder(Path(folder).expanduser()) if folder else from_download()
-    return data.limited(cfg.max_atoms, cfg.n_train)
+    return data.limited(cfg.max_atoms, cfg.n_train, cfg.turned)
 
 
 def from_folder(folder: Path) -> DataSet:

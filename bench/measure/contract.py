@@ -20,6 +20,7 @@ from bench.structures.structures import Structures
 from bench.symmetry.contract import Method
 
 Encode = Callable[[Structures, torch.device], State]
+ROUNDING = 1e-4  # relative difference of two predictions in float32 that only rounding tells apart
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,16 @@ def mean_and_sem(per_molecule: np.ndarray) -> tuple[float, float]:
     """Mean over molecules and its standard error, 0 for one molecule."""
     n = len(per_molecule)
     return float(per_molecule.mean()), float(per_molecule.std(ddof=1) / n**0.5) if n > 1 else 0.0
+
+
+@torch.no_grad()
+def is_stochastic(subject: Subject, z_t: State, level: Level) -> bool:
+    """Whether predictions at one state differ between two generators, by more than rounding.
+
+    Drawing alone says nothing: the mean over all frames draws, and does not depend on what it drew.
+    """
+    here, there = (
+        subject.predict(z_t, level, torch.Generator(subject.device).manual_seed(seed)).to(dtype=torch.float64)
+        for seed in (1, 2)
+    )
+    return bool(here.combine(there, torch.sub).squared_norm().sum() > ROUNDING**2 * here.squared_norm().sum())

@@ -162,9 +162,10 @@ def measure(subject: Subject, cfg: OptimumConfig) -> list[Value]:
 
 
 def clean_states(subject: Subject, n: int, place: int) -> State:
-    """n clean states drawn with replacement from the test split; `place` names the draw."""
+    """n clean states drawn with replacement from the test split, by size; `place` names the draw."""
     test = subject.data.test
     index = np.random.default_rng([subject.seed, place]).integers(len(test), size=n)
+    index = index[np.argsort(test.n_atoms[index], kind="stable")]
     return subject.encode(test.select(index), subject.device)
 
 

@@ -2,7 +2,7 @@
 
 Positions are in angstrom, float32, as stored in the source: neither centred nor rotated. A data set is a file of
 `bench/data/` whose `load(cfg) -> DataSet` carries `@datasets.register(name, Config)`; every config has the options
-`max_atoms` and `n_train`, which `DataSet.limited` applies.
+`max_atoms` and `n_train`, those of molecules in space `turned` too, all of which `DataSet.limited` applies.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "valid", "test")
 SUBSET_SEED = 0  # of the permutation from which n_train molecules are taken, so that subsets are nested
+TURN_SEED = 0  # of the rotations of `turned`
 
 
 class DataError(ValueError):
@@ -143,8 +144,21 @@ class DataSet:
             "notes": list(self.notes),
         }
 
-    def limited(self, max_atoms: int | None, n_train: int | None) -> DataSet:
+    def turned(self) -> DataSet:
+        """Each molecule in a fixed orientation drawn at random, in all splits: stored orientations then say nothing.
+
+        Rotations are proper, so that no molecule becomes its mirror image, and functions of split and index alone.
+        """
+        splits = {
+            name: replace(part, positions=_turned(part, number))
+            for number, (name, part) in enumerate(self.splits.items())
+        }
+        return replace(self, label=f"{self.label}, molecules turned at random", **splits)
+
+    def limited(self, max_atoms: int | None, n_train: int | None, turned: bool = False) -> DataSet:
         """Keep the molecules of at most `max_atoms` atoms in all splits, then `n_train` of the training molecules.
+
+        With `turned` all molecules are turned first, so that each has one orientation in every subset.
 
         The training molecules are the first of one seeded permutation, kept in their original order, so for one
         `max_atoms` smaller subsets are nested in larger ones. Validation and test are those of the whole set. All that
@@ -153,6 +167,8 @@ class DataSet:
 
         Raises DataError when a split is empty or has fewer than `n_train` training molecules.
         """
+        if turned:
+            return self.turned().limited(max_atoms, n_train)
         splits, label = self.splits, self.label
         if max_atoms is not None:
             splits = {name: split.select(split.n_atoms <= max_atoms) for name, split in splits.items()}
@@ -166,6 +182,16 @@ class DataSet:
             splits = {**splits, "train": splits["train"].select(np.sort(kept))}
             label += f", {grouped(n_train)} training molecules"
         return replace(self, label=label, notes=[*self.notes, *_unseen_sizes(**splits)], **splits)
+
+
+def _turned(structures: Structures, split: int) -> np.ndarray:
+    """Positions, each molecule turned about the origin by a rotation of its own [A, 3], float32."""
+    from scipy.spatial.transform import Rotation  # here: it is slow to load, and few runs turn anything
+
+    # rows of one stream, so that molecule i has the same rotation however many there are; normal quaternions are Haar
+    quaternions = np.random.default_rng([TURN_SEED, split]).normal(size=(len(structures), 4))
+    each = Rotation.from_quat(np.repeat(quaternions, structures.n_atoms, axis=0))
+    return each.apply(structures.positions.astype(np.float64)).astype(np.float32)
 
 
 def _unseen_sizes(train: Structures, test: Structures, **_: Structures) -> list[str]:
