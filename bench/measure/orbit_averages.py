@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -20,7 +20,7 @@ from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
 from bench.measure.contract import Subject
 from bench.measure.estimators import Estimator, exact, sampled_kinds, single, squared_biases
-from bench.measure.examples import DATA, clean_states, gradient, hooks, of_all, one_by_one, sketch_of, unchanged
+from bench.measure.examples import DATA, clean_states, gradient, hooks, of_all, one_by_one, sketch_of
 from bench.measure.nested import components
 from bench.measure.variance_values import curve, value
 from bench.records.values import Value
@@ -86,25 +86,23 @@ def estimators(subject: Subject, n_draws: int) -> dict[str, Estimator]:
     }
 
 
-def trained_with(
-    subject: Subject, estimate: Estimator, rng: StepStreams, pose: bool = False
-) -> AbstractContextManager[None]:
-    """The subject's method with another target; its data are turned here if `pose`, else as they come.
+def trained_with(subject: Subject, estimate: Estimator, rng: StepStreams) -> AbstractContextManager[None]:
+    """The subject's method on uniformly turned data, with another target.
 
     The estimator draws from a stream of its own, so that the method's other draws stay the same.
     """
 
-    def turned(clean: State, rng: torch.Generator) -> State:
+    def augment(clean: State, rng: torch.Generator) -> State:
         return subject.group.act(subject.group.haar(len(clean), rng, clean.dtype), clean)
-
-    def target(noised: Noised, _: torch.Generator) -> State:
-        return estimate(noised, rng.sampling)
 
     def couple(clean: State, noise: State, _: torch.Generator) -> State:
         del clean
         return noise
 
-    return hooks(subject.method, augment=turned if pose else unchanged, couple=couple, target=target)
+    def target(noised: Noised, _: torch.Generator) -> State:
+        return estimate(noised, rng.sampling)
+
+    return hooks(subject.method, augment=augment, couple=couple, target=target)
 
 
 def orbit_gradients(subject: Subject, n: int, n_draws: int, levels: Level) -> tuple[list[Value], dict[str, float]]:
@@ -127,9 +125,8 @@ def orbit_gradients(subject: Subject, n: int, n_draws: int, levels: Level) -> tu
             subject.on_batch()
             for kind, estimate in kinds.items():
                 rng = streams.at(ORBIT + j, i + 1)
-                posed = subject.group.act(subject.group.haar(1, rng.data, clean.dtype), clean)
                 with trained_with(subject, estimate, rng):
-                    found[kind].append(sketch(gradient(subject, subject.losses(posed, rng, level).sum())))
+                    found[kind].append(sketch(gradient(subject, subject.losses(clean, rng, level).sum())))
         for kind, each in found.items():
             by_kind[kind].append(torch.stack(each))
     made, total = list[Value](), [components(y)[0] for y in by_kind["single"]]
@@ -160,13 +157,11 @@ def costs(subject: Subject, n_draws: int, variances: Mapping[str, float]) -> lis
     clean = clean_states(subject, subject.data.train, N_TIMED, TIMED)
     shares = (torch.arange(N_TIMED, dtype=torch.float64, device=subject.device) + 0.5) / N_TIMED
     level = subject.process.quantile(shares)
-    on_cpu = subject.device.type == "cpu"
-    clock = time.process_time if on_cpu else time.perf_counter
+    clock = time.process_time if subject.device.type == "cpu" else time.perf_counter
 
     def seconds(kind: str) -> float:
         rng = streams.at(TIMED, 1)
-        as_trained = hooks(subject.method)
-        with trained_with(subject, kinds[kind], rng, pose=True) if kind in kinds else as_trained:
+        with trained_with(subject, kinds[kind], rng) if kind in kinds else nullcontext():
             started = clock()
             gradient(subject, subject.losses(clean, rng, level).mean()).sum().item()  # waits for the device
             return (clock() - started) / N_TIMED
