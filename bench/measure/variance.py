@@ -53,9 +53,9 @@ SEARLE_1992 = Reference(
 class VarianceConfig:
     """Options: noise levels, and training molecules at each whose targets and gradients are drawn."""
 
-    n_levels: int = 10  # noise levels, at equal shares of the law of training's times
-    n_targets: int = 256  # training molecules at each level whose targets are drawn
-    n_gradients: int = 24  # training molecules at each level whose gradients are drawn; 0: targets alone
+    n_levels: int = 20  # noise levels, at equal shares of the law of training's times
+    n_targets: int = 128  # training molecules at each level whose targets are drawn
+    n_gradients: int = 12  # training molecules at each level whose gradients are drawn; 0: targets alone
     n_draws: int = 64  # candidates of sampled orbit averages, the generating element included
 
     def __post_init__(self) -> None:
