@@ -191,7 +191,7 @@ def wrapped_information(sigma: float) -> float:
 
 
 def test_shifts_of_a_pair_remove_what_the_wrapped_normal_says():
-    """What is left is the score of the atoms' difference, a wrapped normal of variance 2 sigma^2, for each of the two."""
+    """What is left is the score of the difference of the atoms, a wrapped normal of variance 2 sigma^2, twice."""
     subject = subject_with(Toy.TORUS_PAIR)
     levels = levels_of(subject, 4)
     found = orbit_targets(subject, 1024, 4, levels)
