@@ -11,6 +11,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
+from bench.config.run import RunConfig, build
 from bench.data.toys import Toy, shapes
 from bench.measure.contract import Subject
 from bench.measure.optimum import OptimumConfig
@@ -20,6 +21,7 @@ from bench.measure.variance import VarianceConfig, measure
 from bench.records.values import Value
 from bench.registry import measures
 from bench.run.batches import load_data
+from bench.run.contract import randomise
 from bench.run.evaluate import subject_of
 from bench.run.model import Model
 from tests.theory.test_toys import config
@@ -345,6 +347,24 @@ def test_it_runs_on_every_group(toy, method):
     assert {"gradient_variance", "target_variance", "target_variance_removed", "gradient_variance_seconds"} <= names
     assert all(math.isfinite(v.value) for v in found)
     assert len({(v.name, tuple(sorted(v.at.items()))) for v in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone", "poses", "draws"),
+    [("edm", "egnn", False, False), ("haar", "dit", True, False), ("symdiff", "dit", False, True)],
+)
+def test_it_runs_on_molecules_and_finds_out_what_is_drawn(method, backbone, poses, draws):
+    page = {"study": "tests", "method": method, "backbone": {"name": backbone, "size": "tiny"}, "data": "mini"}
+    cfg = build(RunConfig, page)
+    data = load_data(cfg)
+    model = Model.build(cfg, data.facts).eval()
+    randomise(model, 0)  # some networks begin with outputs of zero
+    found = measure(subject_of(cfg, model, data), SMALL)
+    assert all(math.isfinite(v.value) for v in found)
+    by_part = parts_of(found)
+    assert all(v.value > 0 for v in by_part["noise"])
+    assert any(v.value != 0 for v in by_part["group"]) is poses
+    assert any(v.value != 0 for v in by_part["method"]) is draws
 
 
 def test_the_method_is_left_as_it_was():
