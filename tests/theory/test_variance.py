@@ -17,7 +17,7 @@ from bench.measure.contract import Subject
 from bench.measure.optimum import OptimumConfig
 from bench.measure.optimum import measure as measure_optimum
 from bench.measure.orbit_averages import orbit_targets
-from bench.measure.variance import VarianceConfig, measure
+from bench.measure.variance import VarianceConfig, gradients, measure, parts, what_varies
 from bench.records.values import Value
 from bench.registry import measures
 from bench.run.batches import load_data
@@ -233,6 +233,12 @@ def one_weight(subject: Subject, gradient_of) -> Subject:
     return replace(subject, weights={"w": w}, losses=losses)
 
 
+def decomposed(subject: Subject, n_levels: int, n: int) -> list[Value]:
+    """Parts of the gradient's variance alone."""
+    levels = levels_of(subject, n_levels)
+    return parts("gradient_variance", gradients(subject, n, levels, what_varies(subject, levels)), levels)[0]
+
+
 def parts_of(found: list[Value]) -> dict[str, list[Value]]:
     return {p: curve_of(found, "gradient_variance", part=p) for p in ("data", "group", "noise", "method", "total")}
 
@@ -241,8 +247,7 @@ def test_noise_and_time_parts_of_a_linear_gradient():
     """Gradient e z with z = alpha g + sigma e: variance alpha^2 + 2 sigma^2 from the noise, mean sigma at each time."""
     base = subject_with(Toy.SIGN_FLIP)
     subject = one_weight(base, lambda n: (n.noise.x * n.z_t.x)[:, 0])
-    cfg = VarianceConfig(n_levels=5, n_targets=3, n_gradients=200)
-    found = measure(subject, cfg)
+    found = decomposed(subject, 5, 150)
     levels, by_part = levels_of(subject, 5), parts_of(found)
     alpha, sigma = levels.alpha.numpy(), levels.sigma.numpy()
     expected = alpha**2 + 2 * sigma**2
@@ -262,19 +267,17 @@ def test_the_part_of_the_group_is_that_of_its_draws_and_none_without_them():
     def pose(noised) -> Tensor:
         return noised.clean.x[:, 0]
 
-    cfg = VarianceConfig(n_levels=2, n_targets=3, n_gradients=200)
-    turned = parts_of(measure(one_weight(subject_with(Toy.SIGN_FLIP), pose), cfg))
+    turned = parts_of(decomposed(one_weight(subject_with(Toy.SIGN_FLIP), pose), 2, 100))
     check_curve(turned["group"], [1, 1])
     check_curve(turned["noise"], [0, 0])
-    stored = parts_of(measure(one_weight(subject_with(Toy.SIGN_FLIP, "plain"), pose), cfg))
+    stored = parts_of(decomposed(one_weight(subject_with(Toy.SIGN_FLIP, "plain"), pose), 2, 100))
     assert [v.value for v in stored["group"]] == [0, 0]
     assert [v.value for v in stored["total"]] == [0, 0]
 
 
 def test_the_part_of_the_data_is_the_variance_between_shapes():
     base = subject_with(Toy.PLANAR_THREE)
-    cfg = VarianceConfig(n_levels=2, n_targets=3, n_gradients=300)
-    found = parts_of(measure(one_weight(base, lambda n: n.clean.squared_norm()), cfg))
+    found = parts_of(decomposed(one_weight(base, lambda n: n.clean.squared_norm()), 2, 200))
     sizes = [float((shape**2).sum()) for shape in shapes(Toy.PLANAR_THREE)]
     check_curve(found["data"], [np.var(sizes)] * 2)
     check_curve(found["noise"], [0, 0], 1)
@@ -308,8 +311,7 @@ def test_the_total_is_the_gradient_variance_of_the_measure_optimum():
     subject = subject_with(Toy.PLANAR_THREE, diffusion={"path": "linear_sigma", "n_levels": 20})
     batches = measure_optimum(subject, OptimumConfig(n_levels=10, n_states=64, n_gradients=60, batch_size=32))
     at_grid = {v.at["t"]: v.value for v in batches if v.name == "gradient_variance"}
-    cfg = VarianceConfig(n_levels=20, n_targets=3, n_gradients=60)
-    found = curve_of(measure(subject, cfg), "gradient_variance", part="total")
+    found = curve_of(decomposed(subject, 20, 60), "gradient_variance", part="total")
     both = [(v, at_grid[v.at["t"]]) for v in found if v.at["t"] in at_grid]
     assert len(both) > 5
     for value, other in both:
