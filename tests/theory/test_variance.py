@@ -195,8 +195,8 @@ def wrapped_information(sigma: float) -> float:
 def test_shifts_of_a_pair_remove_what_the_wrapped_normal_says():
     """What is left is the score of the difference of the atoms, a wrapped normal of variance 2 sigma^2, twice."""
     subject = subject_with(Toy.TORUS_PAIR)
-    levels = levels_of(subject, 4)
-    found = orbit_targets(subject, 1024, 4, levels)
+    levels = levels_of(subject, 3)
+    found = orbit_targets(subject, 400, 2, levels)
     sigmas = levels.sigma.tolist()
     expected = [3 * (2 * wrapped_information(s) - wrapped_information(2**0.5 * s)) for s in sigmas]
     check_curve(curve_of(found, "target_variance_removed", estimator="exact"), expected)
@@ -247,7 +247,7 @@ def test_noise_and_time_parts_of_a_linear_gradient():
     """Gradient e z with z = alpha g + sigma e: variance alpha^2 + 2 sigma^2 from the noise, mean sigma at each time."""
     base = subject_with(Toy.SIGN_FLIP)
     subject = one_weight(base, lambda n: (n.noise.x * n.z_t.x)[:, 0])
-    found = decomposed(subject, 5, 150)
+    found = decomposed(subject, 5, 100)
     levels, by_part = levels_of(subject, 5), parts_of(found)
     alpha, sigma = levels.alpha.numpy(), levels.sigma.numpy()
     expected = alpha**2 + 2 * sigma**2
@@ -281,7 +281,7 @@ def test_the_part_of_the_data_is_the_variance_between_shapes():
     sizes = [float((shape**2).sum()) for shape in shapes(Toy.PLANAR_THREE)]
     check_curve(found["data"], [np.var(sizes)] * 2)
     check_curve(found["noise"], [0, 0], 1)
-    assert np.var(sizes) > 0.1
+    assert all(v.value > 5 * v.sem for v in found["data"])  # control: it is seen
 
 
 def test_draws_of_the_method_are_a_part_of_their_own():
