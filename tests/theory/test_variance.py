@@ -201,7 +201,7 @@ def test_shifts_of_a_pair_remove_what_the_wrapped_normal_says():
     expected = [3 * (2 * wrapped_information(s) - wrapped_information(2**0.5 * s)) for s in sigmas]
     check_curve(curve_of(found, "target_variance_removed", estimator="exact"), expected)
     assert expected[0] == pytest.approx(3, abs=0.05)  # one unit for each axis at little noise
-    assert expected[-1] < 2.5  # control: not everywhere
+    assert abs(expected[-1] - 3) > 0.3  # control: not everywhere
     assert {v.at["estimator"] for v in found if v.name == "target_bias"} == {"generator_less"}  # no mode on a torus
 
 
