@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -70,6 +70,12 @@ class StepStreams:
     @cached_property
     def sampling(self) -> torch.Generator:
         return self.generator(Stream.SAMPLING)
+
+    def with_noise_of(self, other: StepStreams) -> StepStreams:
+        """The same streams, but for the noise: so the noise can be held while all else is redrawn."""
+        made = replace(self)
+        vars(made)[Stream.NOISE.value] = other.noise
+        return made
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,20 @@ class Path(nn.Module, ABC):
         """
 
     @abstractmethod
+    def quantile(
+        self,
+        share: Float[Tensor, "B"],
+        lowest: int = 0,
+        dtype: torch.dtype = torch.float32,
+        power: float = 1.0,
+    ) -> Level:
+        """The levels below which these shares (0 to 1) of those that `draw` gives lie.
+
+        Args:
+            share: float64.
+        """
+
+    @abstractmethod
     def grid(self, n_steps: int, device: torch.device | str) -> Tensor:
         """n_steps + 1 places (arguments of `at`), from the most noise to the least.
 
@@ -85,11 +99,19 @@ class TablePath(Path):
         self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32, power: float = 1.0
     ) -> Level:
         if power == 1:
-            i = torch.randint(lowest, self.last + 1, (n,), generator=rng, device=rng.device)
-        else:
-            u = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64)
-            i = lowest + ((self.last + 1 - lowest) * u**power).long()
-        return self.at(i, dtype)
+            return self.at(torch.randint(lowest, self.last + 1, (n,), generator=rng, device=rng.device), dtype)
+        u = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64)
+        return self.quantile(u, lowest, dtype, power)
+
+    def quantile(
+        self,
+        share: Float[Tensor, "B"],
+        lowest: int = 0,
+        dtype: torch.dtype = torch.float32,
+        power: float = 1.0,
+    ) -> Level:
+        i = lowest + ((self.last + 1 - lowest) * share**power).long()
+        return self.at(i.clamp(max=self.last), dtype)
 
     def grid(self, n_steps: int, device: torch.device | str) -> Int[Tensor, "S_plus_1"]:
         return torch.tensor(time_grid(self.last, n_steps), device=device)
@@ -149,9 +171,18 @@ class LinearPath(Path):
     def draw(
         self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32, power: float = 1.0
     ) -> Level:
+        u = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64)
+        return self.quantile(u, lowest, dtype, power)
+
+    def quantile(
+        self,
+        share: Float[Tensor, "B"],
+        lowest: int = 0,
+        dtype: torch.dtype = torch.float32,
+        power: float = 1.0,
+    ) -> Level:
         del lowest
-        u = torch.rand(n, generator=rng, device=rng.device, dtype=torch.float64) ** power
-        return self.at(self.margin + (1 - 2 * self.margin) * u, dtype)
+        return self.at(self.margin + (1 - 2 * self.margin) * share**power, dtype)
 
     def grid(self, n_steps: int, device: torch.device | str) -> Float[Tensor, "S_plus_1"]:
         if n_steps < 1:

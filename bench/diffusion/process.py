@@ -111,6 +111,10 @@ class Process(nn.Module):
         """n independent levels to train on; their distribution is `cfg.time_power`'s."""
         return self.path.draw(n, rng, 0, dtype, self.cfg.time_power)
 
+    def quantile(self, share: Float[Tensor, "B"], dtype: torch.dtype = torch.float32) -> Level:
+        """Levels below which these shares of those trained on lie; not t = 0 where the decoder's term applies."""
+        return self.path.quantile(share, 0 if self.decoder is None else 1, dtype, self.cfg.time_power)
+
     def draw_uniform(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Level:
         """n independent levels, uniform in t, without t = 0 where the decoder's term applies."""
         return self.path.draw(n, rng, 0 if self.decoder is None else 1, dtype)

@@ -68,7 +68,12 @@ class Group(ABC):
     """A compact group that methods average or sample over.
 
     Elements of n molecules are a tensor [n, ...]; `identity`, `haar` and `inverse` make them, `act` applies them.
+
+    Attributes:
+        dimension: of the group as a manifold, and so of an orbit of general position; 0 for a finite group.
     """
+
+    dimension: int = 0
 
     @abstractmethod
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -203,6 +208,7 @@ class SO2(MatrixGroup):
     """Rotations of the plane: the posterior of the angle is von Mises, with mean I1(k)/I0(k) in the direction of F."""
 
     size = 2
+    dimension = 1
 
     def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 2 2"]:
         angle = 2 * math.pi * draw(torch.rand, (n,), rng, dtype=dtype)
@@ -235,6 +241,7 @@ class RotationGroup(MatrixGroup):
     """
 
     size = 3
+    dimension = 3
     proper: bool
 
 
@@ -306,6 +313,7 @@ class TorusShift(Group):
     """
 
     part = "frac"
+    dimension = 3
     REACH = 12.0  # standard deviations of the posterior on either side of its centre
     FLAT = 0.15  # sigma above which a wrapped normal is no longer a normal
 

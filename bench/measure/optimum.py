@@ -23,6 +23,8 @@ from bench.geometry.noised import Level, Noised
 from bench.geometry.spaces import Spaces
 from bench.geometry.state import State
 from bench.measure.contract import Subject
+from bench.measure.examples import GRADIENT_VARIANCE, clean_states, gradient
+from bench.measure.nested import components
 from bench.records.values import Better, Kind, Value
 from bench.references import TONG_2025
 from bench.registry import measures
@@ -38,10 +40,7 @@ ABOUT = {
         "Error of the target",
         "mean square difference of the regression target from its exact mean, per degree of freedom",
     ),
-    "gradient_variance": (
-        "Gradient variance",
-        "variance of the gradient of one example's loss at the trained weights, summed over weights",
-    ),
+    "gradient_variance": ("Gradient variance", GRADIENT_VARIANCE),
 }
 
 
@@ -161,19 +160,11 @@ def measure(subject: Subject, cfg: OptimumConfig) -> list[Value]:
     return made
 
 
-def clean_states(subject: Subject, n: int, place: int) -> State:
-    """n clean states drawn with replacement from the test split, by size; `place` names the draw."""
-    test = subject.data.test
-    index = np.random.default_rng([subject.seed, place]).integers(len(test), size=n)
-    index = index[np.argsort(test.n_atoms[index], kind="stable")]
-    return subject.encode(test.select(index), subject.device)
-
-
 @torch.no_grad()
 def denoising_error(subject: Subject, optimum: Optimum, level: Level, streams: Streams, place: int) -> float:
     """Error of the model against the optimum, at states of the symmetrised law."""
     rng, process = streams.at(2_000_000 + place), subject.process
-    clean = clean_states(subject, len(level.t), place).to(dtype=torch.float64)
+    clean = clean_states(subject, subject.data.test, len(level.t), place).to(dtype=torch.float64)
     clean = subject.group.act(subject.group.haar(len(clean), rng.data, clean.dtype), clean)
     noised = process.noised(clean, process.noise(clean.layout, rng.noise, clean.dtype, clean.context), level)
     output = subject.predict(noised.z_t.to(dtype=torch.float32), level.to(dtype=torch.float32), rng.method)
@@ -184,23 +175,22 @@ def denoising_error(subject: Subject, optimum: Optimum, level: Level, streams: S
 @torch.no_grad()
 def target_error(subject: Subject, optimum: Optimum, level: Level, streams: Streams, place: int) -> float:
     """Error of the method's regression target against the optimum, at states as in training."""
-    clean = clean_states(subject, len(level.t), place).to(dtype=torch.float64)
+    clean = clean_states(subject, subject.data.test, len(level.t), place).to(dtype=torch.float64)
     noised, target = subject.example(clean, streams.at(3_000_000 + place), level)
     noise = subject.process.parametrisation.noise(target, noised.z_t, level)
     return per_dimension(subject, noise, optimum(noised.z_t, level))
 
 
 def gradient_variance(subject: Subject, cfg: OptimumConfig, level: Level, streams: Streams, place: int) -> float:
-    """batch_size times the variance over batches of the mean loss's gradient, summed over all weights."""
-    weights = list(subject.weights.values())
+    """Variance of the gradient of one training example's loss at a level, which the measure `variance` splits in parts;
+    here from the means of batches, whose variance is batch_size times smaller."""
     some = level[: cfg.batch_size].to(dtype=torch.float32)
     gradients = []
     for i in range(cfg.n_gradients):
-        clean = clean_states(subject, len(some.t), 10_000 * (place + 1) + i)
-        loss = subject.losses(clean, streams.at(4_000_000 + 10_000 * place + i), some).mean()
-        each = torch.autograd.grad(loss, weights, allow_unused=True)
-        gradients.append(torch.cat([g.flatten() for g in each if g is not None]).double())
-    return len(some.t) * torch.stack(gradients).var(0).sum().item()
+        clean = clean_states(subject, subject.data.train, len(some.t), 10_000 * (place + 1) + i)
+        losses = subject.losses(clean, streams.at(4_000_000 + 10_000 * place + i), some)
+        gradients.append(gradient(subject, losses.mean()).double())
+    return len(some.t) * components(torch.stack(gradients))[0].mean().item()
 
 
 def per_dimension(subject: Subject, a: State, b: State) -> float:

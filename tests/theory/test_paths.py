@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.diffusion.parametrisation import LossWeight, Parametrisation
-from bench.diffusion.paths import PathName
+from bench.diffusion.paths import PathName, make_path
 from bench.diffusion.process import DiffusionConfig, Process
 from bench.diffusion.sampler import Sampler, sample
 from bench.geometry.groups import SO2, TorusShift
@@ -218,3 +218,18 @@ def test_training_times_follow_the_power(path):
     assert share_below_a_quarter(2.0) == pytest.approx(0.5, abs=0.01)
     assert share_below_a_quarter(2.0, uniform=True) == pytest.approx(0.25, abs=0.01)
     assert share_below_a_quarter(1.0) == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("path", [PathName.POLYNOMIAL, PathName.LINEAR, PathName.VARIANCE_EXPLODING], ids=str)
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_shares_of_training_times_lie_below_their_quantiles(path, power):
+    of = make_path(path, 1000)
+    n, shares = 40_000, torch.tensor([0.1, 0.5, 0.9], dtype=F64)
+    drawn = of.draw(n, torch.Generator().manual_seed(0), 1, F64, power).t
+    found = of.quantile(shares, 1, F64, power).t
+    below = (drawn[:, None] < found).double().mean(0)
+    error = 5 * (shares * (1 - shares) / n).sqrt() + 1 / 500  # of levels in steps of 1 / 1000
+    assert ((below - shares).abs() < error).all()
+    other = of.quantile(shares, 1, F64, 1.5).t  # control: another law
+    assert (((drawn[:, None] < other).double().mean(0) - shares).abs() > error).any()
+    assert of.quantile(torch.zeros(1, dtype=F64), 1, F64, power).t.item() > 0
