@@ -43,7 +43,7 @@ from bench.diffusion.parametrisation import Predict
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.measure.contract import Subject, is_stochastic, mean_and_sem
-from bench.measure.optimum import clean_states
+from bench.measure.examples import clean_states
 from bench.records.values import Kind, Value
 from bench.references import Reference
 from bench.registry import measures
@@ -132,7 +132,7 @@ def measure(subject: Subject, cfg: EquivarianceConfig) -> list[Value]:
         if (level.sigma == 0).any() or (level.alpha == 0).any():
             continue  # an end of the linear path
         subject.on_batch()
-        clean = clean_states(subject, cfg.n_states, PLACE + i)
+        clean = clean_states(subject, subject.data.test, cfg.n_states, PLACE + i)
         n_draws = n_draws or (cfg.n_draws if is_stochastic(subject, clean, level) else 1)
         found[round(level.t[0].item(), 6)] = outcomes(subject, exact, clean, level, streams.at(PLACE + i), n_draws)
     at_each = [value for t, level in found.items() for value in values_of([level], {"t": t}, subject.seed)]

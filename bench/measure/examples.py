@@ -27,8 +27,9 @@ DATA, PROJECTION = 28_000_000, 29_000_000  # places of the streams
 
 
 def clean_states(subject: Subject, of: Structures, n: int, place: int) -> State:
-    """n clean states drawn from structures with replacement; `place` names the draw."""
+    """n clean states drawn from structures with replacement, by size; `place` names the draw."""
     index = np.random.default_rng([subject.seed, place]).integers(len(of), size=n)
+    index = index[np.argsort(of.n_atoms[index], kind="stable")]
     return subject.encode(of.select(index), subject.device)
 
 

@@ -17,7 +17,7 @@ from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.measure.contract import Subject, is_stochastic
 from bench.measure.equivariance import EquivarianceConfig, measure, outcomes, p_value
-from bench.measure.optimum import clean_states
+from bench.measure.examples import clean_states
 from bench.records.values import Kind
 from bench.registry import backbones, methods
 from bench.run.batches import load_data
@@ -58,7 +58,7 @@ def first_level(subject: Subject, n: int, n_draws: int = 1) -> tuple[dict[str, n
     """Outcomes of n states in the middle of the path; the states, their targets and level."""
     process, streams = subject.process, Streams(0)
     level = process.path.at(process.path.grid(2, "cpu")[1].expand(n))
-    clean = clean_states(subject, n, 0)
+    clean = clean_states(subject, subject.data.test, n, 0)
     noised = process.noised(clean, process.noise(clean.layout, streams.at(1).noise), level)
     target = process.parametrisation.target(noised.noise, noised)
     return outcomes(subject, None, clean, level, streams.at(1), n_draws), noised.z_t, target, level
@@ -205,7 +205,7 @@ def test_stochastic_is_what_differs_and_not_what_draws():
     differs = {("frames", "dit"): True, ("frames_averaged", "dit"): False, ("symdiff", "egnn"): False}
     for (method, backbone), expected in differs.items():
         subject = molecular_subject(method, backbone)
-        clean = clean_states(subject, 8, 0)
+        clean = clean_states(subject, subject.data.test, 8, 0)
         level = subject.process.path.at(torch.full((8,), 500))
         assert is_stochastic(subject, clean, level) is expected
 
@@ -294,7 +294,7 @@ def test_floors_are_the_errors_of_an_equivariant_network_in_that_precision():
 def test_the_floor_of_a_network_that_is_not_equivariant_is_its_rounding():
     """Rounding errors at g z and at z are then independent: the root of two times the error of one prediction."""
     subject = molecular_subject("plain", "dit")
-    clean = clean_states(subject, 64, 0)
+    clean = clean_states(subject, subject.data.test, 64, 0)
     level = subject.process.path.at(torch.full((64,), 500))
     z = subject.process.noised(clean, subject.process.noise(clean.layout, Streams(0).at(1).noise), level).z_t
     with torch.no_grad():
