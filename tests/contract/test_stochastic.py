@@ -11,7 +11,7 @@ from bench.diffusion.process import squared_error
 from bench.geometry.groups import O3, SO3, RotationGroup, Translated, gram_schmidt
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
-from bench.geometry.rotation_laws import moments
+from bench.geometry.rotation_laws import moments, turn
 from bench.geometry.state import State
 from bench.nn.pairs import differences, pairs_of
 from bench.run.contract import (
@@ -199,23 +199,25 @@ def test_equivariant_kernel_canonicalises():
         assert error < 1e-5 if exact else error > 0.1
 
 
-def frames_of(method: SymDiff, n: int = 200) -> Tensor:
-    """8 draws of R for each of n copies of one molecule [8, n, 3, 3]."""
+def frames_of(method: SymDiff, Q: Tensor | None = None, n: int = 200) -> Tensor:
+    """8 draws of R for each of n copies of one molecule [8, n, 3, 3], turned by Q; the same draws of R0 and eta."""
     one = states([5], seed=6)[3]
     z = State({"x": one.x.repeat(n, 1), "h": one.h.repeat(n, 1)}, Layout([5] * n))
     level, rng = core().process.path.at(torch.full((n,), 300), torch.float64), generator(3)
-    return torch.stack([method.frame(z, level, rng) for _ in range(8)]).detach()
+    return torch.stack([method.frame(z if Q is None else turned(z, Q), level, rng) for _ in range(8)]).detach()
 
 
-def test_moments_tell_a_learned_frame_from_haar():
+def test_frames_tell_a_learned_one_from_haar():
     """T18: canonicalisation has the moments of a single rotation; a kernel that is blind to the frame y has none,
-    |z| < 5, and one that sees it is told from it."""
-    method = model_of("symdiff", "dit").method
+    |z| < 5, and draws the same R at a molecule and at a turned one, which one that sees y does not."""
+    Q = orthogonal(-1)
     strong_kernel = strong(model_of("symdiff", "dit")).method
-    assert max(z_score(each) for each in moments(frames_of(strong_kernel))) > Z_MAX
+    assert turn(frames_of(strong_kernel), frames_of(strong_kernel, Q)).mean() > 1e-3
 
+    method = model_of("symdiff", "dit").method
     with torch.no_grad():
         method.kernel.embedding.weight[:, :3] = 0  # distances and noise are left
+    assert turn(frames_of(method), frames_of(method, Q)).max() < 1e-12
     assert max(z_score(each) for each in moments(frames_of(method))) < Z_MAX
 
     method.kernel = Canonical()
