@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.backbones.dit import DiT, GaussianPairEmbedding, Trunk, xavier_linear
-from bench.diffusion.parametrisation import Predict
 from bench.geometry.groups import RotationGroup, gram_schmidt, product
 from bench.geometry.noised import Level
 from bench.geometry.state import State
@@ -25,8 +24,8 @@ from bench.nn.linear import Float32Linear
 from bench.references import ZHANG_2024
 from bench.registry import methods
 from bench.streams import draw
-from bench.symmetry.contract import Guarantee, Method, Setting
-from bench.symmetry.symmetrise import TURNED_BACK, symmetrised
+from bench.symmetry.contract import Guarantee, Setting
+from bench.symmetry.symmetrise import InFrame
 
 
 @dataclass
@@ -98,12 +97,11 @@ class RotationKernel(nn.Module):
 
 
 @methods.register("symdiff", SymDiffConfig)
-class SymDiff(Method):
+class SymDiff(InFrame):
     """Stochastic symmetrisation by a learned rotation kernel over a Haar base; equivariant in law at any weights."""
 
     guarantee = Guarantee.IN_LAW
     needs_group = RotationGroup
-    on_equivariant_backbone = TURNED_BACK
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"kernel_width": 16, "kernel_depth": 1, "kernel_heads": 2, "decoder_width": 16},
         "small": {"kernel_width": 48, "kernel_depth": 2, "kernel_heads": 4, "decoder_width": 32},
@@ -124,49 +122,14 @@ class SymDiff(Method):
             cfg, embedding, time_scale, setting.channels.get("h", 0), cast(RotationGroup, self.group).proper
         )
 
-    def draw(self, z_t: State, level: Level, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
+    def frame(self, z_t: State, level: Level, rng: torch.Generator) -> Float[Tensor, "B 3 3"]:
         """R ~ gamma(. | z_t), one per molecule; gradients flow into the kernel."""
         base = self.group.haar(len(z_t), rng, z_t.x.dtype)
-        return self.compose(base, self.draw_kernel(base, z_t, level, rng))
-
-    def draw_kernel(
-        self, base: Float[Tensor, "B 3 3"], z_t: State, level: Level, rng: torch.Generator
-    ) -> Float[Tensor, "B 3 3"]:
-        """f(R0^-1 x_t, eta, t) at given R0, with fresh eta."""
         shape = (len(z_t.x), self.kernel.noise_dims)
         eta = draw(torch.randn, shape, rng, per_atom=True, dtype=z_t.x.dtype)
-        return self.kernel(z_t.rotate(base.mT), eta, level.t)
+        return self.compose(base, self.kernel(z_t.rotate(base.mT), eta, level.t))
 
     @staticmethod
     def compose(base: Float[Tensor, "B 3 3"], f: Float[Tensor, "B 3 3"]) -> Float[Tensor, "B 3 3"]:
         """R0 f: turns by Q where R0 does and f stays."""
         return product(base, f)
-
-    def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:
-        return symmetrised(self.group, self.draw(z_t, level, rng), denoiser, z_t, level)
-
-
-@torch.no_grad()
-def kernel_statistics(
-    method: SymDiff, z_t: State, level: Level, rng: torch.Generator, n_draws: int = 64
-) -> dict[str, Float[Tensor, "B"]]:
-    """Whether a kernel has left the Haar measure, molecule by molecule; unbiased, so estimates can be negative.
-
-    Args:
-        n_draws: base rotations R0, at least 2, each with two draws of eta.
-    Returns:
-        'mean_R': |E[R given z_t]|^2, 0 for Haar and 3 for canonicalisation (Frobenius norm);
-        'variance': E |f - E f|^2, from 0 to 3;
-        'from_frame': the part of it that the frame y = R0^-1 x explains, E |E[f given y] - E f|^2. Where f ignores y
-            this is 0, and R is Haar.
-    """
-    bases = [method.group.haar(len(z_t), rng, z_t.x.dtype) for _ in range(n_draws)]
-    f = torch.stack([torch.stack([method.draw_kernel(R0, z_t, level, rng) for _ in range(2)]) for R0 in bases])
-    R = torch.stack([method.compose(R0, mean) for R0, mean in zip(bases, f.mean(1), strict=True)])
-
-    def squared_mean(M: Float[Tensor, "K B 3 3"]) -> Float[Tensor, "B"]:
-        """|E M|^2 from all pairs of different draws."""
-        return (M.sum(0).square().sum((1, 2)) - M.square().sum((0, 2, 3))) / (n_draws * (n_draws - 1))
-
-    same_frame, any_frame = (f[:, 0] * f[:, 1]).sum((2, 3)).mean(0), squared_mean(f.mean(1))
-    return {"mean_R": squared_mean(R), "variance": 3 - any_frame, "from_frame": same_frame - any_frame}

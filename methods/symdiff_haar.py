@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from bench.diffusion.parametrisation import Predict
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.references import ZHANG_2024
 from bench.registry import methods
-from bench.symmetry.contract import Guarantee, Method, NoOptions
-from bench.symmetry.symmetrise import TURNED_BACK, symmetrised
+from bench.symmetry.contract import Guarantee, NoOptions
+from bench.symmetry.symmetrise import InFrame
 
 
 @methods.register("symdiff_haar", NoOptions)
-class SymDiffHaar(Method):
+class SymDiffHaar(InFrame):
     """SymDiff-H: a fresh Haar element at each sampling step, on the weights of a `haar` run; trains nothing.
 
     Its training loss equals that of `haar` example by example: |eps - R k(R^-1 z_t)| = |R^-1 eps - k(R^-1 z_t)|, and
@@ -23,10 +23,10 @@ class SymDiffHaar(Method):
     """
 
     guarantee = Guarantee.IN_LAW
-    on_equivariant_backbone = TURNED_BACK
     weights_of = "haar"
     references = (ZHANG_2024,)  # SymDiff-H
 
-    def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:
-        g = self.group.haar(len(z_t), rng, z_t.dtype)
-        return symmetrised(self.group, g, denoiser, z_t, level)
+    def frame(self, z_t: State, level: Level, rng: torch.Generator) -> Tensor:
+        """A Haar element per molecule."""
+        del level
+        return self.group.haar(len(z_t), rng, z_t.dtype)

@@ -177,11 +177,15 @@ def jensen_gap(
     zero where the prediction does not depend on R, and half the trace of the covariance of d over R where that
     is small. In the decoder's term x0 is given, so there is no xi.
 
+    The gap of fewer draws is estimated from the same ones, as the mean over blocks of them. As a block of 2 M holds two
+    of M, and the logarithm is concave, no estimate falls where M rises.
+
     Args:
         n_draws: M; 2 M calls of `predict`, whose draws must be independent.
         noise_rng: in the state in which `bound` is called, it gives the same noise.
     Returns:
-        'diffusion' and 'reconstruction', each [B], nats, to be subtracted from those terms of `bound`.
+        'diffusion' and 'reconstruction', nats, to be subtracted from those terms of `bound`: a row [B] for each of
+        `nested_draws(n_draws)`, the last one for M.
     """
     path, decoder = _parts(process)
     i = times.i
@@ -198,11 +202,25 @@ def jensen_gap(
         diffusion.append(0.5 * weight * error.squared_norm().double() + weight.sqrt() * inner)
         reconstruction.append(decoder.reconstruction(predict(z_0, level_0), eps_0).double())
     return {
-        "diffusion": path.last * times.weight * _gap_of_mean(torch.stack(diffusion)),
-        "reconstruction": _gap_of_mean(torch.stack(reconstruction)),
+        "diffusion": path.last * times.weight * _nested_gaps(torch.stack(diffusion)),
+        "reconstruction": _nested_gaps(torch.stack(reconstruction)),
     }
 
 
-def _gap_of_mean(a: Float[Tensor, "M B"]) -> Float[Tensor, "B"]:
+def nested_draws(n_draws: int) -> list[int]:
+    """Sizes of blocks into which M draws divide, each of two of the next smaller: M, M/2, .. while even; and 1."""
+    sizes = [n_draws]
+    while sizes[-1] % 2 == 0:
+        sizes.append(sizes[-1] // 2)
+    return sorted({1, *sizes})
+
+
+def _nested_gaps(a: Float[Tensor, "M B"]) -> Float[Tensor, "L B"]:
+    """Gaps of blocks of `nested_draws(M)` draws, averaged over blocks."""
+    blocks = (a.unflatten(0, (-1, size)) for size in nested_draws(len(a)))
+    return torch.stack([_gap_of_mean(block.transpose(0, 1)).mean(0) for block in blocks])
+
+
+def _gap_of_mean(a: Float[Tensor, "M *B"]) -> Float[Tensor, "*B"]:
     """mean_m a_m + log mean_m exp(-a_m), not negative."""
     return a.mean(0) + torch.logsumexp(-a, dim=0) - math.log(len(a))

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from bench.diffusion import likelihood
-from bench.diffusion.likelihood import Times, stratified, times_at
+from bench.diffusion.likelihood import Times, nested_draws, stratified, times_at
 from bench.diffusion.paths import VariancePreserving
 from bench.geometry.noised import Level
 from bench.geometry.state import State
@@ -25,7 +25,6 @@ from bench.structures.structures import Structures
 
 BATCH = 128
 N_STRATA = 100  # intervals of u within which draws are compared, of 20 draws at least
-GAP = "gap, "  # before the names of its terms
 UNIT = "nats/molecule"
 KINGMA_2021 = Reference(
     "kingma2021variational",
@@ -52,7 +51,7 @@ class LikelihoodConfig:
     n_passes: int = 5  # times drawn for each molecule
     times: Times = Times.IMPORTANCE  # how they are drawn
     # M draws of a stochastic prediction per step, for the mixture bound (`bench.diffusion.likelihood.jensen_gap`), at
-    # 2 M extra network calls; 1: the single-draw bound alone
+    # 2 M extra network calls; 1: the single-draw bound alone. Gaps of fewer come along, by halves: best a power of 2
     n_mixture_draws: int = 1
 
     def __post_init__(self) -> None:
@@ -69,8 +68,8 @@ def measure(subject: Subject, cfg: LikelihoodConfig) -> list[Value]:
     Molecules are all of the split, or the first of a fixed permutation; a pass draws one time per molecule, stratified
     over the molecules. Molecules of a size that training lacks have likelihood zero and are left out. The standard
     error is over molecules, each averaged over its passes. Where the prediction draws random numbers and
-    `n_mixture_draws` is above 1, the mixture bound is added, at the same times and noise. No values where the bound is
-    not defined (`bench.diffusion.likelihood.has_bound`).
+    `n_mixture_draws` is above 1, the mixture bound is added, at the same times and noise, and its gap by the number of
+    draws. No values where the bound is not defined (`bench.diffusion.likelihood.has_bound`).
     """
     if not likelihood.has_bound(subject.process):
         return []
@@ -104,9 +103,17 @@ def measure(subject: Subject, cfg: LikelihoodConfig) -> list[Value]:
         for name, term in drawn.terms.items()
     ]
     if drawn.gaps:
-        gap, draws = per_molecule(drawn.gaps, drawn.u), f"over {cfg.n_mixture_draws} draws per step of the bound"
+        gaps = {m: per_molecule(terms, drawn.u) for m, terms in drawn.gaps.items()}
+        gap, draws = gaps[cfg.n_mixture_draws], f"over {cfg.n_mixture_draws} draws per step of the bound"
         values.append(made("nll_mixture", "NLL, mixture bound", nll - gap, definition=draws, **bound))
         values.append(made("jensen_gap", "Jensen gap", gap, definition=draws))
+        curve: dict[str, Any] = {
+            "label": "Jensen gap by number of draws",
+            "definition": "of the bound over that many draws per step, in blocks of the same draws",
+        }
+        values += [
+            made("jensen_gap_by_draws", of_molecules=g, at={"draws": float(m)}, **curve) for m, g in gaps.items()
+        ]
     return values
 
 
@@ -131,25 +138,29 @@ def per_molecule(terms: Mapping[str, Float[np.ndarray, "P B"]], u: Float[np.ndar
 
 @dataclass
 class Drawn:
-    """Draws of the bound: its terms and those of its Jensen gap [P, B] by name, the numbers u [P, B] behind the times,
-    and whether the prediction drew random numbers."""
+    """Draws of the bound: its terms [P, B] by name, those of its Jensen gap by number of draws and name, the numbers u
+    [P, B] behind the times, and whether the prediction drew random numbers."""
 
     u: np.ndarray
     terms: dict[str, np.ndarray]
-    gaps: dict[str, np.ndarray]
+    gaps: dict[int, dict[str, np.ndarray]]
     stochastic: bool
 
     def select(self, kept: np.ndarray) -> Drawn:
         """Draws of the molecules `kept` [B]."""
-        terms, gaps = ({k: v[:, kept] for k, v in found.items()} for found in (self.terms, self.gaps))
-        return Drawn(self.u[:, kept], terms, gaps, self.stochastic)
+
+        def of(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {name: values[:, kept] for name, values in found.items()}
+
+        gaps = {m: of(found) for m, found in self.gaps.items()}
+        return Drawn(self.u[:, kept], of(self.terms), gaps, self.stochastic)
 
 
 @torch.no_grad()
 def _draws(subject: Subject, cfg: LikelihoodConfig, test: Structures) -> Drawn:
     process, streams, n = subject.process, Streams(subject.seed, subject.device), len(test)
     assert isinstance(process.path, VariancePreserving)
-    parts: dict[str, list[np.ndarray]] = {}
+    parts: dict[tuple[int, str], list[np.ndarray]] = {}  # by draws and name of the term; 0 draws: of the bound itself
     us, stochastic = [], False
     for i in range(cfg.n_passes):
         u = stratified(n, streams.at(1_000_000 * (i + 1)).time)
@@ -163,13 +174,15 @@ def _draws(subject: Subject, cfg: LikelihoodConfig, test: Structures) -> Drawn:
             def predict(z_t: State, level: Level, rng=rng) -> State:
                 return subject.predict(z_t, level, rng.method)
 
-            found = likelihood.bound(process, x0, predict, times, rng.noise)
+            found = {(0, name): v for name, v in likelihood.bound(process, x0, predict, times, rng.noise).items()}
             stochastic = not torch.equal(rng.method.get_state(), again.method.get_state())
             if stochastic and cfg.n_mixture_draws > 1:
                 gap = likelihood.jensen_gap(process, x0, predict, cfg.n_mixture_draws, times, again.noise)
-                found |= {GAP + name: values for name, values in gap.items()}
-            for name, values in found.items():
-                parts.setdefault(name, []).append(values.cpu().numpy())
-    whole = {name: np.concatenate(values).reshape(cfg.n_passes, n) for name, values in parts.items()}
-    gaps = {name: whole.pop(name) for name in list(whole) if name.startswith(GAP)}
-    return Drawn(np.stack(us), whole, gaps, stochastic)
+                sizes = nested_draws(cfg.n_mixture_draws)
+                found |= {(m, name): row for name, rows in gap.items() for m, row in zip(sizes, rows, strict=True)}
+            for key, values in found.items():
+                parts.setdefault(key, []).append(values.cpu().numpy())
+    by_draws: dict[int, dict[str, np.ndarray]] = {0: {}}
+    for (m, name), values in parts.items():
+        by_draws.setdefault(m, {})[name] = np.concatenate(values).reshape(cfg.n_passes, n)
+    return Drawn(np.stack(us), by_draws.pop(0), by_draws, stochastic)

@@ -11,6 +11,7 @@ from bench.diffusion.parametrisation import Predict
 from bench.geometry.groups import Group
 from bench.geometry.noised import Level
 from bench.geometry.state import State
+from bench.symmetry.contract import Method
 
 # value of `Method.on_equivariant_backbone` for methods built on `symmetrised`
 TURNED_BACK = "R k(R^-1 z) = k(z) for every R: predictions are those of the bare network, at a higher cost"
@@ -29,3 +30,20 @@ def symmetrised_mean(group: Group, elements: Iterable[Tensor], denoiser: Predict
     """
     terms = [symmetrised(group, g, denoiser, z_t, level) for g in elements]
     return z_t.replace(**{name: torch.stack([term.parts[name] for term in terms]).mean(0) for name in z_t.parts})
+
+
+class InFrame(Method):
+    """A method that asks the network in a frame that it draws: g D(g^-1 z_t), one g per molecule, fresh at every call.
+
+    Subclasses define `frame` and leave `predict` alone, so that whoever draws from `frame` sees the law of what runs
+    (measure `rotation_law`).
+    """
+
+    on_equivariant_backbone = TURNED_BACK
+
+    def frame(self, z_t: State, level: Level, rng: torch.Generator) -> Tensor:
+        """One group element g per molecule, drawn given z_t; gradients flow into what the method trains."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `frame`")
+
+    def predict(self, denoiser: Predict, z_t: State, level: Level, rng: torch.Generator) -> State:
+        return symmetrised(self.group, self.frame(z_t, level, rng), denoiser, z_t, level)

@@ -11,6 +11,7 @@ from bench.diffusion.process import squared_error
 from bench.geometry.groups import O3, SO3, RotationGroup, Translated, gram_schmidt
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
+from bench.geometry.rotation_laws import moments, turn
 from bench.geometry.state import State
 from bench.nn.pairs import differences, pairs_of
 from bench.run.contract import (
@@ -30,7 +31,7 @@ from bench.run.contract import (
 )
 from bench.run.model import Model
 from bench.symmetry.symmetrise import symmetrised
-from methods.symdiff import SymDiff, kernel_statistics
+from methods.symdiff import SymDiff
 
 
 @torch.no_grad()
@@ -92,7 +93,7 @@ def test_rotations_lie_in_the_group(method):
         assert isinstance(kernel, SymDiff)
         if released:
             kernel.kernel.proper = False  # the sign of the raw output, whatever the group
-        R = kernel.draw(z_t, level, generator(1))
+        R = kernel.frame(z_t, level, generator(1))
         torch.testing.assert_close(R.mT @ R, torch.eye(3, dtype=R.dtype).expand_as(R), rtol=0, atol=1e-9)
         return torch.linalg.det(R)
 
@@ -138,7 +139,7 @@ def test_kernel_sees_atom_types_only_where_asked():
     other = z_t.replace(h=z_t.h.roll(1, dims=0))
     for atom_types, changes in ((True, True), (False, False)):
         method = model_of("symdiff", "dit", atom_types=atom_types).method
-        pair = [method.draw(z, level, generator(1)) for z in (z_t, other)]
+        pair = [method.frame(z, level, generator(1)) for z in (z_t, other)]
         assert (relative_error(*pair) > 1e-3) is changes
 
 
@@ -154,7 +155,7 @@ def test_kernel_without_noise_is_a_function_of_base_and_state():
     _, _, level, z_t = states()
     for noise_dims, differ in ((0, False), (3, True)):
         method = model_of("symdiff", "dit", OneBase(), noise_dims=noise_dims).method
-        pair = [method.draw(z_t, level, generator(seed)) for seed in (1, 2)]
+        pair = [method.frame(z_t, level, generator(seed)) for seed in (1, 2)]
         assert (relative_error(*pair) > 1e-3) is differ
 
 
@@ -175,7 +176,7 @@ class Canonical(nn.Module):
 def spread_over_bases(method: SymDiff) -> float:
     """Largest change of R over draws of R0 at one state."""
     _, _, level, z_t = states((5, 9, 12))
-    draws = torch.stack([method.draw(z_t, level, generator(seed)) for seed in range(5)])
+    draws = torch.stack([method.frame(z_t, level, generator(seed)) for seed in range(5)])
     return (draws - draws[0]).abs().max().item()
 
 
@@ -198,32 +199,30 @@ def test_equivariant_kernel_canonicalises():
         assert error < 1e-5 if exact else error > 0.1
 
 
-def statistics_of(method: SymDiff, n: int = 200) -> dict[str, Tensor]:
-    """Of n copies of one molecule, of which each has draws of its own."""
+def frames_of(method: SymDiff, Q: Tensor | None = None, n: int = 200) -> Tensor:
+    """8 draws of R for each of n copies of one molecule [8, n, 3, 3], turned by Q; the same draws of R0 and eta."""
     one = states([5], seed=6)[3]
     z = State({"x": one.x.repeat(n, 1), "h": one.h.repeat(n, 1)}, Layout([5] * n))
-    level = core().process.path.at(torch.full((n,), 300), torch.float64)
-    return kernel_statistics(method, z, level, generator(3), n_draws=8)
+    level, rng = core().process.path.at(torch.full((n,), 300), torch.float64), generator(3)
+    return torch.stack([method.frame(z if Q is None else turned(z, Q), level, rng) for _ in range(8)]).detach()
 
 
-def test_statistics_tell_a_learned_frame_from_haar():
-    """T18: canonicalisation has |E R|^2 = 3, all of it from the frame; a kernel that is blind to the frame has neither,
-    |z| < 5, and one that sees it is told from it."""
-    method = model_of("symdiff", "dit").method
+def test_frames_tell_a_learned_one_from_haar():
+    """T18: canonicalisation has the moments of a single rotation; a kernel that is blind to the frame y has none,
+    |z| < 5, and draws the same R at a molecule and at a turned one, which one that sees y does not."""
+    Q = orthogonal(-1)
     strong_kernel = strong(model_of("symdiff", "dit")).method
-    assert z_score(statistics_of(strong_kernel)["from_frame"]) > Z_MAX
+    assert turn(frames_of(strong_kernel), frames_of(strong_kernel, Q)).mean() > 1e-3
 
+    method = model_of("symdiff", "dit").method
     with torch.no_grad():
         method.kernel.embedding.weight[:, :3] = 0  # distances and noise are left
-    blind = statistics_of(method)
-    assert z_score(blind["mean_R"]) < Z_MAX
-    assert z_score(blind["from_frame"]) < Z_MAX
-    assert blind["variance"].min() > 0
+    assert turn(frames_of(method), frames_of(method, Q)).max() < 1e-12
+    assert max(z_score(each) for each in moments(frames_of(method))) < Z_MAX
 
     method.kernel = Canonical()
-    found = statistics_of(method)
-    torch.testing.assert_close(found["mean_R"], torch.full((200,), 3.0, dtype=torch.float64))
-    torch.testing.assert_close(found["from_frame"], found["variance"])
+    for each in moments(frames_of(method)):
+        torch.testing.assert_close(each, torch.ones(200, dtype=torch.float64))
 
 
 # ---------------------------------------------------------------------- Prop. A

@@ -10,13 +10,14 @@ import torch
 from support import Z_MAX, generator, model_of, orthogonal, relative_error, states, turned, z_score
 from torch import Tensor
 
+from bench.geometry.axes import principal_axes
 from bench.geometry.groups import O3, SO3, RotationGroup, Translated
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.state import State
 from bench.run.model import Model
 from bench.symmetry.symmetrise import symmetrised
-from methods.frames import Frames, FramesAveraged, principal_axes
+from methods.frames import Frames, FramesAveraged
 
 GROUPS = [O3(), SO3()]
 
@@ -110,7 +111,7 @@ def test_principal_axes_of_multiples_of_one():
 
 
 def drawn(z: State, group: RotationGroup, seed: int) -> Tensor:
-    return frames_of(model_of("frames", "egnn", group)).draw(z, generator(seed))
+    return frames_of(model_of("frames", "egnn", group)).frame(z, level_of(len(z)), generator(seed))
 
 
 def distance_to_signs(S: Tensor, group: RotationGroup) -> float:
@@ -155,7 +156,7 @@ def test_drawn_frames_predict_the_members_of_the_mean(group):
     level = level_of(len(z))
     one, mean = model_of("frames", "dit", group), model_of("frames_averaged", "dit", group)
     assert isinstance(mean.method, FramesAveraged)
-    R = frames_of(one).draw(z, generator(7))
+    R = frames_of(one).frame(z, level_of(len(z)), generator(7))
     terms = [symmetrised(group, R * s, one.denoiser, z, level) for s in mean.method.signs]
     average = reduce(lambda a, b: a.combine(b, torch.add), terms).combine(z, lambda total, _: total / len(terms))
     assert relative_error(mean.predict(z, level, generator(1)), average) < 1e-9
@@ -275,7 +276,7 @@ def test_gradients_stop_at_the_frame_and_are_finite_at_ties():
         model = model_of("frames_averaged", "dit")
         z = copies(TIES[tie][0])
         z = z.replace(x=z.x.requires_grad_())
-        assert not frames_of(model).draw(z, generator(1)).requires_grad
+        assert not frames_of(model).frame(z, level_of(len(z)), generator(1)).requires_grad
         out = model.predict(z, level_of(1), generator(1))
         (out.x.square().sum() + out.h.square().sum()).backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
