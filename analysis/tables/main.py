@@ -26,7 +26,8 @@ NBSP = "\N{NO-BREAK SPACE}"
 MANY = 4  # different numbers of steps, above which the first and the last are told
 BORROWED, OLDER, DIRTY, BOUND = "§", "†", "‡", "≤"
 # columns of values.csv
-TIDY = [column for column in VALUE_COLUMNS if column not in ("definition", "words", "scalar", "source", "entry")]
+UNTIDY = ("definition", "words", "scalar", "source", "file", "entry", "measure")
+TIDY = [column for column in VALUE_COLUMNS if column not in UNTIDY]
 
 
 def build(study: Study, out: Path) -> list[Path]:

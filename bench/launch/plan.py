@@ -34,9 +34,10 @@ from bench.registry import measures
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.clock import clock
-from bench.run.evaluate import active_measures, subject_of
+from bench.run.evaluate import subject_of
 from bench.run.execute import reason_of
 from bench.run.interpreter import environment, python
+from bench.run.measure import active_measures
 from bench.run.model import Model
 from bench.run.provenance import device_name, forget_peak_memory, memory_mb, peak_memory_mb
 from bench.run.sample import sample_prompt
@@ -192,10 +193,10 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     found["prompt_seconds"] = (clock(device) - started) / (len(chosen) * made) * asked
     few = dataclasses.replace(data, test=data.test.select(np.arange(min(MEASURED_MOLECULES, len(data.test)))))
     subject, found["measure_seconds"] = subject_of(cfg, model, few), 0.0
-    for name, options in active_measures(cfg).items():
+    for name, chosen in active_measures(cfg).items():
         started = time.perf_counter()
-        measures[name].build(subject, options)
-        asked = min(getattr(options, "n_molecules", None) or len(data.test), len(data.test))
+        measures[name].build(subject, chosen.options)
+        asked = min(getattr(chosen.options, "n_molecules", None) or len(data.test), len(data.test))
         found["measure_seconds"] += (time.perf_counter() - started) * max(1.0, asked / len(few.test))
     found["n_prompts"] = len(prompts)
     found["peak_memory_mb"] = max(found["peak_memory_mb"], peak_memory_mb(cfg.train.device))
