@@ -103,6 +103,11 @@ class Study:
         values = self.values
         return values[(values["of"] == "samples") & values["scalar"] & values["counted"]]
 
+    @property
+    def measures(self) -> list[str]:
+        """Measures that found something of the counted runs, in name order."""
+        return sorted({*self.values[self.values["counted"]]["measure"].dropna()} - {""})
+
     @cached_property
     def columns(self) -> list[Column]:
         """All quantities that the counted runs measured: quality, likelihood, cost, diagnostics."""
@@ -111,6 +116,15 @@ class Study:
     def of_kind(self, *kinds: Kind) -> list[Column]:
         """Columns of some kinds."""
         return [column for column in self.columns if column.kind in kinds]
+
+    @property
+    def costs(self) -> list[Column]:
+        """Costs; where every run that has one has also measured it apart (`at: {timed: apart}`), that alone."""
+        rows, found = self.scalars, self.of_kind(Kind.COST)
+        runs_of = {column: set(own.loc[own["value"].notna(), "run"]) for column, own in rows.groupby("column")}
+        apart = {column.name: f"{column.name}[timed=apart]" for column in found}
+        hidden = {name for name, better in apart.items() if better in runs_of and runs_of[name] <= runs_of[better]}
+        return [column for column in found if column.name not in hidden]
 
     @property
     def compared(self) -> list[Column]:
@@ -232,8 +246,8 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
     except (RecordError, OSError) as error:
         return row | {"status": "unreadable", "reason": str(error)}, [], [*faults, str(error)]
     measured, unread = _read_measured(run, row.get("weights_sha256"))
-    newer = {(entry["of"], entry["name"]) for entry in measured}  # an early eval.json holds measures' values too
-    values = [entry for entry in values if (entry["of"], entry["name"]) not in newer] + measured
+    newer = {(entry["of"], entry["column"]) for entry in measured}  # an early eval.json holds measures' values too
+    values = [entry for entry in values if (entry["of"], entry["column"]) not in newer] + measured
     return row | flatten(evaluation, "eval."), [{"run": path.name, **entry} for entry in values], faults + unread
 
 

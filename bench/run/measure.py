@@ -10,7 +10,8 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from bench.run.evaluate import N_VALIDATION, require_finite, subject_of, validat
 from bench.run.model import Model
 from bench.run.provenance import device_name, now
 from bench.run.sample import in_order, sample_prompt, weights_file
+from bench.run.timing import time_steps
 from bench.structures import files
 from bench.structures.dataset import DataError, DataSet
 from bench.structures.structures import Structures
@@ -70,6 +72,7 @@ class Bench:
         def find() -> list[Value]:
             samples = self._samples_for(chosen.options, on_batch)
             subject = subject_of(self.cfg, self.model, self.data, samples, on_batch)
+            subject = replace(subject, timed=partial(timed, self.cfg, self.data, on_batch))
             return measures[chosen.name].build(subject, chosen.options)
 
         self.keep(chosen.name, _options(chosen), find)
@@ -129,6 +132,13 @@ class Bench:
             self._drawn[n] = in_order(prompts, parts)
             require_finite(self._drawn[n])
         return self._drawn[n]
+
+
+def timed(
+    cfg: RunConfig, data: DataSet, on_step: Callable[[], None], n_steps: int, n_sampling_steps: int
+) -> dict[str, Any]:
+    """What steps of a run cost (`bench.run.timing.time_steps`)."""
+    return time_steps(cfg, n_steps, data=data, n_sampling_steps=n_sampling_steps, on_step=on_step)
 
 
 def _options(chosen: PlugIn) -> dict[str, Any]:
