@@ -171,9 +171,13 @@ def evaluate_folder(folder: Path) -> None:
     cfg = read_run(folder)
     with locked(folder):
         manifest = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
-        if manifest["status"] not in ("sampled", "done") or "weights_step" not in manifest:
-            status = f"{manifest['status']} by {manifest['code']['version']}"
+        if manifest["status"] not in ("sampled", "done"):
+            status = manifest["status"]
             raise ConfigError(f"{folder} is {status}, expected a sampled run; `equibench run --until sampled` first")
+        if "weights_step" not in manifest:
+            raise ConfigError(
+                f"{folder} was sampled by an early version; `equibench run` evaluates it where its model is"
+            )
         data = load_data(cfg)
         check_data(cfg, data, folder)
         here = {"code": code_version(), "platform": platform.platform(), "versions": versions(), "at": now()}

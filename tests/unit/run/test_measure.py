@@ -233,3 +233,26 @@ def test_values_of_an_early_record_give_way_to_measured_ones(study, run):
     assert values["nll"] != 1.0
     row = load(study).runs.set_index("run").loc[run.path.name]
     assert (row["value.gone"], row["value.nll"]) == (2.0, values["nll"])
+
+
+def test_costs_are_measured_apart_and_replace_those_of_the_run(study, run):
+    """Rate times seconds is the arithmetic, parts are the whole. Control: more molecules a step, more arithmetic."""
+    assert measured(study, "--only", "cost", "n_steps=2", "n_sampling_steps=2") == 0
+    values = {(v.name, *v.at.values()): v.value for v in read_measurement(run.measurement("cost")).values}
+    seconds = values["step_seconds", "apart"]
+    assert values["flop_rate",] * seconds == pytest.approx(values["flop",])
+    assert values["step_seconds_quartile", "25 %"] <= seconds <= values["step_seconds_quartile", "75 %"]
+    assert (
+        min(values["call_seconds",], values["sample_seconds_per_molecule", "apart"], values["peak_memory", "apart"]) > 0
+    )
+    assert ("step_joules",) not in values
+    parts = sum(value for (name, *_), value in values.items() if name == "parameters_of")
+    assert parts == json.loads(run.manifest.read_text())["parameters"]["total"]
+    assert {"step_seconds[timed=apart]"} == {c.name for c in load(study).costs if c.name.startswith("step_seconds")}
+
+    page = yaml.safe_load(run.config.read_text())
+    page["train"]["batch_size"] = 12
+    run.config.write_text(yaml.safe_dump(page))
+    assert measured(run.path, "--only", "cost", "n_steps=2", "n_sampling_steps=2", "--force") == 0
+    more = {v.name: v.value for v in read_measurement(run.measurement("cost")).values}
+    assert more["flop"] > 2 * values["flop",]
