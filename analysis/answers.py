@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 
 import pandas as pd
 
@@ -52,7 +53,7 @@ class Question:
         """The section of the page."""
         tables = self.tables(values) if len(values) else []
         told = [markdown(table).strip() for table in tables] or [NOT_YET.format(self.lacks)]
-        return "\n\n".join([f"## {self.title}", self.reading, *told])
+        return "\n\n".join([f"## {self.title}", fill(self.reading, 120), *told])
 
 
 def published(results: Path) -> Frame:

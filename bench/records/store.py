@@ -67,8 +67,8 @@ class RunFolder:
         return self.path / MEASURED / f"{measure}{'' if weights == TRAINED else f'.{weights}'}.json"
 
     def measurements(self) -> list[Path]:
-        """What all measures found, in name order."""
-        return sorted((self.path / MEASURED).glob("*.json"))
+        """What all measures found, in name order, of trained weights before that of initial ones."""
+        return sorted((self.path / MEASURED).glob("*.json"), key=lambda path: path.stem)
 
     @property
     def test_items(self) -> Path:

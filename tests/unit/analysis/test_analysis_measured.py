@@ -68,7 +68,7 @@ def test_a_measure_has_a_section_of_its_own(folder, monkeypatch):
     assert positions.build(study, folder) == []
     figure: Figure = figures["measured-shake"]
     panels = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title() for axes in panels] == ["", "part data", "part noise", "part rotation"]
+    assert [axes.get_title() for axes in panels] == ["", "part data", "part rotation", "part noise"]
     assert [axes.get_ylabel() for axes in panels] == ["Tilt", "Wobble", "", ""]
     assert len({axes.get_ylim() for axes in panels[1:]}) == 1
     thick = [line for line in panels[1].lines if line.get_linewidth() == 1.4]
