@@ -66,7 +66,7 @@ def measure(subject: Subject, cfg: CostConfig) -> list[Value]:
         detail("flop_rate", "Arithmetic achieved", gflop / found["step_seconds"], "GFLOP/s"),
         detail("load", "Load of the machine", found["load"], "", "above the number of cores, no time holds"),
     ]
-    made += [detail("parameters_of", "Parameters", n, "count", part=part) for part, n in parts(subject).items()]
+    made += [detail("parameters_of", "Parameters", float(n), "count", part=part) for part, n in parts(subject).items()]
     rare = {"compile_seconds": ("Compilation", "s"), "step_joules": ("Energy of a training step", "J")}
     for key, (label, unit) in rare.items():
         if key in found:

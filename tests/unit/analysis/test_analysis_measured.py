@@ -59,7 +59,7 @@ def test_a_measure_has_a_section_of_its_own(folder, monkeypatch):
     """
     figures = {}
     monkeypatch.setattr(positions, "save", lambda figure, out, stem: figures.setdefault(stem, figure) and [])
-    assert "Measured" not in (report.build(folder) / "report.md").read_text()
+    assert "## Measured" not in (report.build(folder) / "report.md").read_text()
     assert positions.build(load(folder), folder, "shake") == []
     found_by(folder, "shake", wobble)
     study = load(folder)
@@ -89,7 +89,8 @@ def test_initial_weights_stand_beside_the_trained_ones(folder):
     study = load(folder)
     table = measured_table(study, "shake")
     assert table is not None
-    assert [row[0].text for row in table.rows][:2] == ["Wobble, mean", "Wobble, mean, weights initial"]
+    words = ["", ", of floor", ", weights initial", ", of floor, weights initial"]
+    assert [row[0].text for row in table.rows] == [f"Wobble, mean{word}" for word in words]
     assert {"wobble_mean", "wobble_mean[weights=initial]"} <= {column.name for column in study.columns}
     report.build(folder)
 
