@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-all test-slurm test-faults perf performance smoke ablation-qm9 ablation-toys report publish readme clean
+.PHONY: help install lint format test test-all test-slurm test-faults perf performance smoke ablation-qm9 ablation-toys report publish readme answers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +72,9 @@ publish: $(INSTALLED) ## Copy a study's records and report into results/ (STUDY=
 
 readme: $(INSTALLED) ## Copy the published laptop table and figure into README.md
 	$(BIN)/python -m analysis.readme
+
+answers: $(INSTALLED) ## Write docs/answers.md from the published results
+	$(BIN)/python -m analysis.answers
 
 clean: ## Remove caches; .venv, runs/ and results/ stay
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks

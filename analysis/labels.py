@@ -71,17 +71,23 @@ def column_name(name: str, at: Mapping[str, Any]) -> str:
 def columns(values: Any) -> list[Column]:
     """Columns of a frame of values (`Study.values`), by kind and then in order of first appearance.
 
-    If runs describe one quantity differently, the newest description is used.
+    If runs describe one quantity differently, the newest description is used. Columns that words alone tell apart have
+    one scale.
     """
     found = []
+    largest = values["value"].abs().groupby(values["name"]).max() if len(values) else {}
     for name, rows in values.groupby("column", sort=False) if len(values) else ():
         newest = rows.iloc[-1]
-        largest = float(rows["value"].abs().max())
-        unit, scale, digits = display(newest["unit"], largest)
-        label = newest["label"] + "".join(f", {axis} {word}" for axis, word in newest["words"])
+        unit, scale, digits = display(newest["unit"], float(largest[newest["name"]]))
+        label = ", ".join([newest["label"], *([words_of(newest["words"])] if newest["words"] else [])])
         better, kind = Better(newest["better"]), Kind(newest["kind"])
         found.append(Column(str(name), label, unit, better, kind, scale, digits, newest["definition"]))
     return sorted(found, key=lambda column: list(Kind).index(column.kind))
+
+
+def words_of(words: Iterable[tuple[str, str]]) -> str:
+    """The words of a position (`Study.values`), as in 'part rotation, weights initial'."""
+    return ", ".join(f"{axis} {word}" for axis, word in words)
 
 
 def display(unit: str, largest: float) -> tuple[str, float, int | None]:

@@ -1,18 +1,21 @@
 """Read a study folder into three pandas frames: runs, values and learning curves. No metric is computed here.
 
 Two layouts are read: `runs/<study>/` (live: manifest.json, eval.json, steps.jsonl) and `results/<study>/` (published:
-manifest.json, eval.json, curves.csv with the same columns); config.yaml, where present, tells apart runs that differ in
-a setting other than method, backbone and seed; *_items.npz, where present, hold values of single molecules. A live
-study also has runs.json, which names the runs that have not started. An unreadable record becomes one line in
-`Study.problems` and a run of status 'unreadable'; the rest of the study is still shown.
+manifest.json, eval.json, curves.csv with the same columns); measured/*.json are what measures found of the model;
+config.yaml, where present, tells apart runs that differ in a setting other than method, backbone and seed; npz files,
+where present, hold values of single molecules. A live study also has runs.json, which names the runs that have not
+started. An unreadable record becomes one line in `Study.problems` and a run of status 'unreadable'; the rest of the
+study is still shown.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,8 +24,9 @@ import pandas as pd
 from analysis.labels import Column, column_name, columns
 from bench.records.inputs import printable
 from bench.records.items import read_items
-from bench.records.schema import EVALUATION, MANIFEST, PLAN, STEP, RecordError
-from bench.records.store import RunFolder, StudyFolder, flatten, read_config, read_json, read_steps
+from bench.records.measured import read_measurement
+from bench.records.schema import EVALUATION, MANIFEST, PLAN, STEP, TRAINED, RecordError
+from bench.records.store import MEASURED, RunFolder, StudyFolder, flatten, read_config, read_json, read_steps
 from bench.records.values import Better, Kind, Value
 
 # A pandas DataFrame. Typed loosely: pandas' own annotations give unions for every selection, too wide to check.
@@ -38,7 +42,7 @@ VALUE_FIELDS = (
 )
 VALUE_COLUMNS = [
     *("run", "method", "backbone", "seed", "counted", "of", "column", *VALUE_FIELDS),
-    *("words", "scalar", "source", "entry"),
+    *("words", "scalar", "source", "file", "entry", "measure"),
 ]
 # Keys of a method or backbone in a manifest that are part of its label anyway.
 NAMES = ("name", "size")
@@ -61,10 +65,11 @@ class Study:
             `counted` (done, evaluated, and the newest of its method, backbone, seed and data); `borrowed` (trains
             nothing: it uses the weights of the run in `weights_from`). `status` is done, running, queued (asked for
             and not begun), failed, skipped, duplicate, unreadable, or 'not evaluated' for done without eval.json.
-        values: one row per value of eval.json: run, method, backbone, seed, counted; `of` (samples or data); `column`
-            (`labels.column_name`); the fields of a `Value`, its position as `words` ((axis, word), ...) and, one
-            column per numeric axis, 'at.AXIS'; `scalar` (no numeric position); `source` and `entry`, the run whose
-            eval.json holds it and where: a run that trains nothing has the training cost of another.
+        values: one row per value of eval.json and of measured/*.json: run, method, backbone, seed, counted; `of`
+            (samples or data); `column` (`labels.column_name`); the fields of a `Value`, its position as `words`
+            ((axis, word), ...) and, one column per numeric axis, 'at.AXIS'; `scalar` (no numeric position); `source`,
+            `file` and `entry`, the run that holds it and where: a run that trains nothing has the training cost of
+            another; `measure` that found it, '' for values of samples, costs, and all of an early record.
         curves: one row per logging interval: run, method, backbone, seed and the keys of a STEP record.
         problems: one line per record that could not be read.
         items: run -> column -> values of single molecules (`bench.records.items`), of the runs that have them.
@@ -98,6 +103,11 @@ class Study:
         values = self.values
         return values[(values["of"] == "samples") & values["scalar"] & values["counted"]]
 
+    @property
+    def measures(self) -> list[str]:
+        """Measures that found something of the counted runs, in name order."""
+        return sorted({*self.values[self.values["counted"]]["measure"].dropna()} - {""})
+
     @cached_property
     def columns(self) -> list[Column]:
         """All quantities that the counted runs measured: quality, likelihood, cost, diagnostics."""
@@ -106,6 +116,15 @@ class Study:
     def of_kind(self, *kinds: Kind) -> list[Column]:
         """Columns of some kinds."""
         return [column for column in self.columns if column.kind in kinds]
+
+    @property
+    def costs(self) -> list[Column]:
+        """Costs; where every run that has one has also measured it apart (`at: {timed: apart}`), that alone."""
+        rows, found = self.scalars, self.of_kind(Kind.COST)
+        runs_of = {column: set(own.loc[own["value"].notna(), "run"]) for column, own in rows.groupby("column")}
+        apart = {column.name: f"{column.name}[timed=apart]" for column in found}
+        hidden = {name for name, better in apart.items() if better in runs_of and runs_of[name] <= runs_of[better]}
+        return [column for column in found if column.name not in hidden]
 
     @property
     def compared(self) -> list[Column]:
@@ -220,12 +239,32 @@ def _read_run(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], list[st
                 "reason": "done, but eval.json is missing; run the study again to have it made",
             }
         return row, [], faults
+    run = RunFolder(path)
     try:
-        evaluation = read_json(RunFolder(path).eval, EVALUATION)
-        values = [entry for key in LISTS for entry in _read_values(evaluation.pop(key), key, RunFolder(path).eval)]
+        evaluation = read_json(run.eval, EVALUATION)
+        values = [entry for key in LISTS for entry in _read_values(evaluation.pop(key), key, run.eval)]
     except (RecordError, OSError) as error:
         return row | {"status": "unreadable", "reason": str(error)}, [], [*faults, str(error)]
-    return row | flatten(evaluation, "eval."), [{"run": path.name, **entry} for entry in values], faults
+    measured, unread = _read_measured(run, row.get("weights_sha256"))
+    newer = {(entry["of"], entry["column"]) for entry in measured}  # an early eval.json holds measures' values too
+    values = [entry for entry in values if (entry["of"], entry["column"]) not in newer] + measured
+    return row | flatten(evaluation, "eval."), [{"run": path.name, **entry} for entry in values], faults + unread
+
+
+def _read_measured(run: RunFolder, sha256: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of `Study.values` of what was measured of a run's weights, and what could not be read."""
+    found, faults = [], []
+    for path in run.measurements():
+        try:
+            made = read_measurement(path)
+            if made.record["weights"] == TRAINED and sha256 not in (None, made.record["weights_sha256"]):
+                raise RecordError(f"{path}: of other weights than the run has now; `equibench measure` renews it")
+            rows = list(_read_values(made.record["values"], "values", path, made.words))
+        except (RecordError, OSError) as error:
+            faults.append(f"{run.path.name}: measured values left out: {error}")
+            continue
+        found += [{**row, "measure": made.record["measure"]} for row in rows]
+    return found, faults
 
 
 def codes(run: Any) -> list[dict[str, Any]]:
@@ -240,30 +279,42 @@ def codes(run: Any) -> list[dict[str, Any]]:
 def _read_items(run: RunFolder) -> tuple[dict[str, np.ndarray], list[str]]:
     """Values of single molecules by column, and what could not be read."""
     found, faults = {}, []
-    for path in (run.test_items, run.valid_items, run.sample_items):
+    files = {path: {} for path in (run.test_items, run.valid_items, run.sample_items)}
+    for path in run.measurements():
+        with contextlib.suppress(RecordError, OSError):  # told with its values
+            files[path.with_suffix(".npz")] = read_measurement(path).words
+    for path, words in files.items():
         try:
-            found |= read_items(path)
+            found |= {column_name(name, words): array for name, array in read_items(path).items()}
         except (RecordError, OSError) as error:
             faults.append(f"{run.path.name}: values of single molecules left out: {error}")
     return found, faults
 
 
-def _read_values(records: list[Any], key: str, file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of `Study.values`; raises RecordError for an invalid value, or two of one name and position."""
+def _read_values(
+    records: list[Any], key: str, file: Path, words: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[dict[str, Any]]:
+    """Rows of `Study.values`; raises RecordError for an invalid value, or two of one name and position.
+
+    Args:
+        words: part of the position of all.
+    """
     seen = set()
     for i, record in enumerate(records):
         where = f"{file}: {key}[{i}]"
         value = Value.from_dict(record, where)
-        position = sorted(value.at.items())
-        words = tuple((axis, place) for axis, place in position if isinstance(place, str))
+        position = sorted({**value.at, **words}.items())
+        in_words = tuple((axis, place) for axis, place in position if isinstance(place, str))
         numbers = {f"{AT}{axis}": place for axis, place in position if not isinstance(place, str)}
-        column = column_name(value.name, value.at)
+        column = column_name(value.name, dict(position))
         if (column, tuple(numbers.items())) in seen:
             raise RecordError(f"{where}: {value.name!r} comes twice at the position {dict(position)}")
         seen.add((column, tuple(numbers.items())))
         row = {field: getattr(value, field) for field in VALUE_FIELDS}
-        row |= {"of": LISTS[key], "column": column, "words": words, "scalar": not numbers}
-        yield row | {"source": file.parent.name, "entry": f"{key}[{i}]"} | numbers
+        row |= {"of": LISTS[key], "column": column, "words": in_words, "scalar": not numbers}
+        home = file.parent.parent if file.parent.name == MEASURED else file.parent
+        place = {"source": home.name, "file": str(file.relative_to(home)), "entry": f"{key}[{i}]", "measure": ""}
+        yield row | place | numbers
 
 
 def _value_frame(rows: list[dict[str, Any]]) -> Frame:

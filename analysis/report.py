@@ -11,7 +11,7 @@ from analysis.figures import curves, fields, molecules, pareto, positions, scali
 from analysis.html import Section, html_page, markdown_page
 from analysis.labels import MISSING
 from analysis.load import Frame, Study, load
-from analysis.tables import main, paired, power, published
+from analysis.tables import main, measured, paired, power, published, stability
 from analysis.tables.render import Cell, Table
 from bench.records.store import write_atomically
 from bench.records.values import Kind
@@ -69,6 +69,8 @@ def _write(
     paired.build(study, out, reference)
     power.build(study, out, reference)
     published.build(study, out)
+    measured.build(study, out)
+    stability.build(study, out)
     sections = _sections(study, out, reference, links, whole or study)
     done, wanted = study.progress
     lead = f"{done} of {wanted} runs done. {main.data_label(study)}."
@@ -101,6 +103,9 @@ def _sections(study: Study, out: Path, reference: str | None, links: Mapping[str
         if paths := figure.build(study, out):
             sections.append(Section(title, figure=paths[0], caption=figure.caption(study)))
         reasons[title] = figure.absent(study)
+    sections += _measured(study, out)
+    if (steady := stability.stability_table(study)) is not None:
+        sections.append(Section("Training stability", tables=[steady]))
     if left_out := [f"{title}: {why}." for title, why in reasons.items() if why]:
         sections.append(Section("Figures that are not drawn", bullets=left_out))
     sections += [
@@ -112,6 +117,17 @@ def _sections(study: Study, out: Path, reference: str | None, links: Mapping[str
             tables=[_provenance(study)],
         ),
     ]
+    return sections
+
+
+def _measured(study: Study, out: Path) -> list[Section]:
+    """A section for each measure with values that nothing above shows: its curves, and its scalars as a table."""
+    sections = []
+    for measure in study.measures:
+        paths, table = positions.build(study, out, measure), measured.measured_table(study, measure)
+        if paths or table is not None:
+            about = {"figure": paths[0], "caption": positions.caption(study)} if paths else {}
+            sections.append(Section(f"Measured: {measure}", tables=[table] if table is not None else [], **about))
     return sections
 
 

@@ -100,7 +100,7 @@ def _run(run: Frame, value: Frame | None) -> list[str]:
     shown, record = MISSING, MISSING
     if value is not None:
         shown = f"{float(value['value'])!r}"
-        record = f"{RunFolder(folder.parent / value['source']).eval}: {value['entry']}.value"
+        record = f"{folder.parent / value['source'] / value['file']}: {value['entry']}.value"
     lines = {
         "run": f"{run['run']}, seed {int(run['seed'])}",
         "value": shown,

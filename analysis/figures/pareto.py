@@ -75,7 +75,7 @@ def _axes(study: Study) -> tuple[list[Column], list[Column]]:
     measured = study.scalars[study.scalars["value"].notna()]
     units = dict(zip(measured["column"], measured["unit"], strict=True))
     costs: list[Column] = []
-    for column in study.of_kind(Kind.COST):
+    for column in study.costs:
         in_time = units.get(column.name, "").partition("/")[0] == "s"
         if in_time and not any(_proportional(study, column, other) for other in costs):
             costs.append(column)

@@ -14,6 +14,7 @@ from analysis.figures.style import DATA, STYLE, WIDTH, by_backbone, name, save, 
 from analysis.labels import ARROWS, Column
 from analysis.load import Study
 from analysis.stats import Group, evaluated, summarise
+from analysis.tables.measured import measured_columns
 from bench.records.values import Kind
 
 N_ACROSS = 3
@@ -47,7 +48,8 @@ def caption(study: Study) -> str:
     """What the figure shows."""
     bounds = any(summarise(study, group, column).upper_bound for group in study.groups for column in _shown(study))
     return (
-        "All values but costs, and but diagnostics that are the same for all runs. Large symbols: mean over seeds; "
+        "All values but costs, diagnostics that are the same for all runs, and those of measures, "
+        "which have tables. Large symbols: mean over seeds; "
         "small: one seed each; bars: 95 % interval of the mean from the finite number of samples. Dashed: what the "
         "data set itself gets. Arrows: the better direction."
         f"{' ≤: an upper bound.' if bounds else ''}"
@@ -57,8 +59,10 @@ def caption(study: Study) -> str:
 def _shown(study: Study) -> list[Column]:
     """Measured quantities; diagnostics only if they differ between runs."""
     n_values = study.scalars.groupby("column")["value"].nunique()
-    measured = [column for column in study.compared if n_values[column.name] > 0]
-    return measured + [column for column in study.of_kind(Kind.DIAGNOSTIC) if n_values[column.name] > 1]
+    judged = [column for column in study.compared if n_values[column.name] > 0]
+    of_measures = {column.name for measure in study.measures for column in measured_columns(study, measure)}
+    others = [column for column in study.of_kind(Kind.DIAGNOSTIC) if column.name not in of_measures]
+    return judged + [column for column in others if n_values[column.name] > 1]
 
 
 def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> None:

@@ -26,7 +26,8 @@ NBSP = "\N{NO-BREAK SPACE}"
 MANY = 4  # different numbers of steps, above which the first and the last are told
 BORROWED, OLDER, DIRTY, BOUND = "§", "†", "‡", "≤"
 # columns of values.csv
-TIDY = [column for column in VALUE_COLUMNS if column not in ("definition", "words", "scalar", "source", "entry")]
+UNTIDY = ("definition", "words", "scalar", "source", "file", "entry", "measure")
+TIDY = [column for column in VALUE_COLUMNS if column not in UNTIDY]
 
 
 def build(study: Study, out: Path) -> list[Path]:
@@ -49,7 +50,12 @@ def build(study: Study, out: Path) -> list[Path]:
 
 def shown_columns(study: Study) -> list[Column]:
     """Columns of the table: all but diagnostics."""
-    return [*study.compared, *study.of_kind(Kind.COST)]
+    return [*symmetry_columns(study), *study.compared, *study.costs]
+
+
+def symmetry_columns(study: Study) -> list[Column]:
+    """What stands beside the guarantee: how well it is kept."""
+    return study.of_kind(Kind.SYMMETRY)
 
 
 def main_table(study: Study) -> Table:
@@ -58,13 +64,15 @@ def main_table(study: Study) -> Table:
     summaries = {column: {group: summarise(study, group, column) for group in study.groups} for column in shown}
     best = {column: best_group(summaries[column], column.better) for column in study.compared}
     rows = [_data_row(study, shown)] if has_data_row(study) else []
-    n_data = len(rows)
+    n_data, n_beside = len(rows), len(symmetry_columns(study))
+    titles = [column.title for column in shown]
     for group in study.groups:
-        cells = [Cell(guarantee(study, group)), Cell(str(len(_counted(study, group))))]
-        cells += [_cell(column, by[group], group in best.get(column, ())) for column, by in summaries.items()]
+        found = [_cell(column, by[group], group in best.get(column, ())) for column, by in summaries.items()]
+        cells = [Cell(guarantee(study, group)), *found[:n_beside], Cell(str(len(_counted(study, group))))]
+        cells += found[n_beside:]
         rows.append([Cell(group[0] + _marks(study, group)), Cell(group[1]), *cells, Cell(status(study, group))])
     return Table(
-        ["Method", "Backbone", "Guarantee", "Seeds", *(column.title for column in shown), "Status"],
+        ["Method", "Backbone", "Guarantee", *titles[:n_beside], "Seeds", *titles[n_beside:], "Status"],
         rows,
         caption(study),
         N_TEXT,
@@ -114,8 +122,9 @@ def values_frame(study: Study) -> Frame:
 def print_table(study: Study, width: int = 120) -> str:
     """The main table for a terminal of `width` columns: quality and likelihood in one block or more, then cost."""
     done, wanted = study.progress
-    table, shown = main_table(study), shown_columns(study)
-    short = ["method", "backbone", "guarantee", "seeds", *(column.short for column in shown), "status"]
+    table, shown, seeds = main_table(study), shown_columns(study), _seeds(study)
+    beside, names = range(N_TEXT, seeds), [column.short for column in shown]
+    short = ["method", "backbone", "guarantee", *names[: len(beside)], "seeds", *names[len(beside) :], "status"]
     # The sampling interval is only in the written table: here it would take the room of a column.
     spreads = [[cell.small.partition("(")[0].strip().replace("± ", "±") for cell in row] for row in table.rows]
     rows = [
@@ -123,14 +132,19 @@ def print_table(study: Study, width: int = 120) -> str:
         for row, line in zip(table.rows, spreads, strict=True)
     ]
     plain = Table(short, rows, "", table.n_text, table.last_is_text, table.rule_after)
-    first, n_compared = N_TEXT + 1, len(study.compared)
-    compared, cost = range(first, first + n_compared), range(first + n_compared, first + len(shown))
+    first, n_compared = seeds + 1, len(study.compared)
+    compared, cost = range(first, first + n_compared), range(first + n_compared, len(short) - 1)
     lines = [f"{study.name}: {done} of {wanted} runs done. {data_label(study)}. Mean ± standard deviation over seeds."]
-    for block in _blocks(plain, [0, 1, 3], compared, [], width) + _blocks(
-        plain, [0, 1, 2], cost, [len(short) - 1], width
+    for block in _blocks(plain, [0, 1, seeds], compared, [], width) + _blocks(
+        plain, [0, 1, 2], [*beside, *cost], [len(short) - 1], width
     ):
         lines += ["", text(block, width)]
     return "\n".join([*lines, *notes(study, short=True)])
+
+
+def _seeds(study: Study) -> int:
+    """Place of the column of seeds."""
+    return N_TEXT + len(symmetry_columns(study))
 
 
 def _blocks(table: Table, before: list[int], middle: Iterable[int], after: list[int], width: int) -> list[Table]:
@@ -169,7 +183,9 @@ def has_data_row(study: Study) -> bool:
 def _data_row(study: Study, shown: list[Column]) -> list[Cell]:
     found = [study.data_values(column) for column in shown]
     cells = [Cell(column.show(values[-1] if values else None)) for column, values in zip(shown, found, strict=True)]
-    return [Cell("Data"), *[Cell(MISSING)] * 3, *cells, Cell("reference")]
+    n_beside = len(symmetry_columns(study))
+    cells = [Cell(MISSING), *cells[:n_beside], Cell(MISSING), *cells[n_beside:]]
+    return [Cell("Data"), Cell(MISSING), *cells, Cell("reference")]
 
 
 def _cell(column: Column, summary: Summary, bold: bool) -> Cell:
@@ -338,6 +354,6 @@ def label(study: Study, table: str) -> str:
 
 def panels(study: Study, table: Table) -> list[Table]:
     """Quality and likelihood, then cost with what is told of both."""
-    n = N_TEXT + 1 + len(study.compared)
+    n = _seeds(study) + 1 + len(study.compared)
     quality, cost = table.columns(range(n)), table.columns([0, 1, *range(n, len(table.header))])
     return [replace(quality, caption="", notes=(), files=()), replace(cost, title="What the same rows cost.")]

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from bench.cli import data, machine, molecules, plugins, results, study, weights
+from bench.cli import data, machine, measure, molecules, plugins, results, study, weights
 from bench.cli.output import best_effort
 from bench.records.inputs import printable
 from bench.records.schema import package_version
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    for family in (plugins, data, study, results, molecules, weights, machine):
+    for family in (plugins, data, study, measure, results, molecules, weights, machine):
         family.add_verbs(add)
     return top
 

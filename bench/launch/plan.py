@@ -26,21 +26,19 @@ import torch
 
 from bench.config.run import RunConfig, reason_to_skip, trusted_run, weights_run
 from bench.config.study import StudyConfig
-from bench.diffusion.sampler import n_calls
 from bench.launch.items import Item
 from bench.launch.items import plan as plan_items
 from bench.launch.status import duration
 from bench.registry import measures
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
-from bench.run.clock import clock
-from bench.run.evaluate import active_measures, subject_of
+from bench.run.evaluate import subject_of
 from bench.run.execute import reason_of
 from bench.run.interpreter import environment, python
+from bench.run.measure import active_measures
 from bench.run.model import Model
 from bench.run.provenance import device_name, forget_peak_memory, memory_mb, peak_memory_mb
-from bench.run.sample import sample_prompt
-from bench.run.timing import time_steps
+from bench.run.timing import time_sampling, time_steps
 
 log = logging.getLogger("equibench")
 
@@ -160,8 +158,8 @@ def measure_apart(cfg: RunConfig, available: float) -> dict[str, float]:
 
 
 def measure(cfg: RunConfig) -> dict[str, float]:
-    """Seconds of a training step, of a forward pass on a training batch, of one sampling step of a chunk, and of the
-    measures; and the overall peak memory."""
+    """Seconds of a training step, of a forward pass on a training batch, of all sampling, and of the measures; and the
+    overall peak memory."""
     found = {"step_seconds": 0.0, "forward_seconds": 0.0, "peak_memory_mb": 0.0}
     if weights_run(cfg) is None:
         # one micro-batch of one rank; ranks run concurrently, each in its own memory
@@ -179,25 +177,16 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     data = load_data(cfg)
     model = Model.build(cfg, data.facts).to(device)
     accelerate(model, cfg.train)
-    prompts = model.task.prompts(cfg.sample.n_molecules, cfg.sample.batch_size, cfg.sample.seed, data)
     forget_peak_memory(cfg.train.device)
-    # sizes ascend: three evenly spaced chunks represent all, and the last one is the largest
-    chosen = [prompts[i] for i in np.linspace(0, len(prompts) - 1, 3).round().astype(int)]
-    few_steps = dataclasses.replace(cfg.sample, n_steps=SAMPLING_STEPS)
-    sample_prompt(model, chosen[0], few_steps, cfg.train.device)  # first calls are slow
-    started = clock(device)
-    for prompt in chosen:
-        sample_prompt(model, prompt, few_steps, cfg.train.device)
-    made, asked = (n_calls(model.process.path, cfg.sample.sampler, n) for n in (SAMPLING_STEPS, cfg.sample.n_steps))
-    found["prompt_seconds"] = (clock(device) - started) / (len(chosen) * made) * asked
+    per_molecule = time_sampling(cfg, model, data, SAMPLING_STEPS)["sample_seconds_per_molecule"]
+    found["sample_seconds"] = per_molecule * cfg.sample.n_molecules
     few = dataclasses.replace(data, test=data.test.select(np.arange(min(MEASURED_MOLECULES, len(data.test)))))
     subject, found["measure_seconds"] = subject_of(cfg, model, few), 0.0
-    for name, options in active_measures(cfg).items():
+    for name, chosen in active_measures(cfg).items():
         started = time.perf_counter()
-        measures[name].build(subject, options)
-        asked = min(getattr(options, "n_molecules", None) or len(data.test), len(data.test))
+        measures[name].build(subject, chosen.options)
+        asked = min(getattr(chosen.options, "n_molecules", None) or len(data.test), len(data.test))
         found["measure_seconds"] += (time.perf_counter() - started) * max(1.0, asked / len(few.test))
-    found["n_prompts"] = len(prompts)
     found["peak_memory_mb"] = max(found["peak_memory_mb"], peak_memory_mb(cfg.train.device))
     return found
 
@@ -211,7 +200,7 @@ def total(cfg: RunConfig, one: dict[str, float]) -> Cost:
     valid = n_steps / train.valid_every * train.n_valid / train.batch_size * one["forward_seconds"]
     return Cost(
         seconds + valid,
-        one["n_prompts"] * one["prompt_seconds"],
+        one["sample_seconds"],
         one["measure_seconds"],
         one["peak_memory_mb"],
     )

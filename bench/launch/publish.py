@@ -12,9 +12,10 @@ from pathlib import Path
 
 from bench.records import schema
 from bench.records.inputs import csv_cell
-from bench.records.schema import EVALUATION, MANIFEST, STEP
+from bench.records.measured import of_other_weights, values_of
+from bench.records.schema import MANIFEST, STEP
 from bench.records.store import RunFolder, StudyFolder, flatten, read_json, read_steps, write_atomically
-from bench.records.values import Kind
+from bench.records.values import Kind, Value
 from bench.run.checkpoint import about_of, save_average
 from bench.run.sample import weights_file
 
@@ -46,12 +47,7 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
             shutil.rmtree(folder)
     write_atomically(StudyFolder(target).study, StudyFolder(source).study.read_bytes())
     for folder in folders:
-        for file in RunFolder(folder).published():
-            copy = target / folder.name / file.name
-            if file.exists():
-                write_atomically(copy, file.read_bytes())
-            else:
-                copy.unlink(missing_ok=True)
+        copy_run(RunFolder(folder), RunFolder(target / folder.name))
         if steps := read_steps(RunFolder(folder).steps):
             write_atomically(RunFolder(target / folder.name).curves, curves(steps).encode())
     publish_weights(folders, target)
@@ -59,6 +55,19 @@ def publish(study: str, runs_root: Path, results_root: Path) -> Path:
         StudyFolder(target).table, table([published_row(folder) for folder in StudyFolder(target).runs()]).encode()
     )
     return target
+
+
+def copy_run(run: RunFolder, published: RunFolder) -> None:
+    """Copy the records of a run. What was measured of its published weights stays; of other weights it goes."""
+    for file in run.published():
+        copy = published.path / file.relative_to(run.path)
+        if file.exists():
+            write_atomically(copy, file.read_bytes())
+        else:
+            copy.unlink(missing_ok=True)
+    if (sha256 := read_json(run.manifest, MANIFEST).get("weights_sha256")) is not None:
+        for file in of_other_weights(published, sha256):
+            file.unlink()
 
 
 def publish_weights(folders: Sequence[Path], target: Path) -> None:
@@ -103,14 +112,12 @@ def curves(steps: list[dict]) -> str:
 
 def published_row(folder: Path) -> dict:
     """Line of runs.csv for a folder in results/."""
-    has_result = RunFolder(folder).eval.exists()
-    evaluation = read_json(RunFolder(folder).eval, EVALUATION) if has_result else None
-    weights = RunFolder(folder).weights
-    stored = about_of(weights).get("stored", "float32") if weights.exists() else ""
-    return row(read_json(RunFolder(folder).manifest, MANIFEST), evaluation) | {"weights": stored}
+    run = RunFolder(folder)
+    stored = about_of(run.weights).get("stored", "float32") if run.weights.exists() else ""
+    return row(read_json(run.manifest, MANIFEST), values_of(run)) | {"weights": stored}
 
 
-def row(manifest: dict, evaluation: dict | None) -> dict:
+def row(manifest: dict, values: list[Value]) -> dict:
     """One line of runs.csv."""
     line = {
         "run": manifest["run"],
@@ -131,8 +138,8 @@ def row(manifest: dict, evaluation: dict | None) -> dict:
         "parameters": manifest["parameters"]["total"],
         **{key.rstrip("?"): manifest["cost"].get(key.rstrip("?"), "") for key in MANIFEST["cost"]},
     }
-    scalars = [value for value in (evaluation or {}).get("values", []) if not value.get("at")]
-    return line | {v["name"]: v["value"] for v in scalars if v.get("kind") != Kind.DIAGNOSTIC and v["name"] not in line}
+    scalars = [value for value in values if not value.at]
+    return line | {v.name: v.value for v in scalars if v.kind is not Kind.DIAGNOSTIC and v.name not in line}
 
 
 def table(rows: list[dict]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,10 @@ class Subject:
         facts: facts about the training set.
         device: where the model and its inputs are.
         seed: seed of all draws.
-        samples: what the model has generated; None where nothing was sampled.
+        samples: what the model has generated; None where nothing was sampled. A measure with an option `n_samples` gets
+            the first n of them, drawn anew where a run has none.
+        timed: (training steps, sampling steps) -> what they cost in a model of this configuration, timed with the code
+            and batches of a run (`bench.run.timing.time_steps`); None where no configuration is known.
         on_batch: to be called before each batch, for progress and deadlines.
     """
 
@@ -61,6 +65,7 @@ class Subject:
     device: torch.device
     seed: int
     samples: Structures | None = None
+    timed: Callable[[int, int], Mapping[str, Any]] | None = None
     on_batch: Callable[[], None] = lambda: None
 
 

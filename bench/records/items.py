@@ -7,7 +7,7 @@ sizes and noise of their samples.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,13 @@ from bench.records.store import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np  # loaded where items are read or written: `equibench status` needs none
+
+    from bench.records.values import Value
+
+
+def items_of(values: Iterable[Value]) -> dict[str, np.ndarray]:
+    """The items of the scalars that have them, by name."""
+    return {value.name: value.items for value in values if value.items is not None and not value.at}
 
 
 def write_items(path: Path, items: Mapping[str, np.ndarray]) -> None:

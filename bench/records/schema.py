@@ -27,7 +27,7 @@ class RecordError(ValueError):
 # absent. `dict` stands for an object of any content, which differs between plug-ins; `[schema]` for a list of objects.
 Number = (int, float)
 CODE: dict[str, Any] = {"version": str, "commit": (str, type(None)), "dirty": (bool, type(None))}
-TRAINED: dict[str, Any] = {**CODE, "steps": int}  # a code, and how many optimiser steps it has done
+TRAINED_BY: dict[str, Any] = {**CODE, "steps": int}  # a code, and how many optimiser steps it has done
 MANIFEST: dict[str, Any] = {
     "schema": int,
     "run": str,  # the folder's name
@@ -42,6 +42,7 @@ MANIFEST: dict[str, Any] = {
     "n_steps": int,  # planned optimiser steps; 0 where nothing is trained
     "weights_from": (str, type(None)),  # run whose weights are used, for methods that train nothing
     "weights_sha256?": str,  # of the averaged weights that were sampled (`checkpoint.hash_of_weights`)
+    "weights_step?": int,  # their optimiser steps
     "task?": dict,  # name and options
     "data": {
         "name": str,
@@ -55,7 +56,7 @@ MANIFEST: dict[str, Any] = {
         "elements": list,
         "notes": list,
     },
-    "code": {**CODE, "training?": [TRAINED]},  # that began the run; all that trained it, in order
+    "code": {**CODE, "training?": [TRAINED_BY]},  # that began the run; all that trained it, in order
     "sources?": dict,  # 'method haar' -> SHA-256 of the file that registers it, for each plug-in of the run
     "environment": {
         "device": str,
@@ -114,7 +115,20 @@ DATA: dict[str, Any] = {  # data.json: what sampling needs to know of the data s
     "mean_atoms": Number,
     "sizes": dict,  # number of atoms -> training molecules
 }
-MEASURED: dict[str, Any] = {"step": int, "values": list}  # of these weights
+TRAINED, INITIAL = "trained", "initial"  # weights that are measured: those sampled, and those training began with
+MEASUREMENT: dict[str, Any] = {  # what one measure found
+    "schema": int,
+    "measure": str,
+    "options": dict,
+    "weights": str,  # TRAINED | INITIAL
+    "weights_sha256": str,  # as in a manifest
+    "step": int,  # optimiser steps of the weights
+    "seconds": Number,
+    "values": list,  # `bench.records.values.VALUE`
+    "code": CODE,
+    "environment": {"device": str, "n_threads": int, "platform": str, "versions": dict},
+    "created": str,
+}
 EVALUATION: dict[str, Any] = {
     "schema": int,
     "run": str,
@@ -123,7 +137,7 @@ EVALUATION: dict[str, Any] = {
     "n_sampling_steps": int,
     "sampling_seed": int,
     "n_samples": int,
-    "values": list,  # `bench.records.values.VALUE`: of the samples, of measures, of costs
+    "values": list,  # `bench.records.values.VALUE`: of the samples, of costs; of measures in early records
     "data_values": list,  # the same of the data's own test split
     "versions": dict,
     "written_by?": str,  # version of equibench; a manifest has it under code

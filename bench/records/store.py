@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.records.inputs import YamlError, as_yaml, one_line, read_yaml, size_of, truncate
-from bench.records.schema import STEP, RecordError, check
+from bench.records.schema import STEP, TRAINED, RecordError, check
 
 MAX_BYTES = 1 << 26  # of a record; steps.jsonl may be longer
 MAX_LINE_BYTES = 1 << 20  # of steps.jsonl
+MEASURED = "measured"  # folder of measurements, in a run's folder
 CHECKSUM = "checksum"  # key of a JSON record on disk: CRC-32 of its values; readers give records without it
 
 CONTINUES = "the same command continues it"  # end of the line on a run that was stopped and has not failed
@@ -61,19 +62,22 @@ class RunFolder:
         """Values of the samples, of measures and of costs: `schema.EVALUATION`."""
         return self.path / "eval.json"
 
-    @property
-    def measures(self) -> Path:
-        """What was measured besides the samples: `schema.MEASURED`."""
-        return self.path / "measures.json"
+    def measurement(self, measure: str, weights: str = TRAINED) -> Path:
+        """What a measure found: `schema.MEASUREMENT`; its items are in the file of the same name with suffix .npz."""
+        return self.path / MEASURED / f"{measure}{'' if weights == TRAINED else f'.{weights}'}.json"
+
+    def measurements(self) -> list[Path]:
+        """What all measures found, in name order, of trained weights before that of initial ones."""
+        return sorted((self.path / MEASURED).glob("*.json"), key=lambda path: path.stem)
 
     @property
     def test_items(self) -> Path:
-        """`items` of measures: one per structure of the test split."""
+        """`items` of all measures, of an early run."""
         return self.path / "test_items.npz"
 
     @property
     def valid_items(self) -> Path:
-        """`items` of the validation loss: one per structure of the validation split that it is taken on."""
+        """`items` of the validation loss, of an early run."""
         return self.path / "valid_items.npz"
 
     @property
@@ -156,11 +160,13 @@ class RunFolder:
     def published(self) -> list[Path]:
         """Files that are published as they are."""
         items = [self.test_items, self.valid_items, self.sample_items]
-        return [self.config, self.manifest, self.data, self.eval, *items, self.drawn]
+        measured = [file for path in self.measurements() for file in (path, path.with_suffix(".npz"))]
+        return [self.config, self.manifest, self.data, self.eval, *items, *measured, self.drawn]
 
     def leftovers(self) -> Iterator[Path]:
         """Temporary files of interrupted writes, without those of `job`: launchers write it without the run's lock."""
-        return (path for path in self.path.glob(".*") if not path.name.startswith(f".{self.job.name}."))
+        found = [*self.path.glob(".*"), *self.path.glob(f"{MEASURED}/.*")]
+        return (path for path in found if not path.name.startswith(f".{self.job.name}."))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class Better(StrEnum):
 class Kind(StrEnum):
     """The part of a report that shows a value."""
 
+    SYMMETRY = "symmetry"  # measured of the model; beside the symmetry that is promised
     QUALITY = "quality"  # of samples
     LIKELIHOOD = (
         "likelihood"  # of held-out structures, and losses on them: primary outcomes where they have a direction

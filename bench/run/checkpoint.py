@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bench.records.inputs import one_line, size_of
-from bench.records.schema import CODE, MANIFEST, TRAINED, Number, RecordError, check
+from bench.records.schema import CODE, MANIFEST, TRAINED_BY, Number, RecordError, check
 from bench.records.store import RunFolder, parse, read_json, write_atomically
 from bench.run.code import trained_with
 from bench.run.distributed import Ranks
@@ -34,7 +34,7 @@ log = logging.getLogger("equibench.train")
 ABOUT = {
     "step": int,
     "seconds": Number,
-    "code?": [TRAINED],
+    "code?": [TRAINED_BY],
     "weights?": str,
     "sha256?": str,
     "stored?": str,
@@ -196,7 +196,7 @@ def about_of(path: Path) -> dict[str, Any]:
 
 
 def trained_by(path: Path, began: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The codes that trained a checkpoint, in order, each with its steps (`bench.records.schema.TRAINED`).
+    """The codes that trained a checkpoint, in order, each with its steps (`bench.records.schema.TRAINED_BY`).
 
     Args:
         began: the code that began the run, and to which the steps of an early file, which names none, are put down.
@@ -216,6 +216,11 @@ def hash_of_weights(path: Path) -> str:
         CheckpointError: unreadable.
     """
     return about_of(path).get("weights") or _digest_of_average(read_tensors(path)[0])
+
+
+def hash_of_model(weights: Mapping[str, Tensor]) -> str:
+    """The same of weights in memory, as if they were the average of a checkpoint."""
+    return _digest({f"average/{name}": value.detach().cpu().contiguous() for name, value in weights.items()}, {})
 
 
 def _digest_of_average(tensors: Mapping[str, Tensor]) -> str:

@@ -1,7 +1,7 @@
-"""Evaluation of a trained run: samples, measures, and the values of both in eval.json.
+"""Evaluation of a trained run: its samples, and their values in eval.json.
 
-Sampling and measuring need the model, evaluating molecules needs RDKit: each part writes its own file, so that they can
-run on different machines.
+Sampling and measuring (`bench.run.measure`) need the model, evaluating molecules needs RDKit: each part writes its own
+files, so that they can run on different machines.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from bench.config.run import RunConfig, Weights
 from bench.measure.contract import Subject, mean_and_sem
 from bench.records import schema
 from bench.records import store as records
-from bench.records.items import write_items
+from bench.records.items import items_of, write_items
 from bench.records.store import RunFolder, StudyFolder
 from bench.records.values import Better, Kind, Value
-from bench.registry import measures
 from bench.run.model import Model, make_task
 from bench.run.sample import in_order, sample_prompt
 from bench.run.train import Validation, example, training_loss
@@ -72,11 +71,7 @@ def sample_run(
             started, before = time.perf_counter(), model.denoiser.n_calls
             part = sample_prompt(model, prompt, settings, cfg.train.device, on_step)
             spent = time.perf_counter() - started
-            broken = np.count_nonzero(~np.isfinite(part.positions).all(1))
-            if broken:
-                raise SamplingError(
-                    f"{broken} atoms of {len(part.numbers)} have positions that are not finite; the run has diverged"
-                )
+            require_finite(part)
             files.write(path, part)
             records.write_json(clock, {"seconds": spent, "calls": model.denoiser.n_calls - before})
         parts.append(files.read(path))
@@ -91,6 +86,15 @@ def sample_run(
     records.write_json(costs, cost)
     shutil.rmtree(RunFolder(folder).chunks, ignore_errors=True)
     return samples, cost
+
+
+def require_finite(samples: Structures) -> None:
+    """Raise SamplingError for positions that are not finite."""
+    broken = np.count_nonzero(~np.isfinite(samples.positions).all(1))
+    if broken:
+        raise SamplingError(
+            f"{broken} atoms of {len(samples.numbers)} have positions that are not finite; the run has diverged"
+        )
 
 
 def subject_of(
@@ -121,56 +125,27 @@ def subject_of(
     )
 
 
-def active_measures(cfg: RunConfig) -> dict[str, Any]:
-    """Typed options of the measures that the configuration asks for."""
-    return {name: given.options for name, given in cfg.measures.items() if given is not None}
-
-
-def measure_run(
-    cfg: RunConfig,
-    model: Model,
-    step: int,
-    data: DataSet,
-    folder: Path,
-    samples: Structures | None = None,
-    on_batch: Callable[[], None] = lambda: None,
-) -> None:
-    """Write the run's measures.json, and before it the items of its values, unless it exists for these weights."""
-    path = RunFolder(folder).measures
-    if path.exists() and records.read_json(path, schema.MEASURED)["step"] == step:
-        return
-    validation = validation_loss(cfg, model, data)
-    keep_items(RunFolder(folder).valid_items, validation)
-    subject = subject_of(cfg, model, data, samples, on_batch)
-    found: list[Value] = []
-    for name, options in active_measures(cfg).items():
-        found += measures[name].build(subject, options)
-    keep_items(RunFolder(folder).test_items, found)
-    values = [value.to_dict() for value in [*validation, *found]]
-    records.write_json(path, {"step": step, "values": values}, schema.MEASURED)
-
-
 def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Evaluate the run's samples and write eval.json, measures and costs included, sample_items.npz and drawn.sdf.
+    """Evaluate the run's samples and write eval.json, costs included, sample_items.npz and drawn.sdf.
 
     Needs no model.
     """
     samples = files.read(RunFolder(folder).samples)
-    made = records.read_json(RunFolder(folder).measures, schema.MEASURED)
     found = make_task(cfg, data.facts).evaluate(samples, data, StudyFolder(folder.parent).cache)
     if found.bonds is not None:
         first = np.arange(min(N_DRAWN, len(samples)))
         files.write(RunFolder(folder).drawn, samples.select(first), bonds=found.bonds or None)
-    keep_items(RunFolder(folder).sample_items, found.values)
+    if items := items_of(found.values):
+        write_items(RunFolder(folder).sample_items, items)
     record = {
         "schema": schema.SCHEMA_VERSION,
         "run": folder.name,
-        "step": made["step"],
+        "step": manifest["weights_step"],
         "weights": "ema (best)" if cfg.sample.weights is Weights.BEST else "ema",
         "n_sampling_steps": cfg.sample.n_steps,
         "sampling_seed": cfg.sample.seed,
         "n_samples": len(samples),
-        "values": [value.to_dict() for value in found.values] + made["values"] + costs(manifest),
+        "values": [value.to_dict() for value in found.values] + costs(manifest),
         "data_values": [value.to_dict() for value in found.data_values],
         "versions": versions(),
         "written_by": schema.package_version(),
@@ -192,12 +167,6 @@ def validation_loss(cfg: RunConfig, model: Model, data: DataSet) -> list[Value]:
     about = f"error of the prediction on {len(losses)} validation molecules, same times and noise for all runs"
     kind = {"better": Better.LOWER, "kind": Kind.LIKELIHOOD, "definition": about}
     return [Value("validation_loss", "Validation loss", mean, sem=sem, items=losses, **kind)]
-
-
-def keep_items(path: Path, values: list[Value]) -> None:
-    """Write the items of the scalars that have them."""
-    if items := {value.name: value.items for value in values if value.items is not None and not value.at}:
-        write_items(path, items)
 
 
 COSTS = {

@@ -17,13 +17,15 @@ from bench.diffusion.sampler import require_sampler
 from bench.records import schema
 from bench.records import store as records
 from bench.records.lock import locked
+from bench.records.measured import of_other_weights
 from bench.records.store import RunFolder, StudyFolder
 from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.checkpoint import STATE, CheckpointError, about_of, hash_of_weights, load_average, trained_by
 from bench.run.code import code_version
 from bench.run.compile import compile_networks
-from bench.run.evaluate import evaluate_run, measure_run, sample_run, versions
+from bench.run.evaluate import evaluate_run, sample_run, versions
+from bench.run.measure import measure_run
 from bench.run.model import Model
 from bench.run.optimiser import progress
 from bench.run.provenance import describe, now, peak_memory_mb, training_cost
@@ -119,8 +121,7 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
         before = records.read_json(RunFolder(folder).manifest, schema.MANIFEST)
         if RunFolder(folder).samples.exists():
             manifest["weights_from"] = before["weights_from"]
-        if "weights_sha256" in before:
-            manifest["weights_sha256"] = before["weights_sha256"]
+        manifest |= {key: before[key] for key in ("weights_sha256", "weights_step") if key in before}
         if RunFolder(folder).steps.exists():
             # an earlier call has trained, at least partly: keep its code and costs
             manifest |= {key: before[key] for key in ("code", "sources", "cost", "created") if key in before}
@@ -141,13 +142,13 @@ def _execute(cfg: RunConfig, folder: Path, n_parallel: int, until: Until) -> Non
         manifest["environment"]["kernels"] = accelerate(model, cfg.train)
         if cfg.train.compile:
             manifest["environment"]["compile"] = compile_networks(model, data)
-        step = obtain_weights(cfg, model, data, folder, manifest)
-        match_results(cfg, folder, manifest)
+        manifest["weights_step"] = obtain_weights(cfg, model, data, folder, manifest)
+        sha256 = match_results(cfg, folder, manifest)
         save("running")
         model.eval()
         samples, cost = sample_run(cfg, model, folder, data)
         manifest["cost"] |= cost
-        measure_run(cfg, model, step, data, folder, samples)
+        measure_run(cfg, model, data, folder, samples, sha256, manifest["weights_step"])
         if until is Until.SAMPLED:
             save("sampled")
             return
@@ -173,6 +174,10 @@ def evaluate_folder(folder: Path) -> None:
         if manifest["status"] not in ("sampled", "done"):
             status = manifest["status"]
             raise ConfigError(f"{folder} is {status}, expected a sampled run; `equibench run --until sampled` first")
+        if "weights_step" not in manifest:
+            raise ConfigError(
+                f"{folder} was sampled by an early version; `equibench run` evaluates it where its model is"
+            )
         data = load_data(cfg)
         check_data(cfg, data, folder)
         here = {"code": code_version(), "platform": platform.platform(), "versions": versions(), "at": now()}
@@ -233,28 +238,35 @@ def obtain_weights(cfg: RunConfig, model: Model, data: DataSet, folder: Path, ma
     return step
 
 
-def match_results(cfg: RunConfig, folder: Path, manifest: dict[str, Any]) -> None:
+def match_results(cfg: RunConfig, folder: Path, manifest: dict[str, Any]) -> str:
     """Set results aside that were made with other weights than the run has now; its manifest names those from here on.
 
     Results of a record that names no weights are taken as they are.
+
+    Returns:
+        the hash of the weights that the run has now.
     """
     run, known = RunFolder(folder), manifest.get("weights_sha256")
     now_there = hash_of_weights(weights_file(folder, manifest["weights_from"], cfg.sample.weights))
-    made = [run.samples, run.sample_costs, run.chunks, run.measures, run.eval, run.drawn]
+    made = [run.samples, run.sample_costs, run.chunks, run.eval, run.drawn]
     made += [run.test_items, run.valid_items, run.sample_items]
     made = [path for path in made if path.exists()]
-    if made and known is None:
-        return
-    if made and known != now_there:
-        aside = run.of_other_weights(str(known))
+    outdated = list(of_other_weights(run, now_there))
+    if known is not None and known != now_there:
+        outdated += made
+    aside = run.of_other_weights(str(known or "unknown"))
+    if outdated:
         log.warning("the weights have changed since these results were made, which are set aside in %s", aside)
-        aside.mkdir(exist_ok=True)
-        for path in made:
-            if path == run.chunks:  # parts of a whole that will not be
-                shutil.rmtree(path)
-            else:
-                path.replace(aside / path.name)
-    manifest["weights_sha256"] = now_there
+    for path in outdated:
+        if path == run.chunks:  # parts of a whole that will not be
+            shutil.rmtree(path)
+        else:
+            there = aside / path.relative_to(folder)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(there)
+    if known is not None or not made:
+        manifest["weights_sha256"] = now_there
+    return now_there
 
 
 def trained_run(wanted: RunConfig, folder: Path, fingerprint: str) -> str | None:

@@ -194,7 +194,7 @@ class TrainingState:
         weights: of the model itself, by name.
         step: optimiser steps done.
         seconds: trained.
-        code: that has done these steps, in order, each with its number of them (`bench.records.schema.TRAINED`).
+        code: that has done these steps, in order, each with its number of them (`bench.records.schema.TRAINED_BY`).
     """
 
     weights: dict[str, nn.Parameter]

@@ -1,4 +1,4 @@
-"""`equibench time`: the cost of a training step, with the code and the batches of a run.
+"""`equibench time` and the measure `cost`: what training and sampling steps cost, with the code and batches of a run.
 
 Every step has its own batch, drawn by the data stream; making the batch is not timed, as in a run. Peak memory is that
 of the timed steps: on a CPU of the whole interpreter, whose memory before them is `start_memory_mb`.
@@ -6,6 +6,9 @@ of the timed steps: on a CPU of the whole interpreter, whose memory before them 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import importlib
 import os
 import statistics
 from collections.abc import Callable
@@ -16,10 +19,11 @@ import torch
 
 from bench.config.run import RunConfig, build, reason_to_skip
 from bench.config.study import parse_override, set_dotted
+from bench.diffusion.sampler import n_calls
 from bench.geometry.state import State
-from bench.registry import datasets, methods
+from bench.registry import methods
 from bench.run.acceleration import accelerate
-from bench.run.batches import Batches
+from bench.run.batches import Batches, load_data
 from bench.run.clock import clock
 from bench.run.code import code_version
 from bench.run.compile import compile_networks
@@ -28,6 +32,7 @@ from bench.run.model import Model
 from bench.run.optimiser import TrainingState
 from bench.run.provenance import device_name, forget_peak_memory, peak_memory_mb
 from bench.run.roofline import training_work
+from bench.run.sample import sample_prompt
 from bench.run.train import BatchLoss, training_loss, training_step
 from bench.streams import Streams
 from bench.structures.dataset import DataSet
@@ -43,6 +48,9 @@ def time_steps(
     n_steps: int,
     n_atoms: int | None = None,
     change: Callable[[RunConfig, Model], None] = lambda _cfg, _model: None,
+    data: DataSet | None = None,
+    n_sampling_steps: int = 0,
+    on_step: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Time training steps of one run's configuration.
 
@@ -51,6 +59,9 @@ def time_steps(
         n_steps: timed steps, and timed forward passes on the same batches.
         n_atoms: time on molecules of this size alone, synthetic ones if the data set has less than a batch of them.
         change: called on the model before anything is timed (tests swap in another implementation).
+        data: the run's data set, if it is loaded already.
+        n_sampling_steps: steps of each batch of samples to time (`time_sampling`), if any.
+        on_step: called before each training step.
     Returns:
         the printed result: medians and quartiles of seconds, memory in MiB, sizes, provenance.
     Raises:
@@ -63,7 +74,8 @@ def time_steps(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {settings.device}: torch sees no GPU here; use --device cpu")
     torch.set_num_threads(settings.n_threads)
-    data = datasets[cfg.data.name].build(cfg.data.options)
+    if data is None:
+        data = load_data(cfg)
     label, molecules = choose(data, settings.batch_size, n_atoms)
     model = Model.build(cfg, data.facts).to(device)
     change(cfg, model)
@@ -73,9 +85,14 @@ def time_steps(
     streams = Streams(cfg.seed, device)
     work = training_work(model, timed[0], streams.at(0))
     kernels = accelerate(model, settings)
+    started = clock(device)
     compiled = compile_networks(model, data) if settings.compile else "eager"
+    compile_seconds = clock(device) - started
+    train = stepping(cfg, model, streams)
 
-    step = stepping(cfg, model, streams)
+    def step(i: int, x0: State) -> object:
+        on_step()
+        return train(i, x0)
 
     def forward(i: int, x0: State) -> object:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.bf16):
@@ -83,11 +100,16 @@ def time_steps(
 
     step(0, model.task.encode(molecules.select(np.arange(1)), settings.device))  # libraries and optimiser state
     forget_peak_memory(settings.device)
-    start = peak_memory_mb(settings.device)
+    start, joules = peak_memory_mb(settings.device), energy(device)
     steps = seconds_of(step, prepared, device)
+    spent = None if joules is None else (energy(device) or joules) - joules
     peak = peak_memory_mb(settings.device)
     forwards = seconds_of(forward, prepared, device)
+    sampling = time_sampling(cfg, model, data, n_sampling_steps) if n_sampling_steps else {}
     return {
+        **sampling,
+        **({} if spent is None else {"step_joules": spent / len(prepared)}),
+        **({"compile_seconds": compile_seconds} if settings.compile else {}),
         "method": cfg.method.name,
         "backbone": cfg.backbone.name,
         "size": cfg.backbone.size or "default",
@@ -115,6 +137,41 @@ def time_steps(
         "code": code_version(),
         "versions": versions(),
     }
+
+
+def time_sampling(cfg: RunConfig, model: Model, data: DataSet, n_steps: int) -> dict[str, float]:
+    """Seconds of a network call while sampling, over three batches of the run: sizes ascend, so these span all of them.
+
+    Returns:
+        `call_seconds`, their mean, and `sample_seconds_per_molecule`, of all batches and all steps of the run.
+    """
+    settings, device = cfg.sample, torch.device(cfg.train.device)
+    prompts = model.task.prompts(settings.n_molecules, settings.batch_size, settings.seed, data)
+    chosen = [prompts[i] for i in np.linspace(0, len(prompts) - 1, 3).round().astype(int)]
+    few = dataclasses.replace(settings, n_steps=min(n_steps, settings.n_steps))
+    sample_prompt(model, chosen[0], few, cfg.train.device)  # first calls are slow
+    started = clock(device)
+    for prompt in chosen:
+        sample_prompt(model, prompt, few, cfg.train.device)
+    made, asked = (n_calls(model.process.path, settings.sampler, n) for n in (few.n_steps, settings.n_steps))
+    seconds = (clock(device) - started) / (len(chosen) * made)
+    return {
+        "call_seconds": seconds,
+        "sample_seconds_per_molecule": seconds * asked * len(prompts) / settings.n_molecules,
+    }
+
+
+def energy(device: torch.device) -> float | None:
+    """Joules that the GPU has used since its driver was loaded, by NVML; None where nothing reports it."""
+    if device.type != "cuda":
+        return None
+    with contextlib.suppress(Exception):  # no pynvml, no NVML, or a GPU without a meter
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        torch.cuda.synchronize(device)
+        return nvml.nvmlDeviceGetTotalEnergyConsumption(nvml.nvmlDeviceGetHandleByUUID(uuid)) / 1000
+    return None
 
 
 def stepping(cfg: RunConfig, model: Model, streams: Streams) -> Callable[[int, State], object]:

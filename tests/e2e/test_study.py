@@ -19,8 +19,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from bench.records.measured import values_of
 from bench.records.schema import EVALUATION
-from bench.records.store import read_json, read_steps
+from bench.records.store import RunFolder, read_json, read_steps
 from bench.records.values import Kind
 
 TINY = {
@@ -85,7 +86,7 @@ def contents(runs: Path) -> dict[str, object]:
             with np.load(folder / "samples.npz", allow_pickle=False) as samples:
                 found |= {f"{folder.name}/samples/{name}": samples[name].tobytes() for name in samples.files}
             evaluation = read_json(folder / "eval.json", EVALUATION)
-            values = [value for value in evaluation["values"] if value.get("kind") != Kind.COST]
+            values = [value for value in values_of(RunFolder(folder)) if value.kind is not Kind.COST]
             found[f"{folder.name}/eval"] = (evaluation["step"], values, evaluation["data_values"])
     return found
 
@@ -342,7 +343,8 @@ def test_report_publish_and_sample_from_the_published_run(straight):
     done = command("publish", "tiny", cwd=straight)
     assert done.returncode == 0, done.stderr
     (published,) = (straight / "results/tiny").glob("haar-*")
-    assert {path.name for path in published.glob("*.npz")} == {"test_items.npz", "sample_items.npz", "valid_items.npz"}
+    kept = {"sample_items.npz", "measured/likelihood.npz", "measured/validation_loss.npz"}
+    assert {str(path.relative_to(published)) for path in published.rglob("*.npz")} == kept
     assert (published / "weights.safetensors").stat().st_size < 1_000_000
     table = list(csv.DictReader((straight / "results/tiny/runs.csv").open()))
     assert {row["weights"] for row in table if row["run"] == published.name} == {"float16"}
@@ -407,7 +409,8 @@ def test_molecules_without_bond_lengths_are_trained_on_and_not_evaluated(tmp_pat
     assert "samples are not evaluated" in done.stderr
     assert "element Fe" in done.stderr
     (evaluation,) = (json.loads(path.read_text()) for path in tmp_path.glob("runs/tiny/*/eval.json"))
-    values = {value["name"]: value["value"] for value in evaluation["values"]}
+    (folder,) = tmp_path.glob("runs/tiny/*/eval.json")
+    values = {value.name: value.value for value in values_of(RunFolder(folder.parent))}
     assert values.get("molecule_stability") is values.get("validity") is None
     reasons = {value["definition"] for value in evaluation["values"] if value["name"] == "validity"}
     assert "has element Fe: RDKit knows no valence of it" in reasons.pop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from bench.geometry.state import State
 from bench.measure import field, pushforward
 from bench.measure.contract import Subject
 from bench.measure.optimum import OptimumConfig, measure, optimum_of
+from bench.records.measured import values_of
+from bench.records.store import RunFolder
 from bench.run.batches import load_data
 from bench.run.evaluate import subject_of
 from bench.run.execute import execute
@@ -161,7 +162,7 @@ def test_every_method_runs_on_every_toy(toy, method, tmp_path):
     folder = tmp_path / cfg.run_name(load_data(cfg).fingerprint)
     folder.mkdir()
     execute(cfg, folder)
-    values = {v["name"]: v["value"] for v in json.loads((folder / "eval.json").read_text())["values"]}
+    values = {value.name: value.value for value in values_of(RunFolder(folder))}
     assert {"rmsd", "anisotropy", "denoising_error_mean", "target_error_mean", "gradient_variance"} <= set(values)
 
 
@@ -171,7 +172,7 @@ def test_the_published_toy_runs_on_equinet(method, tmp_path: Path):
     folder = tmp_path / cfg.run_name(load_data(cfg).fingerprint)
     folder.mkdir()
     execute(cfg, folder)
-    values = {v["name"]: v["value"] for v in json.loads((folder / "eval.json").read_text())["values"]}
+    values = {value.name: value.value for value in values_of(RunFolder(folder))}
     assert values["parameters"] == 91
     assert {"rmsd", "w2", "w2_balanced", "balance"} <= set(values)
 

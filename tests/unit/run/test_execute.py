@@ -19,6 +19,8 @@ from bench.launch.status import state
 from bench.records import schema
 from bench.records import store as records
 from bench.records.items import read_items
+from bench.records.measured import values_of
+from bench.records.values import Kind
 from bench.registry import methods
 from bench.run.checkpoint import about_of, hash_of_weights, read_tensors, write_tensors
 from bench.run.execute import Until, evaluate_folder, execute, is_done, reason_of
@@ -97,7 +99,7 @@ def test_the_line_ends_once_with_what_to_do(tmp_path):
 def judged(run: Item) -> list[dict]:
     """Values of an evaluation, but those that a clock or the machine's memory gives."""
     evaluation = records.read_json(run.folder / "eval.json", schema.EVALUATION)
-    kept = [value for value in evaluation["values"] if value.get("kind") != "cost"]
+    kept = [value.to_dict() for value in values_of(records.RunFolder(run.folder)) if value.kind is not Kind.COST]
     assert {value["name"] for value in kept} > {"atom_stability", "nll"}
     return kept + evaluation["data_values"]
 
@@ -132,8 +134,11 @@ def test_a_value_is_the_mean_of_its_items(tmp_path):
     run = item(tmp_path)
     execute(run.cfg, run.folder)
     folder = records.RunFolder(run.folder)
-    values = {v["name"]: v["value"] for v in records.read_json(folder.eval, schema.EVALUATION)["values"]}
-    of_test, of_samples = read_items(folder.test_items), read_items(folder.sample_items)
+    values = {value.name: value.value for value in values_of(folder)}
+    of_test, of_samples = (
+        read_items(folder.measurement("likelihood").with_suffix(".npz")),
+        read_items(folder.sample_items),
+    )
     assert set(of_test) == {"nll"}
     assert set(of_samples) == {"atom_stability", "molecule_stability", "validity"}
     for name, array in (of_test | of_samples).items():
@@ -262,7 +267,7 @@ def test_a_result_beside_other_weights_is_made_again_and_kept(tmp_path):
     write_tensors(first.folder / "state.safetensors", tensors, {k: v for k, v in about.items() if k != "weights"})
     assert is_done(first.folder)
     assert not is_done(other.folder)
-    results = {path.name: path.read_bytes() for path in other.folder.iterdir() if path.suffix in (".npz", ".json")}
+    results = {path.name: path.read_bytes() for path in other.folder.rglob("*.*") if path.suffix in (".npz", ".json")}
     execute(other.cfg, other.folder)
     after = records.read_json(other.folder / "manifest.json", schema.MANIFEST)
     assert after["weights_sha256"] == hash_of_weights(first.folder / "state.safetensors") != before["weights_sha256"]
@@ -270,7 +275,8 @@ def test_a_result_beside_other_weights_is_made_again_and_kept(tmp_path):
     aside = other.folder / f"of-weights-{before['weights_sha256'][:12]}"
     assert (aside / "samples.npz").read_bytes() == results["samples.npz"] != (other.folder / "samples.npz").read_bytes()
     assert (aside / "eval.json").read_bytes() == results["eval.json"]
-    assert (aside / "test_items.npz").read_bytes() == results["test_items.npz"]
+    for name in ("likelihood.json", "likelihood.npz", "validation_loss.json"):
+        assert (aside / "measured" / name).read_bytes() == results[name]
     made_again = contents(other.folder)
     execute(other.cfg, other.folder)  # and not without end
     assert contents(other.folder) | {"lock": b""} == made_again | {"lock": b""}

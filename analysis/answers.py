@@ -1,0 +1,205 @@
+"""docs/answers.md: what the published results say to the questions of the field, so that no number is typed by hand.
+
+`python -m analysis.answers` writes the page from `results/`; with `--check` it changes nothing and exits with 1 if the
+page is out of date. Where the results lack a measurement, the page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+
+import pandas as pd
+
+from analysis.labels import GUARANTEES, MISSING, columns, words_of
+from analysis.load import Frame, load
+from analysis.tables.render import Cell, Table, markdown
+from bench.records.intervals import Z_95
+from bench.records.store import StudyFolder, write_atomically
+
+RESULTS, PAGE = Path("results"), Path("docs/answers.md")
+TIME = "at.t"
+NOT_YET = "Not measured yet: no published run has {}."
+ERROR, SHARE, GAIN = "equivariance_error_mean", "equivariance_loss_share", "orientation_gain"
+LAPTOP, TURNED = "qm9_laptop", "qm9_turned"  # the same data as stored, and each molecule turned at random
+OUTCOMES = ("nll", "validation_loss", "molecule_stability", "validity")
+LEAD = """# Answers
+
+Made by `python -m analysis.answers` from the published runs in `results/`; no number is typed by hand. In brackets: the
+95 % interval over what was drawn, this trained model held fixed. How each quantity is measured, and what can be
+misread in it: [metrics.md](metrics.md). What is missing is measured by `equibench measure results/STUDY`. Tables by t
+show values alone; their intervals are in `report/values.csv` of each study."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the page.
+
+    Attributes:
+        title: the question; reading: how to read the answer.
+        tables: the answer, from all published values; none where nothing was measured of `lacks`.
+    """
+
+    title: str
+    reading: str
+    lacks: str
+    tables: Callable[[Frame], list[Table]]
+
+    def answer(self, values: Frame) -> str:
+        """The section of the page."""
+        tables = self.tables(values) if len(values) else []
+        told = [markdown(table).strip() for table in tables] or [NOT_YET.format(self.lacks)]
+        return "\n\n".join([f"## {self.title}", fill(self.reading, 120), *told])
+
+
+def published(results: Path) -> Frame:
+    """Values of all counted runs in `results/`, with `study`, `step`, `guarantee` and `data` of their run."""
+    frames = []
+    for folder in sorted(path for path in results.glob("*") if StudyFolder(path).runs()):
+        study = load(folder)
+        about = study.counted.set_index("run")[["eval.step", "guarantee", "data.name"]]
+        values = study.values[study.values["counted"] & (study.values["of"] == "samples")]
+        about.columns = ["step", "guarantee", "data"]
+        frames.append(values.merge(about, left_on="run", right_index=True).assign(study=folder.name))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def chosen(values: Frame, *names: str, curves: bool = False, data: str = "qm9") -> Frame:
+    """Values of these names on one data set: scalars, or points of curves over t."""
+    rows = values[values["name"].isin(names) & (values["data"] == data) & values["value"].notna()]
+    over_time = rows[TIME].notna() if TIME in rows else rows["scalar"] & False
+    return rows[over_time if curves else rows["scalar"]]
+
+
+def interval(row: Frame, show: Callable[[float], str]) -> str:
+    """The ends of a value's 95 % interval in brackets, or ''."""
+    low, high = row["low"], row["high"]
+    if low != low and row["sem"] == row["sem"]:
+        low, high = row["value"] - Z_95 * row["sem"], row["value"] + Z_95 * row["sem"]
+    return "" if low != low else f"({show(low)} to {show(high)})"
+
+
+def scalars(rows: Frame, title: str) -> list[Table]:
+    """A row for each run; a column for each quantity, with the words of its position."""
+    if rows.empty:
+        return []
+    shown, body = columns(rows), []
+    for (study, run), own in rows.groupby(["study", "run"], sort=False):
+        first, by = own.iloc[0], own.set_index("column")
+        cells = [Cell(first["method"]), Cell(first["backbone"]), Cell(GUARANTEES.get(first["guarantee"], MISSING))]
+        cells.append(Cell(f"{first['step']:.0f}"))
+        for column in shown:
+            value = by.loc[column.name] if column.name in by.index else None
+            text = MISSING if value is None else column.show(value["value"])
+            cells.append(Cell(text, "" if value is None else interval(value, column.show)))
+        body.append([*cells, Cell(f"{study}/{run}")])
+    header = ["Method", "Backbone", "Guarantee", "Steps", *(column.title for column in shown), "Run"]
+    return [Table(header, body, title, n_text=4, last_is_text=True)]
+
+
+def over_time(rows: Frame, title: str) -> list[Table]:
+    """A table for each quantity: a row for each run and words, a column for each time."""
+    tables = []
+    for _, own in rows.groupby("name", sort=False):
+        column = columns(own)[0]
+        times, body = sorted(own[TIME].unique()), []
+        for (study, run, words), curve in own.groupby(["study", "run", "words"], sort=False):
+            first, by = curve.iloc[0], curve.groupby(TIME)["value"].mean()
+            cells = [Cell(f"{first['method']} / {first['backbone']}"), Cell(words_of(words) or MISSING)]
+            cells += [Cell(column.show(by[t]) if t in by.index else MISSING) for t in times]
+            body.append([*cells, Cell(f"{study}/{run}")])
+        label = f"{title}: {str(own['label'].iloc[-1]).lower()}{f' ({column.unit})' if column.unit else ''}, by t."
+        header = ["Row", "", *(f"{t:.3g}" for t in times), "Run"]
+        tables.append(Table(header, body, label, n_text=2, last_is_text=True))
+    return tables
+
+
+def symmetry(values: Frame) -> list[Table]:
+    found = scalars(chosen(values, ERROR, "equivariance_error_floor_mean"), "Of trained and of initial weights.")
+    return found + over_time(chosen(values, "equivariance_error", SHARE, curves=True), "Within the path")
+
+
+def variance(values: Frame) -> list[Table]:
+    names = ("gradient_variance_removed", "target_variance_removed", "target_variance_removed_limit")
+    return scalars(chosen(values, *names), "Over all times of training.") + over_time(
+        chosen(values, *names, "gradient_variance", "target_variance", curves=True), "Within the path"
+    )
+
+
+def frames(values: Frame) -> list[Table]:
+    names = ("rotation_law_first_mean", "rotation_law_second_mean", "rotation_law_p", "rotation_law_swap_excess_mean")
+    return scalars(chosen(values, *names), "Over all times.") + over_time(
+        chosen(values, "rotation_law_first", "rotation_law_second", curves=True), "Within the path"
+    )
+
+
+def orientation(values: Frame) -> list[Table]:
+    """Outcomes of the rows that both studies have; the gain alone where only the first was published."""
+    gain = scalars(chosen(values, f"{GAIN}_mean"), "Of the loss, the same model on turned data and on stored data.")
+    outcomes = chosen(values, *OUTCOMES)
+    outcomes = outcomes[outcomes["study"].isin([LAPTOP, TURNED])]
+    rows = outcomes.groupby(["method", "backbone", "seed"])["study"].transform("nunique") == 2
+    outcomes = outcomes[rows].sort_values(["method", "seed", "study"], kind="stable")
+    return gain + scalars(outcomes, f"Trained on the data as stored ({LAPTOP}) and turned ({TURNED}), row by row.")
+
+
+QUESTIONS = (
+    Question(
+        "How equivariant does augmentation get, and when in training?",
+        "The error is relative to the prediction: 0 is equivariant, about √2 is a prediction that ignores how its "
+        "input is turned. The floor is rounding, or finite draws of a stochastic prediction. Rows with fewer steps, "
+        "and the columns of initial weights, say when.",
+        "the measure `equivariance`",
+        symmetry,
+    ),
+    Question(
+        "How much variance does each estimator remove on QM9, and at which t?",
+        "At fixed weights. What averaging over the group can remove of the target is bounded by the dimension of the "
+        "group, in units of the noise; what it removes of the gradient is what a training step gains.",
+        "the measure `variance`",
+        variance,
+    ),
+    Question(
+        "Does gamma leave the Haar measure?",
+        "First and second moment of the rotation that the method draws given z_t: 0 for Haar. The values under Haar, "
+        "identity and PCA frames are drawn in the same way and stand beside them.",
+        "the measure `rotation_law`",
+        frames,
+    ),
+    Question(
+        "What does the stored orientation of QM9 give `plain`?",
+        f"The study `{TURNED}` trains on molecules each turned once at random, otherwise as `{LAPTOP}`. What `plain` "
+        "loses there, and a row that is turned at every step in any case does not, came from the stored orientation.",
+        f"the measure `equivariance`, and no row is in both `{LAPTOP}` and `{TURNED}`",
+        orientation,
+    ),
+)
+
+
+def page(results: Path, questions: Sequence[Question] = QUESTIONS) -> str:
+    """The page as Markdown."""
+    values = published(results)
+    return "\n\n".join([LEAD, *(question.answer(values) for question in questions)]) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write or check."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.answers", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 when the page is out of date")
+    args = parser.parse_args(argv)
+    wanted = page(RESULTS)
+    if PAGE.is_file() and PAGE.read_text() == wanted:
+        return 0
+    if args.check:
+        sys.stderr.write(f"{PAGE} does not show what is in {RESULTS}; run `make answers`\n")
+        return 1
+    write_atomically(PAGE, wanted.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

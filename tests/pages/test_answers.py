@@ -1,0 +1,70 @@
+"""docs/answers.md shows what is published, and says what is not."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from analysis import answers
+from bench.records.measured import write_measurement
+from bench.records.schema import INITIAL, TRAINED
+from bench.records.store import RunFolder, read_json
+from bench.records.values import Kind, Value
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """One published run on QM9."""
+    folder = sorted((ROOT / "results/qm9_laptop").glob("haar-*"))[0]
+    shutil.copytree(folder, tmp_path / "results/qm9_laptop" / folder.name)
+    shutil.rmtree(tmp_path / "results/qm9_laptop" / folder.name / "measured", ignore_errors=True)
+    return tmp_path / "results"
+
+
+def measured(results, name, values, weights=TRAINED):
+    for path in results.glob("*/haar-*"):
+        run = RunFolder(path)
+        manifest = read_json(run.manifest)
+        environment = {"device": "CPU", "n_threads": 1, "platform": "Linux", "versions": {}}
+        record = {"measure": name, "options": {}, "weights": weights, "step": 1, "seconds": 1.0, "created": "now"}
+        record |= {"weights_sha256": manifest.get("weights_sha256", "0" * 64), "environment": environment}
+        code = {key: manifest["code"][key] for key in ("version", "commit", "dirty")}
+        write_measurement(run, record | {"code": code}, values)
+
+
+def test_the_page_shows_what_is_published(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert answers.main(["--check"]) == 0
+
+
+def test_what_is_missing_is_said_to_be(results):
+    page = answers.page(results)
+    assert page.count("Not measured yet") == len(answers.QUESTIONS)
+    assert answers.page(results / "nothing").count("Not measured yet") == len(answers.QUESTIONS)
+
+
+def test_a_measured_value_is_quoted_with_interval_and_run(results, monkeypatch, tmp_path):
+    """Initial weights beside the trained ones. Control: the other questions stay open."""
+    error = {"name": answers.ERROR, "label": "Equivariance error, mean"}
+    measured(results, "equivariance", [Value(**error, value=0.125, low=0.1, high=0.15, kind=Kind.SYMMETRY)])
+    measured(results, "equivariance", [Value(**error, value=0.75, sem=0.01, kind=Kind.SYMMETRY)], INITIAL)
+    page = answers.page(results)
+    (run,) = results.glob("*/haar-*")
+    (line,) = [line for line in page.splitlines() if run.name in line]
+    assert "0.125 (0.100 to 0.150)" in line
+    assert "0.750 (0.730 to 0.770)" in line
+    assert f"qm9_laptop/{run.name}" in line
+    assert page.count("Not measured yet") == len(answers.QUESTIONS) - 1
+
+    points = [Value("gradient_variance", "Gradient variance", t, at={"t": t, "part": "data"}) for t in (0.1, 0.9)]
+    measured(results, "variance", points)
+    page = answers.page(results)
+    assert "| Row |  | 0.1 | 0.9 | Run |" in page
+    assert "part data" in page
+    monkeypatch.chdir(tmp_path)
+    assert answers.main(["--check"]) == 1
+    assert answers.main([]) == 0
+    assert answers.main(["--check"]) == 0
+    assert (tmp_path / answers.PAGE).read_text() == page
