@@ -321,7 +321,7 @@ def value_of(name: str, at: Mapping[str, float | str], found: Mapping[str, Any])
     kind = Kind.DIAGNOSTIC
     if "t" not in at:
         label = f"{label}, {'all levels' if name == P_VALUE else 'mean'}"
-        kind = Kind.QUALITY if name == ERROR else kind
+        kind = Kind.SYMMETRY if name == ERROR else kind
         name += "" if name == P_VALUE else "_mean"
     unit = "fraction" if name.removesuffix("_mean") in FRACTIONS else ""
     return Value(name, label, unit=unit, kind=kind, at=at, definition=definition, **{"value": None, **found})

@@ -56,7 +56,13 @@ STORED = "stored data"  # the word of `at` that tells them from samples
 
 @dataclass
 class IsotropyConfig:
-    """No options: all samples, beside the whole test split as stored."""
+    """Options: samples, beside the whole test split as stored."""
+
+    n_samples: int = 1000  # the first ones
+
+    def __post_init__(self) -> None:
+        if self.n_samples < 2:
+            raise ValueError(f"'n_samples' of isotropy is {self.n_samples}, expected at least 2")
 
 
 @measures.register("isotropy", IsotropyConfig, references=(MARDIA_2000,))
@@ -65,11 +71,11 @@ def measure(subject: Subject, cfg: IsotropyConfig) -> list[Value]:
 
     Nothing without samples, nor for groups that turn nothing (permutations, shifts).
     """
-    del cfg
     if subject.samples is None or not isinstance(subject.group, MatrixGroup):
         return []
     size = subject.group.size
-    return values_of(subject.samples, size, {}) + values_of(subject.data.test, size, {"of": STORED})
+    samples = subject.samples.select(np.arange(min(cfg.n_samples, len(subject.samples))))
+    return values_of(samples, size, {}) + values_of(subject.data.test, size, {"of": STORED})
 
 
 def values_of(structures: Structures, size: int, at: Mapping[str, str]) -> list[Value]:

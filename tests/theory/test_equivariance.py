@@ -228,7 +228,7 @@ def test_the_optimum_is_equivariant_to_rounding_on_every_toy(toy):
     assert measured(replace(exact, predict=spoilt, denoiser=lambda z, at: z), 32)["equivariance_error"] > 0.01
     found = measure(toy_subject(toy), EquivarianceConfig(n_levels=3, n_states=16))
     assert {"equivariance_error", "equivariance_error_mean", "orientation_gain"} <= {v.name for v in found}
-    assert [v.name for v in found if v.kind is Kind.QUALITY] == ["equivariance_error_mean"]
+    assert [v.name for v in found if v.kind is Kind.SYMMETRY] == ["equivariance_error_mean"]
 
 
 def molecular_subject(method: str, backbone: str) -> Subject:
