@@ -1,8 +1,8 @@
 """Structures as PyTorch Geometric graphs.
 
 `to_graph` and `to_batch`: nodes are atoms, there are no edges. Attributes are those of PyG's molecular networks: `z`
-nuclear charges [A] int64, `pos` positions [A, 3] in angstrom in the dtype of the structures, and in a batch `batch` [A],
-the molecule of each atom, and `ptr` [M + 1].
+nuclear charges [A] int64, `pos` positions [A, 3] in angstrom in the dtype of the structures, and in a batch `batch`
+[A], the molecule of each atom, and `ptr` [M + 1].
 
 `bond_graphs`: the graphs of molecules without positions, as the context of a task whose network is given them.
 """
@@ -63,9 +63,9 @@ def bond_graphs(
 ) -> Batch:
     """Graphs of molecules, one for each index in `molecule`, which may repeat, as one batch on `device`.
 
-    Attributes of the batch: `z` nuclear charges, `formal_charge` and `chirality` [A] as in `Graphs`; `edge_index` [2, E], each bond
-    in both directions, with `bond_type` [E] (1, 2, 3, and 4 for aromatic) and `bond_configuration` [E] (0 none, 1 Z,
-    2 E); `batch` [A] and `ptr` [M + 1].
+    Attributes of the batch: `z` nuclear charges, `formal_charge` and `chirality` [A] as in `Graphs`; `edge_index`
+    [2, E], each bond in both directions, with `bond_type` [E] (1, 2, 3, and 4 for aromatic) and `bond_configuration`
+    [E] (0 none, 1 Z, 2 E); `batch` [A] and `ptr` [M + 1].
 
     Args:
         max_automorphisms: if given, also `automorphisms` [A, G], the permutations of `Graphs.automorphisms` as atoms of
