@@ -9,7 +9,7 @@ import pytest
 from conformer_examples import SYMMETRIES, ensembles, mirrored, records_of, shuffled
 from rdkit import Chem
 
-from bench.data.conformers import ConformersConfig, load
+from bench.data.conformers import ConformersConfig, ConformerSplit, load
 from bench.structures.conformer_files import read_npz
 from bench.structures.dataset import DataError
 from bench.structures.elements import FileError
@@ -110,7 +110,7 @@ def test_a_folder_of_sdf_files_is_one_data_set_split_by_molecule(tmp_path: Path)
     assert not parts[0] & parts[2]
     assert len(data.train) + len(data.valid) + len(data.test) == 4 * len(LINEAR)
     assert any(note.startswith("conformers of molecules: train") for note in data.notes)
-    mixed = load(ConformersConfig(str(tmp_path), split="conformer", valid_fraction=0.2, test_fraction=0.2))  # type: ignore[arg-type]
+    mixed = load(ConformersConfig(str(tmp_path), split=ConformerSplit.CONFORMER, valid_fraction=0.2, test_fraction=0.2))
     assert set(mixed.train.molecule.tolist()) & set(mixed.test.molecule.tolist())  # type: ignore[attr-defined]
     assert data.fingerprint != mixed.fingerprint
 
