@@ -157,7 +157,9 @@ class Conformers(Task):
             write_json(path, {"values": [value.to_dict() for value in halves]})
         data_values = [Value.from_dict(value, str(path)) for value in read_json(path)["values"]]
         shown = np.repeat(chosen, [len(some) for some in drawn])[:N_DRAWN]
-        return Evaluation(evaluate_ensembles(references, drawn), data_values, [kekule_bonds(test, k) for k in shown.tolist()])
+        return Evaluation(
+            evaluate_ensembles(references, drawn), data_values, [kekule_bonds(test, k) for k in shown.tolist()]
+        )
 
 
 def ensembles_of(structures: Structures) -> Ensembles:
