@@ -10,7 +10,7 @@ nuclear charges [A] int64, `pos` positions [A, 3] in angstrom in the dtype of th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,9 +104,11 @@ def bond_graphs(
     # without positions PyG cannot tell how many nodes there are
     batch.num_nodes, batch._num_nodes = len(atoms), np.diff(ptr).tolist()
     of_atoms, of_edges, none = torch.from_numpy(ptr), torch.from_numpy(edge_ptr), torch.zeros(len(molecule)).long()
-    slices = dict.fromkeys(("z", "formal_charge", "chirality"), (of_atoms, none))
-    slices |= dict.fromkeys(("bond_type", "bond_configuration"), (of_edges, none))
-    slices["edge_index"] = (of_edges, of_atoms[:-1])
+    slices = {"edge_index": (of_edges, of_atoms[:-1])}
+    for name in ("z", "formal_charge", "chirality"):
+        slices[name] = (of_atoms, none)
+    for name in ("bond_type", "bond_configuration"):
+        slices[name] = (of_edges, none)
     if max_automorphisms is not None:
         listed = [graphs.automorphisms(k, max_automorphisms) for k in molecule.tolist()]
         table = np.repeat(np.arange(len(atoms))[:, None], max(map(len, listed)), axis=1)
@@ -118,7 +120,7 @@ def bond_graphs(
     return _separable(batch, len(molecule), slices)
 
 
-def _separable(batch: Batch, n: int, slices: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Batch:
+def _separable(batch: Any, n: int, slices: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Batch:
     """The batch with what `from_data_list` records to take it apart again, with `batch[i]` and `to_data_list`.
 
     Args:
