@@ -119,19 +119,17 @@ class EnsembleEvaluation:
         values, medians = [], []
         for name, (label, definition, items) in {**rates, **distances}.items():
             unit, better = ("fraction", Better.HIGHER) if name in rates else ("angstrom", Better.LOWER)
+            value = Value(name, label, None, unit, better, definition=f"{definition}; mean over molecules", items=items)
             known = items[np.isfinite(items)]
-            if not len(known):
-                values.append(Value(name, label, None, unit, better, definition=definition, items=items))
-                continue
-            mean, sem = float(known.mean()), error_of_ratio(known, np.ones(len(known)))
-            low, high = mean - Z_95 * sem, mean + Z_95 * sem
-            if name in rates:
-                low, high = rate_interval(mean, Z_95 * sem, len(known))
-            definition += "; mean over molecules"
-            interval = {"low": low, "high": high, "sem": sem}
-            values.append(Value(name, label, mean, unit, better, definition=definition, items=items, **interval))
-            median = float(np.median(known))
-            medians.append(Value(f"{name}_median", f"{label}, median", median, unit, better, Kind.DIAGNOSTIC))
+            if len(known):
+                mean, sem = float(known.mean()), error_of_ratio(known, np.ones(len(known)))
+                low, high = mean - Z_95 * sem, mean + Z_95 * sem
+                if name in rates:
+                    low, high = rate_interval(mean, Z_95 * sem, len(known))
+                value = replace(value, value=mean, low=low, high=high, sem=sem)
+                median = float(np.median(known))
+                medians.append(Value(f"{name}_median", f"{label}, median", median, unit, better, Kind.DIAGNOSTIC))
+            values.append(value)
         return [*values, self._chirality(), *self._failures(), *medians, *self._curves()]
 
     def _coverage(self, side: str, threshold: float) -> np.ndarray:

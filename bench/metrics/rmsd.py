@@ -13,6 +13,7 @@ atom. Both give an upper bound of the distance, and both are counted.
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,15 +40,19 @@ class Distances:
     capped: bool
 
 
-def heavy_atoms(mol: Chem.Mol) -> tuple[Chem.Mol, np.ndarray]:
-    """The molecule without its hydrogens and conformers, and the indices of the atoms that stay [n].
+def without_hydrogens(mol: Chem.Mol, but: Collection[int] = ()) -> tuple[Chem.Mol, np.ndarray]:
+    """The molecule without its conformers and its hydrogens, and the indices of the atoms that stay [n].
 
+    Args:
+        but: hydrogens that stay.
     Raises:
         ValueError: RDKit cannot sanitise the molecule.
     """
     marked = Chem.Mol(mol, True)  # without conformers
     for atom in marked.GetAtoms():  # pyright: ignore[reportGeneralTypeIssues] - incomplete stubs
         atom.SetIntProp(ORIGINAL, atom.GetIdx())
+    for i in but:
+        marked.GetAtomWithIdx(i).SetIsotope(2)  # RemoveHs leaves deuterium
     heavy = Chem.RemoveHs(marked)
     kept = [atom.GetIntProp(ORIGINAL) for atom in heavy.GetAtoms()]  # pyright: ignore[reportGeneralTypeIssues]
     return heavy, np.array(kept, dtype=np.int64)
@@ -64,23 +69,28 @@ def with_conformers(mol: Chem.Mol, positions: np.ndarray) -> Chem.Mol:
 
 
 def rmsd_between(
-    mol: Chem.Mol, first: np.ndarray, second: np.ndarray, seconds: float = SECONDS_PER_MOLECULE
+    mol: Chem.Mol,
+    first: np.ndarray,
+    second: np.ndarray,
+    seconds: float = SECONDS_PER_MOLECULE,
+    hydrogens: Collection[int] = (),
 ) -> Distances:
     """Distances of conformers [n, A, 3] to others [m, A, 3] of one molecule with A atoms, hydrogens counted.
 
     Args:
         seconds: CPU time after which the remaining pairs are compared atom by atom.
+        hydrogens: those that are compared too.
     Raises:
         ValueError: RDKit cannot sanitise the molecule.
     """
-    heavy, kept = heavy_atoms(mol)
+    heavy, kept = without_hydrogens(mol, hydrogens)
     probe, reference = (with_conformers(heavy, x[:, kept]) for x in (second, first))
-    usable = [np.isfinite(x[:, kept]).all(axis=(1, 2)) for x in (first, second)]
+    usable = np.isfinite(first[:, kept]).all(axis=(1, 2))[:, None] & np.isfinite(second[:, kept]).all(axis=(1, 2))
     capped = len(heavy.GetSubstructMatches(heavy, uniquify=False, maxMatches=MAX_MATCHES)) >= MAX_MATCHES
     atom_by_atom = [(i, i) for i in range(len(kept))]
     rmsd = np.full((len(first), len(second)), np.nan)
     n_timed_out, end = 0, time.process_time() + seconds
-    for i, j in np.argwhere(usable[0][:, None] & usable[1]).tolist():
+    for i, j in np.argwhere(usable).tolist():
         if time.process_time() < end:
             rmsd[i, j] = GetBestRMS(probe, reference, j, i, maxMatches=MAX_MATCHES)
         else:
