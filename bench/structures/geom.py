@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -143,7 +144,9 @@ def _ensemble(smiles: Any, found: Any, where: str, at_most: int | None) -> Ensem
     return Ensemble(smiles, numbers, rows[:, :, 1:], energies)
 
 
-def records(path: Path, faults: list[str], at_most: int | None = None) -> Iterator[Record]:
+def records(
+    path: Path, faults: list[str], at_most: int | None = None, n_molecules: int | None = None
+) -> Iterator[Record]:
     """Conformers with the bonds of their SMILES, as `bench.structures.perception.collect` takes them.
 
     GEOM has conformers that reacted while they were sought: those whose neighbours are not those of the SMILES are left
@@ -152,9 +155,10 @@ def records(path: Path, faults: list[str], at_most: int | None = None) -> Iterat
     Args:
         faults: filled with a line for each molecule of which something is left out.
         at_most: as for `ensembles`.
+        n_molecules: to read, from the start.
     Raises: as `ensembles`.
     """
-    for k, one in enumerate(ensembles(path, at_most), start=1):
+    for k, one in enumerate(islice(ensembles(path, at_most), n_molecules), start=1):
         where = f"{path.name}: molecule {k} ({truncate(one.smiles)})"
         bonds = bonds_of_smiles(one)
         if isinstance(bonds, str):
