@@ -85,7 +85,7 @@ def rmsd_between(
     """
     heavy, kept = without_hydrogens(mol, hydrogens)
     probe, reference = (with_conformers(heavy, x[:, kept]) for x in (second, first))
-    usable = np.isfinite(first[:, kept]).all(axis=(1, 2))[:, None] & np.isfinite(second[:, kept]).all(axis=(1, 2))
+    usable = np.logical_and.outer(*(np.isfinite(x[:, kept]).all(axis=(1, 2)) for x in (first, second)))
     capped = len(heavy.GetSubstructMatches(heavy, uniquify=False, maxMatches=MAX_MATCHES)) >= MAX_MATCHES
     atom_by_atom = [(i, i) for i in range(len(kept))]
     rmsd = np.full((len(first), len(second)), np.nan)
