@@ -123,16 +123,21 @@ class Collection:
 
     Attributes:
         faults: why records were left out, a line for each.
+        n_seen: records that came.
+        taken: which of them, from 0, are the conformers.
     """
 
     faults: list[str] = field(default_factory=list)
     _templates: dict[bytes, _Template | str] = field(default_factory=dict)
     _graphs: dict[str, _Graph] = field(default_factory=dict)
+    n_seen: int = 0
+    taken: list[int] = field(default_factory=list)
     _positions: list[np.ndarray] = field(default_factory=list)
     _molecules: list[int] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
         """Take a conformer, or note why it cannot be taken."""
+        self.n_seen += 1
         key = b"|".join(a.astype("<i8").tobytes() for a in (record.numbers, record.charges, record.bonds))
         if key not in self._templates:
             self._templates[key] = _template(record)
@@ -143,6 +148,7 @@ class Collection:
         graph, order = self._graph_of(template, record)
         self._positions.append(np.asarray(record.positions, dtype=np.float32)[order])
         self._molecules.append(graph)
+        self.taken.append(self.n_seen - 1)
 
     def _graph_of(self, template: _Template, record: Record) -> tuple[int, np.ndarray]:
         """Index of the molecule, and the record's atoms in the order of its graph."""
@@ -191,11 +197,17 @@ def collect(records: Iterable[Record]) -> tuple[Ensembles, list[str]]:
     Raises:
         FileError: none can be used.
     """
+    collection = collected(records)
+    return collection.ensembles(), collection.faults
+
+
+def collected(records: Iterable[Record]) -> Collection:
+    """A collection of all records."""
     collection = Collection()
     with rdBase.BlockLogs():
         for record in records:
             collection.add(record)
-        return collection.ensembles(), collection.faults
+    return collection
 
 
 @dataclass

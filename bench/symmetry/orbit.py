@@ -60,8 +60,8 @@ class OrbitTargetConfig:
     temperature: float = 1.0  # divides log weights; other than 1: a biased control
     proposal: Proposal = Proposal.UNIFORM
     shared_draws: bool = False  # one set of draws for the whole batch, instead of one for each molecule
-    permutations: Permutations = Permutations.NONE
-    n_permutations: int = 8  # the identity included
+    permutations: Permutations = Permutations.NONE  # besides those that are part of the group
+    n_permutations: int = 8  # the identity included, of either kind
 
     def __post_init__(self) -> None:
         for key in ("n_draws", "n_permutations"):
@@ -129,7 +129,11 @@ def _matrix_average(
 ) -> OrbitTarget:
     """The average over candidates (permutation, matrix); D x D arithmetic in float64, no host synchronisation."""
     x0, z_t, level, part = noised.clean, noised.z_t, noised.level, group.part
-    order = permutations if permutations is not None else draw_permutations(x0, cfg, rng)
+    order = permutations
+    if order is None and cfg.permutations is Permutations.NONE:
+        order = group.exchanges(x0, cfg.n_permutations, rng, cfg.include_generator)
+    elif order is None:
+        order = draw_permutations(x0, cfg, rng)
     x = x0.parts[part][:, None] if order is None else x0.parts[part][order]  # [A, P, D]
     F = group.moment(x, noised) / cfg.temperature
     B, P, K, D = *F.shape[:2], cfg.n_draws, group.size
