@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def load(cfg: ConformersConfig) -> DataSet:
         kept = ensembles.n_atoms <= cfg.max_atoms
         ensembles = ensembles.select(kept)
         found = Found(ensembles, found.faults, None if found.split is None else found.split[kept])
-    index, how = _split(found, cfg)
+    index, how = split_of(found, cfg)
     parts = {split: ensembles.select(np.sort(index[split])) for split in SPLITS}
     for split, part in parts.items():
         if not len(part):
@@ -112,8 +113,17 @@ def _read(cfg: ConformersConfig) -> tuple[str, Found]:
     return inside[0].stem, read_npz(inside[0])
 
 
-def _split(found: Found, cfg: ConformersConfig) -> tuple[dict[str, np.ndarray], str]:
-    """Conformers of each split, and how they were chosen."""
+class SplitOptions(Protocol):
+    """The options that say how to split."""
+
+    split: ConformerSplit
+    seed: int
+    valid_fraction: float
+    test_fraction: float
+
+
+def split_of(found: Found, cfg: SplitOptions) -> tuple[dict[str, np.ndarray], str]:
+    """Conformers of each split, and how they were chosen; DataError for fractions that are none."""
     fractions = (cfg.valid_fraction, cfg.test_fraction)
     if min(fractions) <= 0 or sum(fractions) >= 1:
         raise DataError(

@@ -11,27 +11,21 @@ import csv
 import logging
 import os
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 
+from bench.data.conformers import ConformerSplit, split_of
 from bench.records.inputs import one_line
 from bench.references import Reference
 from bench.registry import datasets
+from bench.structures.conformer_files import Found
 from bench.structures.dataset import DataError, DataSet, grouped
 from bench.structures.ensembles import Ensembles
 
 log = logging.getLogger(__name__)
 
 PERMUTATION = "geom_permutation.npy"  # EDM's, of the conformers of GEOM-Drugs
-
-
-class GeomSplit(StrEnum):
-    """What a split keeps together."""
-
-    MOLECULE = "molecule"  # conformers of one molecule
-    CONFORMER = "conformer"  # nothing, as published by EDM: test molecules have other conformers in the training split
 
 
 @dataclass
@@ -41,7 +35,7 @@ class GeomConfig:
     dir: str | None = None  # folder with the msgpack file; null: `GEOM_DIR`
     n_conformers: int | None = 30  # of each molecule, those of lowest energy; null: all
     n_molecules: int | None = None  # the first ones of the file; null: all
-    split: GeomSplit = GeomSplit.MOLECULE
+    split: ConformerSplit = ConformerSplit.MOLECULE
     seed: int = 0  # of the split
     valid_fraction: float = 0.1
     test_fraction: float = 0.1  # where there is no list of test molecules
@@ -90,14 +84,14 @@ def _load(cfg: GeomConfig, name: str, label: str) -> DataSet:
     path = geom.find(Path(folder).expanduser(), name)
     faults: list[str] = []
     ensembles, refused = collect(geom.records(path, faults, cfg.n_conformers, cfg.n_molecules))
-    splits, notes = _split(ensembles, cfg, path.parent, name)
+    splits, how, notes = _split(ensembles, cfg, path.parent, name)
     left_out = faults + refused
     if left_out:
         notes.append(f"{grouped(len(left_out))} times something was left out, first: {left_out[0]}")
     for note in notes:
         log.warning("%s", note)
     elements = np.unique(ensembles.numbers)
-    source = f"{path.name}, split by {cfg.split.value}, seed {cfg.seed}"
+    source = f"{path.name}, split {how}"
     if cfg.n_conformers is not None:
         label += f", at most {cfg.n_conformers} conformers"
     if cfg.n_molecules is not None:
@@ -107,38 +101,29 @@ def _load(cfg: GeomConfig, name: str, label: str) -> DataSet:
     return data.limited(cfg.max_atoms, cfg.n_train)
 
 
-def _split(ensembles: Ensembles, cfg: GeomConfig, folder: Path, name: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Conformers of each split, and notes."""
-    fractions = (cfg.valid_fraction, cfg.test_fraction)
-    if min(fractions) <= 0 or sum(fractions) >= 1:
-        raise DataError(f"valid_fraction and test_fraction are {fractions}, expected positive ones below 1 in sum")
-    rng = np.random.default_rng(cfg.seed)
-    if cfg.split is GeomSplit.CONFORMER:
-        n = len(ensembles)
-        published = folder / PERMUTATION
-        order, notes = rng.permutation(n), [f"split by conformer in EDM's manner, but without its {PERMUTATION}"]
-        if published.is_file():
-            order, notes = _published_order(published, n)
-        n_valid, n_test = (int(fraction * n) for fraction in fractions)
+def _split(
+    ensembles: Ensembles, cfg: GeomConfig, folder: Path, name: str
+) -> tuple[dict[str, np.ndarray], str, list[str]]:
+    """Conformers of each split, how they were chosen, and notes."""
+    listed, published = folder / f"{name}_test_smiles.csv", folder / PERMUTATION
+    if cfg.split is ConformerSplit.CONFORMER:
+        if not published.is_file():
+            note = f"split by conformer in EDM's manner, but without its {PERMUTATION}"
+            return *split_of(Found(ensembles), cfg), [note]
+        n_valid, n_test = (int(fraction * len(ensembles)) for fraction in (cfg.valid_fraction, cfg.test_fraction))
+        order = _published_order(published, len(ensembles))
         valid, test, train = np.split(order, [n_valid, n_valid + n_test])  # in EDM's order
-        return {"train": train, "valid": valid, "test": test}, notes
-    present = ensembles.present
-    order, notes = rng.permutation(present), []
-    n_valid, n_test = (max(1, int(fraction * len(present))) for fraction in fractions)
-    listed = folder / f"{name}_test_smiles.csv"
-    if listed.is_file():
-        wanted = _test_smiles(listed)
-        is_test = np.isin(np.array(ensembles.graphs.smiles)[order], sorted(wanted))
-        order, n_test = np.concatenate([order[is_test], order[~is_test]]), int(is_test.sum())
-        notes.append(f"test: {grouped(n_test)} of the {grouped(len(wanted))} molecules of {listed.name}")
-    test, valid, train = np.split(order, [n_test, n_test + n_valid])
-    return {
-        split: np.flatnonzero(np.isin(ensembles.molecule, molecules))
-        for split, molecules in (("train", train), ("valid", valid), ("test", test))
-    }, notes
+        return {"train": train, "valid": valid, "test": test}, "by conformer, as published", []
+    if not listed.is_file():
+        return *split_of(Found(ensembles), cfg), []
+    wanted = _test_smiles(listed)
+    is_test = np.isin(np.array(ensembles.graphs.smiles), sorted(wanted))
+    named = np.where(is_test[ensembles.molecule], "test", "train")
+    note = f"test: {grouped(int(is_test.sum()))} of the {grouped(len(wanted))} molecules of {listed.name}"
+    return *split_of(Found(ensembles, split=named), cfg), [note]
 
 
-def _published_order(path: Path, n: int) -> tuple[np.ndarray, list[str]]:
+def _published_order(path: Path, n: int) -> np.ndarray:
     """EDM's permutation of n conformers; DataError where it is of others."""
     try:
         order = np.load(path, allow_pickle=False)
@@ -149,7 +134,7 @@ def _published_order(path: Path, n: int) -> tuple[np.ndarray, list[str]]:
             f"{path} is {order.dtype} of shape {order.shape}, expected a permutation of the {n} conformers that were "
             "read; it goes with data.n_conformers=30, and with files of which nothing is left out"
         )
-    return order, []
+    return order
 
 
 def _test_smiles(path: Path) -> set[str]:

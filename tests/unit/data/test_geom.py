@@ -10,7 +10,7 @@ import pytest
 from geom_files import crude, packed
 from rdkit import Chem
 
-from bench.data.geom import GeomSplit
+from bench.data.conformers import ConformerSplit
 from bench.registry import datasets
 from bench.structures.dataset import DataError
 from bench.structures.ensembles import Ensembles
@@ -45,7 +45,7 @@ def test_a_split_by_molecule_shares_no_molecule(folder: Path):
 
 
 def test_a_split_by_conformer_does(folder: Path):
-    data = load(folder, split=GeomSplit.CONFORMER, valid_fraction=0.2, test_fraction=0.2)
+    data = load(folder, split=ConformerSplit.CONFORMER, valid_fraction=0.2, test_fraction=0.2)
     assert [len(part) for part in data.splits.values()] == [36, 12, 12]
     assert molecules(data.train) & molecules(data.test)
     assert "without its geom_permutation.npy" in data.notes[0]
@@ -53,15 +53,15 @@ def test_a_split_by_conformer_does(folder: Path):
 
 def test_the_published_permutation_gives_validation_test_and_training_conformers_in_this_order(folder: Path):
     np.save(folder / "geom_permutation.npy", np.arange(60)[::-1].astype(np.int32))
-    data = load(folder, split=GeomSplit.CONFORMER, valid_fraction=0.2, test_fraction=0.2)
+    data = load(folder, split=ConformerSplit.CONFORMER, valid_fraction=0.2, test_fraction=0.2)
     assert molecules(data.valid) == {"CC=O", "COC", "CC#N"}
     assert data.notes == []
     np.save(folder / "geom_permutation.npy", np.zeros(60, np.int32))
     with pytest.raises(DataError, match="expected a permutation of the 60 conformers"):
-        load(folder, split=GeomSplit.CONFORMER)
+        load(folder, split=ConformerSplit.CONFORMER)
     np.save(folder / "geom_permutation.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(DataError, match=r"geom_permutation\.npy"):
-        load(folder, split=GeomSplit.CONFORMER)
+        load(folder, split=ConformerSplit.CONFORMER)
 
 
 def test_listed_test_molecules_are_the_test_split(folder: Path):
