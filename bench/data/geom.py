@@ -25,6 +25,10 @@ from bench.structures.ensembles import Ensembles
 
 log = logging.getLogger(__name__)
 
+ELEMENTS = {  # that models of the two know, as EDM's do: a part of the file may lack rare ones
+    "qm9": (1, 6, 7, 8, 9),
+    "drugs": (1, 5, 6, 7, 8, 9, 13, 14, 15, 16, 17, 33, 35, 53, 80, 83),
+}
 PERMUTATION = "geom_permutation.npy"  # EDM's, of the conformers of GEOM-Drugs
 
 
@@ -90,14 +94,13 @@ def _load(cfg: GeomConfig, name: str, label: str) -> DataSet:
         notes.append(f"{grouped(len(left_out))} times something was left out, first: {left_out[0]}")
     for note in notes:
         log.warning("%s", note)
-    elements = np.unique(ensembles.numbers)
     source = f"{path.name}, split {how}"
     if cfg.n_conformers is not None:
         label += f", at most {cfg.n_conformers} conformers"
     if cfg.n_molecules is not None:
         label += f" of the first {grouped(cfg.n_molecules)} molecules"
     parts = {split: ensembles.select(np.sort(index)) for split, index in splits.items()}
-    data = DataSet(f"geom_{name}", label, source, tuple(elements.tolist()), notes=notes, **parts)
+    data = DataSet(f"geom_{name}", label, source, ELEMENTS[name], notes=notes, **parts)
     return data.limited(cfg.max_atoms, cfg.n_train)
 
 

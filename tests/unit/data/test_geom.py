@@ -40,6 +40,7 @@ def test_a_split_by_molecule_shares_no_molecule(folder: Path):
     assert [len(part) for part in parts] == [8, 2, 2]
     assert set.union(*parts) == {Chem.CanonSmiles(smiles) for smiles in SMILES}
     assert sum(map(len, data.splits.values())) == 60
+    assert data.elements == (1, 6, 7, 8, 9)
     assert load(folder, valid_fraction=0.2, test_fraction=0.2).fingerprint == data.fingerprint
     assert load(folder, valid_fraction=0.2, test_fraction=0.2, seed=1).fingerprint != data.fingerprint
 
@@ -82,6 +83,14 @@ def test_conformers_and_molecules_are_limited(folder: Path):
     assert few.label == "GEOM-QM9, at most 30 conformers of the first 5 molecules"
     with pytest.raises(DataError, match="n_conformers is 0"):
         load(folder, n_conformers=0)
+
+
+def test_models_of_drugs_know_sixteen_elements_whatever_a_part_of_the_file_has(folder: Path):
+    (folder / "qm9_crude.msgpack").rename(folder / "drugs_crude.msgpack")
+    entry = datasets["geom_drugs"]
+    data = entry.build(entry.config(dir=str(folder)))
+    assert len(data.elements) == 16
+    assert set(np.unique(data.train.numbers).tolist()) < set(data.elements)
 
 
 def test_without_a_folder_the_way_to_one_is_told(monkeypatch: pytest.MonkeyPatch):
