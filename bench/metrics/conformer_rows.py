@@ -16,7 +16,7 @@ from dataclasses import replace
 from enum import StrEnum
 
 import numpy as np
-from rdkit import Chem
+from rdkit import Chem, rdBase
 from rdkit.Chem.rdDistGeom import EmbedMultipleConfs, ETKDGv3
 from rdkit.Chem.rdForceFieldHelpers import MMFFHasAllMoleculeParams, MMFFOptimizeMoleculeConfs
 
@@ -53,11 +53,12 @@ def embedded(mol: Chem.Mol, n: int, seed: int, mmff: bool = False) -> np.ndarray
     drawn = Chem.Mol(mol, True)
     parameters = ETKDGv3()
     parameters.randomSeed = seed
-    n_drawn = len(EmbedMultipleConfs(drawn, n, parameters))
-    if mmff and n_drawn:
-        if not MMFFHasAllMoleculeParams(drawn):
-            return found
-        MMFFOptimizeMoleculeConfs(drawn, maxIters=MMFF_ITERATIONS, mmffVariant="MMFF94s")
+    with rdBase.BlockLogs():
+        n_drawn = len(EmbedMultipleConfs(drawn, n, parameters))
+        if mmff and n_drawn:
+            if not MMFFHasAllMoleculeParams(drawn):
+                return found
+            MMFFOptimizeMoleculeConfs(drawn, maxIters=MMFF_ITERATIONS, mmffVariant="MMFF94s")
     for k, conformer in enumerate(drawn.GetConformers()):
         found[k] = conformer.GetPositions()
     return found
