@@ -66,10 +66,10 @@ def test_the_published_permutation_gives_validation_test_and_training_conformers
 
 
 def test_listed_test_molecules_are_the_test_split(folder: Path):
-    (folder / "qm9_test_smiles.csv").write_text("smiles,n_conformers\nF[C@@H](C)O,5\nOC,5\nC1CC1,2\n")
+    (folder / "qm9_test_smiles.csv").write_text("smiles,n_conformers\nF[C@@H](C)O,5\nOC,5\nC1CC1,2\nc1cncc1,3\n")
     data = load(folder)
     assert molecules(data.test) == {"CO", Chem.CanonSmiles("F[C@@H](C)O")}
-    assert "2 of the 3 molecules" in data.notes[0]
+    assert "2 of the 4 molecules" in data.notes[0]
     (folder / "qm9_test_smiles.csv").write_text("name\nOC\n")
     with pytest.raises(DataError, match="no column 'smiles'"):
         load(folder)
