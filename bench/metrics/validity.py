@@ -10,13 +10,16 @@ enumerates a space, so high novelty can mean leaving the distribution.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from rdkit import Chem, rdBase
 
 from bench.metrics.stability import Bonds, infer_bonds
-from bench.metrics.workers import in_workers, n_cores
 from bench.structures.sdf import BOND_TYPES
 from bench.structures.structures import Structures
 
@@ -60,9 +63,13 @@ def smiles_from_bonds(
     """
     starts = range(0, len(structures), MOLECULES_PER_TASK)
     tasks = (_task(structures, bonds, start, whole) for start in starts)
-    if n_workers is None:
-        n_workers = 1 if len(structures) < FEWEST_FOR_A_POOL else n_cores()
-    return list(itertools.chain.from_iterable(in_workers(_smiles_of_task, tasks, n_workers)))
+    n_workers = _n_workers(len(structures)) if n_workers is None else n_workers
+    if n_workers <= 1:
+        return list(itertools.chain.from_iterable(map(_smiles_of_task, tasks)))
+    # fork where it is safe: it starts fast and needs no importable __main__
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
+        return list(itertools.chain.from_iterable(pool.map(_smiles_of_task, tasks)))
 
 
 def smiles_of(structures: Structures, n_workers: int | None = None, bonds: Bonds | None = None) -> list[str | None]:
@@ -97,3 +104,9 @@ def _smiles_of_task(task: tuple) -> list[str | None]:
             )
             smiles.append(to_smiles(mol, whole) if known else None)
     return smiles
+
+
+def _n_workers(n_molecules: int) -> int:
+    if n_molecules < FEWEST_FOR_A_POOL:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
