@@ -108,22 +108,23 @@ def _split(
     ensembles: Ensembles, cfg: GeomConfig, folder: Path, name: str
 ) -> tuple[dict[str, np.ndarray], str, list[str]]:
     """Conformers of each split, how they were chosen, and notes."""
+    options = (cfg.split, cfg.seed, cfg.valid_fraction, cfg.test_fraction)
     listed, published = folder / f"{name}_test_smiles.csv", folder / PERMUTATION
     if cfg.split is ConformerSplit.CONFORMER:
         if not published.is_file():
             note = f"split by conformer in EDM's manner, but without its {PERMUTATION}"
-            return *split_of(Found(ensembles), cfg), [note]
+            return *split_of(Found(ensembles), *options), [note]
         n_valid, n_test = (int(fraction * len(ensembles)) for fraction in (cfg.valid_fraction, cfg.test_fraction))
         order = _published_order(published, len(ensembles))
         valid, test, train = np.split(order, [n_valid, n_valid + n_test])  # in EDM's order
         return {"train": train, "valid": valid, "test": test}, "by conformer, as published", []
     if not listed.is_file():
-        return *split_of(Found(ensembles), cfg), []
+        return *split_of(Found(ensembles), *options), []
     wanted = _test_smiles(listed)
     is_test = np.isin(np.array(ensembles.graphs.smiles), sorted(wanted))
     named = np.where(is_test[ensembles.molecule], "test", "train")
     note = f"test: {grouped(int(is_test.sum()))} of the {grouped(len(wanted))} molecules of {listed.name}"
-    return *split_of(Found(ensembles, split=named), cfg), [note]
+    return *split_of(Found(ensembles, split=named), *options), [note]
 
 
 def _published_order(path: Path, n: int) -> np.ndarray:
