@@ -191,6 +191,7 @@ class EnsembleEvaluation:
                 float((usable == 0).sum()),
                 "count",
                 Better.LOWER,
+                Kind.DIAGNOSTIC,
                 definition="their coverage is 0, and they are left out of AMR",
             ),
             Value(
