@@ -4,6 +4,8 @@ The distance of two conformers is RDKit's GetBestRMS after the removal of hydrog
 angstrom, minimised over rotations and translations (no reflections) and over the maps of the molecular graph onto
 itself, where the two ends of a conjugated terminal group, such as a carboxylate's oxygens, count as equal. Maps ignore
 chirality tags, as they do in the published evaluations, so that a meso compound may be compared with itself in reverse.
+RDKit's RemoveHs leaves a hydrogen on which the configuration of a double bond depends, that of an imine's N; so it
+counts here, as it does there.
 
 A graph may have millions of maps (every tert-butyl group and every CF3 brings a factor of six). Maps are therefore
 capped at MAX_MATCHES, and each molecule has a limit of CPU time, after which its remaining pairs are compared atom by

@@ -79,6 +79,11 @@ def test_hydrogens_do_not_count_unless_they_are_named():
     assert kept.tolist() == [0, 1, 2, 3, 4]
 
 
+def test_the_hydrogen_of_an_imine_counts_where_the_molecule_has_a_configuration():
+    for smiles, n in (("[H]/N=C/C", 4), ("N=CC", 3)):
+        assert len(without_hydrogens(Chem.AddHs(Chem.MolFromSmiles(smiles)))[1]) == n
+
+
 def test_a_known_displacement_gives_a_known_distance():
     """Three atoms on a line with the outer ones at -1 and 1; stretched to -1-s and 1+s: RMSD sqrt(2/3) s."""
     mol = Chem.MolFromSmiles("[Ar].[Kr].[Xe]")
