@@ -65,7 +65,7 @@ def test_exchanged_symmetric_atoms_are_no_distance():
     original = TOLUENE_X.copy()
     original[:, heavy[0]] += [0.0, 0.0, 0.7]
     assert rmsd_between(TOLUENE, original, bent).rmsd == pytest.approx(0, abs=ROUNDING)
-    assert rmsd_between(TOLUENE, original, bent, seconds=-1).rmsd > 0.1
+    assert rmsd_between(TOLUENE, original, bent, seconds=-1.0).rmsd > 0.1
 
 
 def test_hydrogens_do_not_count_unless_they_are_named():
@@ -176,11 +176,11 @@ def test_a_molecule_without_usable_samples_is_counted(lost: np.ndarray):
 def test_a_timeout_is_counted_and_gives_an_upper_bound():
     references = [(TOLUENE, TOLUENE_X)]
     in_time = scalars(evaluate_ensembles(references, [TOLUENE_X]))
-    late = scalars(evaluate_ensembles(references, [TOLUENE_X], seconds=-1))
+    late = scalars(evaluate_ensembles(references, [TOLUENE_X], seconds=-1.0))
     assert in_time["rmsd_timeouts"] == 0
     assert late["rmsd_timeouts"] == 1
     noisy = CHIRAL_X + np.random.default_rng(0).normal(size=CHIRAL_X.shape)
-    best, bound = (rmsd_between(CHIRAL, CHIRAL_X, noisy, seconds).rmsd for seconds in (60, -1))
+    best, bound = (rmsd_between(CHIRAL, CHIRAL_X, noisy, seconds).rmsd for seconds in (60.0, -1.0))
     assert (bound >= best - 1e-6).all()
 
 

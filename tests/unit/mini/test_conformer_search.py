@@ -49,7 +49,7 @@ def test_pruning_keeps_the_lowest_of_those_that_are_alike():
     x = x[[0, np.argmax(rmsd_between(mol, x[:1], x).rmsd)]]
     assert rmsd_between(mol, x[:1], x[1:]).rmsd > conformers.SAME
     copies = np.concatenate([x, x + 1.0])  # moved, but the same
-    assert distinct(mol, copies, np.array([2.0, 1.0, 0.5, 3.0]), window=10) == [2, 1]
+    assert distinct(mol, copies, np.array([2.0, 1.0, 0.5, 3.0]), window=10.0) == [2, 1]
     assert distinct(mol, copies, np.array([2.0, 1.0, 0.5, 3.0]), window=0.4) == [2]
 
 
@@ -61,7 +61,7 @@ def test_hydrogens_tell_conformers_apart_on_oxygen_and_not_on_carbon():
     for moved, n in ((on_oxygen, 2), (on_carbon, 1)):
         other = x.copy()
         other[0, moved] += 0.8
-        assert len(distinct(mol, np.concatenate([x, other]), np.zeros(2), window=1)) == n
+        assert len(distinct(mol, np.concatenate([x, other]), np.zeros(2), window=1.0)) == n
 
 
 def test_a_search_ends_in_different_minima_of_one_isomer():
