@@ -287,7 +287,7 @@ def make(work: Path, n_graphs: int, n_workers: int, target: Path) -> None:
     write_npz(path, arrays)
     split, of_conformer = arrays["split"], arrays["split"][arrays["conf_mol"]]
     record = {
-        "command": COMMAND,
+        "command": COMMAND if n_graphs == N_GRAPHS else f"{COMMAND} --n-graphs {n_graphs}",
         "seed": SEED,
         "sha256": sha256(path.read_bytes()).hexdigest(),
         "n_molecules": len(kept),

@@ -22,7 +22,7 @@ from rdkit.Chem.rdMolDescriptors import CalcNumRings, CalcNumRotatableBonds
 from bench.metrics.conformer_rows import Row, row_values
 from bench.metrics.conformers import Reference
 from bench.metrics.rmsd import rmsd_between
-from bench.mini.conformers import COMMAND, NAME, with_hydrogens
+from bench.mini.conformers import NAME, with_hydrogens
 from bench.mini.make import DATA
 from bench.records.inputs import read_arrays
 from bench.records.store import read_json, write_atomically
@@ -162,7 +162,7 @@ def write_card(geom: Path, n_workers: int) -> None:
             f"{grouped(record['conformers_in_split'][name])} conformers"
             for name in SPLITS
         ),
-        command=COMMAND,
+        command=record["command"],
         seed=record["seed"],
         sha256=record["sha256"],
         versions=", ".join(f"{name} {version}" for name, version in record["versions"].items()),
