@@ -22,7 +22,7 @@ from rdkit.Chem.rdMolDescriptors import CalcNumRings, CalcNumRotatableBonds
 from bench.metrics.conformer_rows import Row, row_values
 from bench.metrics.conformers import Reference
 from bench.metrics.rmsd import rmsd_between
-from bench.mini.conformers import NAME, with_hydrogens
+from bench.mini.conformers import N_GRAPHS, NAME, with_hydrogens
 from bench.mini.make import DATA
 from bench.records.inputs import read_arrays
 from bench.records.store import read_json, write_atomically
@@ -154,6 +154,9 @@ def write_card(geom: Path, n_workers: int) -> None:
     energies = arrays["energy_kcal"]
     graphs, settings, candidates = record["graphs"], record["settings"], record["candidates"]
     card = TEXT.format(
+        part=PART.format(searched=grouped(graphs["handed_out"]), n_graphs=grouped(N_GRAPHS))
+        if graphs["handed_out"] < N_GRAPHS
+        else "",
         n=grouped(record["n_molecules"]),
         n_conformers=grouped(record["n_conformers"]),
         size=f"{(DATA / f'{NAME}.npz').stat().st_size / 1e6:.1f}",
@@ -181,13 +184,16 @@ def write_card(geom: Path, n_workers: int) -> None:
     write_atomically(CARD, card.encode())
 
 
+PART = """
+
+**This is a first part of the set**: {searched} of {n_graphs} graphs have been searched. Results on it are trials."""
 TEXT = """# The embedded data set `mini_conformers`
 
 <!-- Written by `python -m bench.mini.conformers_card`; do not edit by hand. -->
 
 {n_conformers} conformers of {n} molecules of H, C, N, O and F with at most nine heavy atoms, minima of GFN2-xTB within
 {window_kcal:g} kcal/mol of the lowest one found. It ships with the package ({size} MB), so that conformers can be
-generated and judged where neither GEOM nor a network is at hand.
+generated and judged where neither GEOM nor a network is at hand.{part}
 
 **It is no substitute for GEOM.** Numbers obtained on it compare methods with each other on it, and are not to be
 put beside published numbers; every table and figure names its data set.
