@@ -102,3 +102,12 @@ RDKIT = Reference(
     doi="10.5281/zenodo.591637",
     url="https://www.rdkit.org",
 )
+GFN2_XTB = Reference(
+    "bannwarth2019gfn2",
+    "GFN2-xTB: An Accurate and Broadly Parametrized Self-Consistent Tight-Binding Quantum Chemical Method with "
+    "Multipole Electrostatics and Density-Dependent Dispersion Contributions",
+    ("Bannwarth, Christoph", "Ehlert, Sebastian", "Grimme, Stefan"),
+    2019,
+    doi="10.1021/acs.jctc.8b01176",
+    venue="Journal of Chemical Theory and Computation",
+)

@@ -69,7 +69,7 @@ def load(cfg: ConformersConfig) -> DataSet:
         kept = ensembles.n_atoms <= cfg.max_atoms
         ensembles = ensembles.select(kept)
         found = Found(ensembles, found.faults, None if found.split is None else found.split[kept])
-    index, how = _split(found, cfg)
+    index, how = split_of(found, cfg.split, cfg.seed, cfg.valid_fraction, cfg.test_fraction)
     parts = {split: ensembles.select(np.sort(index[split])) for split in SPLITS}
     for split, part in parts.items():
         if not len(part):
@@ -112,23 +112,25 @@ def _read(cfg: ConformersConfig) -> tuple[str, Found]:
     return inside[0].stem, read_npz(inside[0])
 
 
-def _split(found: Found, cfg: ConformersConfig) -> tuple[dict[str, np.ndarray], str]:
-    """Conformers of each split, and how they were chosen."""
-    fractions = (cfg.valid_fraction, cfg.test_fraction)
+def split_of(
+    found: Found, split: ConformerSplit, seed: int, valid_fraction: float, test_fraction: float
+) -> tuple[dict[str, np.ndarray], str]:
+    """Conformers of each split, and how they were chosen; DataError for fractions that are none."""
+    fractions = (valid_fraction, test_fraction)
     if min(fractions) <= 0 or sum(fractions) >= 1:
         raise DataError(
             f"valid_fraction and test_fraction are {fractions[0]:g} and {fractions[1]:g}; "
             "expected positive ones below 1 in sum"
         )
-    ensembles, rng = found.ensembles, np.random.default_rng(cfg.seed)
-    if cfg.split is ConformerSplit.CONFORMER:
+    ensembles, rng = found.ensembles, np.random.default_rng(seed)
+    if split is ConformerSplit.CONFORMER:
         parts = _cut(rng.permutation(len(ensembles)), *fractions)
-        return dict(zip(SPLITS, parts, strict=True)), f"by conformer, seed {cfg.seed}"
+        return dict(zip(SPLITS, parts, strict=True)), f"by conformer, seed {seed}"
     if found.split is not None and {"train", "test"} <= set(found.split.tolist()):
-        return _split_as_named(ensembles, found.split, cfg.valid_fraction, rng), "by molecule, as the file names it"
+        return _split_as_named(ensembles, found.split, valid_fraction, rng), "by molecule, as the file names it"
     parts = _cut(rng.permutation(ensembles.present), *fractions)
-    index = {split: _of(ensembles, part) for split, part in zip(SPLITS, parts, strict=True)}
-    return index, f"by molecule, seed {cfg.seed}"
+    index = {name: _of(ensembles, part) for name, part in zip(SPLITS, parts, strict=True)}
+    return index, f"by molecule, seed {seed}"
 
 
 def _split_as_named(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.references import EQUIBENCH, Reference
+from bench.references import EQUIBENCH, GFN2_XTB
 from bench.registry import datasets
 from bench.structures.dataset import DataError, DataSet, read_with
 
@@ -28,17 +28,6 @@ class MiniConfig:
 
 
 # the geometries are those of GFN2-xTB
-GFN2_XTB = Reference(
-    "bannwarth2019gfn2",
-    "GFN2-xTB: An Accurate and Broadly Parametrized Self-Consistent Tight-Binding Quantum Chemical Method with "
-    "Multipole Electrostatics and Density-Dependent Dispersion Contributions",
-    ("Bannwarth, Christoph", "Ehlert, Sebastian", "Grimme, Stefan"),
-    2019,
-    doi="10.1021/acs.jctc.8b01176",
-    venue="Journal of Chemical Theory and Computation",
-)
-
-
 @datasets.register("mini", MiniConfig, references=(EQUIBENCH, GFN2_XTB))
 def load(cfg: MiniConfig) -> DataSet:
     """Embedded set: molecules of H, C, N, O, F with at most 14 atoms, GFN2-xTB geometries.

@@ -117,7 +117,7 @@ class MoleculeEvaluation:
             "molecule_stability": (self.molecule_stable, one_each),
             "validity": (self.valid, one_each),
         }
-        return {name: _error_of_ratio(*sums) for name, sums in ratios.items()} | self._jackknife()
+        return {name: error_of_ratio(*sums) for name, sums in ratios.items()} | self._jackknife()
 
     def _counts(self) -> Counter[str]:
         return Counter(smiles for smiles in self.smiles if smiles is not None)
@@ -146,7 +146,7 @@ class MoleculeEvaluation:
         return errors
 
 
-def _error_of_ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
+def error_of_ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
     """Standard error of sum(numerators) / sum(denominators) over M independent molecules; 0 for one molecule."""
     n, total = len(numerators), denominators.sum()
     residuals = numerators - numerators.sum() / total * denominators

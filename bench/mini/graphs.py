@@ -8,7 +8,7 @@ filters refuse strained and unstable molecules and fleeting tautomers. All are n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from rdkit import Chem, rdBase
@@ -161,15 +161,16 @@ def _molecule(symbols: Iterable[str], order: np.ndarray) -> Chem.Mol | None:
         return None if Chem.SanitizeMol(mol, catchErrors=True) else mol
 
 
-def random_graphs(seed: int, refused: Counter[str]) -> Iterator[str]:
+def random_graphs(seed: int, refused: Counter[str], size_weights: Mapping[int, float] = SIZE_WEIGHTS) -> Iterator[str]:
     """Endless stream of distinct canonical SMILES, the same for the same seed.
 
     Args:
         seed: of numpy's default generator.
         refused: counts, by filter, of the graphs drawn and not handed out; filled as the stream is read.
+        size_weights: number of atoms, hydrogens counted -> relative rate.
     """
     rng = np.random.default_rng(seed)
-    sizes, weights = list(SIZE_WEIGHTS), np.array(list(SIZE_WEIGHTS.values()))
+    sizes, weights = list(size_weights), np.array(list(size_weights.values()))
     seen: set[str] = set()
     while True:
         n_atoms = int(rng.choice(sizes, p=weights / weights.sum()))

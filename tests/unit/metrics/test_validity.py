@@ -16,7 +16,7 @@ from rdkit.Chem import AllChem
 
 from bench.cli import score as command
 from bench.metrics import validity
-from bench.metrics.molecules import MoleculeEvaluation, _error_of_ratio, evaluate_molecules, undefined_values
+from bench.metrics.molecules import MoleculeEvaluation, error_of_ratio, evaluate_molecules, undefined_values
 from bench.metrics.stability import Bonds, infer_bonds
 from bench.metrics.validity import rebuild, smiles_from_bonds, smiles_of, to_smiles
 from bench.records.intervals import Z_95, rate_interval
@@ -187,7 +187,7 @@ def test_intervals_of_atoms_cover_the_truth(rate):
         stable = rng.binomial(14, rng.beta(2 * rate, 2 * (1 - rate), size=500))
         p = float(stable.mean() / 14)
         for found, error in (
-            (covered, _error_of_ratio(stable, np.full(500, 14))),
+            (covered, error_of_ratio(stable, np.full(500, 14))),
             (naive, (p * (1 - p) / (500 * 14)) ** 0.5),
         ):
             low, high = rate_interval(p, Z_95 * error, 500)
