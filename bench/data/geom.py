@@ -41,7 +41,7 @@ class GeomConfig:
     n_molecules: int | None = None  # the first ones of the file; null: all
     split: ConformerSplit = ConformerSplit.MOLECULE
     seed: int = 0  # of the split
-    valid_fraction: float = 0.1
+    valid_fraction: float = 0.1  # of the molecules
     test_fraction: float = 0.1  # where there is no list of test molecules
     max_atoms: int | None = None
     n_train: int | None = None

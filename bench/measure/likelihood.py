@@ -15,11 +15,11 @@ from bench.diffusion.likelihood import Times, nested_draws, stratified, times_at
 from bench.diffusion.paths import VariancePreserving
 from bench.geometry.noised import Level
 from bench.geometry.state import State
-from bench.measure.contract import Subject, mean_and_sem
+from bench.measure.contract import Subject, is_stochastic, mean_and_sem
 from bench.records.values import Better, Kind, Value
 from bench.references import HOOGEBOOM_2022, Reference
 from bench.registry import measures
-from bench.streams import Streams
+from bench.streams import StepStreams, Streams
 from bench.structures.sizes import SizeDistribution
 from bench.structures.structures import Structures
 
@@ -175,7 +175,9 @@ def _draws(subject: Subject, cfg: LikelihoodConfig, test: Structures) -> Drawn:
                 return subject.predict(z_t, level, rng.method)
 
             found = {(0, name): v for name, v in likelihood.bound(process, x0, predict, times, rng.noise).items()}
-            stochastic = not torch.equal(rng.method.get_state(), again.method.get_state())
+            if not parts:
+                stochastic = is_stochastic(subject, *_noised(subject, x0, again))
+                again = streams.at(1_000_000 * (i + 1) + j)
             if stochastic and cfg.n_mixture_draws > 1:
                 gap = likelihood.jensen_gap(process, x0, predict, cfg.n_mixture_draws, times, again.noise)
                 sizes = nested_draws(cfg.n_mixture_draws)
@@ -186,3 +188,10 @@ def _draws(subject: Subject, cfg: LikelihoodConfig, test: Structures) -> Drawn:
     for (m, name), values in parts.items():
         by_draws.setdefault(m, {})[name] = np.concatenate(values).reshape(cfg.n_passes, n)
     return Drawn(np.stack(us), by_draws.pop(0), by_draws, stochastic)
+
+
+def _noised(subject: Subject, x0: State, rng: StepStreams) -> tuple[State, Level]:
+    """Noised states half way along the path, and their level."""
+    process = subject.process
+    level = process.path.at(process.path.grid(2, subject.device)[1].expand(len(x0)))
+    return process.noised(x0, process.noise(x0.layout, rng.noise), level).z_t, level

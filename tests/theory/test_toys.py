@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,11 +242,15 @@ def test_the_sampled_law_of_the_optimum_is_at_no_distance():
         pushforward.measure(exact_subject(Toy.PLANAR_ONE), cfg)
     denoiser = exact_subject(Toy.SIGN_FLIP)
 
-    def stochastic(z_t: State, level: Level, rng: torch.Generator) -> State:
-        torch.rand(1, generator=rng)
-        return denoiser.predict(z_t, level, rng)
+    def drawing(scale: float) -> Callable[[State, Level, torch.Generator], State]:
+        def predict(z_t: State, level: Level, rng: torch.Generator) -> State:
+            factor = 1 + scale * torch.rand(1, generator=rng).item()
+            return denoiser.predict(z_t, level, rng).map(lambda x: factor * x)
 
-    assert pushforward.measure(replace(denoiser, predict=stochastic), cfg) == []
+        return predict
+
+    assert pushforward.measure(replace(denoiser, predict=drawing(0.1)), cfg) == []
+    assert pushforward.measure(replace(denoiser, predict=drawing(0.0)), cfg)  # it draws, and its output does not differ
 
 
 @pytest.mark.parametrize(("path", "sampler"), [("linear", "euler"), ("linear", "heun"), ("linear_sigma", "ancestral")])
