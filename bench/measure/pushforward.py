@@ -55,7 +55,7 @@ def measure(subject: Subject, cfg: PushforwardConfig) -> list[Value]:
     layout = Layout([1] * cfg.n_nodes, subject.device)
     shares = (torch.arange(cfg.n_nodes, device=subject.device, dtype=torch.float64) + 0.5) / cfg.n_nodes
     normal = State({name: torch.special.ndtri(shares)[:, None].float()}, layout)
-    start = process.spaces.prior(normal, process.path.prior_sigma)
+    start = process.prior(normal)
     rng, again = (Streams(subject.seed, subject.device).at(6_000_000) for _ in range(2))
 
     def predict(z_t: State, level: Level) -> State:

@@ -129,6 +129,11 @@ def _matrix_average(
 ) -> OrbitTarget:
     """The average over candidates (permutation, matrix); D x D arithmetic in float64, no host synchronisation."""
     x0, z_t, level, part = noised.clean, noised.z_t, noised.level, group.part
+    if cfg.permutations is not Permutations.NONE and level.harmonic_share is not None:
+        raise ValueError(
+            f"permutations {cfg.permutations.value!r} change bonds, and so the probability of x0 under prior 'harmonic'; "
+            "choose permutations 'none', with automorphisms as part of the group, or prior 'gaussian'"
+        )
     order = permutations if permutations is not None else draw_permutations(x0, cfg, rng)
     x = x0.parts[part][:, None] if order is None else x0.parts[part][order]  # [A, P, D]
     F = group.moment(x, noised) / cfg.temperature
