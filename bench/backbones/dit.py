@@ -8,13 +8,14 @@ Peebles & Xie, Scalable diffusion models with transformers (arXiv:2212.09748); a
     block: adaLN-Zero around self-attention and around a SwiGLU MLP
 Tokens are real atoms only; attention alone runs on padded molecules, with empty slots masked. The released code sums
 bias-carrying embeddings over padded columns, so that its outputs depend on padding; here they do not, unless
-`diffusion.edm_compat` asks for what padding would have added.
+`diffusion.edm_compat` asks for what padding would have added. Where a task gives bond graphs, embeddings of the atoms
+are added to the tokens, and those of bond and topological distance to the logits of attention, for each block and head.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
+from bench.nn.graph import GRAPH, GraphEmbedding
 from bench.nn.linear import Float32Linear, answer, features_of
 from bench.nn.padded import Slots, slots_of
 from bench.nn.pairs import differences, pairs_of, sum_over_partners
@@ -122,10 +124,14 @@ class Attention(nn.Module):
         self.qkv = xavier_linear(width, 3 * width)
         self.out = xavier_linear(width, width)
 
-    def forward(self, tokens: Float[Tensor, "A H"], slots: Slots) -> Float[Tensor, "A H"]:
+    def forward(
+        self, tokens: Float[Tensor, "A H"], slots: Slots, bias: Float[Tensor, "B heads N N"] | None = None
+    ) -> Float[Tensor, "A H"]:
+        """bias: of logits, minus infinity for empty slots."""
         # [B, N, 3, heads, width per head] -> three of [B, heads, N, width per head]
         q, k, v = slots.pad(self.qkv(tokens)).unflatten(2, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=slots.filled[:, None, None])
+        mask = slots.filled[:, None, None] if bias is None else bias.to(q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(slots.unpad(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -186,12 +192,22 @@ class Trunk(nn.Module):
         self.time = TimeEmbedding(width, time_scale)
         self.blocks = nn.ModuleList(Block(width, mlp_ratio, Attention(width, n_heads)) for _ in range(depth))
 
-    def forward(self, tokens: Float[Tensor, "A H"], t: Float[Tensor, "B"], layout: Layout) -> tuple[Tensor, Tensor]:
-        """Tokens after the last block [A, H] and SiLU of the time embedding [B, H]."""
+    def forward(
+        self,
+        tokens: Float[Tensor, "A H"],
+        t: Float[Tensor, "B"],
+        layout: Layout,
+        biases: Sequence[Float[Tensor, "B heads N N"]] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens after the last block [A, H] and SiLU of the time embedding [B, H].
+
+        Args:
+            biases: of the attention of each block.
+        """
         tokens = tokens.to(t.dtype)  # the residual stream is float32 also under autocast
         c, slots = F.silu(self.time(t)), slots_of(layout)
-        for block in self.blocks:
-            tokens = block(tokens, c, layout, slots)
+        for k, block in enumerate(self.blocks):
+            tokens = block(tokens, c, layout, slots, *([] if biases is None else [biases[k]]))
         return tokens, c
 
 
@@ -200,6 +216,7 @@ class DiT(nn.Module):
     """Diffusion transformer with Gaussian pair embedding (the network of SymDiff); not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
+    contexts: ClassVar[frozenset[str]] = frozenset({GRAPH})
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "peebles2022scalable",
@@ -218,7 +235,7 @@ class DiT(nn.Module):
         "published_large": {"width": 768, "depth": 12, "n_heads": 12, "embedding_width": 382},
     }
 
-    def __init__(self, cfg: DiTConfig, channels: Mapping[str, int]) -> None:
+    def __init__(self, cfg: DiTConfig, channels: Mapping[str, int], context: str | None = None) -> None:
         super().__init__()
         if cfg.width % cfg.n_heads:
             raise ValueError(f"width {cfg.width} is not divisible by n_heads {cfg.n_heads}; choose a multiple")
@@ -228,12 +245,19 @@ class DiT(nn.Module):
         self.trunk = Trunk(cfg.width, cfg.depth, cfg.n_heads, cfg.mlp_ratio, cfg.time_scale)
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
         self.head = zero_linear(cfg.width, n_inputs, layer=Float32Linear)
+        self.graph = GraphEmbedding(cfg.width, cfg.depth * cfg.n_heads, pair_std=0) if context == GRAPH else None
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: x part [A, D] and features [A, F]; zero at initialisation."""
         layout, D = z.layout, z.x.shape[1]
         embedded = self.atom_embedding(torch.cat([z.x, features_of(z)], dim=1))
-        tokens, c = self.trunk(torch.cat([embedded, self.pair_embedding(z.x, layout)], dim=1), t, layout)
+        tokens, biases = torch.cat([embedded, self.pair_embedding(z.x, layout)], dim=1), None
+        if self.graph is not None:
+            tokens = tokens + self.graph.atoms(z)
+            empty = ~slots_of(layout).filled[:, None, :, None]
+            bias = self.graph.padded_pairs(z).masked_fill(empty, float("-inf")).permute(0, 3, 1, 2)
+            biases = bias.chunk(len(self.trunk.blocks), dim=1)
+        tokens, c = self.trunk(tokens, t, layout, biases)
         modulation = self.modulation(c).to(tokens.dtype)
         out = self.head(modulate(tokens, modulation, layout))
         return answer(z, out[:, :D], out[:, D:])

@@ -18,6 +18,9 @@ Because C does not depend on j, it is applied after the sum, once per atom: the 
 where a tensor product on each pair, as in e3nn, would write [P, paths, 2 l3 + 1, C] (tests/unit/backbones/test_e3.py
 holds them equal).
 
+Where a task gives bond graphs, embeddings of the atoms are added to h^0 at the start, and those of bond and topological
+distance stand beside b(d_ij).
+
 Distances are those of a noised, scaled state, from 0.1 to tens: Gaussians in log d, each as wide as their spacing.
 Everything is smooth, also where two atoms coincide: there solid harmonics of v vanish and their gradients are finite.
 """
@@ -35,6 +38,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.geometry.state import State
+from bench.nn.graph import GRAPH, GraphEmbedding
 from bench.nn.linear import Float32Linear, answer, features_of, without_autocast
 from bench.nn.padded import Slots, slots_of
 from bench.nn.pairs import Pairs, differences, pair_linear, pairs_of
@@ -43,6 +47,7 @@ from bench.registry import backbones
 
 SOFTENING = 0.1  # length below which distances are smoothed, in scaled units
 LARGEST = 30.0  # last centre of the distance basis
+N_PAIR = 16  # channels of a pair's bond and topological distance
 SMALLEST = 0.1  # floor of the root mean square in `normalise`, which thus enlarges features at most tenfold
 
 
@@ -154,7 +159,7 @@ class DegreeLinear(nn.Module):
 class Block(nn.Module):
     """One message passing step from degrees up to `l_in` to degrees up to `l_out`."""
 
-    def __init__(self, cfg: E3Config, l_in: int, l_out: int) -> None:
+    def __init__(self, cfg: E3Config, l_in: int, l_out: int, n_pair: int = 0) -> None:
         super().__init__()
         self.l_in, self.l_out, self.n_groups = l_in, l_out, cfg.n_groups
         self.products: dict[tuple[int, int], list[int]] = {}  # (l1, l2) -> l3
@@ -166,7 +171,7 @@ class Block(nn.Module):
             self.register_buffer(f"coupling_{l1}_{l2}", C, persistent=False)
         n_paths = [sum(degrees.count(l3) for degrees in self.products.values()) for l3 in range(l_out + 1)]
         width = cfg.width
-        self.radial_in = nn.Linear(2 * width + cfg.n_basis, width)
+        self.radial_in = nn.Linear(2 * width + cfg.n_basis + n_pair, width)
         self.radial_out = nn.Linear(width, (cfg.lmax + 1) * cfg.n_groups)
         self.source = DegreeLinear([width] * (l_in + 1), width)
         self.gather = DegreeLinear([n * width for n in n_paths], width)
@@ -222,6 +227,7 @@ class E3(nn.Module):
     """Equivariant message passing with features up to degree lmax (tensor field network on e3nn)."""
 
     equivariant: ClassVar[bool] = True
+    contexts: ClassVar[frozenset[str]] = frozenset({GRAPH})
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "thomas2018tensor",
@@ -247,13 +253,15 @@ class E3(nn.Module):
         "medium": {"width": 64, "depth": 5, "lmax": 2, "n_groups": 16},
     }
 
-    def __init__(self, cfg: E3Config, channels: Mapping[str, int]) -> None:
+    def __init__(self, cfg: E3Config, channels: Mapping[str, int], context: str | None = None) -> None:
         super().__init__()
         if channels["x"] != 3:
             raise ValueError(
                 f"backbone 'e3' is for points in 3 dimensions, got {channels['x']}; choose egnn, gdm or dit"
             )
         n_features = channels.get("h", 0)
+        self.graph = GraphEmbedding(cfg.width, N_PAIR) if context == GRAPH else None
+        n_pair = 0 if self.graph is None else N_PAIR
         self.lmax = cfg.lmax
         centres = torch.linspace(math.log(SOFTENING), math.log(LARGEST), cfg.n_basis, dtype=torch.float64)
         self.register_buffer("centres", centres, persistent=False)
@@ -262,7 +270,7 @@ class E3(nn.Module):
         self.position = Float32Linear(1, cfg.width, bias=False)
         # weights of degrees that are still zero, or that the readout ignores, would be idle
         ends = [1, *[cfg.lmax] * (cfg.depth - 1), 1]
-        self.blocks = nn.ModuleList(Block(cfg, ends[i], ends[i + 1]) for i in range(cfg.depth))
+        self.blocks = nn.ModuleList(Block(cfg, ends[i], ends[i + 1], n_pair) for i in range(cfg.depth))
         self.velocity = Float32Linear(cfg.width, 1, bias=False)
         self.readout = Float32Linear(cfg.width, n_features)
 
@@ -271,12 +279,16 @@ class E3(nn.Module):
         pairs, slots = pairs_of(z.layout), slots_of(z.layout)
         x = z.centre(z.x)
         scalars = self.embedding(torch.cat([features_of(z), z.per_atom(t)[:, None]], dim=1))
+        if self.graph is not None:
+            scalars = scalars + self.graph.atoms(z)
         # positions enter as vectors too: at high noise the estimate of eps is nearly z_t itself
         h = torch.cat([scalars[None], self.position(x.t()[:, :, None])])
 
         difference = differences(x, pairs)
         d2 = difference.square().sum(1, keepdim=True) + SOFTENING**2
         basis = self.basis(0.5 * d2.log())
+        if self.graph is not None:
+            basis = torch.cat([basis, self.graph.pairs(z, pairs)], dim=1)
         Y = harmonics(difference * d2.rsqrt(), self.lmax)
         for block in self.blocks:
             h = block(h, basis, Y, pairs, slots)

@@ -7,6 +7,8 @@ A block, for d_ij^2 the current and d0_ij^2 the initial squared distance:
     m_ij = SiLU(W2 SiLU(W1 [h_i, h_j, d_ij^2, d0_ij^2])),  a_ij = sigmoid(w m_ij + b)
     h_i <- h_i + W4 SiLU(W3 [h_i, sum_{j != i} a_ij m_ij])
     x_i <- x_i + sum_j (x_i - x_j) / (d_ij + 1) 15 tanh(V3 SiLU(V2 SiLU(V1 [h_i, h_j, d_ij^2, d0_ij^2])))
+Where a task gives bond graphs, embeddings of the atoms are added to h at the start, and those of bond and topological
+distance stand beside d_ij^2 and d0_ij^2.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.geometry.state import State
+from bench.nn.graph import GRAPH, GraphEmbedding
 from bench.nn.linear import Float32Linear, answer, features_of
 from bench.nn.pairs import Pairs, differences, pair_linear, pairs_of, sum_over_partners
 from bench.references import Reference
@@ -34,6 +37,9 @@ class EGNNConfig:
     width: int = 256
     depth: int = 9
     coordinate_range: float = 15.0  # bound of a pair's update in one block, before the weight (x_i - x_j) / (d + 1)
+
+
+N_PAIR = 16  # channels of a pair's bond and topological distance
 
 
 class MessagePassing(nn.Module):
@@ -69,20 +75,21 @@ class MessagePassing(nn.Module):
 class Block(MessagePassing):
     """One EGNN block; parameters named by what they do."""
 
-    def __init__(self, width: int, coordinate_range: float) -> None:
-        super().__init__(width, n_distances=2)
+    def __init__(self, width: int, coordinate_range: float, n_pair: int = 0) -> None:
+        super().__init__(width, n_distances=2 + n_pair)
         self.coordinate_range = coordinate_range
-        self.coordinate_in = nn.Linear(2 * width + 2, width)
+        self.coordinate_in = nn.Linear(2 * width + 2 + n_pair, width)
         self.coordinate_mid = nn.Linear(width, width)
         self.coordinate_out = nn.Linear(width, 1, bias=False)
         nn.init.xavier_uniform_(self.coordinate_out.weight, gain=0.001)
 
     def forward(
-        self, h: Float[Tensor, "A H"], x: Float[Tensor, "A D"], d0: Float[Tensor, "P 1"], pairs: Pairs
+        self, h: Float[Tensor, "A H"], x: Float[Tensor, "A D"], given: Float[Tensor, "P K"], pairs: Pairs
     ) -> tuple[Tensor, Tensor]:
+        """given: what does not change from block to block, d0_ij^2 first."""
         difference = differences(x, pairs)
         d2 = difference.square().sum(1, keepdim=True)
-        distances = torch.cat([d2, d0], dim=1)
+        distances = torch.cat([d2, given], dim=1)
         h = self.update(h, distances, pairs)
         strength = self.coordinate_range * torch.tanh(self.strength(h, distances, pairs))
         x = x + sum_over_partners(difference * (strength / ((d2 + 1e-8).sqrt() + 1)), pairs)
@@ -99,6 +106,7 @@ class EGNN(nn.Module):
     """E(n)-equivariant message passing on all pairs (the network of EDM)."""
 
     equivariant: ClassVar[bool] = True
+    contexts: ClassVar[frozenset[str]] = frozenset({GRAPH})
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "satorras2021en",
@@ -116,11 +124,13 @@ class EGNN(nn.Module):
         "published_geom": {"width": 256, "depth": 4},
     }
 
-    def __init__(self, cfg: EGNNConfig, channels: Mapping[str, int]) -> None:
+    def __init__(self, cfg: EGNNConfig, channels: Mapping[str, int], context: str | None = None) -> None:
         super().__init__()
+        self.graph = GraphEmbedding(cfg.width, N_PAIR) if context == GRAPH else None
+        n_pair = 0 if self.graph is None else N_PAIR
         n_features = channels.get("h", 0)
         self.embedding = Float32Linear(n_features + 1, cfg.width)
-        self.blocks = nn.ModuleList(Block(cfg.width, cfg.coordinate_range) for _ in range(cfg.depth))
+        self.blocks = nn.ModuleList(Block(cfg.width, cfg.coordinate_range, n_pair) for _ in range(cfg.depth))
         # the published network also reads out the time channel and discards it; the row is kept so that weights load
         self.readout = Float32Linear(cfg.width, n_features + 1)
 
@@ -129,7 +139,10 @@ class EGNN(nn.Module):
         pairs = pairs_of(z.layout)
         x = z.x
         h = self.embedding(torch.cat([features_of(z), z.per_atom(t)[:, None]], dim=1))
-        d0 = differences(x, pairs).square().sum(1, keepdim=True)
+        given = differences(x, pairs).square().sum(1, keepdim=True)
+        if self.graph is not None:
+            h = h + self.graph.atoms(z)
+            given = torch.cat([given, self.graph.pairs(z, pairs)], dim=1)
         for block in self.blocks:
-            h, x = block(h, x, d0, pairs)
+            h, x = block(h, x, given, pairs)
         return answer(z, x - z.x, self.readout(h)[:, :-1])

@@ -8,7 +8,9 @@ The kind of network that present generators without equivariance use: pair biase
     head = [sum_j a_ij v_j, sum_j a_ij p_ij]
     block: adaLN-Zero around this attention and around a SwiGLU MLP, as in the DiT
 The DiT differs in its view of the geometry alone: one sum of distance embeddings per token. Directions u_ij enter as
-they are, in the frame of the coordinates. Tokens are real atoms only; attention runs on padded molecules.
+they are, in the frame of the coordinates. Tokens are real atoms only; attention runs on padded molecules. Where a task
+gives bond graphs, embeddings of the atoms are added to the tokens, and those of bond and topological distance to the
+logits of attention, for each block and head.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from bench.backbones.dit import Block, TimeEmbedding, modulate, xavier_linear, zero_linear
 from bench.geometry.state import State
+from bench.nn.graph import GRAPH, GraphEmbedding
 from bench.nn.linear import Float32Linear, answer, features_of
 from bench.nn.padded import Slots, slots_of
 from bench.references import Reference
@@ -95,6 +98,7 @@ class Pairformer(nn.Module):
     """Diffusion transformer with pair biases and pair values; not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
+    contexts: ClassVar[frozenset[str]] = frozenset({GRAPH})
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "abramson2024accurate",
@@ -111,7 +115,7 @@ class Pairformer(nn.Module):
         "large": {"width": 384, "depth": 12, "n_heads": 6, "n_gaussians": 32},
     }
 
-    def __init__(self, cfg: PairformerConfig, channels: Mapping[str, int]) -> None:
+    def __init__(self, cfg: PairformerConfig, channels: Mapping[str, int], context: str | None = None) -> None:
         super().__init__()
         if cfg.width % cfg.n_heads:
             raise ValueError(f"width {cfg.width} is not divisible by n_heads {cfg.n_heads}; choose a multiple")
@@ -131,14 +135,19 @@ class Pairformer(nn.Module):
         )
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
         self.head = zero_linear(cfg.width, n_inputs, layer=Float32Linear)
+        self.graph = GraphEmbedding(cfg.width, cfg.depth * cfg.n_heads, pair_std=0) if context == GRAPH else None
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: x part [A, D] and features [A, F]; zero at initialisation."""
         layout, D = z.layout, z.x.shape[1]
         slots = slots_of(layout)
         g, p = self.pair_features(slots.pad(z.x))
-        bias = self.bias(g).masked_fill(~slots.filled[:, None, :, None], float("-inf"))
         tokens, c = self.embedding(torch.cat([z.x, features_of(z)], dim=1)), F.silu(self.time(t))
+        bias = self.bias(g)
+        if self.graph is not None:
+            tokens = tokens + self.graph.atoms(z)
+            bias = bias + self.graph.padded_pairs(z)
+        bias = bias.masked_fill(~slots.filled[:, None, :, None], float("-inf"))
         for block, of_block in zip(self.blocks, bias.permute(0, 3, 1, 2).split(self.n_heads, dim=1), strict=True):
             tokens = block(tokens, c, layout, of_block, p, slots)
         out = self.head(modulate(tokens, self.modulation(c).to(tokens.dtype), layout))

@@ -16,7 +16,8 @@ and, in each layer, with LN the layer norm of scalars:
 
 What differs from the published network, which predicts energies of given elements:
 - e_i, e'_i are linear in [h_i, t] / sqrt(1 + mean square) instead of embeddings of a nuclear charge; where a task gives
-  the elements (`given_elements`), an embedding of `context.z` is added to both.
+  the elements (`given_elements`), an embedding of `context.z` is added to both. Where a task gives bond graphs, an
+  embedding of the atoms is, and one of bond and topological distance to f_ij.
 - All pairs of atoms are neighbours, by a list of pairs: no `torch-cluster`. Distances are those of a noised, scaled
   state, up to some tens, so the cutoff is 30.
 - Directions and distances are softened at 0.1: smooth where two atoms meet, where the published ones are 0 / 0.
@@ -36,6 +37,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.geometry.state import State
+from bench.nn.graph import GRAPH, GraphEmbedding
 from bench.nn.linear import Float32Linear, answer, features_of, without_autocast
 from bench.nn.pairs import differences, pairs_of
 from bench.references import Reference
@@ -76,6 +78,7 @@ class ViSNet(nn.Module):
     """Equivariant attention with vector-scalar interactions (ViSNet, on PyTorch Geometric's layers)."""
 
     equivariant: ClassVar[bool] = True
+    contexts: ClassVar[frozenset[str]] = frozenset({GRAPH})
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "wang2024visnet",
@@ -104,7 +107,7 @@ class ViSNet(nn.Module):
         "medium": {"width": 96, "depth": 6, "n_heads": 8},
     }
 
-    def __init__(self, cfg: ViSNetConfig, channels: Mapping[str, int]) -> None:
+    def __init__(self, cfg: ViSNetConfig, channels: Mapping[str, int], context: str | None = None) -> None:
         # imported lazily: PyTorch Geometric takes seconds to import
         from torch_geometric.nn.models.visnet import (
             EdgeEmbedding,
@@ -136,6 +139,7 @@ class ViSNet(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.readout = GatedEquivariantBlock(width, n_features + 1)
         self.skip = Float32Linear(n_features + 1, n_features)
+        self.graph = GraphEmbedding(2 * width, width) if context == GRAPH else None
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: one vector per atom [A, 3] and features [A, F]."""
@@ -152,6 +156,8 @@ class ViSNet(nn.Module):
         with without_autocast(x.device):  # bf16 has three digits of a distance
             s = self.embed(z, given * bounding(given, mean=True), edge_index, distance, basis)
             f = self.edges(edge_index, basis, s)
+            if self.graph is not None:
+                f = f + self.graph.pairs(z, pairs)
         v = self.position(self.sphere(x * bounding(x))[:, :, None])
         for layer in self.layers:
             ds, dv, df = layer(s, v, edge_index, distance, f, directions)
@@ -180,6 +186,8 @@ class ViSNet(nn.Module):
                     "gives none; leave given_elements out"
                 )
             embedded = embedded + self.elements(z.context["z"])
+        if self.graph is not None:
+            embedded = embedded + self.graph.atoms(z)
         own, other = embedded.chunk(2, dim=1)
         weights = self.neighbours.distance_proj(basis) * self.neighbours.cutoff(distance)[:, None]
         gathered = self.neighbours.propagate(edge_index, x=other, W=weights)

@@ -410,13 +410,30 @@ def takes_states(backbone: str, cfg: RunConfig) -> bool:
     return tasks[cfg.task.name].build.one_size or not getattr(backbones[backbone].build, "one_size", False)
 
 
+def reads_context(backbone: str, cfg: RunConfig) -> bool:
+    """Whether a backbone reads what the task gives it beside the states."""
+    given = tasks[cfg.task.name].build.context
+    return given is None or given in getattr(backbones[backbone].build, "contexts", ())
+
+
 def reason_to_skip(cfg: RunConfig) -> str | None:
     """Why a combination of method and backbone makes no sense, or None."""
     method, backbone = methods[cfg.method.name].build, backbones[cfg.backbone.name].build
     if not takes_states(cfg.backbone.name, cfg):
         return f"backbone {cfg.backbone.name!r} takes states of one size, those of task {cfg.task.name!r} differ"
+    if not reads_context(cfg.backbone.name, cfg):
+        given = tasks[cfg.task.name].build.context
+        fitting = [name for name in backbones if reads_context(name, cfg)]
+        return (
+            f"backbone {cfg.backbone.name!r} cannot see the {given} that task {cfg.task.name!r} gives; "
+            f"choose {' or '.join(fitting)}"
+        )
     if method.needs_equivariant_backbone and not backbone.equivariant:
-        fitting = [name for name in backbones if backbones[name].build.equivariant and takes_states(name, cfg)]
+        fitting = [
+            name
+            for name in backbones
+            if backbones[name].build.equivariant and takes_states(name, cfg) and reads_context(name, cfg)
+        ]
         other = "a method without that need" if method.otherwise is None else f"method {method.otherwise!r}"
         return (
             f"method {cfg.method.name!r} needs an equivariant backbone, got {cfg.backbone.name!r}; "

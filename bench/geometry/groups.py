@@ -91,6 +91,14 @@ class Group(ABC):
         """Act on displacements, noise and predictions of it; differs from `act` for groups that are not linear."""
         return self.act(g, noise)
 
+    def exchanges(
+        self, state: State, n: int, rng: torch.Generator, include_identity: bool
+    ) -> Int[Tensor, "A P"] | None:
+        """n draws of permutations of atoms, where a group has some besides its elements: atom [a, p] takes the place of
+        atom a."""
+        del state, n, rng, include_identity
+        return None
+
     def log_likelihood(self, g: Tensor, noised: Noised) -> Float[Tensor, "B"]:
         """log p(z_t | g x0) up to a constant, which is the log posterior of g under the Haar prior."""
         return noised.spaces.log_likelihood(noised.z_t, self.act(g, noised.clean), noised.level)

@@ -1,10 +1,10 @@
 """The harmonic prior: noise under which bonded atoms lie near one another, and the one place where noise is scaled.
 
 The prior is a set of springs along the bonds, p(x) ~ exp(-1/2 sum_{bonds ij} |x_i - x_j|^2) = exp(-1/2 tr x^T L x),
-L the Laplacian of the bond graph: on the space without centre of mass a normal distribution with covariance L^+ (x) I_3, the
-pseudo-inverse of L for each coordinate (Jing et al., EigenFold, arXiv:2304.02198; Hassan et al., ET-Flow,
-arXiv:2410.22388). It acts on atoms, a rotation on coordinates: the two commute, and so the prior is invariant under
-O(3); it is invariant under automorphisms of the graph because L is.
+L the Laplacian of the bond graph: on the space without centre of mass a normal distribution whose covariance is L^+,
+the pseudo-inverse of L, for each coordinate (Jing et al., EigenFold, arXiv:2304.02198; Hassan et al., ET-Flow,
+arXiv:2410.22388). L acts on atoms, a rotation on coordinates: the two commute, so the prior is invariant under O(3). It
+is so under automorphisms of the graph because L is.
 
 With bridge noise, z_t = alpha x0 + t e_prior + s e_bridge, e_prior ~ N(0, L^+), e_bridge ~ N(0, 1), and z_t given x0
 has the covariance S^2 = t^2 L^+ + s^2: a function of L, whose eigenvectors (modes) it has, with a variance for each. So

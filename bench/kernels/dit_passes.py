@@ -50,11 +50,15 @@ def install(model: nn.Module) -> bool:
 
 
 def forward(
-    self: Trunk, tokens: Float[Tensor, "A H"], t: Float[Tensor, "B"], layout: Layout
+    self: Trunk,
+    tokens: Float[Tensor, "A H"],
+    t: Float[Tensor, "B"],
+    layout: Layout,
+    biases: Sequence[Tensor] | None = None,
 ) -> tuple[Float[Tensor, "A H"], Tensor]:
-    """`Trunk.forward`."""
-    if not usable(tokens):
-        return Trunk.forward(self, tokens, t, layout)
+    """`Trunk.forward`; attention with biases is left to plain torch."""
+    if biases is not None or not usable(tokens):
+        return Trunk.forward(self, tokens, t, layout, biases)
     of_blocks, n_atoms = [cast(Block, block) for block in self.blocks], len(tokens)
     c = F.silu(self.time(t))
     modulation = joint_linear(c, [block.modulation for block in of_blocks])

@@ -82,11 +82,11 @@ def sample_run(
         parts.append(files.read(path))
         costs_of_prompt = records.read_json(clock)
         seconds, calls = seconds + costs_of_prompt["seconds"], costs_of_prompt["calls"]
+    samples = in_order(prompts, parts)
     cost = {
-        "sample_seconds_per_molecule": seconds / settings.n_molecules,
+        "sample_seconds_per_molecule": seconds / len(samples),
         "sample_network_calls": calls,
     }
-    samples = in_order(prompts, parts)
     files.write(whole, samples)
     records.write_json(costs, cost)
     shutil.rmtree(RunFolder(folder).chunks, ignore_errors=True)

@@ -40,7 +40,8 @@ class Model(nn.Module):
         channels = task.process.channels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(cfg.seed, Stream.INIT, 0))
-            backbone = backbones[cfg.backbone.name].build(cfg.backbone.options, channels)
+            given = {} if task.context is None else {"context": task.context}
+            backbone = backbones[cfg.backbone.name].build(cfg.backbone.options, channels, **given)
             setting = Setting(task.group, backbone, channels)
             method = methods[cfg.method.name].build(cfg.method.options, setting)
         model = cls(task, Denoiser(backbone, task.process.spaces), method)

@@ -100,12 +100,12 @@ class DataSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 hex digits of a SHA-256 over elements and the sizes, nuclear charges and positions of each split."""
+        """First 16 hex digits of a SHA-256 over elements and the sizes, nuclear charges, positions and graphs of each
+        split."""
         digest = hashlib.sha256(np.array(self.elements, dtype="<i8").tobytes())
         for structures in self.splits.values():
-            digest.update(structures.ptr.astype("<i8").tobytes())
-            digest.update(structures.numbers.astype("<i8").tobytes())
-            digest.update(structures.positions.astype("<f4").tobytes())
+            for array in structures.arrays():
+                digest.update(array.astype("<f4" if array.dtype.kind == "f" else "<i8").tobytes())
         return digest.hexdigest()[:16]
 
     @property

@@ -1,7 +1,10 @@
-"""Structures as PyTorch Geometric graphs: nodes are atoms, there are no edges.
+"""Structures as PyTorch Geometric graphs.
 
-Attributes are those of PyG's molecular networks: `z` nuclear charges [A] int64, `pos` positions [A, 3] in angstrom in
-the dtype of the structures, and in a batch `batch` [A], the molecule of each atom, and `ptr` [M + 1].
+`to_graph` and `to_batch`: nodes are atoms, there are no edges. Attributes are those of PyG's molecular networks: `z`
+nuclear charges [A] int64, `pos` positions [A, 3] in angstrom in the dtype of the structures, and in a batch `batch`
+[A], the molecule of each atom, and `ptr` [M + 1].
+
+`bond_graphs`: the graphs of molecules without positions, as the context of a task whose network is given them.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.structures.structures import Structures
+from bench.structures.ensembles import Graphs
+from bench.structures.structures import Structures, rows_of
 
 if TYPE_CHECKING:
     import torch
@@ -47,8 +51,80 @@ def to_batch(
         batch=torch.repeat_interleave(ptr.diff()).to(device),
         ptr=ptr.to(device),
     )
-    # what `from_data_list` records to take the batch apart again, with `batch[i]` and `to_data_list`
+    none = torch.zeros(n, dtype=torch.long)
+    return _separable(batch, n, {"z": (ptr, none), "pos": (ptr, none)})
+
+
+def bond_graphs(
+    graphs: Graphs,
+    molecule: Sequence[int] | np.ndarray,
+    device: torch.device | str = "cpu",
+    max_automorphisms: int | None = None,
+) -> Batch:
+    """Graphs of molecules, one for each index in `molecule`, which may repeat, as one batch on `device`.
+
+    Attributes of the batch: `z` nuclear charges, `formal_charge` and `chirality` [A] as in `Graphs`; `edge_index`
+    [2, E], each bond in both directions, with `bond_type` [E] (1, 2, 3, and 4 for aromatic) and `bond_configuration`
+    [E] (0 none, 1 Z, 2 E); `batch` [A] and `ptr` [M + 1].
+
+    Args:
+        max_automorphisms: if given, also `automorphisms` [A, G], the permutations of `Graphs.automorphisms` as atoms of
+            the batch, the identity in columns that a molecule does not fill, and `n_automorphisms` [M].
+    """
+    import torch
+    from torch_geometric.data import Batch, Data
+
+    molecule = np.asarray(molecule, dtype=np.int64)
+    atoms, bonds = rows_of(graphs.ptr, molecule), rows_of(graphs.bond_ptr, molecule)
+    ptr = np.concatenate([[0], np.cumsum(graphs.n_atoms[molecule])]).astype(np.int64)
+    n_bonds = np.diff(graphs.bond_ptr)[molecule]
+    # the edges of a molecule are its bonds, then its bonds reversed
+    edge_ptr = np.concatenate([[0], 2 * np.cumsum(n_bonds)]).astype(np.int64)
+    forward = np.arange(len(bonds)) + np.repeat(np.cumsum(n_bonds) - n_bonds, n_bonds)
+    backward = forward + np.repeat(n_bonds, n_bonds)
+    edges = np.empty((2 * len(bonds), 4), dtype=np.int64)
+    edges[forward] = graphs.bonds[bonds]
+    edges[backward] = graphs.bonds[bonds][:, [1, 0, 2, 3]]
+    edges[:, :2] += np.repeat(ptr[:-1], 2 * n_bonds)[:, None]
+
+    def tensor(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+    batch = Batch(
+        _base_cls=Data,
+        z=tensor(graphs.numbers[atoms]),
+        formal_charge=tensor(graphs.charges[atoms]),
+        chirality=tensor(graphs.chirality[atoms]),
+        edge_index=tensor(edges[:, :2].T),
+        bond_type=tensor(edges[:, 2]),
+        bond_configuration=tensor(edges[:, 3]),
+        batch=tensor(np.repeat(np.arange(len(molecule)), np.diff(ptr))),
+        ptr=tensor(ptr),
+    )
+    # without positions PyG cannot tell how many nodes there are
+    batch.num_nodes, batch._num_nodes = len(atoms), np.diff(ptr).tolist()
+    of_atoms, of_edges, none = torch.from_numpy(ptr), torch.from_numpy(edge_ptr), torch.zeros(len(molecule)).long()
+    slices = dict.fromkeys(("z", "formal_charge", "chirality"), (of_atoms, none))
+    slices |= dict.fromkeys(("bond_type", "bond_configuration"), (of_edges, none))
+    slices["edge_index"] = (of_edges, of_atoms[:-1])
+    if max_automorphisms is not None:
+        listed = [graphs.automorphisms(k, max_automorphisms) for k in molecule.tolist()]
+        table = np.repeat(np.arange(len(atoms))[:, None], max(map(len, listed)), axis=1)
+        for start, some in zip(ptr.tolist(), listed, strict=False):
+            table[start : start + some.shape[1], : len(some)] = start + some.T
+        batch.automorphisms, batch.n_automorphisms = tensor(table), tensor(np.array([len(some) for some in listed]))
+        slices["automorphisms"] = (of_atoms, of_atoms[:-1])
+        slices["n_automorphisms"] = (torch.arange(len(molecule) + 1), none)
+    return _separable(batch, len(molecule), slices)
+
+
+def _separable(batch: Batch, n: int, slices: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Batch:
+    """The batch with what `from_data_list` records to take it apart again, with `batch[i]` and `to_data_list`.
+
+    Args:
+        slices: where each graph's rows of an attribute begin [n + 1], and what was added to their values [n].
+    """
     batch._num_graphs = n
-    batch._slice_dict = {"z": ptr, "pos": ptr}
-    batch._inc_dict = {"z": torch.zeros(n, dtype=torch.long), "pos": torch.zeros(n, dtype=torch.long)}
+    batch._slice_dict = {name: rows for name, (rows, _) in slices.items()}
+    batch._inc_dict = {name: shift for name, (_, shift) in slices.items()}
     return batch

@@ -13,6 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
+def rows_of(ptr: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """Rows of the items at `index` in a ragged array, item i being rows ptr[i]:ptr[i+1]."""
+    sizes = np.diff(ptr)[index]
+    ends = np.cumsum(sizes, dtype=np.int64)
+    return np.repeat(ptr[:-1][index] - ends + sizes, sizes) + np.arange(ends[-1] if len(ends) else 0)
+
+
 @dataclass(frozen=True)
 class Structures:
     """A list of M molecules with A atoms in all.
@@ -93,10 +100,13 @@ class Structures:
                 raise IndexError(f"a mask of {len(index)} for {len(self)} molecules")
             index = np.flatnonzero(index)
         index = index.astype(np.int64, casting="unsafe" if index.size == 0 else "same_kind")
-        sizes = self.n_atoms[index]
-        ptr = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        atoms = np.repeat(self.ptr[:-1][index] - ptr[:-1], sizes) + np.arange(ptr[-1])
+        ptr = np.concatenate([[0], np.cumsum(self.n_atoms[index], dtype=np.int64)]).astype(np.int64)
+        atoms = rows_of(self.ptr, index)
         return Structures(self.numbers[atoms], self.positions[atoms], ptr)
+
+    def arrays(self) -> Iterator[np.ndarray]:
+        """All that a molecule is made of, for fingerprints."""
+        yield from (self.ptr, self.numbers, self.positions)
 
     def distinct(self) -> tuple[Structures, np.ndarray]:
         """The distinct molecules, in the order of their first occurrence, and how often each occurs [K].

@@ -60,8 +60,8 @@ class OrbitTargetConfig:
     temperature: float = 1.0  # divides log weights; other than 1: a biased control
     proposal: Proposal = Proposal.UNIFORM
     shared_draws: bool = False  # one set of draws for the whole batch, instead of one for each molecule
-    permutations: Permutations = Permutations.NONE
-    n_permutations: int = 8  # the identity included
+    permutations: Permutations = Permutations.NONE  # besides those that are part of the group
+    n_permutations: int = 8  # the identity included, of either kind
 
     def __post_init__(self) -> None:
         for key in ("n_draws", "n_permutations"):
@@ -129,12 +129,16 @@ def _matrix_average(
 ) -> OrbitTarget:
     """The average over candidates (permutation, matrix); D x D arithmetic in float64, no host synchronisation."""
     x0, z_t, level, part = noised.clean, noised.z_t, noised.level, group.part
-    if cfg.permutations is not Permutations.NONE and level.harmonic_share is not None:
-        raise ValueError(
-            f"permutations {cfg.permutations.value!r} change bonds, and so the probability of x0 under prior 'harmonic'; "
-            "choose permutations 'none', with automorphisms as part of the group, or prior 'gaussian'"
-        )
-    order = permutations if permutations is not None else draw_permutations(x0, cfg, rng)
+    order = permutations
+    if order is None and cfg.permutations is Permutations.NONE:
+        order = group.exchanges(x0, cfg.n_permutations, rng, cfg.include_generator)
+    elif order is None:
+        if level.harmonic_share is not None:
+            raise ValueError(
+                f"permutations {cfg.permutations.value!r} break bonds, which prior 'harmonic' holds together; choose "
+                "'none' (automorphisms are part of a group), or prior 'gaussian'"
+            )
+        order = draw_permutations(x0, cfg, rng)
     x = x0.parts[part][:, None] if order is None else x0.parts[part][order]  # [A, P, D]
     F = group.moment(x, noised) / cfg.temperature
     B, P, K, D = *F.shape[:2], cfg.n_draws, group.size

@@ -65,6 +65,8 @@ class Task(ABC):
         groups: symmetry groups of the data, by their name in a configuration; the first is the default.
         references: papers to cite for it.
         one_size: whether all states have the same number of points, as some backbones require.
+        context: what the context of its states holds, such as 'graph'; backbones that name it in their `contexts` are
+            built with it, others are refused. None: states have none, or one that a backbone may leave unread.
 
     Attributes:
         facts: statistics of the training set that a model needs.
@@ -75,6 +77,7 @@ class Task(ABC):
     groups: ClassVar[Mapping[str, Callable[[], Group]]]
     references: ClassVar[tuple[Reference, ...]] = ()
     one_size: ClassVar[bool] = False
+    context: ClassVar[str | None] = None
 
     facts: Facts
     group: Group
@@ -99,6 +102,8 @@ class Task(ABC):
 
         Args:
             data: whose test split a conditional task takes its contexts from; None where a run is sampled without it.
+        Returns:
+            prompts whose places are 0, 1, ..., each once: n, or fewer where the contexts do not add up to n.
         """
         del data
         sizes = SizeDistribution(self.facts.sizes)
