@@ -260,7 +260,7 @@ def test_samplers_follow_the_flow_of_gaussian_data(prior, bridge, of):
     process = flow(prior, bridge, of)
     euler, heun = ([flow_error(process, s, n) for n in (20, 40)] for s in (Sampler.EULER, Sampler.HEUN))
     assert 1.6 < euler[0] / euler[1] < 2.6
-    assert euler[1] < 0.1
+    assert euler[1] < 0.2
     if bridge:
         assert heun[0] / heun[1] > 1.4
     else:
