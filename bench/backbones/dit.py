@@ -245,7 +245,7 @@ class DiT(nn.Module):
         self.trunk = Trunk(cfg.width, cfg.depth, cfg.n_heads, cfg.mlp_ratio, cfg.time_scale)
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
         self.head = zero_linear(cfg.width, n_inputs, layer=Float32Linear)
-        self.graph = GraphEmbedding(cfg.width, cfg.depth * cfg.n_heads, pair_std=0) if context == GRAPH else None
+        self.graph = GraphEmbedding(cfg.width, cfg.depth * cfg.n_heads, pair_std=0.0) if context == GRAPH else None
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: x part [A, D] and features [A, F]; zero at initialisation."""

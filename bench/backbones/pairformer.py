@@ -135,7 +135,7 @@ class Pairformer(nn.Module):
         )
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
         self.head = zero_linear(cfg.width, n_inputs, layer=Float32Linear)
-        self.graph = GraphEmbedding(cfg.width, cfg.depth * cfg.n_heads, pair_std=0) if context == GRAPH else None
+        self.graph = GraphEmbedding(cfg.width, cfg.depth * cfg.n_heads, pair_std=0.0) if context == GRAPH else None
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: x part [A, D] and features [A, F]; zero at initialisation."""

@@ -51,7 +51,7 @@ class RotationsAndAutomorphisms(SO3):
         column = (u * counts[:, None]).long()
         if include_identity:
             column[:, 0] = 0
-        return table.gather(1, state.per_atom(column))
+        return table.gather(1, column.index_select(0, state.layout.molecule))
 
     @torch.no_grad()
     def log_evidence(self, noised: Noised) -> Float[Tensor, "B"]:

@@ -70,7 +70,7 @@ class Graphs:
             positions: of conformers [n, atoms, 3] in angstrom, to add; the first decides the stereochemistry. Without
                 them the molecule has none.
         """
-        from bench.structures.perception import molecule_of
+        from bench.structures.chemistry import molecule_of
 
         atoms = self.atoms(index)
         return molecule_of(self.numbers[atoms], self.bonds_of(index), self.charges[atoms], positions)
@@ -84,7 +84,7 @@ class Graphs:
         The identity alone where there are more than `at_most`: a part of a list is no group.
         """
         if (index, at_most) not in self._automorphisms:
-            from bench.structures.perception import automorphisms
+            from bench.structures.chemistry import automorphisms
 
             atoms = self.atoms(index)
             colours = np.stack([self.numbers[atoms], self.charges[atoms], self.chirality[atoms]], axis=1)

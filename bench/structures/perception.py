@@ -1,4 +1,4 @@
-"""Molecular graphs from atoms, bonds and coordinates, through RDKit: aromaticity, stereochemistry, automorphisms.
+"""Molecular graphs from atoms, bonds and coordinates, through RDKit: aromaticity, stereochemistry, canonical order.
 
 `collect` brings conformers in any order, with their atoms in any order, into ensembles. What RDKit does once for each
 kind of record (sanitisation, canonical SMILES) is cached, so that ten conformers of a molecule cost little more than
@@ -14,16 +14,10 @@ import numpy as np
 from rdkit import Chem, rdBase
 from rdkit.Chem import rdCIPLabeler
 
+from bench.structures.chemistry import CODES, molecule_of
 from bench.structures.elements import FileError
 from bench.structures.ensembles import Ensembles, Graphs
 
-TYPES = {
-    1: Chem.BondType.SINGLE,
-    2: Chem.BondType.DOUBLE,
-    3: Chem.BondType.TRIPLE,
-    4: Chem.BondType.AROMATIC,
-}
-CODES = {kind: code for code, kind in TYPES.items()}
 CHIRALITY = {"R": 1, "r": 1, "S": -1, "s": -1}  # lower case: pseudoasymmetric
 CONFIGURATION = {"Z": 1, "z": 1, "E": 2, "e": 2}
 NO_ATOM = 2**31  # RDKit writes a larger index where a stereo element has no neighbour
@@ -48,91 +42,27 @@ class Record:
     where: str
 
 
-def molecule_of(
-    numbers: np.ndarray, bonds: np.ndarray, charges: np.ndarray, positions: np.ndarray | None = None
-) -> Chem.Mol:
-    """A sanitised molecule without implicit hydrogens; arguments as in `Record`, positions of conformers [n, atoms, 3].
-
-    Raises:
-        ValueError: RDKit refuses it, e.g. for a valence.
-    """
-    mol = Chem.RWMol()
-    for number, charge in zip(numbers.tolist(), charges.tolist(), strict=True):
-        atom = Chem.Atom(number)
-        atom.SetFormalCharge(charge)
-        atom.SetNoImplicit(True)
-        mol.AddAtom(atom)
-    for first, second, kind in bonds[:, :3].tolist():
-        mol.AddBond(first, second, TYPES[kind])
-        if kind == CODES[Chem.BondType.AROMATIC]:
-            mol.GetBondBetweenAtoms(first, second).SetIsAromatic(True)
-            mol.GetAtomWithIdx(first).SetIsAromatic(True)
-            mol.GetAtomWithIdx(second).SetIsAromatic(True)
-    Chem.SanitizeMol(mol)
-    for x in [] if positions is None else positions:
-        conformer = Chem.Conformer(len(numbers))
-        conformer.SetPositions(np.ascontiguousarray(x, dtype=np.float64))
-        mol.AddConformer(conformer, assignId=True)
-    if positions is not None:
-        Chem.AssignStereochemistryFrom3D(mol)
-    return mol.GetMol()
-
-
-def automorphisms(colours: np.ndarray, bonds: np.ndarray, at_most: int) -> np.ndarray:
-    """As `Graphs.automorphisms`; colours [n, k], the nuclear charge first, and bonds [m, 4] of one molecule."""
-    n = len(colours)
-    degree = np.bincount(bonds[:, :2].ravel(), minlength=n)
-    single = (colours[:, 0] == 1) & (degree == 1)
-    of_hydrogen: dict[int, list[int]] = {}  # heavy atom -> its hydrogens, ascending
-    for first, second in bonds[:, :2].tolist():
-        for heavy, hydrogen in ((first, second), (second, first)):
-            if single[hydrogen] and not single[heavy]:
-                of_hydrogen.setdefault(heavy, []).append(hydrogen)
-    carried = {hydrogen for some in of_hydrogen.values() for hydrogen in some}
-    kept = [atom for atom in range(n) if atom not in carried]
-    place = {atom: k for k, atom in enumerate(kept)}
-    labels = [(*colours[atom].tolist(), len(of_hydrogen.get(atom, []))) for atom in kept]
-    known = {label: k for k, label in enumerate(sorted(set(labels)), start=1)}
-    mol = Chem.RWMol()
-    for label in labels:  # RDKit's isotopes and bond types serve as colours, which a match keeps
-        atom = Chem.Atom(6)
-        atom.SetIsotope(known[label])
-        mol.AddAtom(atom)
-    kinds = sorted({(kind, configuration) for _, _, kind, configuration in bonds.tolist()})
-    colour_of_bond = {kind: list(Chem.BondType.values.values())[k + 1] for k, kind in enumerate(kinds)}
-    for first, second, kind, configuration in bonds.tolist():
-        if first in place and second in place:
-            mol.AddBond(place[first], place[second], colour_of_bond[kind, configuration])
-    found = mol.GetSubstructMatches(mol, uniquify=False, maxMatches=at_most + 1)
-    identity = np.arange(n)
-    if len(found) > at_most:
-        return identity[None]
-    listed = []
-    for match in found:
-        image = identity.copy()
-        for atom, to in zip(kept, match, strict=True):
-            image[atom] = kept[to]
-            image[sorted(of_hydrogen.get(atom, []))] = sorted(of_hydrogen.get(kept[to], []))
-        listed.append(image)
-    return np.array(sorted(listed, key=lambda image: image.tolist()))
-
-
 @dataclass
 class Collection:
     """Conformers found so far, by molecule.
 
     Attributes:
         faults: why records were left out, a line for each.
+        n_seen: records that came.
+        taken: which of them, from 0, are the conformers.
     """
 
     faults: list[str] = field(default_factory=list)
     _templates: dict[bytes, _Template | str] = field(default_factory=dict)
     _graphs: dict[str, _Graph] = field(default_factory=dict)
+    n_seen: int = 0
+    taken: list[int] = field(default_factory=list)
     _positions: list[np.ndarray] = field(default_factory=list)
     _molecules: list[int] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
         """Take a conformer, or note why it cannot be taken."""
+        self.n_seen += 1
         key = b"|".join(a.astype("<i8").tobytes() for a in (record.numbers, record.charges, record.bonds))
         if key not in self._templates:
             self._templates[key] = _template(record)
@@ -143,6 +73,7 @@ class Collection:
         graph, order = self._graph_of(template, record)
         self._positions.append(np.asarray(record.positions, dtype=np.float32)[order])
         self._molecules.append(graph)
+        self.taken.append(self.n_seen - 1)
 
     def _graph_of(self, template: _Template, record: Record) -> tuple[int, np.ndarray]:
         """Index of the molecule, and the record's atoms in the order of its graph."""
@@ -191,11 +122,17 @@ def collect(records: Iterable[Record]) -> tuple[Ensembles, list[str]]:
     Raises:
         FileError: none can be used.
     """
+    collection = collected(records)
+    return collection.ensembles(), collection.faults
+
+
+def collected(records: Iterable[Record]) -> Collection:
+    """A collection of all records."""
     collection = Collection()
     with rdBase.BlockLogs():
         for record in records:
             collection.add(record)
-        return collection.ensembles(), collection.faults
+    return collection
 
 
 @dataclass

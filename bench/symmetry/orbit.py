@@ -60,8 +60,8 @@ class OrbitTargetConfig:
     temperature: float = 1.0  # divides log weights; other than 1: a biased control
     proposal: Proposal = Proposal.UNIFORM
     shared_draws: bool = False  # one set of draws for the whole batch, instead of one for each molecule
-    permutations: Permutations = Permutations.NONE  # besides those that are part of the group
-    n_permutations: int = 8  # the identity included, of either kind
+    permutations: Permutations = Permutations.NONE
+    n_permutations: int = 8  # the identity included
 
     def __post_init__(self) -> None:
         for key in ("n_draws", "n_permutations"):

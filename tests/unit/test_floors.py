@@ -39,7 +39,10 @@ CALLS_KERNELS = "bench.run"  # alone, so that the folder can be deleted
 PLUG_INS = ("methods", "bench.backbones", "bench.data", "bench.tasks", "bench.measure")  # found through the registry
 
 NEVER_AT_MODULE_LEVEL = ("submitit", "omegaconf", "e3nn", "torch_geometric")  # nor rdkit, but in WITH_RDKIT
-WITH_RDKIT = ("bench.structures.sdf", "bench.metrics", "bench.mini", "analysis.figures")
+WITH_RDKIT = (
+    *("bench.structures.sdf", "bench.structures.chemistry", "bench.structures.perception"),
+    *("bench.metrics", "bench.mini", "analysis.figures"),
+)
 # words that are also the name of something other than a method
 OTHER_MEANINGS = {("bench.metrics.stability", "edm")}  # the bond table of that paper
 

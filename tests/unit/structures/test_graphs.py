@@ -1,12 +1,13 @@
 """Batches made directly equal those that PyTorch Geometric collates from single graphs."""
 
+import conformer_examples
 import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
 from bench.structures.dataset import DataSet
-from bench.structures.graphs import to_batch, to_graph
+from bench.structures.graphs import bond_graphs, to_batch, to_graph
 from bench.structures.structures import Structures
 
 
@@ -87,3 +88,20 @@ def test_a_data_set_hands_out_graphs(structures):
     for outside in (-1, 2):
         with pytest.raises(IndexError, match=f"molecule {outside} of 2"):
             data.graph("test", outside)
+
+
+def test_bond_graphs_are_those_that_are_collated():
+    """As a batch of the single graphs, and taken apart again. Control: another molecule has another graph."""
+    graphs, molecule = conformer_examples.ensembles().graphs, [3, 0, 3, 5, 1]
+    batch = bond_graphs(graphs, molecule, max_automorphisms=64)
+    collated = Batch.from_data_list([bond_graphs(graphs, [k])[0] for k in molecule])
+    for name in collated.keys():  # noqa: SIM118 - a batch is no mapping
+        assert torch.equal(torch.as_tensor(batch[name]), torch.as_tensor(collated[name])), name
+    assert torch.equal(batch[2].edge_index, batch[0].edge_index)
+    assert not torch.equal(batch[1].z, batch[0].z)
+    ptr = batch.ptr.tolist()
+    for k, index in enumerate(molecule):
+        own = batch.automorphisms[ptr[k] : ptr[k + 1], : batch.n_automorphisms[k]] - ptr[k]
+        assert np.array_equal(own.T.numpy(), graphs.automorphisms(index, 64))
+        rest = batch.automorphisms[ptr[k] : ptr[k + 1], batch.n_automorphisms[k] :]
+        assert (rest == torch.arange(ptr[k], ptr[k + 1])[:, None]).all()
