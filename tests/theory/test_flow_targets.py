@@ -1,4 +1,4 @@
-"""Orbit-averaged targets of flows, for each prior and path: against enumeration, unbiased; and the released heuristic."""
+"""Orbit-averaged targets of flows, for each prior and path: as enumerated, unbiased; and the released heuristic."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def enumerated(process: Process, noised: Noised, t: float, elements: Tensor, gro
 @pytest.mark.parametrize("group", [SO3(), O3(), RotationsAndAutomorphisms()], ids=["SO3", "O3", "SO3xAut"])
 def test_closed_form_is_the_average_over_the_enumerated_group(prior, bridge, group):
     """Rotations stay matrix-Fisher under a harmonic prior, and automorphisms a mixture of them: 60 000 weighed
-    candidates for each permutation, 3 % of |x0|. Controls: isotropic weights, and the group without its permutations."""
+    candidates for each permutation, 3 % of |x0|. Controls: isotropic weights, and a group without permutations."""
     process, t = flow(prior, bridge), 0.45
     with_permutations = isinstance(group, RotationsAndAutomorphisms)
     elements = SIX if with_permutations else SIX[:1]
@@ -96,18 +96,17 @@ def test_many_sampled_candidates_approach_the_closed_form(prior, bridge):
     process = flow(prior, bridge)
     x0 = batch()
     table = torch.arange(sum(SIZES))[:, None].repeat(1, 2)
-    table[[0, 2], 1] = table[[2, 0], 0]  # of FORK: colours apart, 0 and 2 are alike only through 1
-    both = State(
-        x0.parts, Layout(SIZES), context(GRAPHS, SIZES, automorphisms=table, n_automorphisms=torch.tensor([1, 1, 1]))
-    )
+    table[[0, 2], 1] = table[[2, 0], 0]  # of FORK
+    lists = {"automorphisms": table, "n_automorphisms": torch.tensor([2, 1, 1])}
+    both = State(x0.parts, Layout(SIZES), context(GRAPHS, SIZES, **lists))
     noised, _ = noised_at(process, both, 0.5, 3)
     group = RotationsAndAutomorphisms()
     expected = noised.clean_of(group.posterior_mean(noised)).x
-    cfg = OrbitTargetConfig(4000, include_generator=False, proposal=Proposal.LOCAL, n_permutations=2)
+    cfg = OrbitTargetConfig(60, include_generator=False, proposal=Proposal.LOCAL, n_permutations=400)
     found = orbit_target(noised, group, generator(4), cfg)
-    assert relative_error(noised.clean_of(found.noise).x, expected) < 0.05
+    assert relative_error(noised.clean_of(found.noise).x, expected) < 0.04
     warm = replace(cfg, temperature=0.4)
-    assert relative_error(noised.clean_of(orbit_target(noised, group, generator(4), warm).noise).x, expected) > 0.1
+    assert relative_error(noised.clean_of(orbit_target(noised, group, generator(4), warm).noise).x, expected) > 0.06
 
 
 def test_permutations_that_break_bonds_are_refused_under_a_harmonic_prior():
@@ -123,7 +122,7 @@ def test_permutations_that_break_bonds_are_refused_under_a_harmonic_prior():
 def bias_score(
     method: Method, process: Process, n: int, t: float, list_of: Tensor = SIX, equivariant: bool = False
 ) -> float:
-    """|z| of E[(u - v) psi(z_t)] for the velocity u drawn and the method's target v, data turned and permuted at random.
+    """|z| of E[(u - v) psi(z_t)], u the velocity drawn and v the method's target, for data permuted at random.
 
     psi: z, |z|^2 z, and coordinatewise functions unless `equivariant`; in batches of 10 000 molecules.
     """
@@ -137,7 +136,11 @@ def bias_score(
         v = process.parametrisation.target(method.target(noised, rng), noised)
         off, z = (u.x - v.x).view(size, 3 * N), noised.z_t.x.view(size, 3 * N)
         square = z.square().sum(1, keepdim=True)
-        functions = [z, square * z] if equivariant else [z, square * z, torch.tanh(2 * z), z * z.abs(), z.roll(3, 1)]
+        functions = (
+            [z, square * z]
+            if equivariant
+            else [z, square * z, torch.tanh(2 * z), z * z.abs(), z.view(size, N, 3)[:, SIX[3]].flatten(1)]
+        )
         statistics.append(torch.stack([(off * psi).sum(1) for psi in functions], dim=1))
     return z_score(torch.cat(statistics))
 
@@ -181,18 +184,16 @@ class IsotropicWeights(OrbitRBExact):
 def test_isotropic_weights_under_a_harmonic_prior_are_biased():
     """Control; under the Gaussian prior they are right, with bridge noise and without."""
     method = on_flow(SO3(), IsotropicWeights)
-    assert bias_score(method, flow(Prior.HARMONIC), 20_000, 0.6) > Z_MAX
+    assert bias_score(method, flow(Prior.HARMONIC), 10_000, 0.6) > Z_MAX
     assert bias_score(method, flow(Prior.GAUSSIAN, 0.5), 3000, 0.6) < Z_MAX
 
 
 def test_a_part_of_the_automorphisms_that_is_no_group_is_biased():
-    """Control: the first 2 of 3 transpositions besides the identity, as a list that is cut short; a subgroup is not."""
+    """Control: a list that is cut short, here a cycle of three atoms without its inverse; a subgroup is not."""
     method = on_flow(RotationsAndAutomorphisms(), OrbitRBExact)
-    moved = (torch.arange(6) != SIX).sum(1)
-    cut = torch.cat([SIX[:1], SIX[moved == 2][:2]])
-    subgroup = torch.cat([SIX[:1], SIX[moved == 3]])
-    assert bias_score(method, flow(Prior.GAUSSIAN), 20_000, 0.6, cut) > Z_MAX
-    assert bias_score(method, flow(Prior.GAUSSIAN), 20_000, 0.6, subgroup) < Z_MAX
+    subgroup = SIX[[0, 3, 4]]
+    assert bias_score(method, flow(Prior.GAUSSIAN), 10_000, 0.4, subgroup[:2]) > Z_MAX
+    assert bias_score(method, flow(Prior.GAUSSIAN), 10_000, 0.4, subgroup) < Z_MAX
 
 
 @OVER_SETTINGS
@@ -344,7 +345,7 @@ def released_bias(prior: Prior, bridge: float, t: float, n: int = 2000, **option
 @OVER_SETTINGS
 def test_released_target_is_biased(prior, bridge):
     """By percents of the velocity, where the correct estimator of as many draws is not at all."""
-    assert bias_score(released(SO3()), flow(prior, bridge), 20_000, 0.6) > Z_MAX
+    assert bias_score(released(SO3()), flow(prior, bridge), 10_000, 0.6) > Z_MAX
     assert bias_score(on_flow(SO3(), OrbitRB, OrbitTargetConfig(200)), flow(prior, bridge), 3000, 0.6) < Z_MAX
 
 
