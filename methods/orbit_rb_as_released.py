@@ -37,7 +37,7 @@ from bench.symmetry.contract import Guarantee, Method
 class OrbitAsReleasedConfig:
     """Options; the defaults are the released ones."""
 
-    n_draws: int = 200  # 'rotations', the identity included, the same for the whole batch
+    n_draws: int = 200  # 'rotations' of each molecule, the identity included (the release: the same for a whole batch)
     n_automorphisms: int = 50  # the first of each molecule's list at most, where the group has automorphisms
     sharpness: float = 0.4  # z: log weights are divided by min(z / t, 1)
 
@@ -83,9 +83,10 @@ class OrbitRBAsReleased(Method):
         """A = sum_j w_j g_j x0 over automorphisms and 'rotations'; arithmetic in float64."""
         group = cast(MatrixGroup, self.group)
         x0, z_t, level, part = noised.clean, noised.z_t, noised.level.to(dtype=torch.float64), group.part
-        R = group.haar(self.cfg.n_draws - 1, rng, torch.float64) if self.cfg.n_draws > 1 else None
-        eye = group.identity(1, x0.layout.device, torch.float64)
-        factors = (eye if R is None else torch.cat([eye, R])).sum(2)  # [K, D], the sums of rows
+        B, D, fresh = len(x0), group.size, self.cfg.n_draws - 1
+        factors = torch.ones(B, self.cfg.n_draws, D, dtype=torch.float64, device=x0.layout.device)  # of the identity
+        if fresh:
+            factors[:, 1:] = group.haar(B * fresh, rng, torch.float64).view(B, fresh, D, D).sum(3)  # sums of rows
         order, counts = self._automorphisms(x0)
         x, z = x0.parts[part].double()[order], z_t.parts[part].double()[:, None]  # [A, P, D], [A, 1, D]
         inner = x0.sum_over_atoms(z * x) @ factors.mT  # [B, P, K]

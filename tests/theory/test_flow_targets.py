@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_many_sampled_candidates_approach_the_closed_form(prior, bridge):
     x0 = batch()
     table = torch.arange(sum(SIZES))[:, None].repeat(1, 2)
     table[[0, 2], 1] = table[[2, 0], 0]  # of FORK
-    lists = {"automorphisms": table, "n_automorphisms": torch.tensor([2, 1, 1])}
+    lists: dict[str, Any] = {"automorphisms": table, "n_automorphisms": torch.tensor([2, 1, 1])}
     both = State(x0.parts, Layout(SIZES), context(GRAPHS, SIZES, **lists))
     noised, _ = noised_at(process, both, 0.5, 3)
     group = RotationsAndAutomorphisms()
@@ -271,18 +272,13 @@ def released(group: RotationGroup, **options) -> OrbitRBAsReleased:
     return OrbitRBAsReleased(OrbitAsReleasedConfig(**options), Setting(group, torch.nn.Identity(), {"x": 3}))
 
 
-def turns_of(method: OrbitRBAsReleased) -> Tensor:
-    """Its second candidate for rows [N, 3] of ones and of a shape: what one draw makes of coordinates."""
-    return method.group.haar(1, generator(0), F64)[0]
-
-
 @pytest.mark.parametrize("prior", list(Prior))
 def test_released_rotation_multiplies_by_row_sums_and_changes_distances(prior):
     """With one draw besides the identity the average is w x0 + (1 - w) diag(R 1) x0, no turned molecule."""
     process = flow(prior)
     noised, _ = noised_at(process, copies(SHAPE, METHYL, 1), 0.999, 0)
     method = released(SO3(), n_draws=2, sharpness=float("inf"))
-    R, x = turns_of(method), noised.clean.x
+    R, x = method.group.haar(1, generator(0), F64)[0], noised.clean.x
     found = method.average(noised, generator(0)).x
     # at pure noise both candidates weigh about the same
     assert relative_error(found, 0.5 * (x + R.sum(1) * x)) < 0.05
