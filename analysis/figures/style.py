@@ -43,6 +43,7 @@ COLOURS = {
     "orbit_rb": "#56B4E9",
     "orbit_rb_exact": "#332288",
     "orbit_average": "#C0003C",
+    "orbit_rb_as_released": "#22DDAA",
     "frames": "#882255",
     "frames_averaged": "#CC79A7",
 }

@@ -13,6 +13,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from bench.geometry.harmonic import scaled
 from bench.geometry.noised import Level, Noised
 from bench.geometry.state import State
 
@@ -31,38 +32,39 @@ class Parametrisation(StrEnum):
         if self is Parametrisation.NOISE:
             return noise
         if self is Parametrisation.SCORE:
-            return _scaled(noise, -1 / level.sigma)
+            return scaled(noise, level, lambda level: -1 / level.sigma)
         clean = noised.clean_of(noise)
-        if self is Parametrisation.CLEAN:
-            return clean
-        d_alpha, d_sigma = _derivatives(level)
-        return _scaled(clean, d_alpha).combine(_scaled(noise, d_sigma), torch.add)
+        return clean if self is Parametrisation.CLEAN else velocity(clean, noise, level)
 
     def noise(self, output: State, z_t: State, level: Level) -> State:
         """Noise estimate implied by a network's output."""
         if self is Parametrisation.NOISE:
             return output
         if self is Parametrisation.SCORE:
-            return _scaled(output, -level.sigma)
+            return scaled(output, level, lambda level: -level.sigma)
         if self is Parametrisation.CLEAN:
-            difference = z_t.combine(_scaled(output, level.alpha), torch.sub)
-            return _scaled(difference, 1 / level.sigma)
+            difference = z_t.combine(scaled(output, level, lambda level: level.alpha), torch.sub)
+            return scaled(difference, level, lambda level: 1 / level.sigma)
         # v = alpha' x + sigma' n and z = alpha x + sigma n
-        d_alpha, d_sigma = _derivatives(level)
-        determinant = level.alpha * d_sigma - d_alpha * level.sigma
-        of_output, of_z = level.alpha / determinant, -d_alpha / determinant
-        return _scaled(output, of_output).combine(_scaled(z_t, of_z), torch.add)
+        of_output = scaled(output, level, lambda level: level.alpha / _determinant(level))
+        of_z = scaled(z_t, level, lambda level: -_d_alpha(level) / _determinant(level))
+        return of_output.combine(of_z, torch.add)
 
     def clean(self, output: State, z_t: State, level: Level) -> State:
         """Clean state implied by a network's output (linear spaces)."""
         if self is Parametrisation.CLEAN:
             return output
         if self is Parametrisation.VELOCITY:
-            d_alpha, d_sigma = _derivatives(level)
-            determinant = level.alpha * d_sigma - d_alpha * level.sigma
-            return _scaled(z_t, d_sigma / determinant).combine(_scaled(output, level.sigma / determinant), torch.sub)
-        noise = self.noise(output, z_t, level)
-        return _scaled(z_t.combine(_scaled(noise, level.sigma), torch.sub), 1 / level.alpha)
+            of_z = scaled(z_t, level, lambda level: _d_sigma(level) / _determinant(level))
+            of_output = scaled(output, level, lambda level: level.sigma / _determinant(level))
+            return of_z.combine(of_output, torch.sub)
+        noise = scaled(self.noise(output, z_t, level), level, lambda level: level.sigma)
+        return scaled(z_t.combine(noise, torch.sub), level, lambda level: 1 / level.alpha)
+
+
+def velocity(clean: State, noise: State, level: Level) -> State:
+    """dz/dt = alpha' x0 + sigma' eps, of estimates of both."""
+    return scaled(clean, level, _d_alpha).combine(scaled(noise, level, _d_sigma), torch.add)
 
 
 class LossWeight(StrEnum):
@@ -78,11 +80,20 @@ class LossWeight(StrEnum):
 Predict = Callable[[State, Level], State]
 
 
-def _scaled(state: State, factor: Tensor) -> State:
-    return state.map(lambda part: state.spread(factor, part) * part)
+def _determinant(level: Level) -> Tensor:
+    """alpha sigma' - alpha' sigma."""
+    return level.alpha * _d_sigma(level) - _d_alpha(level) * level.sigma
 
 
-def _derivatives(level: Level) -> tuple[Tensor, Tensor]:
-    if level.d_alpha is None or level.d_sigma is None:
+def _d_alpha(level: Level) -> Tensor:
+    return _derivative(level.d_alpha)
+
+
+def _d_sigma(level: Level) -> Tensor:
+    return _derivative(level.d_sigma)
+
+
+def _derivative(value: Tensor | None) -> Tensor:
+    if value is None:
         raise ValueError("parametrisation 'velocity' needs a path with derivatives; choose path 'linear'")
-    return level.d_alpha, level.d_sigma
+    return value

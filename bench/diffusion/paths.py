@@ -28,6 +28,13 @@ class PathName(StrEnum):
     VARIANCE_EXPLODING = "variance_exploding"  # alpha = 1, for a torus (DiffCSP, arXiv:2309.04475)
 
 
+class Prior(StrEnum):
+    """The law of pure noise, from which sampling starts."""
+
+    GAUSSIAN = "gaussian"  # standard normal
+    HARMONIC = "harmonic"  # bonded atoms near one another (`bench.geometry.harmonic`); path 'linear', given bonds
+
+
 class Path(nn.Module, ABC):
     """Interface of a path, as the process and the sampler use it.
 
@@ -157,16 +164,23 @@ class VarianceExploding(TablePath):
 
 
 class LinearPath(Path):
-    """alpha = 1 - t, sigma = t: the straight line between data and noise. Places are the times themselves.
+    """z_t = (1 - t) x0 + t e_prior + s(t) e_bridge, s = b sqrt(t (1 - t)). Places are the times themselves.
+
+    With b = 0 this is the straight line between data and a draw of the prior, alpha = 1 - t and sigma = t. With bridge
+    noise (Tong et al., arXiv:2502.09890; ET-Flow, arXiv:2410.22388) sigma^2 = t^2 + s^2 in every direction in which the
+    prior has variance 1, and dz/dt has the mean alpha' x0 + sigma' eps given z_t and x0: it is averaged over which part
+    of the noise is whose, so that no target holds s', which is infinite at both ends. sigma' is so at t = 0 alone.
 
     Args:
         margin: times are drawn from [margin, 1 - margin], because an expected clean state determines no expected noise
             at t = 0, nor the noise the clean state at t = 1.
+        bridge_noise: b.
+        prior: of e_prior; e_bridge is standard normal.
     """
 
-    def __init__(self, margin: float = 1e-3) -> None:
+    def __init__(self, margin: float = 1e-3, bridge_noise: float = 0.0, prior: Prior = Prior.GAUSSIAN) -> None:
         super().__init__()
-        self.margin = margin
+        self.margin, self.bridge_noise, self.prior = margin, bridge_noise, prior
 
     def draw(
         self, n: int, rng: torch.Generator, lowest: int = 0, dtype: torch.dtype = torch.float32, power: float = 1.0
@@ -190,18 +204,22 @@ class LinearPath(Path):
         return torch.linspace(1, 0, n_steps + 1, dtype=torch.float64, device=device)
 
     def at(self, place: Float[Tensor, "B"], dtype: torch.dtype = torch.float32) -> Level:
-        alpha, sigma = 1 - place, place
-        return Level(
-            t=place.to(dtype),
-            alpha=alpha.to(dtype),
-            sigma=sigma.to(dtype),
-            d_alpha=-torch.ones_like(place, dtype=dtype),
-            d_sigma=torch.ones_like(place, dtype=dtype),
-        )
+        one, b2 = torch.ones_like(place), self.bridge_noise**2
+        sigma, d_sigma, share, d_share = place, one, one, torch.zeros_like(place)
+        if b2:
+            sigma = (place * (place + b2 * (1 - place))).sqrt()
+            d_sigma = (place + 0.5 * b2 * (1 - 2 * place)) / sigma
+            share = place / (place + b2 * (1 - place))  # t^2 / sigma^2
+            d_share = b2 / (place + b2 * (1 - place)).square()
+        fields = [place, 1 - place, sigma, -one, d_sigma]
+        if self.prior is Prior.HARMONIC:
+            fields += [share, d_share]
+        return Level(*(value.to(dtype) for value in fields))
 
     def step(self, s: Float[Tensor, "B"], t: Float[Tensor, "B"]) -> tuple[Tensor, Tensor]:
         alpha_ts = (1 - t) / (1 - s)
-        return alpha_ts, t.square() - (alpha_ts * s).square()
+        sigma_s, sigma_t = (self.at(place, torch.float64).sigma for place in (s, t))
+        return alpha_ts, sigma_t.square() - (alpha_ts * sigma_s).square()
 
 
 def polynomial_2(n_levels: int, precision: float = 1e-5) -> np.ndarray:
@@ -235,10 +253,17 @@ def geometric_sigma(n_levels: int) -> np.ndarray:
     return 2 * np.linspace(np.log(0.005), np.log(0.5), n_levels + 1)
 
 
-def make_path(name: PathName, n_levels: int = 1000, precision: float = 1e-5) -> Path:
-    """The path of a configuration; `n_levels` is for discrete paths, `precision` for the polynomial one."""
+def make_path(
+    name: PathName,
+    n_levels: int = 1000,
+    precision: float = 1e-5,
+    prior: Prior = Prior.GAUSSIAN,
+    bridge_noise: float = 0.0,
+) -> Path:
+    """The path of a configuration; `n_levels` is for discrete paths, `precision` for the polynomial one, `prior` and
+    `bridge_noise` for the linear one."""
     if name is PathName.LINEAR:
-        return LinearPath()
+        return LinearPath(bridge_noise=bridge_noise, prior=prior)
     if name is PathName.VARIANCE_EXPLODING:
         return VarianceExploding(geometric_sigma(n_levels), n_levels)
     if name is PathName.LINEAR_SIGMA:

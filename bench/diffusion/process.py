@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from bench.diffusion.decoder import Decoder
 from bench.diffusion.parametrisation import LossWeight, Parametrisation
-from bench.diffusion.paths import PathName, make_path
+from bench.diffusion.paths import PathName, Prior, make_path
+from bench.geometry.harmonic import scaled
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level, Noised
-from bench.geometry.spaces import Spaces
+from bench.geometry.spaces import Centred, Spaces
 from bench.geometry.state import State
 
 
@@ -33,6 +34,8 @@ class DiffusionConfig:
     precision: float = 1e-5  # s of the polynomial schedule
     parametrisation: Parametrisation = Parametrisation.NOISE
     loss_weight: LossWeight = LossWeight.ONE
+    prior: Prior = Prior.GAUSSIAN  # what path 'linear' starts from
+    bridge_noise: float = 0.0  # b of path 'linear', in scaled units: noise b sqrt(t (1 - t)) between its ends
     time_power: float = 1.0  # training draws t = u^time_power for uniform u: above 1, more small times
     # reproduce three defects of the published code. (1) The training error is divided by (3 + F) times the padded atom
     # count of the batch, the feature term at t = 0 is not divided: the weight of an atom depends on its batch. (2) The
@@ -45,6 +48,13 @@ class DiffusionConfig:
             raise ValueError(f"'diffusion.precision' is {self.precision}, expected a number between 0 and 0.5")
         if not 0 < self.time_power < math.inf:
             raise ValueError(f"'diffusion.time_power' is {self.time_power}, expected a positive number")
+        if not 0 <= self.bridge_noise < math.inf:
+            raise ValueError(f"'diffusion.bridge_noise' is {self.bridge_noise}, expected a number that is not negative")
+        if self.path is not PathName.LINEAR and (self.bridge_noise or self.prior is not Prior.GAUSSIAN):
+            raise ValueError(
+                f"'diffusion.prior' {self.prior.value!r} and 'diffusion.bridge_noise' {self.bridge_noise:g} need path "
+                f"'linear', got {self.path.value!r}"
+            )
 
 
 def squared_error(prediction: State, target: State) -> Float[Tensor, "B"]:
@@ -69,7 +79,9 @@ class Process(nn.Module):
     ) -> None:
         super().__init__()
         self.spaces, self.cfg, self.mean_atoms, self.decoder = spaces, cfg, mean_atoms, decoder
-        self.path = make_path(cfg.path, cfg.n_levels, cfg.precision)
+        self.path = make_path(cfg.path, cfg.n_levels, cfg.precision, cfg.prior, cfg.bridge_noise)
+        if cfg.prior is Prior.HARMONIC and not all(isinstance(space, Centred) for space in spaces.values()):
+            raise ValueError(f"prior 'harmonic' takes positions alone, got parts {', '.join(spaces)}")
         self.parametrisation = cfg.parametrisation
         if cfg.parametrisation in (Parametrisation.CLEAN, Parametrisation.VELOCITY):
             spaces.require_linear(f"parametrisation {cfg.parametrisation.value!r}")
@@ -97,6 +109,13 @@ class Process(nn.Module):
     ) -> State:
         """eps: standard normal on every part's space."""
         return self.spaces.noise(layout, rng, dtype, context)
+
+    def prior(self, noise: State) -> State:
+        """Initial state of sampling, from the standard normal `noise`."""
+        if self.cfg.prior is Prior.HARMONIC:
+            last = self.path.at(torch.ones(len(noise), dtype=torch.float64, device=noise.layout.device), noise.dtype)
+            return scaled(noise, last, lambda level: level.sigma)
+        return self.spaces.prior(noise, self.path.prior_sigma)
 
     def noising(self, clean: State, noise: State, level: Level) -> State:
         """z_t = alpha x0 + sigma eps."""

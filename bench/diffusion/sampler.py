@@ -3,8 +3,8 @@
 ancestral   z_s = z_t / alpha_{t|s} - sigma^2_{t|s} / (alpha_{t|s} sigma_t) eps_hat
                   + (sigma_{t|s} sigma_s / sigma_t) eps'                     (arXiv:2203.17003, algorithm 2)
 euler       z_s = alpha_s x0_hat + sigma_s eps_hat: DDIM (arXiv:2010.02502); on the linear path Euler's method for
-                  dz/dt = E[eps - x0 | z_t]
-heun        on the linear path: a step of Euler's method, then the mean of the velocities at both its ends
+                  dz/dt = E[eps - x0 | z_t]. With bridge noise it is exact where the data are one point, as DDIM is
+heun        on the linear path: such a step, then the mean of the velocities at both its ends
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.diffusion.parametrisation import Predict
+from bench.diffusion.parametrisation import Predict, velocity
 from bench.diffusion.paths import LinearPath, Path
 from bench.diffusion.process import Process
 from bench.geometry.layout import Layout
@@ -71,7 +71,7 @@ def sample(
 
     z = start
     if z is None:
-        z = process.spaces.prior(process.noise(layout, rng, dtype, context), path.prior_sigma)
+        z = process.prior(process.noise(layout, rng, dtype, context))
     if sampler is Sampler.ANCESTRAL:
         for level, step in zip(levels, reverse_coefficients(path, places[1:], places[:-1]), strict=False):
             noise_hat = process.parametrisation.noise(output(z, level), z, level)
@@ -147,12 +147,12 @@ def heun_step(process: Process, z_t: State, output: Predict, t: Level, s: Level)
     if (s.sigma == 0).all():
         return z_s
     return z_t.combine(
-        velocity(process, z_t, answer, t).combine(velocity(process, z_s, output(z_s, s), s), torch.add),
+        velocity_at(process, z_t, answer, t).combine(velocity_at(process, z_s, output(z_s, s), s), torch.add),
         lambda z, v: z + z_t.spread(0.5 * (s.t - t.t), v) * v,
     )
 
 
-def velocity(process: Process, z_t: State, answer: State, level: Level) -> State:
-    """dz/dt = E[eps - x0 | z_t] on the linear path."""
-    noise_hat = process.parametrisation.noise(answer, z_t, level)
-    return noise_hat.combine(process.parametrisation.clean(answer, z_t, level), torch.sub)
+def velocity_at(process: Process, z_t: State, answer: State, level: Level) -> State:
+    """dz/dt = E[alpha' x0 + sigma' eps | z_t], from the network's output at z_t."""
+    parametrisation = process.parametrisation
+    return velocity(parametrisation.clean(answer, z_t, level), parametrisation.noise(answer, z_t, level), level)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bench.geometry.harmonic import scaled
 from bench.geometry.matrix_fisher import Envelope, log_normaliser_SO3, mean_O3, mean_SO3
 from bench.geometry.noised import Noised
 from bench.geometry.spaces import modulo_one
@@ -158,15 +159,19 @@ class MatrixGroup(Group):
     def act(self, g: Float[Tensor, "B D D"], state: State) -> State:
         return state.rotate(g, self.part)
 
-    def moment(self, x: Float[Tensor, "A P D"], noised: Noised) -> Float[Tensor, "B P D D"]:
-        """F = (alpha / sigma^2) sum_n z_n x_n^T for P versions of the clean positions, dimensionless.
+    def pull(self, noised: Noised) -> Float[Tensor, "A D"]:
+        """y = (alpha / sigma^2) z_t, float64, of which F is sum_n y_n x_n^T.
 
-        float64, as F reaches 1e7 at t = 0 and cancels between atoms.
+        Under a harmonic prior the precision of the noise takes the place of 1 / sigma^2. It acts on atoms and R on
+        coordinates, so |g x0| in its metric is |x0| and the posterior stays in its family.
         """
-        z = noised.z_t.parts[self.part].double()
-        products = noised.z_t.sum_over_atoms(z[:, None, :, None] * x.double()[:, :, None, :])
-        level = noised.level
-        return (level.alpha.double() / level.sigma.double().square())[:, None, None, None] * products
+        z = State({self.part: noised.z_t.parts[self.part].double()}, noised.z_t.layout, noised.z_t.context)
+        at = noised.level.to(dtype=torch.float64)
+        return scaled(z, at, lambda level: level.alpha / level.sigma.square()).parts[self.part]
+
+    def moment(self, x: Float[Tensor, "A P D"], noised: Noised) -> Float[Tensor, "B P D D"]:
+        """F for P versions of the clean positions; float64, as F reaches 1e7 at t = 0 and cancels between atoms."""
+        return noised.z_t.sum_over_atoms(self.pull(noised)[:, None, :, None] * x.double()[:, :, None, :])
 
     @abstractmethod
     def mean(self, F: Float[Tensor, "B D D"]) -> Float[Tensor, "B D D"]:

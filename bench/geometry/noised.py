@@ -1,6 +1,7 @@
 """Noise levels, and the pair of clean and noised states of a training step.
 
-Convention: z_t = alpha_t x0 + sigma_t eps (on a torus modulo 1); t = 0 is the least noise and t = 1 the most.
+Convention: z_t = alpha_t x0 + sigma_t eps (on a torus modulo 1), eps standard normal; t = 0 is the least noise and
+t = 1 the most. Under a harmonic prior sigma_t is a number for each mode of a molecule (`bench.geometry.harmonic`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bench.geometry.harmonic import scaled
 from bench.geometry.spaces import Spaces
 from bench.geometry.state import State
 
@@ -21,6 +23,8 @@ class Level:
 
     Attributes:
         d_alpha, d_sigma: derivatives with respect to t; None on discrete paths.
+        harmonic_share: of sigma^2, that of a harmonic prior; the rest is isotropic bridge noise. None: all isotropic.
+        d_harmonic_share: its derivative with respect to t.
     """
 
     t: Float[Tensor, "B"]
@@ -28,6 +32,8 @@ class Level:
     sigma: Float[Tensor, "B"]
     d_alpha: Float[Tensor, "B"] | None = None
     d_sigma: Float[Tensor, "B"] | None = None
+    harmonic_share: Float[Tensor, "B"] | None = None
+    d_harmonic_share: Float[Tensor, "B"] | None = None
 
     def __getitem__(self, index: Tensor | slice | list[int]) -> Level:
         """The levels of some molecules."""
@@ -68,8 +74,7 @@ class Noised:
         if clean is self.clean:
             return self.noise
         self.spaces.require_linear("an expected clean state")
-        ratio = self.level.alpha / self.level.sigma
-        shift = self.clean.combine(clean, lambda x0, mean: self.clean.spread(ratio, x0) * (x0 - mean))
+        shift = scaled(self.clean.combine(clean, torch.sub), self.level, lambda level: level.alpha / level.sigma)
         return self.noise.combine(shift, torch.add)
 
     def clean_of(self, noise: State) -> State:
@@ -77,6 +82,5 @@ class Noised:
         if noise is self.noise:
             return self.clean
         self.spaces.require_linear("an expected clean state")
-        ratio = self.level.sigma / self.level.alpha
-        shift = self.noise.combine(noise, lambda eps, mean: self.clean.spread(ratio, eps) * (eps - mean))
+        shift = scaled(self.noise.combine(noise, torch.sub), self.level, lambda level: level.sigma / level.alpha)
         return self.clean.combine(shift, torch.add)

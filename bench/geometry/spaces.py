@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bench.geometry.harmonic import scaled
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
 from bench.streams import draw
@@ -200,6 +201,9 @@ class Spaces(Mapping[str, Space]):
 
     def move(self, clean: State, noise: State, level: Level) -> State:
         """z_t, from a clean state and noise."""
+        if level.harmonic_share is not None:
+            noise = scaled(noise, level, lambda level: level.sigma)
+            return scaled(clean, level, lambda level: level.alpha).combine(noise, torch.add)
         return clean.replace(
             **{
                 name: self[name].move(
@@ -222,6 +226,9 @@ class Spaces(Mapping[str, Space]):
 
     def displacement(self, z_t: State, clean: State, level: Level) -> State:
         """E[eps | z_t, x0] from the two states."""
+        if level.harmonic_share is not None:
+            difference = z_t.combine(scaled(clean, level, lambda level: level.alpha), torch.sub)
+            return scaled(difference, level, lambda level: 1 / level.sigma)
         return z_t.replace(
             **{
                 name: self[name].displacement(
@@ -233,6 +240,8 @@ class Spaces(Mapping[str, Space]):
 
     def log_likelihood(self, z_t: State, clean: State, level: Level) -> Float[Tensor, "B"]:
         """log p(z_t | x0) of each molecule, up to a constant that does not depend on x0."""
+        if level.harmonic_share is not None:
+            return -0.5 * self.displacement(z_t, clean, level).squared_norm()
         total: Any = 0
         for name, part in z_t.parts.items():
             rows = self[name].log_likelihood(

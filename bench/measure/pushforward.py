@@ -55,7 +55,7 @@ def measure(subject: Subject, cfg: PushforwardConfig) -> list[Value]:
     layout = Layout([1] * cfg.n_nodes, subject.device)
     shares = (torch.arange(cfg.n_nodes, device=subject.device, dtype=torch.float64) + 0.5) / cfg.n_nodes
     normal = State({name: torch.special.ndtri(shares)[:, None].float()}, layout)
-    start = process.spaces.prior(normal, process.path.prior_sigma)
+    start = process.prior(normal)
     if is_stochastic(subject, start, process.path.at(process.path.grid(2, subject.device)[1].expand(cfg.n_nodes))):
         return []
     rng = Streams(subject.seed, subject.device).at(6_000_000)

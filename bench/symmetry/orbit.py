@@ -133,6 +133,11 @@ def _matrix_average(
     if order is None and cfg.permutations is Permutations.NONE:
         order = group.exchanges(x0, cfg.n_permutations, rng, cfg.include_generator)
     elif order is None:
+        if level.harmonic_share is not None:
+            raise ValueError(
+                f"permutations {cfg.permutations.value!r} break bonds, which prior 'harmonic' holds together; choose "
+                "'none' (automorphisms are part of a group), or prior 'gaussian'"
+            )
         order = draw_permutations(x0, cfg, rng)
     x = x0.parts[part][:, None] if order is None else x0.parts[part][order]  # [A, P, D]
     F = group.moment(x, noised) / cfg.temperature
