@@ -218,7 +218,7 @@ def _posebusters(
     values = []
     if effort.n_posebusters:
         chosen = subset(len(structures), effort.n_posebusters, seed)
-        found = posebusters.checks([molecules[i] for i in chosen.tolist()], n_workers)
+        found = posebusters.checks([molecules[int(i)] for i in chosen], n_workers)
         passed = found.all_passed if found.passed else np.zeros(len(chosen), dtype=bool)
         of = f"of {len(chosen)} of {len(structures)} molecules; configuration mol without the energy ratio, {version}"
         values.append(_rate("posebusters", "PoseBusters, all checks", passed, definition=f"{of}; all molecules"))
@@ -240,7 +240,7 @@ def _posebusters(
         values.append(_count("posebusters_stopped", "PoseBusters, stopped or crashed", found.n_timeouts, len(chosen)))
     if effort.n_energy:
         chosen = subset(len(structures), effort.n_energy, seed)
-        found = posebusters.energy_ratios([molecules[i] for i in chosen.tolist()], n_workers)
+        found = posebusters.energy_ratios([molecules[int(i)] for i in chosen], n_workers)
         row = found.passed.get(posebusters.ENERGY, np.full(len(chosen), np.nan))
         known = ~np.isnan(row)
         of = f"of {len(chosen)} of {len(structures)} molecules, {known.sum()} of which have a ratio; {version}"
@@ -258,7 +258,7 @@ def _strain(structures: Structures, bonds: Bonds, n: int, seed: int, n_workers: 
     chosen = subset(len(structures), n, seed)
     molecules = list(molecules_of(structures, bonds))
     found = {
-        "mmff94": ("MMFF94", strain.mmff94_strain([molecules[i] for i in chosen.tolist()], n_workers)),
+        "mmff94": ("MMFF94", strain.mmff94_strain([molecules[int(i)] for i in chosen], n_workers)),
         "gfn2": ("GFN2-xTB", strain.gfn2_strain(structures.select(chosen), n_workers)),
     }
     values = []

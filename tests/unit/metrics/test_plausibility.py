@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from rdkit import Chem
 from rdkit.Chem import AllChem
+from support import model_of, run_config, subject_of
 
 from bench.cli.main import main
+from bench.data.toys import Toy
+from bench.measure.contract import Subject
 from bench.metrics import posebusters, strain
 from bench.metrics.molecules import evaluate_molecules
 from bench.metrics.plausibility import (
@@ -33,8 +36,8 @@ from bench.metrics.pool import Lost, MissingPackageError, bounded_map, require
 from bench.metrics.stability import BondRule, determined_bonds, infer_bonds
 from bench.metrics.valence_table import ELEMENTS, allowed_atoms, by_rule, environments, load
 from bench.metrics.validity import molecules_of
-from bench.records.values import Value
-from bench.registry import datasets
+from bench.records.values import Kind, Value
+from bench.registry import datasets, measures
 from bench.structures import files
 from bench.structures.dataset import DataSet
 from bench.structures.elements import Contents
@@ -230,7 +233,7 @@ def test_posebusters_checks_pass_real_molecules_and_not_squeezed_ones():
     pytest.importorskip("posebusters")
     data = Structures.from_list([embedded("CC(=O)Nc1ccccc1")])
     bonds = determined_bonds(data)
-    squeezed = replace(data, positions=data.positions * [1, 1, 0.6])
+    squeezed = replace(data, positions=data.positions * 0.6)
     found = posebusters.checks([*molecules_of(data, bonds), *molecules_of(squeezed, bonds), None], n_workers=1)
     assert found.all_passed.tolist() == [True, False, False]
     assert found.passed["sanitization"][:2].tolist() == [1, 1]
@@ -315,3 +318,35 @@ def test_judging_tells_rows_apart():
     found = judge(rows, others, BondRule.EDM, QUICK, n_workers=1)
     good = [value(of_row, "connected_and_valid") for of_row in found.values()]
     assert good[0] > good[1] >= good[2]
+
+
+def judged(samples: Structures | None, data: DataSet) -> Subject:
+    """A subject with these samples; its model is not asked."""
+    subject = subject_of(run_config("plain", "egnn"), model_of("plain", "egnn"), data, samples)
+    return replace(subject, seed=3)
+
+
+def test_the_measure_has_samples_as_scalars_and_floor_and_ceilings_beside_them():
+    data = mini()
+    entry = measures["plausibility"]
+    options = entry.config(n_posebusters=0, n_energy=0, n_strain=0)
+    found = entry.build(judged(noised(some(20, "valid"), 0.1, 0), data), options)
+    w1 = {str(v.at.get("of", "samples")): v.value for v in found if v.name == "w1_bond_length"}
+    assert set(w1) == {"samples", "data", "noise 0.05", "noise 0.1"}
+    assert w1["samples"] == pytest.approx(w1["noise 0.1"], rel=0.5)
+    assert w1["data"] < w1["noise 0.05"] < w1["samples"]
+    scalars = {v.name for v in found if not v.at}
+    assert scalars.isdisjoint({"validity", "connected_and_valid"})  # which the evaluation of the run has
+    assert all(v.kind is Kind.DIAGNOSTIC for v in found if v.at)
+
+
+def test_the_measure_refuses_in_one_line_what_is_no_set_of_molecules():
+    entry = measures["plausibility"]
+    toys = [datasets["toys"].build(datasets["toys"].config(toy, n_copies=4)) for toy in Toy]
+    refused = [(toy.test, toy, "takes molecules") for toy in toys]
+    for samples, data, why in [(None, mini(), "has none"), *refused]:
+        with pytest.raises(ValueError, match=why) as error:
+            entry.build(judged(samples, data), entry.config())
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="at least 0"):
+        entry.config(n_strain=-1)
