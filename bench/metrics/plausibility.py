@@ -142,7 +142,8 @@ def are_molecules(structures: Structures, rule: BondRule) -> bool:
     some = structures.select(np.arange(min(N_LOOKED_AT, len(structures))))
     bonds = perceived(some, rule)
     valid = np.array([one is not None for one in smiles_from_bonds(some, bonds, n_workers=1)], dtype=bool)
-    return bool((valid & (n_fragments(some.n_atoms, bonds) == 1)).mean() > 0.5)
+    connected = (n_fragments(some.n_atoms, bonds) == 1) & (some.n_atoms > 1)  # a lone point is connected and valid
+    return bool((valid & connected).mean() > 0.5)
 
 
 def noised(structures: Structures, sd: float, seed: int) -> Structures:

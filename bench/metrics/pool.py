@@ -69,12 +69,12 @@ def bounded_map(
         index = next(left, None)
         if index is None:
             if pipe is not None:
-                pipe.close()
+                pipe.send(None)
             return
         if pipe is None or process is None:
             pipe, process = _start(function, cpu_seconds)
         busy[pipe] = process, index
-        pipe.send(items[index])
+        pipe.send((items[index],))
 
     try:
         for _ in range(min(n_workers or n_cores(), len(items))):
@@ -92,6 +92,7 @@ def bounded_map(
                     give(None, None)
                     continue
                 if error is not None:
+                    process.kill()
                     raise error
                 give(pipe, process)
     finally:
@@ -118,13 +119,12 @@ def _serve(function: Callable[[Any], Any], pipe: Connection, cpu_seconds: int) -
     while True:
         if parent.sentinel in wait([pipe, parent.sentinel]):
             return
-        try:
-            item = pipe.recv()
-        except EOFError:
+        asked = pipe.recv()
+        if asked is None:  # not the end of the file: forked workers hold copies of one another's pipes
             return
         resource.setrlimit(resource.RLIMIT_CPU, (ceil(time.process_time() + cpu_seconds), hard))
         try:
-            answer = (None, function(item))
+            answer = (None, function(*asked))
         except Exception as error:  # our own bug, which surfaces in the parent
             answer = (error, None)
         pipe.send(answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import time
@@ -280,6 +281,14 @@ def test_what_takes_too_long_or_crashes_is_lost_alone():
     found = bounded_map(slow_square, [1, 3, 5, 2, 4, 6], cpu_seconds=1, n_workers=2)
     assert found == [1, Lost.TIMEOUT, Lost.CRASH, 4, 16, 36]
     assert bounded_map(slow_square, [], 1) == []
+
+
+def test_workers_end_with_the_work():
+    before = set(multiprocessing.active_children())
+    assert bounded_map(slow_square, [1, 2, 4, 6], cpu_seconds=5, n_workers=2) == [1, 4, 16, 36]
+    for worker in set(multiprocessing.active_children()) - before:
+        worker.join(60)
+        assert not worker.is_alive()
 
 
 def test_an_error_of_the_function_surfaces():
