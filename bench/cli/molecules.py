@@ -1,4 +1,4 @@
-"""Verbs on molecules: sample, score."""
+"""Verbs on molecules: sample, score, compare, reference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench.cli import score
+from bench.cli import compare, score
 from bench.cli.verbs import AddVerb, add_plugin
 
 
@@ -21,6 +21,7 @@ def add_verbs(add: AddVerb) -> None:
     add_plugin(command)
 
     score.add_arguments(add("score", score.run, "metrics of molecules in files"))
+    compare.add_verbs(add)
 
 
 def sample(args: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ TITLES = {
     "atom_stability": "atom stability, of all atoms",
     "molecule_stability": "molecule stability, of all molecules",
     "validity": "validity, of all molecules",
+    "connected_and_valid": "connected and valid, of all molecules",
     "uniqueness": "uniqueness, of the valid",
     "novelty": "novelty, of the unique",
 }
@@ -46,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="xyz, extxyz, sdf (or these with .gz) or npz, or a folder of such files; evaluated together as one set",
     )
     parser.add_argument("--train", nargs="+", type=Path, metavar="FILE", help="training molecules, for novelty")
+    add_reading(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--per-molecule", type=Path, metavar="OUT.csv", help="write one line per molecule to this file")
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Options of verbs that read molecules and need their bonds."""
     parser.add_argument(
         "--bonds",
         metavar=RULES,
@@ -53,22 +61,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "where it covers all elements, else RDKit)",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out and count molecules that cannot be read")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--per-molecule", type=Path, metavar="OUT.csv", help="write one line per molecule to this file")
+
+
+def asked_rule(args: argparse.Namespace) -> BondRule | None:
+    """The rule of `--bonds`; raises ValueError for another word."""
+    from bench.metrics.stability import BondRule
+
+    if args.bonds is not None and args.bonds not in set(BondRule):
+        raise ValueError(f"--bonds is {args.bonds!r}, expected {RULES.replace('|', ', ')}")
+    return BondRule(args.bonds) if args.bonds is not None else None
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print; 0, or 2 after one line in the log when a file cannot be evaluated or written."""
     from bench.metrics.molecules import evaluate_molecules
-    from bench.metrics.stability import BondRule, natural_rule, perceived
+    from bench.metrics.stability import natural_rule, perceived
     from bench.metrics.validity import smiles_of
     from bench.structures.elements import Contents
 
     try:
-        if args.bonds is not None and args.bonds not in set(BondRule):
-            raise ValueError(f"--bonds is {args.bonds!r}, expected {RULES.replace('|', ', ')}")
-        asked = BondRule(args.bonds) if args.bonds is not None else None
-        held = _read(args.files, args.skip_bad, asked)
+        asked = asked_rule(args)
+        held = read_sets(args.files, args.skip_bad, asked)
         given = Contents.concatenate(list(held.values()))
         rule = asked or natural_rule(given.structures)
         bonds = perceived(given.structures, rule, given)
@@ -78,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             log.warning("%s", note)
         train_smiles = None
         if args.train:
-            train = Contents.concatenate(list(_read(args.train, args.skip_bad, rule).values()))
+            train = Contents.concatenate(list(read_sets(args.train, args.skip_bad, rule).values()))
             train_smiles = smiles_of(train.structures, bonds=perceived(train.structures, rule, train))
         evaluation = evaluate_molecules(given.structures, train_smiles, bonds=bonds)
         if args.per_molecule:
@@ -95,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read(paths: Sequence[Path], skip_bad: bool, rule: BondRule | None) -> dict[Path, Contents]:
+def read_sets(paths: Sequence[Path], skip_bad: bool, rule: BondRule | None) -> dict[Path, Contents]:
     """What the files hold, without the molecules that cannot be read, or whose bonds the rule asked for cannot know."""
     import numpy as np
 

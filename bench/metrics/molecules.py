@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bench.metrics.geometry import n_fragments
 from bench.metrics.stability import Bonds, BondTable, infer_bonds, stable_atoms
 from bench.metrics.validity import smiles_from_bonds
 from bench.records.intervals import Z_95, rate_interval
@@ -18,6 +19,7 @@ LABELS = {  # name -> label, with the denominator where papers differ, and defin
     "atom_stability": ("Atom stability", "atoms whose bond orders add up to the valence, of all atoms"),
     "molecule_stability": ("Molecule stability", "molecules whose atoms are all stable, of all molecules"),
     "validity": ("Validity", "molecules that RDKit sanitises, of all molecules"),
+    "connected_and_valid": ("Connected and valid", "valid molecules in one piece, of all molecules"),
     "uniqueness": ("Uniqueness of valid", "distinct SMILES, of the valid molecules"),
     "novelty": ("Novelty of unique", "distinct SMILES that are not among the training SMILES, of the distinct SMILES"),
     "valid_and_unique": ("Valid and unique", "distinct SMILES, of all molecules"),
@@ -52,12 +54,17 @@ class MoleculeEvaluation:
         """Whether RDKit sanitises the molecule [M]."""
         return np.array([smiles is not None for smiles in self.smiles], dtype=bool)
 
+    @property
+    def connected_and_valid(self) -> np.ndarray:
+        """Whether the molecule is valid and bonds connect all of its atoms [M]."""
+        return self.valid & (n_fragments(self.n_atoms, self.bonds) == 1)
+
     def summary(self) -> dict[str, int | float | None]:
         """The metrics of `LABELS`, except valid-and-unique, as fractions; and `n_molecules`.
 
-        Atom stability is over all atoms, molecule stability and validity over all molecules, uniqueness over the valid
-        molecules, novelty over the unique ones; a metric without denominator is None, and so is novelty without
-        training molecules.
+        Atom stability is over all atoms, molecule stability and both validities over all molecules, uniqueness over
+        the valid molecules, novelty over the unique ones; a metric without denominator is None, and so is novelty
+        without training molecules.
         """
         n_valid, counts = int(self.valid.sum()), self._counts()
         return {
@@ -65,6 +72,7 @@ class MoleculeEvaluation:
             "atom_stability": float(self.stable_atoms.sum() / self.n_atoms.sum()),
             "molecule_stability": float(self.molecule_stable.mean()),
             "validity": n_valid / len(self.smiles),
+            "connected_and_valid": float(self.connected_and_valid.mean()),
             "uniqueness": len(counts) / n_valid if n_valid else None,
             "novelty": sum(map(self._is_novel, counts)) / len(counts)
             if counts and self.train_smiles is not None
@@ -81,6 +89,7 @@ class MoleculeEvaluation:
             "atom_stability": np.column_stack([self.stable_atoms, self.n_atoms]),
             "molecule_stability": self.molecule_stable,
             "validity": self.valid,
+            "connected_and_valid": self.connected_and_valid,
         }
         return [
             replace(value, value=found[name], low=low, high=high, sem=errors.get(name), items=items.get(name))
@@ -116,6 +125,7 @@ class MoleculeEvaluation:
             "atom_stability": (self.stable_atoms, self.n_atoms),
             "molecule_stability": (self.molecule_stable, one_each),
             "validity": (self.valid, one_each),
+            "connected_and_valid": (self.connected_and_valid, one_each),
         }
         return {name: error_of_ratio(*sums) for name, sums in ratios.items()} | self._jackknife()
 

@@ -56,7 +56,10 @@ class BondRule(StrEnum):
     @property
     def table(self) -> BondTable | None:
         """The look-up table behind the rule, where there is one."""
-        return BondTable.load(self.value) if self in (BondRule.EDM, BondRule.GEOM) else None
+        return BondTable.load(TABLES[self]) if self in TABLES else None
+
+
+TABLES = {BondRule.EDM: "edm", BondRule.GEOM: "edm_geom"}  # files under bench/metrics/valence
 
 
 class UnknownElementError(ValueError):
@@ -126,6 +129,7 @@ class Bonds:
         charges: formal charges [A], None where the rule knows none.
         found: whether the rule finds bonds of each molecule [M], None: always. The others have none here, no stable
             atom, and are not valid.
+        n_gave_up: molecules without bonds because there were too many bond orders to try.
     """
 
     pairs: np.ndarray
@@ -134,16 +138,19 @@ class Bonds:
     rule: BondRule = BondRule.EDM
     charges: np.ndarray | None = None
     found: np.ndarray | None = None
+    n_gave_up: int = 0
 
     @classmethod
-    def from_rows(cls, rows: Sequence[np.ndarray | None], rule: BondRule, charges: np.ndarray) -> Bonds:
+    def from_rows(
+        cls, rows: Sequence[np.ndarray | None], rule: BondRule, charges: np.ndarray, n_gave_up: int = 0
+    ) -> Bonds:
         """From rows (first atom, second atom, order) of each molecule, None where the rule finds none."""
         known = [np.zeros((0, 3), np.int64) if some is None else some for some in rows]
         together = np.concatenate(known or [np.zeros((0, 3), np.int64)])
         pairs = np.sort(together[:, :2], axis=1)[:, ::-1].astype(np.int32)
         ptr = np.concatenate([[0], np.cumsum([len(some) for some in known])]).astype(np.int64)
         found = np.array([some is not None for some in rows], dtype=bool)
-        return cls(pairs, together[:, 2].astype(np.int8), ptr, rule, charges, found)
+        return cls(pairs, together[:, 2].astype(np.int8), ptr, rule, charges, found, n_gave_up)
 
     def __len__(self) -> int:
         return len(self.ptr) - 1
@@ -226,15 +233,19 @@ def determined_bonds(structures: Structures) -> Bonds:
     _check_finite(structures)
     rows: list[np.ndarray | None] = []
     charges = np.zeros(len(structures.numbers), np.int64)
+    n_gave_up = 0
     with rdBase.BlockLogs():
         for k, (numbers, positions) in enumerate(structures):
-            mol = _determined(numbers, positions)
+            try:
+                mol = _determined(numbers, positions)
+            except RuntimeError:  # too many orders to try
+                mol, n_gave_up = None, n_gave_up + 1
             rows.append(None if mol is None else bonds_of(mol))
             if mol is not None:
                 atoms = mol.GetAtoms()
                 own = slice(structures.ptr[k], structures.ptr[k + 1])
                 charges[own] = [atom.GetFormalCharge() for atom in atoms]  # pyright: ignore[reportGeneralTypeIssues]
-    return Bonds.from_rows(rows, BondRule.RDKIT, charges)
+    return Bonds.from_rows(rows, BondRule.RDKIT, charges, n_gave_up)
 
 
 def _determined(numbers: np.ndarray, positions: np.ndarray) -> Chem.Mol | None:
@@ -248,7 +259,7 @@ def _determined(numbers: np.ndarray, positions: np.ndarray) -> Chem.Mol | None:
     mol.AddConformer(conformer)
     try:
         rdDetermineBonds.DetermineBonds(mol, charge=0, embedChiral=False, maxIterations=MAX_ITERATIONS)
-    except (ValueError, RuntimeError):  # no orders that add up, or too many to try
+    except ValueError:  # no orders that add up
         return None
     return mol
 
@@ -292,7 +303,7 @@ def infer_bonds(structures: Structures, table: BondTable | None = None) -> Bonds
     by_molecule = np.argsort(molecule, kind="stable")
     counts = np.bincount(molecule, minlength=len(structures))
     ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    rule = BondRule(table.name) if table.name in set(BondRule) else BondRule.EDM
+    rule = next((rule for rule, name in TABLES.items() if name == table.name), BondRule.EDM)
     return Bonds(pairs[by_molecule], order[by_molecule], ptr, rule)
 
 

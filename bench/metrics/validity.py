@@ -10,15 +10,13 @@ enumerates a space, so high novelty can mean leaving the distribution.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from rdkit import Chem, rdBase
 
+from bench.metrics.pool import context, n_cores
 from bench.metrics.stability import Bonds, infer_bonds
 from bench.structures.sdf import BOND_TYPES
 from bench.structures.structures import Structures
@@ -39,6 +37,26 @@ def rebuild(
     for first, second, order in bonds:
         mol.AddBond(first, second, BOND_TYPES[order])
     return mol
+
+
+def molecules_of(structures: Structures, bonds: Bonds) -> Iterator[Chem.Mol | None]:
+    """RDKit molecules with their positions, not sanitised; None where the rule finds no bonds.
+
+    Every atom is in the file or was generated, so none is added: an open valence is a radical, where RDKit's default
+    would fill it with a hydrogen that has no position.
+    """
+    for k, ((numbers, positions), rows) in enumerate(zip(structures, bonds, strict=True)):
+        if bonds.found is not None and not bonds.found[k]:
+            yield None
+            continue
+        charges = itertools.repeat(0) if bonds.charges is None else bonds.charges[slice(*structures.ptr[k : k + 2])]
+        mol = rebuild(numbers.tolist(), rows.tolist(), (int(charge) for charge in charges))
+        for atom in mol.GetAtoms():  # pyright: ignore[reportGeneralTypeIssues]
+            atom.SetNoImplicit(True)
+        conformer = Chem.Conformer(len(numbers))
+        conformer.SetPositions(np.ascontiguousarray(positions, dtype=np.float64))
+        mol.AddConformer(conformer)
+        yield mol.GetMol()
 
 
 def to_smiles(mol: Chem.Mol, whole: bool) -> str | None:
@@ -66,9 +84,7 @@ def smiles_from_bonds(
     n_workers = _n_workers(len(structures)) if n_workers is None else n_workers
     if n_workers <= 1:
         return list(itertools.chain.from_iterable(map(_smiles_of_task, tasks)))
-    # fork where it is safe: it starts fast and needs no importable __main__
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(n_workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(n_workers, mp_context=context()) as pool:
         return list(itertools.chain.from_iterable(pool.map(_smiles_of_task, tasks)))
 
 
@@ -107,6 +123,4 @@ def _smiles_of_task(task: tuple) -> list[str | None]:
 
 
 def _n_workers(n_molecules: int) -> int:
-    if n_molecules < FEWEST_FOR_A_POOL:
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if n_molecules < FEWEST_FOR_A_POOL else n_cores()

@@ -25,6 +25,7 @@ from rdkit import Chem
 from rdkit.Chem.rdDistGeom import EmbedMolecule, ETKDGv3
 
 from bench.metrics.molecules import evaluate_molecules
+from bench.metrics.strain import MAX_GRADIENT, NoStrainError, gfn2_relaxed
 from bench.mini.graphs import MAX_ATOMS, random_graphs
 from bench.records.store import write_atomically, write_json
 from bench.structures.dataset import SPLITS
@@ -35,10 +36,6 @@ log = logging.getLogger(__name__)
 SEED = 20
 N_GRAPHS, N_MOLECULES, CHUNK = 5700, 5000, 100
 SPLIT_SHARES = (0.8, 0.1, 0.1)  # train, valid, test, coded 0, 1, 2
-MAX_GRADIENT = 0.02  # eV/angstrom, largest component at which a geometry counts as relaxed
-MAX_ITERATIONS = 300
-ANGSTROM_PER_BOHR, EV_PER_HARTREE = 0.529177210903, 27.211386245988
-CURVATURE = 30.0  # eV/angstrom^2, about that of a bond; first guess of the Hessian
 
 COMMAND = "OMP_NUM_THREADS=1 python -m bench.mini.make"  # with more threads the last digits differ
 DATA = Path(__file__).parents[1] / "data"
@@ -49,35 +46,17 @@ def relax(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
 
     References: Riniker & Landrum (2015), ETKDG; Bannwarth, Ehlert & Grimme (2019), GFN2-xTB.
     """
-    from scipy.optimize import minimize  # here, because the card needs neither
-    from tblite.exceptions import TBLiteRuntimeError  # pyright: ignore[reportMissingImports] - extra `mini`
-    from tblite.interface import Calculator  # pyright: ignore[reportMissingImports]
-
     mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
     embedding = ETKDGv3()
     embedding.randomSeed = seed
     if EmbedMolecule(mol, embedding) < 0:
         return "no ETKDG conformer"
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
-    start = mol.GetConformer().GetPositions()
-    calculator = Calculator("GFN2-xTB", numbers, start / ANGSTROM_PER_BOHR)
-    calculator.set("verbosity", 0)
-    state = None
-
-    def energy_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
-        nonlocal state
-        calculator.update(positions=x.reshape(-1, 3) / ANGSTROM_PER_BOHR)
-        state = calculator.singlepoint(state)  # starts from the last geometry's density
-        return state.get("energy") * EV_PER_HARTREE, state.get("gradient").ravel() * EV_PER_HARTREE / ANGSTROM_PER_BOHR
-
-    options = {"gtol": MAX_GRADIENT, "maxiter": MAX_ITERATIONS, "hess_inv0": np.eye(start.size) / CURVATURE}
     try:
-        found = minimize(energy_and_gradient, start.ravel(), jac=True, method="BFGS", options=options)
-    except TBLiteRuntimeError:
-        return "no self-consistent charges"
-    if np.abs(found.jac).max() > MAX_GRADIENT:
-        return "not relaxed"
-    return numbers, (found.x.reshape(-1, 3) - found.x.reshape(-1, 3).mean(0)).astype(np.float32)
+        relaxed, _ = gfn2_relaxed(numbers, mol.GetConformer().GetPositions())
+    except NoStrainError as error:
+        return str(error)
+    return numbers, (relaxed - relaxed.mean(0)).astype(np.float32)
 
 
 def relaxed_chunk(index: int, smiles: list[str], work: Path) -> dict[str, np.ndarray]:

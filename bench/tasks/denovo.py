@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("equibench")
 
+N_METRICS = 7  # in the name of the cached file, so that one of fewer metrics is not read
+
 
 @dataclass
 class DenovoConfig:
@@ -137,7 +139,7 @@ def reference(data: DataSet, rule: BondRule, cache: Path) -> tuple[list[str], li
 
     # RDKit versions differ in which molecules they accept
     by = "" if rule is BondRule.EDM else f"-{rule}"
-    path = cache / f"reference-{data.fingerprint}{by}-rdkit{metadata.version('rdkit')}.json"
+    path = cache / f"reference{N_METRICS}-{data.fingerprint}{by}-rdkit{metadata.version('rdkit')}.json"
     if not path.exists():
         log.info("evaluating the data set itself (once), bonds by %s", rule.description)
         train_smiles = sorted({s for s in smiles_of(data.train, bonds=perceived(data.train, rule)) if s is not None})

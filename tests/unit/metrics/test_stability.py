@@ -103,7 +103,7 @@ def valences(table: BondTable) -> dict[int, list[int]]:
 
 def test_the_table_for_geom_holds_that_for_qm9_and_more_elements():
     """Phosphorus may have two valences; a pair without a length is no bond, however close. Control: PH4."""
-    edm, geom = BondTable.load(), BondTable.load("geom")
+    edm, geom = BondTable.load(), BondTable.load("edm_geom")
     known = np.ix_(range(3), edm.elements, edm.elements)
     assert np.array_equal(edm.reach[known], geom.reach[known])
     more = {5: [3], 14: [4], 15: [3, 5], 16: [4], 17: [1], 33: [3], 35: [1], 53: [1]}

@@ -93,6 +93,7 @@ def test_summary_has_the_metrics_of_the_records_with_their_denominators():
         "atom_stability": 8 / 10,
         "molecule_stability": 4 / 5,
         "validity": 4 / 5,  # of all
+        "connected_and_valid": 4 / 5,  # of all
         "uniqueness": 2 / 4,  # of the valid
         "novelty": 1 / 2,  # of the unique
     }
@@ -106,6 +107,7 @@ def test_metrics_without_denominator_are_null():
         "atom_stability",
         "molecule_stability",
         "validity",
+        "connected_and_valid",
     }
     with pytest.raises(ValueError, match="no molecules to evaluate"):
         evaluate_molecules(HYDROGEN.select(np.zeros(0, int)))
@@ -236,6 +238,7 @@ def test_several_files_are_one_set_and_json_stands_alone_on_stdout(two_files, ca
         "atom_stability": 4 / 6,
         "molecule_stability": 2 / 3,
         "validity": 2 / 3,
+        "connected_and_valid": 2 / 3,
         "uniqueness": 1.0,
         "novelty": 0.5,
         "bonds": "edm",

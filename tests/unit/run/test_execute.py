@@ -140,7 +140,7 @@ def test_a_value_is_the_mean_of_its_items(tmp_path):
         read_items(folder.sample_items),
     )
     assert set(of_test) == {"nll"}
-    assert set(of_samples) == {"atom_stability", "molecule_stability", "validity"}
+    assert set(of_samples) == {"atom_stability", "molecule_stability", "validity", "connected_and_valid"}
     for name, array in (of_test | of_samples).items():
         sums = np.nansum(array, axis=0)
         ratio = sums[0] / sums[1] if array.ndim == 2 else np.nanmean(array)
