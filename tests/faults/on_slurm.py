@@ -95,12 +95,16 @@ class Study:
         return {number: job for number, job in self.cluster.jobs().items() if job["WorkDir"] == str(self.folder)}
 
     def end(self, launcher: subprocess.Popen[bytes]) -> int:
-        """The launcher's exit code. Jobs that were queued again wait two minutes by Slurm's rule, here no time."""
+        """The launcher's exit code. Jobs that were queued again wait two minutes by Slurm's rule, here five seconds: one
+        that starts in the second of its requeueing is killed by the node, whose credential for it is revoked."""
+        hurried: set[tuple[str, str]] = set()
 
         def ended() -> bool:
             for number, job in self.jobs().items():
-                if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime":
-                    self.cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now")
+                again = number, job["Restarts"]
+                if job["JobState"] == "PENDING" and job["Reason"] == "BeginTime" and again not in hurried:
+                    self.cluster.ask("scontrol", "update", f"JobId={number}", "StartTime=now+5")
+                    hurried.add(again)
             return launcher.poll() is not None
 
         wait_for(ended, f"the study to end; its launcher said:\n{self.log.read_text()[-2000:]}", SECONDS)
