@@ -95,8 +95,8 @@ class Study:
         return {number: job for number, job in self.cluster.jobs().items() if job["WorkDir"] == str(self.folder)}
 
     def end(self, launcher: subprocess.Popen[bytes]) -> int:
-        """The launcher's exit code. Jobs that were queued again wait two minutes by Slurm's rule, here five seconds: one
-        that starts in the second of its requeueing is killed by the node, whose credential for it is revoked."""
+        """The launcher's exit code. Jobs that were queued again wait two minutes by Slurm's rule, here five seconds: a
+        node kills one that starts in the second of its requeueing, since its credential is revoked."""
         hurried: set[tuple[str, str]] = set()
 
         def ended() -> bool:
