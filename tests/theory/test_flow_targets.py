@@ -168,10 +168,9 @@ def test_orbit_targets_have_the_mean_of_the_velocity(prior, bridge, name, cfg, g
 
 @pytest.mark.slow
 @OVER_SETTINGS
-@OVER_TARGETS
-@pytest.mark.parametrize("t", [0.3, 0.8])
-def test_orbit_targets_have_the_mean_of_a_million_velocities(prior, bridge, name, cfg, group, t):
-    assert bias_score(on_flow(group, name, cfg), flow(prior, bridge), 1_000_000, t) < Z_MAX
+@pytest.mark.parametrize("group", [SO3(), RotationsAndAutomorphisms()], ids=["SO3", "SO3xAut"])
+def test_closed_form_has_the_mean_of_a_million_velocities(prior, bridge, group):
+    assert bias_score(on_flow(group, OrbitRBExact), flow(prior, bridge), 1_000_000, 0.5) < Z_MAX
 
 
 class IsotropicWeights(OrbitRBExact):
