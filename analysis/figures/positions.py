@@ -125,7 +125,7 @@ def _cut(panels: Row) -> list[Row]:
 
 def _share(line: Sequence[Axes], panels: Row) -> None:
     """One vertical axis for panels of one quantity."""
-    if len({column.name.partition("[")[0] for column, _ in panels}) > 1 or len(panels) < 2:
+    if len({(column.name.partition("[")[0], axis) for column, axis in panels}) > 1 or len(panels) < 2:
         return
     if len({axes.get_yscale() for axes in line}) > 1:
         for axes in line:

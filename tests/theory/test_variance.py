@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
+from theory.test_toys import config
 from torch import Tensor, nn
 
 from bench.config.run import RunConfig, build
@@ -24,7 +25,6 @@ from bench.run.batches import load_data
 from bench.run.contract import randomise
 from bench.run.evaluate import subject_of
 from bench.run.model import Model
-from tests.theory.test_toys import config
 
 F64 = torch.float64
 SMALL = VarianceConfig(n_levels=3, n_targets=8, n_gradients=3, n_draws=4)

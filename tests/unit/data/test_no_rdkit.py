@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from bench.registry import datasets
 from bench.structures import files
 from bench.structures.structures import Structures
 
@@ -81,5 +82,5 @@ def test_the_listing_shows_no_data_set_as_unavailable():
     done = python(NO_RDKIT + code)
     assert done.returncode == 0, done.stderr
     section = done.stdout.split("data sets\n")[1].split("\n\n")[0]
-    assert [line.split()[0] for line in section.splitlines()] == ["folder", "mini", "qm9", "toys"]
+    assert [line.split()[0] for line in section.splitlines()] == list(datasets)
     assert "unavailable" not in section

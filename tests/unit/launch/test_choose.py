@@ -99,9 +99,11 @@ def test_a_run_whose_plug_in_has_changed_is_told(items, monkeypatch):
 
 
 def test_the_source_of_a_plug_in_is_the_file_that_registers_it():
-    found = provenance.sources(run_config("haar", "dit"))
+    cfg = run_config("haar", "dit")
+    found = provenance.sources(cfg)
     assert found["method haar"] == hashlib.sha256((ROOT / "methods" / "haar.py").read_bytes()).hexdigest()
-    assert set(found) == {"method haar", "backbone dit", "data set mini", "task denovo", "measure likelihood"}
+    data = f"data set {cfg.data.name}"
+    assert set(found) == {"method haar", "backbone dit", data, "task denovo", "measure likelihood"}
 
 
 PLUGIN = """

@@ -319,7 +319,7 @@ def test_the_verb_says_in_one_line_what_it_cannot_do(tmp_path, caplog):
     assert main(["compare", str(one), str(one), "--n-posebusters", "0", "--n-energy", "0", "--n-strain", "0"]) == 2
     assert "at least two" in caplog.text
     assert main(["compare", str(one), str(one), "--bonds", "ruler"]) == 2
-    assert "expected edm, rdkit, file" in caplog.text
+    assert "expected edm, geom, rdkit, file" in caplog.text
 
 
 def test_judging_tells_rows_apart():

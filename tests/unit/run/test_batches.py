@@ -95,7 +95,8 @@ def test_what_stands_in_is_told_loudly_and_named_in_label_note_and_record(out_of
             item.data["label"] == "mini (embedded, GFN2-xTB) in place of qm9, at most 12 atoms, 50 training molecules"
         )
         assert "not qm9, which was out of reach" in item.data["notes"][0]
-        assert item.cfg.to_dict()["data"] == {"name": "mini", "max_atoms": 12, "n_train": 50, "in_place_of": "qm9"}
+        given = {"max_atoms": 12, "n_train": 50, "turned": False, "in_place_of": "qm9"}
+        assert item.cfg.to_dict()["data"] == {"name": "mini", **given}
 
 
 def test_a_run_repeated_from_its_record_never_falls_back(out_of_reach, monkeypatch, tmp_path):
