@@ -44,8 +44,10 @@ def together(*parts: Structures) -> Structures:
 def made_up(smiles: list[str | None], train=None, stable=None) -> MoleculeEvaluation:
     n = len(smiles)
     stable = np.full(n, 4) if stable is None else np.asarray(stable)
-    no_bonds = Bonds(np.zeros((0, 2), np.int32), np.zeros(0, np.int8), np.zeros(n + 1, int))
-    return MoleculeEvaluation(np.full(n, 4), stable, smiles, train, no_bonds)
+    chains = Bonds(
+        np.tile(np.array([[1, 0], [2, 1], [3, 2]], np.int32), (n, 1)), np.ones(3 * n, np.int8), 3 * np.arange(n + 1)
+    )
+    return MoleculeEvaluation(np.full(n, 4), stable, smiles, train, chains)
 
 
 def test_a_molecule_is_valid_when_rdkit_sanitises_it():
