@@ -41,7 +41,7 @@ def measure(subject: Subject, cfg: PushforwardConfig) -> list[Value]:
     Nodes are the midpoints of equal shares of the normal distribution; between two laws on a line W2 is the root mean
     square difference of their quantile functions.
 
-    Nothing where the prediction draws random numbers, for which this is no quadrature.
+    Nothing for stochastic predictions, for which this is no quadrature.
 
     Raises:
         ValueError: states are not one point on a line.

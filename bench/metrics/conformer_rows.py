@@ -21,7 +21,7 @@ from rdkit.Chem.rdDistGeom import EmbedMultipleConfs, ETKDGv3
 from rdkit.Chem.rdForceFieldHelpers import MMFFHasAllMoleculeParams, MMFFOptimizeMoleculeConfs
 
 from bench.metrics.conformers import Reference, evaluate_ensembles
-from bench.metrics.workers import in_workers
+from bench.metrics.pool import in_workers
 from bench.records.values import Better, Kind, Value
 
 PER_REFERENCE = 2

@@ -24,8 +24,8 @@ from rdkit import Chem
 
 from bench.metrics.chirality import chiral_tags, tags_violated
 from bench.metrics.molecules import error_of_ratio
+from bench.metrics.pool import in_workers, n_cores
 from bench.metrics.rmsd import SECONDS_PER_MOLECULE, rmsd_between
-from bench.metrics.workers import in_workers, n_cores
 from bench.records.intervals import Z_95, rate_interval
 from bench.records.values import Better, Kind, Value
 

@@ -1,7 +1,8 @@
-"""Worker processes for libraries that may take for ever or crash: every call has a limit of processor time.
+"""Worker processes: a plain ordered map, and one for libraries that may take for ever or crash.
 
-The limit is of processor time (RLIMIT_CPU), not of the clock, so that what is lost does not depend on what else runs on
-the machine. The kernel ends a worker that exceeds it, also inside of C++; another takes its place.
+In the latter every call has a limit of processor time (RLIMIT_CPU), not of the clock, so that what is lost does not
+depend on what else runs on the machine. The kernel ends a worker that exceeds it, also inside of C++; another takes its
+place.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from enum import StrEnum
 from math import ceil
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, TypeVar
+
+Task = TypeVar("Task")
+Found = TypeVar("Found")
 
 
 class MissingPackageError(ValueError):
@@ -46,6 +51,15 @@ def n_cores() -> int:
 def context() -> Any:
     """Of multiprocessing: fork where it is safe, since it starts fast and needs no importable __main__."""
     return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+
+
+def in_workers(function: Callable[[Task], Found], tasks: Iterable[Task], n_workers: int) -> Iterator[Found]:
+    """`function` of each task, in their order; in this process where `n_workers` is 1."""
+    if n_workers <= 1:
+        yield from map(function, tasks)
+        return
+    with ProcessPoolExecutor(n_workers, mp_context=context()) as pool:
+        yield from pool.map(function, tasks)
 
 
 def bounded_map(

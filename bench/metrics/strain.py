@@ -9,6 +9,7 @@ self-consistent, a relaxation that does not end, time, a crash.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from rdkit import Chem, rdBase
@@ -31,8 +32,16 @@ class NoStrainError(ValueError):
     """Why a molecule has no strain, in a few words."""
 
 
-def gfn2_relaxed(numbers: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, float]:
-    """Positions at the next minimum of GFN2-xTB [n, 3] in angstrom, and the energy gained in eV.
+class Relaxed(NamedTuple):
+    """A minimum: positions [n, 3] in angstrom, its energy and the energy that relaxation gained, in eV."""
+
+    positions: np.ndarray
+    energy: float
+    gained: float
+
+
+def gfn2_relaxed(numbers: np.ndarray, positions: np.ndarray) -> Relaxed:
+    """The next minimum of GFN2-xTB.
 
     Raises:
         NoStrainError: no self-consistent charges, or not relaxed after MAX_ITERATIONS steps.
@@ -62,7 +71,7 @@ def gfn2_relaxed(numbers: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray
         raise NoStrainError("no self-consistent charges") from error
     if not np.abs(found.jac).max() <= MAX_GRADIENT:  # NaN too
         raise NoStrainError("not relaxed")
-    return found.x.reshape(-1, 3), energies[0] - float(found.fun)
+    return Relaxed(found.x.reshape(-1, 3), float(found.fun), energies[0] - float(found.fun))
 
 
 def gfn2_strain(structures: Structures, n_workers: int | None = None) -> np.ndarray:
@@ -88,7 +97,7 @@ def mmff94_strain(molecules: Sequence[Chem.Mol | None], n_workers: int | None = 
 
 def _gfn2(molecule: tuple[np.ndarray, np.ndarray]) -> float | None:
     try:
-        return gfn2_relaxed(*molecule)[1] * KCAL_PER_EV
+        return gfn2_relaxed(*molecule).gained * KCAL_PER_EV
     except NoStrainError:
         return None
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 from rdkit import Chem, rdBase
 
-from bench.metrics.pool import context, n_cores
+from bench.metrics.pool import in_workers, n_cores
 from bench.metrics.stability import Bonds, infer_bonds
 from bench.structures.sdf import BOND_TYPES
 from bench.structures.structures import Structures
@@ -82,10 +81,7 @@ def smiles_from_bonds(
     starts = range(0, len(structures), MOLECULES_PER_TASK)
     tasks = (_task(structures, bonds, start, whole) for start in starts)
     n_workers = _n_workers(len(structures)) if n_workers is None else n_workers
-    if n_workers <= 1:
-        return list(itertools.chain.from_iterable(map(_smiles_of_task, tasks)))
-    with ProcessPoolExecutor(n_workers, mp_context=context()) as pool:
-        return list(itertools.chain.from_iterable(pool.map(_smiles_of_task, tasks)))
+    return list(itertools.chain.from_iterable(in_workers(_smiles_of_task, tasks, n_workers)))
 
 
 def smiles_of(structures: Structures, n_workers: int | None = None, bonds: Bonds | None = None) -> list[str | None]:

@@ -28,9 +28,9 @@ from rdkit.Chem.EnumerateStereoisomers import EnumerateStereoisomers, StereoEnum
 from rdkit.Chem.rdDistGeom import EmbedMultipleConfs, ETKDGv3
 from rdkit.Chem.rdForceFieldHelpers import MMFFHasAllMoleculeParams, MMFFOptimizeMoleculeConfs
 
+from bench.metrics.pool import in_workers
 from bench.metrics.rmsd import rmsd_between, with_conformers
-from bench.metrics.workers import in_workers
-from bench.mini.gfn2 import KCAL_PER_EV, MAX_GRADIENT, minimised
+from bench.metrics.strain import KCAL_PER_EV, MAX_GRADIENT, NoStrainError, gfn2_relaxed
 from bench.mini.graphs import random_graphs
 from bench.mini.make import DATA, split_codes, write_npz
 from bench.records.store import write_json
@@ -155,15 +155,17 @@ def _relaxed(mol: Chem.Mol, smiles: str, starts: np.ndarray, counts: Counter[str
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])  # pyright: ignore[reportGeneralTypeIssues]
     kept = []
     for start in starts:
-        outcome = minimised(numbers, start)
-        if isinstance(outcome, str):
-            counts[outcome] += 1
-        elif len(np.unique(graph_keys(Structures.from_list([(numbers, start), (numbers, outcome[0])])))) > 1:
+        try:
+            found = gfn2_relaxed(numbers, start)
+        except NoStrainError as error:
+            counts[str(error)] += 1
+            continue
+        if len(np.unique(graph_keys(Structures.from_list([(numbers, start), (numbers, found.positions)])))) > 1:
             counts["other bonds after relaxation"] += 1
-        elif isomer_of(mol, outcome[0][None]) != [smiles]:
+        elif isomer_of(mol, found.positions[None]) != [smiles]:
             counts["other stereochemistry after relaxation"] += 1
         else:
-            kept.append(outcome)
+            kept.append((found.positions, found.energy))
     return kept
 
 

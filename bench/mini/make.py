@@ -53,7 +53,7 @@ def relax(smiles: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
         return "no ETKDG conformer"
     numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
     try:
-        relaxed, _ = gfn2_relaxed(numbers, mol.GetConformer().GetPositions())
+        relaxed = gfn2_relaxed(numbers, mol.GetConformer().GetPositions()).positions
     except NoStrainError as error:
         return str(error)
     return numbers, (relaxed - relaxed.mean(0)).astype(np.float32)

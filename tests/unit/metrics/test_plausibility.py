@@ -222,7 +222,7 @@ def test_molecules_without_bonds_or_with_radicals_have_no_strain_by_mmff94():
 def test_a_relaxed_molecule_has_no_strain_by_gfn2_and_noise_gives_it_some():
     pytest.importorskip("tblite")
     numbers, x = embedded("CO")
-    relaxed, gained = strain.gfn2_relaxed(numbers, x)
+    relaxed, _, gained = strain.gfn2_relaxed(numbers, x)
     assert 0 < gained < 0.5
     at_rest = Structures.from_list([(numbers, relaxed)])
     still, moved = strain.gfn2_strain(Structures.concatenate([at_rest, noised(at_rest, 0.05, 0)]), n_workers=1)

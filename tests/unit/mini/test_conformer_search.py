@@ -12,6 +12,7 @@ from rdkit import Chem
 from bench.data import mini_conformers
 from bench.metrics.conformer_rows import embedded
 from bench.metrics.rmsd import rmsd_between
+from bench.metrics.strain import NoStrainError, Relaxed
 from bench.mini import conformers
 from bench.mini.conformers import Ensemble, distinct, isomer_of, isomers, layout, searched_chunk, with_hydrogens
 from bench.registry import datasets
@@ -82,8 +83,15 @@ def test_what_changes_its_bonds_or_its_stereochemistry_is_dropped(monkeypatch: p
     starts = embedded(mol, 4, seed=1)
     torn = starts[2].copy()
     torn[0] += 9.0
-    outcomes = iter([(starts[0], -1.0), (-starts[1], -1.0), (torn, -1.0), "not relaxed"])
-    monkeypatch.setattr(conformers, "minimised", lambda numbers, start: next(outcomes))
+    ends = iter([starts[0], -starts[1], torn, None])
+
+    def relaxed(numbers: np.ndarray, start: np.ndarray) -> Relaxed:
+        del numbers, start
+        if (end := next(ends)) is None:
+            raise NoStrainError("not relaxed")
+        return Relaxed(end, energy=-1.0, gained=0.1)
+
+    monkeypatch.setattr(conformers, "gfn2_relaxed", relaxed)
     counts: Counter[str] = Counter()
     kept = conformers._relaxed(mol, isomer_of(mol, starts[:1])[0], starts, counts)
     assert len(kept) == 1
