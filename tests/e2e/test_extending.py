@@ -90,6 +90,7 @@ def test_the_plug_ins_of_the_page_meet_the_contract(user):
         ("pointwise.py", "out[:, 3:]", "out[:, 3:].cumsum(0)", "plain on pointwise +permutes with atoms, float64"),
     ],
 )
+@pytest.mark.slow
 def test_a_plug_in_that_breaks_the_contract_fails_with_a_line(user, tmp_path, file, right, wrong, line):
     text = (user / file).read_text()
     assert right in text
@@ -100,6 +101,7 @@ def test_a_plug_in_that_breaks_the_contract_fails_with_a_line(user, tmp_path, fi
     assert re.search(r"^\w+ \w+: \d+ of \d+ checks failed$", done.stdout, flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_study_of_the_page_runs_to_its_table(user):
     """Workers, records and report: each method has its run and its row, one of them on weights of the user's own."""
     done = equibench(user, "run", "study.yaml")

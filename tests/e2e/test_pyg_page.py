@@ -27,6 +27,7 @@ def user(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_network_of_the_page_meets_the_contract(user, tmp_path):
     """Control: declared equivariant, which it is not, it fails."""
     text = (user / "gat.py").read_text()
@@ -40,6 +41,7 @@ def test_the_network_of_the_page_meets_the_contract(user, tmp_path):
     assert re.search(r"^FAIL  gat +turns with its input", refused.stdout, flags=re.MULTILINE), refused.stdout
 
 
+@pytest.mark.slow
 def test_the_network_of_the_page_trains_and_samples(user):
     """Control: without the plug-in, no backbone has its name."""
     done = equibench(user, "run", "study.yaml", "--plugin", "gat.py")

@@ -274,6 +274,7 @@ def test_the_comparison_notices_another_seed(straight, tmp_path):
     assert np.load(ours)["positions"].tobytes() != np.load(theirs)["positions"].tobytes()
 
 
+@pytest.mark.slow
 def test_sampled_and_then_evaluated_equals_straight(straight, tmp_path):
     """`run --until sampled` leaves no evaluation, loads no RDKit, and is done; `evaluate` gives the same values."""
     path = write_study(tmp_path, grid=ONE)

@@ -145,6 +145,7 @@ def test_an_interrupted_launcher_stops_its_runs_and_leaves_them_resumable(tmp_pa
     assert "failed" not in {m["status"] for m in manifests(runs).values()}
 
 
+@pytest.mark.slow
 def test_plan_measures_and_writes_nothing(tmp_path):
     path = write_study(tmp_path, grid=ONE, launch=LOCAL)
     done = command("plan", str(path), cwd=tmp_path)

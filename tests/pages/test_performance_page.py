@@ -141,6 +141,7 @@ def test_a_cell_that_failed_says_so_and_a_device_without_record_too(record):
     assert "## GPU\n\nnot measured" in performance.page({"cpu": record})
 
 
+@pytest.mark.slow
 def test_a_single_cell_really_runs(monkeypatch):
     """The smallest one, in a process of its own; a cell that cannot run is one line."""
     monkeypatch.delenv("QM9_DIR", raising=False)

@@ -141,6 +141,7 @@ def test_nothing_is_drawn_without_curves_samples_or_evaluations(tmp_path):
         assert f"- {line}" in page
 
 
+@pytest.mark.slow
 def test_figures_without_values_name_the_quantities_and_the_elements(tmp_path):
     """Control: with values, and with figures, nothing is said of them."""
     folder = write_study(tmp_path / "study")
@@ -155,6 +156,7 @@ def test_figures_without_values_name_the_quantities_and_the_elements(tmp_path):
     assert "(elements: H, C, S)" in line
 
 
+@pytest.mark.slow
 def test_steps_are_those_that_were_made(tmp_path):
     """A run that its clock has ended planned more; control: rows of equal steps."""
     folder = write_study(tmp_path / "study")

@@ -223,6 +223,7 @@ def test_runs_on_subsets_of_the_data_become_lines_of_data_efficiency(folder, sav
     assert means[0].get_linestyle() != means[1].get_linestyle()  # another backbone
 
 
+@pytest.mark.slow
 def test_the_report_of_the_whole_data_set_shows_data_efficiency(folder):
     """Control: without subsets it says why there is no such figure."""
     assert "other sweeps: no two runs" in (report.build(folder) / "report.md").read_text()

@@ -57,6 +57,7 @@ def titles(figure):
     return [axes.get_title().replace("\n", " ") for axes in figure.axes if axes.axison]
 
 
+@pytest.mark.slow
 def test_a_metric_that_nobody_knew_of_is_shown_everywhere(folder, panels):
     """Control: without it in the records, nothing of it is anywhere."""
 
@@ -89,6 +90,7 @@ def values_of(text):
     return [float(line.split()[1]) for line in text.splitlines() if line.startswith("value")]
 
 
+@pytest.mark.slow
 def test_the_better_direction_decides_what_is_bold(folder):
     """Two seeds of two rows alone are not enough to say so (control)."""
 
