@@ -168,9 +168,12 @@ def test_orbit_targets_have_the_mean_of_the_velocity(prior, bridge, name, cfg, g
 
 @pytest.mark.slow
 @OVER_SETTINGS
-@pytest.mark.parametrize("group", [SO3(), RotationsAndAutomorphisms()], ids=["SO3", "SO3xAut"])
-def test_closed_form_has_the_mean_of_a_million_velocities(prior, bridge, group):
-    assert bias_score(on_flow(group, OrbitRBExact), flow(prior, bridge), 1_000_000, 0.5) < Z_MAX
+@pytest.mark.parametrize(
+    ("group", "n"), [(SO3(), 1_000_000), (RotationsAndAutomorphisms(), 170_000)], ids=["SO3", "SO3xAut"]
+)
+def test_closed_form_has_the_mean_of_a_million_velocities(prior, bridge, group, n):
+    """With automorphisms a target is a mean over six matrix-Fisher laws: a million of these."""
+    assert bias_score(on_flow(group, OrbitRBExact), flow(prior, bridge), n, 0.5) < Z_MAX
 
 
 class IsotropicWeights(OrbitRBExact):
