@@ -16,7 +16,8 @@ from textwrap import fill
 import pandas as pd
 
 from analysis.labels import GUARANTEES, MISSING, columns, words_of
-from analysis.load import Frame, load
+from analysis.load import load
+from analysis.study import Frame
 from analysis.tables.render import Cell, Table, markdown
 from bench.records.intervals import Z_95
 from bench.records.store import StudyFolder, write_atomically

@@ -10,7 +10,8 @@ from types import MappingProxyType, ModuleType
 from analysis.figures import curves, fields, molecules, pareto, positions, scaling, values
 from analysis.html import Section, html_page, markdown_page
 from analysis.labels import MISSING
-from analysis.load import Frame, Study, load
+from analysis.load import load
+from analysis.study import Frame, Study
 from analysis.tables import main, measured, paired, power, published, stability
 from analysis.tables.render import Cell, Table
 from bench.records.store import write_atomically

@@ -30,7 +30,7 @@ import numpy as np
 from scipy.special import nctdtr, ndtr, stdtr, stdtrit
 
 from analysis.labels import Column
-from analysis.load import Frame, Study
+from analysis.study import Frame, Study
 from bench.records.intervals import Z_95, rate_interval
 from bench.records.values import Better
 

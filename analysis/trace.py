@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.labels import MISSING, Column
-from analysis.load import Frame, Study, codes
 from analysis.stats import Group, summarise
+from analysis.study import Frame, Study, codes
 from bench.records.store import RunFolder
 
 DATA_ROW = "data"

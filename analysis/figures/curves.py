@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from analysis.figures.style import SMALL, STYLE, WIDTH, Mark, backbones, line_look, name_ends, save
-from analysis.load import Frame, Study
 from analysis.stats import Group
+from analysis.study import Frame, Study
 
 ROWS = (
     ("step", "Optimiser steps", "loss", "Training loss"),

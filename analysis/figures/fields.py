@@ -27,8 +27,8 @@ from analysis.figures.style import (
     save,
     short_names,
 )
-from analysis.load import AT, Frame, Study
 from analysis.stats import Group
+from analysis.study import AT, Frame, Study
 
 POINT = (f"{AT}x", f"{AT}y")
 EXACT = "_exact"  # end of the name of the field that a learned one is compared with

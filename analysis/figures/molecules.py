@@ -15,8 +15,8 @@ from rdkit.Chem import AllChem
 from rdkit.Chem.Draw import rdMolDraw2D
 
 from analysis.figures.style import GREY, STYLE, WIDTH, colours, save
-from analysis.load import Study
 from analysis.stats import Group
+from analysis.study import Study
 from bench.records.store import RunFolder
 
 N_SHOWN = 6

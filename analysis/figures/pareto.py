@@ -26,8 +26,8 @@ from analysis.figures.style import (
     x_axis,
 )
 from analysis.labels import ARROWS, Column, directed
-from analysis.load import Study
 from analysis.stats import Group, evaluated, summarise
+from analysis.study import Study
 from bench.records.values import Better, Kind
 
 N_QUALITIES, N_COSTS = 2, 3

@@ -35,8 +35,8 @@ from analysis.figures.style import (
     x_axis,
 )
 from analysis.labels import ARROWS, Column, columns, words_of
-from analysis.load import AT, Frame, Study
 from analysis.stats import Group
+from analysis.study import AT, Frame, Study
 
 N_ACROSS = 3
 BESIDE = 28  # letters of a title that fit the width of a panel

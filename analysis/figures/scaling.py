@@ -33,8 +33,8 @@ from analysis.figures.style import (
     short_names,
 )
 from analysis.labels import ARROWS, Column, directed
-from analysis.load import Frame, Study
 from analysis.stats import Group
+from analysis.study import Frame, Study
 from bench.records.values import Better, Kind
 
 CONFIG = "config."

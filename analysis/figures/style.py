@@ -26,8 +26,8 @@ from matplotlib.transforms import Bbox
 from rdkit import Chem
 
 from analysis.labels import Column
-from analysis.load import Study
 from analysis.stats import Group
+from analysis.study import Study
 from bench.records.store import write_atomically
 
 # Of Okabe & Ito (jfly.uni-koeln.de/color), of Paul Tol (personal.sron.nl/~pault) and others: any two of them differ by

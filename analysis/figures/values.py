@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.figures.style import DATA, STYLE, WIDTH, by_backbone, name, save, symbol_look, undefined
 from analysis.labels import ARROWS, Column
-from analysis.load import Study
 from analysis.stats import Group, evaluated, summarise
+from analysis.study import Study
 from analysis.tables.measured import measured_columns
 from bench.records.values import Kind
 

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.labels import GUARANTEES, MISSING, Column
-from analysis.load import VALUE_COLUMNS, Frame, Study, codes
+from analysis.load import VALUE_COLUMNS
 from analysis.stats import Group, Summary, best_group, summarise
+from analysis.study import Frame, Study, codes
 from analysis.tables.render import Cell, Table, csv, latex, markdown, natural_widths, text
 from bench.records.store import write_atomically
 from bench.records.values import Kind

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from analysis.labels import MISSING, Column
-from analysis.load import Study
 from analysis.stats import evaluated, summarise
+from analysis.study import Study
 from analysis.tables.render import Cell, Table, markdown
 from bench.records.store import write_atomically
 from bench.records.values import Kind

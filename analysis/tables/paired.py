@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.labels import MISSING, Column
-from analysis.load import Frame, Study
 from analysis.stats import FEW, Difference, Group, evaluated, paired, references, summarise
+from analysis.study import Frame, Study
 from analysis.tables.main import BOUND, label
 from analysis.tables.render import Cell, Table, csv, latex, markdown
 from bench.records.store import write_atomically

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 from analysis.labels import MISSING, Column
-from analysis.load import Study
 from analysis.stats import Difference, least_effect, seeds_needed
+from analysis.study import Study
 from analysis.tables.paired import comparisons, shown_columns
 from analysis.tables.render import Cell, Table, markdown
 from bench.records.store import write_atomically

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.labels import MISSING
-from analysis.load import Frame, Study
 from analysis.stats import evaluated, summarise
+from analysis.study import Frame, Study
 from analysis.tables.main import label
 from analysis.tables.render import Cell, Table, csv, latex
 from bench.records.store import write_atomically

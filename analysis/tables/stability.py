@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.labels import MISSING, significant
-from analysis.load import Frame, Study
 from analysis.stats import Group
+from analysis.study import Frame, Study
 from analysis.tables.render import Cell, Table, csv, markdown
 from bench.records.store import write_atomically
 
