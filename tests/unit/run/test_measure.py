@@ -242,10 +242,9 @@ def test_costs_are_measured_apart_and_replace_those_of_the_run(study, run):
     seconds = values["step_seconds", "apart"]
     assert values["flop_rate",] * seconds == pytest.approx(values["flop",])
     assert values["step_seconds_quartile", "25 %"] <= seconds <= values["step_seconds_quartile", "75 %"]
-    assert (
-        min(values["call_seconds",], values["sample_seconds_per_molecule", "apart"], values["peak_memory", "apart"]) > 0
-    )
+    assert min(values["call_seconds",], values["sample_seconds_per_molecule", "apart"]) > 0
     assert ("step_joules",) not in values
+    assert ("peak_memory", "apart") not in values  # one interpreter measures many runs
     parts = sum(value for (name, *_), value in values.items() if name == "parameters_of")
     assert parts == json.loads(run.manifest.read_text())["parameters"]["total"]
     assert {"step_seconds[timed=apart]"} == {c.name for c in load(study).costs if c.name.startswith("step_seconds")}
