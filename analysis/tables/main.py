@@ -25,7 +25,7 @@ N_TEXT = 3  # method, backbone, guarantee
 NAME_WIDTH = 22  # largest width of a text column on a terminal, when columns are split into blocks
 NBSP = "\N{NO-BREAK SPACE}"
 MANY = 4  # different numbers of steps, above which the first and the last are told
-BORROWED, OLDER, DIRTY, BOUND = "§", "†", "‡", "≤"
+BORROWED, OLDER, DIRTY, FEWER, BOUND = "§", "†", "‡", "¶", "≤"
 # columns of values.csv
 UNTIDY = ("definition", "words", "scalar", "source", "file", "entry", "measure")
 TIDY = [column for column in VALUE_COLUMNS if column not in UNTIDY]
@@ -68,8 +68,9 @@ def main_table(study: Study) -> Table:
     n_data, n_beside = len(rows), len(symmetry_columns(study))
     titles = [column.title for column in shown]
     for group in study.groups:
-        found = [_cell(column, by[group], group in best.get(column, ())) for column, by in summaries.items()]
-        cells = [Cell(guarantee(study, group)), *found[:n_beside], Cell(str(len(_counted(study, group))))]
+        n = len(_counted(study, group))
+        found = [_cell(column, by[group], n, group in best.get(column, ())) for column, by in summaries.items()]
+        cells = [Cell(guarantee(study, group)), *found[:n_beside], Cell(str(n))]
         cells += found[n_beside:]
         rows.append([Cell(group[0] + _marks(study, group)), Cell(group[1]), *cells, Cell(status(study, group))])
     return Table(
@@ -189,7 +190,7 @@ def _data_row(study: Study, shown: list[Column]) -> list[Cell]:
     return [Cell("Data"), Cell(MISSING), *cells, Cell("reference")]
 
 
-def _cell(column: Column, summary: Summary, bold: bool) -> Cell:
+def _cell(column: Column, summary: Summary, n_runs: int, bold: bool) -> Cell:
     if not summary.n:
         return Cell(MISSING)
     # a cost that is equal to the last digit was counted, not measured
@@ -197,7 +198,7 @@ def _cell(column: Column, summary: Summary, bold: bool) -> Cell:
     spread = f"± {column.show(summary.sd, like=summary.mean)}" if repeated else ""
     sampling = "" if column.kind is Kind.COST else _arms(column, summary)
     prefix = f"{BOUND} " if summary.upper_bound else ""
-    mark = BORROWED if summary.borrowed else ""
+    mark = (BORROWED if summary.borrowed else "") + (FEWER if summary.n < n_runs else "")
     return Cell(f"{prefix}{column.show(summary.mean)}{mark}", f"{spread} {sampling}".strip(), bold)
 
 
@@ -337,6 +338,12 @@ def notes(study: Study, short: bool = False) -> list[str]:
         )
     if (study.scalars["source"] != study.scalars["run"]).any():
         out.append(f"{BORROWED} trains nothing; training cost is that of the run whose weights it uses.")
+    if any(
+        0 < summarise(study, group, column).n < len(_counted(study, group))
+        for group in study.groups
+        for column in shown
+    ):
+        out.append(f"{FEWER} of fewer seeds than its row: not all runs have it.")
     if any(OLDER in _marks(study, group) for group in study.groups):
         out.append(
             f"{OLDER} holds a run made with another commit than the newest one ({str(latest_commit(study))[:10]})."

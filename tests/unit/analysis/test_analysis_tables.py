@@ -207,6 +207,17 @@ def test_borrowed_training_cost_is_marked(folder, tmp_path):
     assert "§ trains nothing" in (tmp_path / "out" / "main.md").read_text()
 
 
+def test_a_value_of_fewer_seeds_than_its_row_is_marked(folder, tmp_path):
+    """Control: with all seeds there is no mark."""
+    assert not any("¶" in note for note in main.notes(load(folder)))
+    path = folder / run_name("bare", "dit", 1) / "eval.json"
+    edit(path, values=[value for value in read_json(path)["values"] if value["name"] != "atom_stability"])
+    _, rows = rows_of(folder, tmp_path / "out")
+    assert rows["bare", "dit small"]["Atom stability (%)"].startswith("70.0¶")
+    assert "¶" not in rows["bare", "dit small"]["Molecule stability (%)"]
+    assert "¶ of fewer seeds than its row" in (tmp_path / "out" / "main.md").read_text()
+
+
 def test_older_and_uncommitted_code_is_marked(folder, tmp_path):
     _, rows = rows_of(folder, tmp_path / "out")
     assert ("bare", "dit small") in rows
