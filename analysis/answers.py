@@ -24,6 +24,7 @@ from bench.records.store import StudyFolder, write_atomically
 
 RESULTS, PAGE = Path("results"), Path("docs/answers.md")
 TIME = "at.t"
+ROW = ["study", "method", "backbone", "words"]
 NOT_YET = "Not measured yet: no published run has {}."
 ERROR, SHARE, GAIN = "equivariance_error_mean", "equivariance_loss_share", "orientation_gain"
 LAPTOP, TURNED = "qm9_laptop", "qm9_turned"  # the same data as stored, and each molecule turned at random
@@ -33,7 +34,7 @@ LEAD = """# Answers
 Made by `python -m analysis.answers` from the published runs in `results/`; no number is typed by hand. In brackets: the
 95 % interval over what was drawn, this trained model held fixed. How each quantity is measured, and what can be
 misread in it: [metrics.md](metrics.md). What is missing is measured by `equibench measure results/STUDY`. Tables by t
-show values alone; their intervals are in `report/values.csv` of each study."""
+show means over runs; values of runs and intervals are in `report/values.csv` of each study."""
 
 
 @dataclass(frozen=True)
@@ -103,18 +104,19 @@ def scalars(rows: Frame, title: str) -> list[Table]:
 
 
 def over_time(rows: Frame, title: str) -> list[Table]:
-    """A table for each quantity: a row for each run and words, a column for each time."""
+    """A table for each quantity: a row for each method on its backbone and words, its mean over runs; a column for each
+    time."""
     tables = []
     for _, own in rows.groupby("name", sort=False):
         column = columns(own)[0]
         times, body = sorted(own[TIME].unique()), []
-        for (study, run, words), curve in own.groupby(["study", "run", "words"], sort=False):
-            first, by = curve.iloc[0], curve.groupby(TIME)["value"].mean()
-            cells = [Cell(f"{first['method']} / {first['backbone']}"), Cell(words_of(words) or MISSING)]
+        for (study, method, backbone, words), curve in own.groupby(ROW, sort=False):
+            by = curve.groupby(TIME)["value"].mean()
+            cells = [Cell(f"{method} / {backbone}"), Cell(words_of(words) or MISSING)]
             cells += [Cell(column.show(by[t]) if t in by.index else MISSING) for t in times]
-            body.append([*cells, Cell(f"{study}/{run}")])
+            body.append([*cells, Cell(str(curve["run"].nunique())), Cell(study)])
         label = f"{title}: {str(own['label'].iloc[-1]).lower()}{f' ({column.unit})' if column.unit else ''}, by t."
-        header = ["Row", "", *(f"{t:.3g}" for t in times), "Run"]
+        header = ["Row", "", *(f"{t:.3g}" for t in times), "Runs", "Study"]
         tables.append(Table(header, body, label, n_text=2, last_is_text=True))
     return tables
 
@@ -127,7 +129,7 @@ def symmetry(values: Frame) -> list[Table]:
 def variance(values: Frame) -> list[Table]:
     names = ("gradient_variance_removed", "target_variance_removed", "target_variance_removed_limit")
     return scalars(chosen(values, *names), "Over all times of training.") + over_time(
-        chosen(values, *names, "gradient_variance", "target_variance", curves=True), "Within the path"
+        chosen(values, *names, curves=True), "Within the path"
     )
 
 

@@ -58,10 +58,13 @@ def test_a_measured_value_is_quoted_with_interval_and_run(results, monkeypatch, 
     assert f"qm9_laptop/{run.name}" in line
     assert page.count("Not measured yet") == len(answers.QUESTIONS) - 1
 
-    points = [Value("gradient_variance", "Gradient variance", t, at={"t": t, "part": "data"}) for t in (0.1, 0.9)]
+    points = [
+        Value("gradient_variance_removed", "Gradient variance removed", t, at={"t": t, "part": "data"})
+        for t in (0.1, 0.9)
+    ]
     measured(results, "variance", points)
     page = answers.page(results)
-    assert "| Row |  | 0.1 | 0.9 | Run |" in page
+    assert "| Row |  | 0.1 | 0.9 | Runs | Study |" in page
     assert "part data" in page
     monkeypatch.chdir(tmp_path)
     assert answers.main(["--check"]) == 1
