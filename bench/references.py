@@ -94,6 +94,16 @@ TONG_2025 = Reference(
     2025,
     arxiv="2502.09890",
 )
+JIAO_2023 = Reference(
+    "jiao2023crystal",
+    "Crystal Structure Prediction by Joint Equivariant Diffusion",
+    (
+        *("Jiao, Rui", "Huang, Wenbing", "Lin, Peijia", "Han, Jiaqi", "Chen, Pin"),
+        *("Lu, Yutong", "Liu, Yang"),
+    ),
+    2023,
+    arxiv="2309.04475",
+)
 RDKIT = Reference(
     "rdkit",
     "RDKit: Open-source cheminformatics",

@@ -25,6 +25,8 @@ class Parametrisation(StrEnum):
     CLEAN = "clean"  # x0 (x1 in papers on flow matching)
     VELOCITY = "velocity"  # dz/dt = alpha' x0 + sigma' eps
     SCORE = "score"  # -eps / sigma
+    # eps over its root mean square at each level: on a torus the score normalised as in DiffCSP, elsewhere the noise
+    UNIT = "unit"
 
     def target(self, noise: State, noised: Noised) -> State:
         """Regression target, from an expected noise at fixed z_t."""
@@ -33,6 +35,8 @@ class Parametrisation(StrEnum):
             return noise
         if self is Parametrisation.SCORE:
             return scaled(noise, level, lambda level: -1 / level.sigma)
+        if self is Parametrisation.UNIT:
+            return scaled(noise, level, lambda level: 1 / _rms(level))
         clean = noised.clean_of(noise)
         return clean if self is Parametrisation.CLEAN else velocity(clean, noise, level)
 
@@ -42,6 +46,8 @@ class Parametrisation(StrEnum):
             return output
         if self is Parametrisation.SCORE:
             return scaled(output, level, lambda level: -level.sigma)
+        if self is Parametrisation.UNIT:
+            return scaled(output, level, _rms)
         if self is Parametrisation.CLEAN:
             difference = z_t.combine(scaled(output, level, lambda level: level.alpha), torch.sub)
             return scaled(difference, level, lambda level: 1 / level.sigma)
@@ -78,6 +84,10 @@ class LossWeight(StrEnum):
 
 
 Predict = Callable[[State, Level], State]
+
+
+def _rms(level: Level) -> Tensor:
+    return torch.ones_like(level.sigma) if level.noise_rms is None else level.noise_rms
 
 
 def _determinant(level: Level) -> Tensor:

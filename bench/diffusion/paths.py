@@ -2,12 +2,14 @@
 
 t = 0 is the least noise and t = 1 nearly or exactly pure noise, on every path (papers on flow matching count t the
 other way). Discrete paths are tables of levels, looked up by an index that grows with the noise; `LinearPath` is
-continuous.
+continuous. Parts of a state may have discrete paths of their own (`ByPart`), at one index.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 
 import numpy as np
@@ -17,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bench.geometry.noised import Level
+from bench.geometry.spaces import Torus
 
 
 class PathName(StrEnum):
@@ -26,6 +29,7 @@ class PathName(StrEnum):
     LINEAR_SIGMA = "linear_sigma"  # variance preserving, sigma in equal steps (toy of arXiv:2502.09890)
     LINEAR = "linear"  # flow matching (Lipman et al., arXiv:2210.02747)
     VARIANCE_EXPLODING = "variance_exploding"  # alpha = 1, for a torus (DiffCSP, arXiv:2309.04475)
+    COSINE = "cosine"  # variance preserving (Nichol & Dhariwal, arXiv:2102.09672)
 
 
 class Prior(StrEnum):
@@ -43,6 +47,11 @@ class Path(nn.Module, ABC):
     """
 
     prior_sigma: float = 1.0
+
+    def of(self, part: str) -> Path:
+        """The path of a part."""
+        del part
+        return self
 
     @abstractmethod
     def draw(
@@ -144,11 +153,14 @@ class VariancePreserving(TablePath):
 
 
 class VarianceExploding(TablePath):
-    """alpha = 1, sigma^2 = exp(gamma)."""
+    """alpha = 1, sigma^2 = exp(gamma); its levels tell the root mean square of the expected noise on a torus."""
+
+    rms: Tensor
 
     def __init__(self, gamma: np.ndarray, n_levels: int) -> None:
         super().__init__(gamma, n_levels)
         self.prior_sigma = float(np.exp(0.5 * gamma[-1]))
+        self.register_buffer("rms", torch.from_numpy(wrapped_rms(np.exp(0.5 * gamma))), persistent=False)
 
     def at(self, place: Int[Tensor, "B"], dtype: torch.dtype = torch.float32) -> Level:
         gamma = self.gamma[place]
@@ -156,11 +168,37 @@ class VarianceExploding(TablePath):
             t=(place.to(torch.float64) / self.n_levels).to(dtype),
             alpha=torch.ones_like(gamma).to(dtype),
             sigma=torch.exp(0.5 * gamma).to(dtype),
+            noise_rms=self.rms[place].to(dtype),
         )
 
     def step(self, s: Int[Tensor, "B"], t: Int[Tensor, "B"]) -> tuple[Tensor, Tensor]:
         gamma_s, gamma_t = self.gamma[s], self.gamma[t]
         return torch.ones_like(gamma_t), torch.exp(gamma_t) * -torch.expm1(gamma_s - gamma_t)
+
+
+class ByPart(TablePath):
+    """Discrete paths of one length: one for all parts of a state but those that have their own.
+
+    Args:
+        main: the path whose fields a `Level` holds; `Level.of` has those of a part.
+        own: by name of the part.
+    """
+
+    def __init__(self, main: TablePath, own: Mapping[str, TablePath]) -> None:
+        super().__init__(main.gamma.numpy(), main.n_levels)
+        self.main, self.own, self.prior_sigma = main, nn.ModuleDict(own), main.prior_sigma
+
+    def of(self, part: str) -> TablePath:
+        path = self.own[part] if part in self.own else self.main  # noqa: SIM401 - a ModuleDict has no get
+        assert isinstance(path, TablePath)  # a ModuleDict does not know what it holds
+        return path
+
+    def at(self, place: Int[Tensor, "B"], dtype: torch.dtype = torch.float32) -> Level:
+        return replace(self.main.at(place, dtype), own={part: self.of(part).at(place, dtype) for part in self.own})
+
+    def step(self, s: Int[Tensor, "B"], t: Int[Tensor, "B"]) -> tuple[Tensor, Tensor]:
+        """Of the main path; those of a part: `of(part).step`."""
+        return self.main.step(s, t)
 
 
 class LinearPath(Path):
@@ -253,6 +291,34 @@ def geometric_sigma(n_levels: int) -> np.ndarray:
     return 2 * np.linspace(np.log(0.005), np.log(0.5), n_levels + 1)
 
 
+def cosine(n_levels: int, offset: float = 0.008) -> np.ndarray:
+    """-log_snr at i = 0..T of alpha^2 ~ cos^2(pi/2 (u + s) / (1 + s)), u = 1/(T + 1), .., 1 in equal steps.
+
+    alpha^2 falls by 1e-4 to 0.9999 of itself in a step (Nichol & Dhariwal, arXiv:2102.09672, equation 17, with the
+    bounds of DiffCSP, arXiv:2309.04475).
+    """
+    u = np.linspace(0.0, 1.0, n_levels + 2)
+    alpha2 = np.square(np.cos(0.5 * np.pi * (u + offset) / (1 + offset)))
+    log_alpha2 = np.cumsum(np.log1p(-np.clip(1 - alpha2[1:] / alpha2[:-1], 1e-4, 0.9999)))
+    return np.log(-np.expm1(log_alpha2)) - log_alpha2
+
+
+def wrapped_rms(sigma: np.ndarray) -> np.ndarray:
+    """Root mean square of E[eps | z_t, x0] for z_t = (x0 + sigma eps) mod 1, one coordinate, to 1e-12; sigma <= 0.5.
+
+    By the rectangle rule, which converges exponentially on a circle; below 0.05 the images do not meet, and it is 1.
+    """
+    found = np.ones_like(sigma)
+    wide = sigma[sigma > 0.05][:, None, None]
+    d, k = np.arange(256) / 256 - 0.5, np.arange(-Torus.IMAGES, Torus.IMAGES + 1)
+    images = (d[:, None] + k) / wide
+    weight = np.exp(-0.5 * np.square(images))
+    density = weight.sum(-1)
+    square = np.square((weight * images).sum(-1) / density)
+    found[sigma > 0.05] = np.sqrt((density * square).sum(-1) / density.sum(-1))
+    return found
+
+
 def make_path(
     name: PathName,
     n_levels: int = 1000,
@@ -266,6 +332,8 @@ def make_path(
         return LinearPath(bridge_noise=bridge_noise, prior=prior)
     if name is PathName.VARIANCE_EXPLODING:
         return VarianceExploding(geometric_sigma(n_levels), n_levels)
+    if name is PathName.COSINE:
+        return VariancePreserving(cosine(n_levels), n_levels)
     if name is PathName.LINEAR_SIGMA:
         return VariancePreserving(linear_sigma(n_levels), n_levels)
     if name is PathName.POLYNOMIAL:

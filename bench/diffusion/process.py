@@ -8,6 +8,7 @@ published QM9 runs: arXiv:2203.17003, equations 5-12 and appendix B.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.diffusion.decoder import Decoder
 from bench.diffusion.parametrisation import LossWeight, Parametrisation
-from bench.diffusion.paths import PathName, Prior, make_path
+from bench.diffusion.paths import ByPart, Path, PathName, Prior, TablePath, make_path
 from bench.geometry.harmonic import scaled
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level, Noised
@@ -62,6 +63,17 @@ def squared_error(prediction: State, target: State) -> Float[Tensor, "B"]:
     return 0.5 * prediction.combine(target, torch.sub).squared_norm()
 
 
+def by_part(main: Path, own: Mapping[str, PathName], cfg: DiffusionConfig) -> ByPart:
+    """The path of the configuration beside those of some parts; ValueError where they do not go together."""
+    paths = {part: make_path(name, cfg.n_levels, cfg.precision) for part, name in own.items()}
+    lengths = {path.last if isinstance(path, TablePath) else None for path in (main, *paths.values())}
+    if not isinstance(main, TablePath) or len(lengths) > 1:
+        raise ValueError(f"path {cfg.path.value!r} cannot run beside {', '.join(own.values())}: choose a discrete one")
+    if cfg.loss_weight is not LossWeight.ONE:
+        raise ValueError("'diffusion.loss_weight' is 'snr', which parts with paths of their own do not share")
+    return ByPart(main, {part: path for part, path in paths.items() if isinstance(path, TablePath)})
+
+
 class Process(nn.Module):
     """The diffusion process, the same for every method.
 
@@ -70,16 +82,29 @@ class Process(nn.Module):
         cfg: options.
         mean_atoms: mean atom count of the training set, for the loss denominator.
         decoder: p(x, h | z_0) for discrete features; None: the last estimate of the clean state is the sample.
+        own_paths: names of the paths of parts that do not take that of the configuration.
+        weights: how much a part's squared error counts in the training loss, where that is not 1.
+        corrector_step: size of a corrector's step at the least noise (`bench.diffusion.sampler`); None: no corrector.
     Raises:
         ValueError: incompatible options.
     """
 
     def __init__(
-        self, spaces: Spaces, cfg: DiffusionConfig, mean_atoms: float = 1.0, decoder: Decoder | None = None
+        self,
+        spaces: Spaces,
+        cfg: DiffusionConfig,
+        mean_atoms: float = 1.0,
+        decoder: Decoder | None = None,
+        own_paths: Mapping[str, PathName] | None = None,
+        weights: Mapping[str, float] | None = None,
+        corrector_step: float | None = None,
     ) -> None:
         super().__init__()
         self.spaces, self.cfg, self.mean_atoms, self.decoder = spaces, cfg, mean_atoms, decoder
+        self.weights, self.corrector_step = dict(weights or {}), corrector_step
         self.path = make_path(cfg.path, cfg.n_levels, cfg.precision, cfg.prior, cfg.bridge_noise)
+        if own_paths:
+            self.path = by_part(self.path, own_paths, cfg)
         if cfg.prior is Prior.HARMONIC and not all(isinstance(space, Centred) for space in spaces.values()):
             raise ValueError(f"prior 'harmonic' takes positions alone, got parts {', '.join(spaces)}")
         self.parametrisation = cfg.parametrisation
@@ -89,6 +114,8 @@ class Process(nn.Module):
             raise ValueError(f"a torus takes path 'variance_exploding', got {cfg.path.value!r}")
         if cfg.parametrisation is Parametrisation.VELOCITY and cfg.path is not PathName.LINEAR:
             raise ValueError(f"parametrisation 'velocity' takes path 'linear', got {cfg.path.value!r}")
+        if cfg.parametrisation is Parametrisation.UNIT and spaces.linear:
+            raise ValueError("parametrisation 'unit' is the noise but on a torus; choose 'noise'")
         if cfg.path is PathName.LINEAR and cfg.parametrisation in (Parametrisation.NOISE, Parametrisation.SCORE):
             raise ValueError(
                 f"path 'linear' takes parametrisation 'velocity' or 'clean', got {cfg.parametrisation.value!r}"
@@ -115,7 +142,7 @@ class Process(nn.Module):
         if self.cfg.prior is Prior.HARMONIC:
             last = self.path.at(torch.ones(len(noise), dtype=torch.float64, device=noise.layout.device), noise.dtype)
             return scaled(noise, last, lambda level: level.sigma)
-        return self.spaces.prior(noise, self.path.prior_sigma)
+        return self.spaces.prior(noise, {part: self.path.of(part).prior_sigma for part in self.spaces})
 
     def noising(self, clean: State, noise: State, level: Level) -> State:
         """z_t = alpha x0 + sigma eps."""
@@ -150,6 +177,9 @@ class Process(nn.Module):
             [B], dimensionless. The constant is the number of channels times the data set's mean atom count: each atom
             weighs as in the bound, and nothing else in a batch changes a molecule's loss.
         """
+        for part, weight in self.weights.items():
+            off = State({part: prediction.parts[part] - target.parts[part]}, target.layout)
+            error = error + 0.5 * (weight - 1) * off.squared_norm()
         width = sum(self.channels.values())
         denominator = width * (noised.clean.layout.n_padded if self.cfg.edm_compat else self.mean_atoms)
         loss = error * self.cfg.loss_weight.of(noised.level) / denominator

@@ -2,6 +2,9 @@
 
 ancestral   z_s = z_t / alpha_{t|s} - sigma^2_{t|s} / (alpha_{t|s} sigma_t) eps_hat
                   + (sigma_{t|s} sigma_s / sigma_t) eps'                     (arXiv:2203.17003, algorithm 2)
+predictor_corrector
+            before each such step, a step of Langevin dynamics for the parts on a torus, of size h = h_0 (sigma_t /
+            sigma_0)^2: z <- z - h eps_hat / sigma_t + sqrt(2 h) eps'       (DiffCSP, arXiv:2309.04475, algorithm 2)
 euler       z_s = alpha_s x0_hat + sigma_s eps_hat: DDIM (arXiv:2010.02502); on the linear path Euler's method for
                   dz/dt = E[eps - x0 | z_t]. With bridge noise it is exact where the data are one point, as DDIM is
 heun        on the linear path: such a step, then the mean of the velocities at both its ends
@@ -9,7 +12,7 @@ heun        on the linear path: such a step, then the mean of the velocities at 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -31,6 +34,10 @@ class Sampler(StrEnum):
     ANCESTRAL = "ancestral"
     EULER = "euler"
     HEUN = "heun"
+    PREDICTOR_CORRECTOR = "predictor_corrector"
+
+
+WITH_NOISE = (Sampler.ANCESTRAL, Sampler.PREDICTOR_CORRECTOR)
 
 
 @torch.no_grad()
@@ -72,10 +79,17 @@ def sample(
     z = start
     if z is None:
         z = process.prior(process.noise(layout, rng, dtype, context))
-    if sampler is Sampler.ANCESTRAL:
-        for level, step in zip(levels, reverse_coefficients(path, places[1:], places[:-1]), strict=False):
+    if sampler in WITH_NOISE:
+        corrected = sampler is Sampler.PREDICTOR_CORRECTOR
+        columns = {part: reverse_coefficients(path.of(part), places[1:], places[:-1]) for part in process.spaces}
+        for k, level in enumerate(levels[:-1]):
+            if corrected:
+                z = corrector_step(process, z, output(z, level), level, process.noise(layout, rng, dtype, context))
             noise_hat = process.parametrisation.noise(output(z, level), z, level)
+            step = {part: steps[k] for part, steps in columns.items()}
             z = process.spaces.wrap(reverse_step(z, noise_hat, process.noise(layout, rng, dtype, context), step))
+        if corrected:
+            z = corrector_step(process, z, output(z, levels[-1]), levels[-1])
     elif sampler is Sampler.EULER:
         for t, s in pairwise(levels):
             z = process.spaces.wrap(euler_step(process, z, output(z, t), t, s))
@@ -94,20 +108,22 @@ def sample(
 def require_sampler(process: Process, sampler: Sampler, n_steps: int) -> None:
     """Raise ValueError for a sampler, or a number of steps, that the process does not have."""
     linear = isinstance(process.path, LinearPath)
-    if linear and sampler is Sampler.ANCESTRAL:
-        raise ValueError("sampler 'ancestral' needs a path of levels; choose 'euler' or 'heun' on path 'linear'")
+    if linear and sampler in WITH_NOISE:
+        raise ValueError(f"sampler {sampler.value!r} needs a path of levels; choose 'euler' or 'heun' on path 'linear'")
+    if sampler is Sampler.PREDICTOR_CORRECTOR and process.corrector_step is None:
+        raise ValueError("sampler 'predictor_corrector' needs a task that has a corrector's step; choose 'ancestral'")
     if not linear and sampler is Sampler.HEUN:
         raise ValueError("sampler 'heun' needs path 'linear'; choose 'euler' or 'ancestral'")
-    if sampler is not Sampler.ANCESTRAL:
+    if sampler not in WITH_NOISE:
         process.spaces.require_linear(f"sampler {sampler.value!r}")
     process.path.grid(n_steps, "cpu")
 
 
 def n_calls(path: Path, sampler: Sampler, n_steps: int) -> int:
     """Predictions of one sampling run: one per step and, except on the linear path, which ends without noise, a last
-    one; Heun's method makes two per step but the last."""
+    one; Heun's method makes two per step but the last, a corrector doubles them."""
     if not isinstance(path, LinearPath):
-        return n_steps + 1
+        return (n_steps + 1) * (2 if sampler is Sampler.PREDICTOR_CORRECTOR else 1)
     return 2 * n_steps - 1 if sampler is Sampler.HEUN else n_steps
 
 
@@ -127,10 +143,36 @@ def reverse_coefficients(path: Path, s: Tensor, t: Tensor) -> list[ReverseCoeffi
     return [ReverseCoefficients(*row) for row in torch.stack(columns, dim=1).tolist()]
 
 
-def reverse_step(z_t: State, noise_hat: State, noise: State, step: ReverseCoefficients) -> State:
-    """z_s, from the noise estimate at z_t and a fresh draw; not yet wrapped into its space."""
-    kept = z_t.combine(noise_hat, lambda z, hat: step.keep * z - step.remove * hat)
-    return kept.combine(noise, lambda z, eps: z + step.spread * eps)
+def reverse_step(
+    z_t: State, noise_hat: State, noise: State, steps: ReverseCoefficients | Mapping[str, ReverseCoefficients]
+) -> State:
+    """z_s, from the noise estimate at z_t and a fresh draw; not yet wrapped into its space.
+
+    Args:
+        steps: of all parts, or of each.
+    """
+    of = dict.fromkeys(z_t.parts, steps) if isinstance(steps, ReverseCoefficients) else steps
+    made = {
+        part: of[part].keep * z - of[part].remove * noise_hat.parts[part] + of[part].spread * noise.parts[part]
+        for part, z in z_t.parts.items()
+    }
+    return z_t.replace(**made)
+
+
+def corrector_step(process: Process, z_t: State, answer: State, level: Level, noise: State | None = None) -> State:
+    """A Langevin step of the parts on a torus at their own level, from the network's output; without noise at the end,
+    as published."""
+    assert process.corrector_step is not None  # else the sampler is refused
+    noise_hat, made = process.parametrisation.noise(answer, z_t, level), {}
+    for part, z in z_t.parts.items():
+        if process.spaces[part].linear:
+            continue
+        sigma = level.of(part).sigma
+        least = process.path.of(part).at(torch.zeros(1, dtype=torch.long, device=sigma.device), sigma.dtype).sigma
+        size = process.corrector_step * (sigma / least).square()
+        moved = z - z_t.spread(size / sigma, z) * noise_hat.parts[part]
+        made[part] = moved if noise is None else moved + z_t.spread((2 * size).sqrt(), z) * noise.parts[part]
+    return process.spaces.wrap(z_t.replace(**made))
 
 
 def euler_step(process: Process, z_t: State, answer: State, t: Level, s: Level) -> State:

@@ -1,8 +1,9 @@
 """Compact symmetry groups: Haar draws, actions on states, and posterior means over an orbit.
 
-`Sign`, `SO2`, `SO3` and `O3` are groups of matrices that act on the rows of one part, x_n -> g x_n; `TorusShift` moves
-all sites of a crystal together; `Permutations` exchange identical points. Methods are handed a `Group`, so a test can
-hand in a translated one (`Translated`, Q R for R) and require a stochastic prediction to turn by Q exactly.
+`Sign`, `SO2`, `SO3` and `O3` are groups of matrices that act on the rows of one part, x_n -> g x_n; `Permutations`
+exchange identical points; `TorusShift`, in `bench.geometry.torus`, moves all sites of a crystal together. Methods are
+handed a `Group`, so a test can hand in a translated one (`Translated`, Q R for R) and require a stochastic prediction
+to turn by Q exactly.
 
 Given z_t and the orbit of x0, the element g that made z_t has the posterior p(g | z_t, x0) ~ p(z_t | g x0), and the
 Rao-Blackwellised target is the mean of the noise over it (Tong et al., Orbit Diffusion, arXiv:2502.09890, theorem 1).
@@ -14,7 +15,6 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,7 +23,6 @@ from torch import Tensor
 from bench.geometry.harmonic import scaled
 from bench.geometry.matrix_fisher import Envelope, log_normaliser_SO3, mean_O3, mean_SO3
 from bench.geometry.noised import Noised
-from bench.geometry.spaces import modulo_one
 from bench.geometry.state import State
 from bench.streams import draw
 
@@ -63,6 +62,18 @@ def gram_schmidt(M: Float[Tensor, "*B 3 3"], proper: bool = False) -> Float[Tens
 def product(A: Float[Tensor, "*B 3 3"], B: Float[Tensor, "*B 3 3"]) -> Float[Tensor, "*B 3 3"]:
     """A B without a matrix product, which autocast would run in bf16, destroying orthogonality."""
     return (A[..., :, :, None] * B[..., None, :, :]).sum(-2)
+
+
+class Local(ABC):
+    """A distribution on a group, one for each molecule of a batch, with a density under the Haar measure."""
+
+    @abstractmethod
+    def draw(self, n_sets: int, rng: torch.Generator) -> Tensor:
+        """One element for each molecule [B, ...]; from shared random numbers where n_sets is 1 instead of B."""
+
+    @abstractmethod
+    def log_density(self, g: Tensor) -> Float[Tensor, "B"]:
+        """Up to a constant of each molecule."""
 
 
 class Group(ABC):
@@ -133,6 +144,22 @@ class Group(ABC):
             NotImplementedError: none is known for this group.
         """
         raise NotImplementedError(f"{type(self).__name__} has no local proposal; use proposal=uniform")
+
+    def local(self, noised: Noised) -> Local:
+        """A distribution near the posterior that knows of x0 its orbit alone, for groups other than those of matrices.
+
+        Raises:
+            NotImplementedError: none is known for this group.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no local proposal; use proposal=uniform")
+
+    def about_identity(self, noised: Noised) -> Local:
+        """A distribution about the identity, as wide as the noise: it gives away which element made z_t.
+
+        Raises:
+            NotImplementedError: none is known for this group.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no proposal about the identity; use proposal=uniform")
 
 
 class MatrixGroup(Group):
@@ -314,83 +341,6 @@ class Translated(RotationGroup):
         return self.inner.envelope(F)
 
 
-class TorusShift(Group):
-    """Common translations of the fractional coordinates of a crystal, tau in [0, 1)^3 per molecule.
-
-    The posterior factorises over the axes, p(tau_a) ~ prod_n WN(z_na - x0_na - tau_a; sigma), so the mean of the noise
-    is a periodic integral in one dimension: the rectangle rule on nodes around the circular mean of z - x0, which
-    converges exponentially because the integrand is analytic. We know of no publication that uses it.
-
-    Attributes:
-        n_nodes: per axis.
-    """
-
-    part = "frac"
-    dimension = 3
-    REACH = 12.0  # standard deviations of the posterior on either side of its centre
-    FLAT = 0.15  # sigma above which a wrapped normal is no longer a normal
-
-    def __init__(self, n_nodes: int = 128) -> None:
-        self.n_nodes = n_nodes
-
-    def haar(self, n: int, rng: torch.Generator, dtype: torch.dtype = torch.float32) -> Float[Tensor, "n 3"]:
-        return draw(torch.rand, (n, 3), rng, dtype=dtype)
-
-    def identity(self, n: int, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(n, 3, device=device, dtype=dtype)
-
-    def inverse(self, g: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-        return -g
-
-    def act(self, g: Float[Tensor, "B 3"], state: State) -> State:
-        return state.replace(**{self.part: modulo_one(state.parts[self.part] + state.per_atom(g))})
-
-    def act_on_noise(self, g: Tensor, noise: State) -> State:
-        """A shift of all points leaves displacements as they are."""
-        del g
-        return noise
-
-    def nodes(self, noised: Noised) -> tuple[Float[Tensor, "B 3 K"], Float[Tensor, "B"]]:
-        """Nodes of tau around the circular mean of z - x0, or on the whole circle where that interval would exceed it;
-        and the distance between two of them."""
-        state, sigma = noised.z_t, noised.level.sigma.double()
-        turn = 2 * math.pi * (state.parts[self.part].double() - noised.clean.parts[self.part].double())
-        centre = torch.atan2(state.sum_over_atoms(turn.sin()), state.sum_over_atoms(turn.cos())) / (2 * math.pi)
-        # sigma / sqrt(N); where a wrapped normal is nearly flat, with first Fourier coefficient rho, the posterior is
-        # von Mises with concentration 2 N rho^2
-        rho = torch.exp(-2 * (math.pi * sigma).square())
-        width = torch.where(sigma > self.FLAT, 1 / (2 * math.pi * 2**0.5 * rho), sigma)
-        half = (self.REACH * width / state.n_atoms.double().sqrt()).clamp(max=0.5)
-        steps = (torch.arange(self.n_nodes, device=sigma.device, dtype=torch.float64) + 0.5) / self.n_nodes
-        return centre[..., None] + half[:, None, None] * (2 * steps - 1), 2 * half / self.n_nodes
-
-    def _quadrature(self, noised: Noised) -> tuple[Float[Tensor, "B 3 K"], Float[Tensor, "A 3 K"], Float[Tensor, "B"]]:
-        """log prod_n WN(z_na - x0_na - tau_a) and E[eps | d_na - tau_a] at the nodes, and the distance between them."""
-        state, space = noised.z_t, noised.spaces[self.part]
-        d = state.parts[self.part].double() - noised.clean.parts[self.part].double()
-        tau, spacing = self.nodes(noised)
-        moved = (d[..., None] - state.per_atom(tau)).reshape(-1, 1)  # each axis of each atom at each node on its own
-        sigma = (
-            state.per_atom(noised.level.sigma.double())[:, None, None].expand(len(d), 3, self.n_nodes).reshape(-1, 1)
-        )
-        zero, one = torch.zeros_like(moved), torch.ones_like(moved)
-        shape = (len(d), 3, self.n_nodes)
-        log_w = state.sum_over_atoms(space.log_likelihood(moved, zero, one, sigma).view(shape))
-        return log_w, space.displacement(moved, zero, one, sigma).view(shape), spacing
-
-    @torch.no_grad()
-    def posterior_mean(self, noised: Noised) -> State:
-        """E[noise | z_t, orbit]: T_na = E_tau[ E[eps | d_na - tau_a] ], float64."""
-        log_w, noise, _ = self._quadrature(noised)
-        mean = (noised.z_t.per_atom(log_w.softmax(-1)) * noise).sum(-1)
-        return noised.noise.replace(**{self.part: mean.to(noised.noise.dtype)})
-
-    @torch.no_grad()
-    def log_evidence(self, noised: Noised) -> Float[Tensor, "B"]:
-        log_w, _, spacing = self._quadrature(noised)
-        return (log_w.logsumexp(-1) + spacing.log()[:, None]).sum(1)
-
-
 class Permutations(Group):
     """All permutations of n identical points, the same n in each molecule; exact by enumeration.
 
@@ -435,11 +385,17 @@ class Permutations(Group):
 
 
 def weighted_noise(group: Group, g: list[Tensor], log_weights: Float[Tensor, "K B"], noised: Noised) -> State:
-    """E[noise | z_t, {g_k x0}] for candidates g_k with normalised weights: the mean of their displacements."""
+    """E[noise | z_t, {g_k x0}] for candidates g_k with normalised weights: the mean of their displacements.
+
+    Parts on which the group does not act keep their noise to the last digit.
+    """
     weights = log_weights.softmax(0).to(noised.noise.dtype)
-    total: Any = None
+    total: dict[str, Tensor] = {}
     for element, weight in zip(g, weights, strict=True):
-        noise = noised.spaces.displacement(noised.z_t, group.act(element, noised.clean), noised.level)
-        term = noise.map(lambda part, state=noise, weight=weight: state.spread(weight, part) * part)
-        total = term if total is None else total.combine(term, torch.add)
-    return total
+        moved = group.act(element, noised.clean)
+        noise = noised.spaces.displacement(noised.z_t, moved, noised.level)
+        for name, part in moved.parts.items():
+            if part is not noised.clean.parts[name]:
+                term = noise.spread(weight, part) * noise.parts[name]
+                total[name] = total[name] + term if name in total else term
+    return noised.noise.replace(**total)

@@ -36,7 +36,7 @@ TOLERANCE = 1e-8  # eigenvalues below are zero; that of a chain of n atoms is (p
 
 
 def scaled(state: State, level: Level, factor: Callable[[Level], Tensor]) -> State:
-    """Multiply each molecule by a function of its noise level; under a harmonic prior, each mode by that of its own.
+    """Multiply each part by a function of its noise level; under a harmonic prior, each mode by that of its own.
 
     Args:
         state: displacements or centred positions.
@@ -44,6 +44,8 @@ def scaled(state: State, level: Level, factor: Callable[[Level], Tensor]) -> Sta
     Raises:
         ValueError: a harmonic prior, and the state has no bond graph, or one in several pieces.
     """
+    if level.own is not None:
+        return state.replace(**{k: state.spread(factor(level.of(k)), part) * part for k, part in state.parts.items()})
     if level.harmonic_share is None:
         number = factor(level)
         return state.map(lambda part: state.spread(number, part) * part)

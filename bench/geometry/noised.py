@@ -6,7 +6,9 @@ t = 1 the most. Under a harmonic prior sigma_t is a number for each mode of a mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +27,8 @@ class Level:
         d_alpha, d_sigma: derivatives with respect to t; None on discrete paths.
         harmonic_share: of sigma^2, that of a harmonic prior; the rest is isotropic bridge noise. None: all isotropic.
         d_harmonic_share: its derivative with respect to t.
+        noise_rms: root mean square of E[eps | z_t, x0]; None: 1, as wherever z_t and x0 tell the noise.
+        own: the levels, at the same t, of parts that have a path of their own, by name.
     """
 
     t: Float[Tensor, "B"]
@@ -34,15 +38,26 @@ class Level:
     d_sigma: Float[Tensor, "B"] | None = None
     harmonic_share: Float[Tensor, "B"] | None = None
     d_harmonic_share: Float[Tensor, "B"] | None = None
+    noise_rms: Float[Tensor, "B"] | None = None
+    own: Mapping[str, Level] | None = field(default=None, kw_only=True)
+
+    def of(self, part: str) -> Level:
+        """The level of a part."""
+        return self if self.own is None else self.own.get(part, self)
 
     def __getitem__(self, index: Tensor | slice | list[int]) -> Level:
         """The levels of some molecules."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return Level(*(None if value is None else value[index] for value in values))  # type: ignore[arg-type]
+        return self._map(lambda values: values[index])
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Level:
-        values = (getattr(self, field.name) for field in fields(self))
-        return Level(*(None if value is None else value.to(device, dtype) for value in values))  # type: ignore[arg-type]
+        return self._map(lambda values: values.to(device, dtype))
+
+    def _map(self, of: Callable[[Any], Any]) -> Level:
+        """Apply a function to each field, and to those of each part's own level."""
+        made: dict[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        own = made.pop("own")
+        made = {name: None if value is None else of(value) for name, value in made.items()}
+        return Level(**made, own=None if own is None else {part: of(level) for part, level in own.items()})
 
 
 @dataclass(frozen=True)

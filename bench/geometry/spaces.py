@@ -195,9 +195,10 @@ class Spaces(Mapping[str, Space]):
         """Bring the points of every part back into its space."""
         return z.replace(**{name: self[name].wrap(part, z.layout) for name, part in z.parts.items()})
 
-    def prior(self, noise: State, sigma: float) -> State:
-        """Initial state of sampling (t = 1), from projected standard normal noise."""
-        return noise.replace(**{name: self[name].prior(part, sigma) for name, part in noise.parts.items()})
+    def prior(self, noise: State, sigma: float | Mapping[str, float]) -> State:
+        """Initial state of sampling (t = 1), from projected standard normal noise; sigma of all parts, or of each."""
+        of = dict.fromkeys(self, sigma) if isinstance(sigma, float | int) else sigma
+        return noise.replace(**{name: self[name].prior(part, of[name]) for name, part in noise.parts.items()})
 
     def move(self, clean: State, noise: State, level: Level) -> State:
         """z_t, from a clean state and noise."""
@@ -207,7 +208,10 @@ class Spaces(Mapping[str, Space]):
         return clean.replace(
             **{
                 name: self[name].move(
-                    part, noise.parts[name], clean.spread(level.alpha, part), clean.spread(level.sigma, part)
+                    part,
+                    noise.parts[name],
+                    clean.spread(level.of(name).alpha, part),
+                    clean.spread(level.of(name).sigma, part),
                 )
                 for name, part in clean.parts.items()
             }
@@ -218,7 +222,7 @@ class Spaces(Mapping[str, Space]):
         return noise.replace(
             **{
                 name: self[name].expected_noise(
-                    part, z_t.parts[name], clean.parts[name], noise.spread(level.sigma, part)
+                    part, z_t.parts[name], clean.parts[name], noise.spread(level.of(name).sigma, part)
                 )
                 for name, part in noise.parts.items()
             }
@@ -232,20 +236,24 @@ class Spaces(Mapping[str, Space]):
         return z_t.replace(
             **{
                 name: self[name].displacement(
-                    part, clean.parts[name], z_t.spread(level.alpha, part), z_t.spread(level.sigma, part)
+                    part,
+                    clean.parts[name],
+                    z_t.spread(level.of(name).alpha, part),
+                    z_t.spread(level.of(name).sigma, part),
                 )
                 for name, part in z_t.parts.items()
             }
         )
 
     def log_likelihood(self, z_t: State, clean: State, level: Level) -> Float[Tensor, "B"]:
-        """log p(z_t | x0) of each molecule, up to a constant that does not depend on x0."""
+        """log p(z_t | x0) of the parts that have a space here, up to a constant that does not depend on x0 [B]."""
         if level.harmonic_share is not None:
             return -0.5 * self.displacement(z_t, clean, level).squared_norm()
         total: Any = 0
-        for name, part in z_t.parts.items():
+        for name in self:
+            part = z_t.parts[name]
             rows = self[name].log_likelihood(
-                part, clean.parts[name], z_t.spread(level.alpha, part), z_t.spread(level.sigma, part)
+                part, clean.parts[name], z_t.spread(level.of(name).alpha, part), z_t.spread(level.of(name).sigma, part)
             )
             total = total + (rows if self[name].per_molecule else z_t.sum_over_atoms(rows))
         return total

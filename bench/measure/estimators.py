@@ -16,6 +16,7 @@ from torch import Tensor
 from bench.geometry.groups import Group, RotationGroup
 from bench.geometry.noised import Noised
 from bench.geometry.state import State
+from bench.geometry.torus import TorusShift
 from bench.symmetry.orbit import OrbitTarget, OrbitTargetConfig, Proposal, orbit_target
 
 Estimator = Callable[[Noised, torch.Generator], State]
@@ -41,7 +42,7 @@ def sampled(group: Group, cfg: OrbitTargetConfig) -> Callable[[Noised, torch.Gen
 
 def sampled_kinds(group: Group, n_draws: int) -> dict[str, Callable[[Noised, torch.Generator], OrbitTarget]]:
     """The unbiased sampled estimators that a group has, by the proposal of their candidates."""
-    proposals = [Proposal.UNIFORM, *([Proposal.LOCAL] if isinstance(group, RotationGroup) else [])]
+    proposals = [Proposal.UNIFORM, *([Proposal.LOCAL] if isinstance(group, RotationGroup | TorusShift) else [])]
     return {p.value: sampled(group, OrbitTargetConfig(n_draws=n_draws, proposal=p)) for p in proposals}
 
 
@@ -61,16 +62,20 @@ def squared_biases(noised: Noised, group: Group, n_draws: int, rng: torch.Genera
     """|E[estimate | z_t, orbit] - posterior mean|^2 of biased estimators, in units of the noise.
 
     'tempered' (weights to the power 1 / TEMPERATURE) and 'aligned' (temperature 0) are functions of z_t, on linear
-    spaces alone. 'generator_less' draws all its candidates, without the element that made z_t; the inner product of the
-    errors of two independent sets has the squared bias as its mean, and may be negative.
+    spaces alone. 'generator_less' draws all its candidates, without the element that made z_t; 'generator_centred', on
+    a torus, draws them about it, as published for crystals. Of these the inner product of the errors of two independent
+    sets has the squared bias as its mean, and may be negative.
     """
     mean, found = group.posterior_mean(noised), dict[str, Float[Tensor, "B"]]()
     if noised.spaces.linear:
         for name, temperature in {"tempered": TEMPERATURE, "aligned": 0.0}.items():
             found[name] = tempered(noised, group, temperature).combine(mean, torch.sub).squared_norm()
-    without = sampled(group, OrbitTargetConfig(n_draws=n_draws, include_generator=False))
-    one, other = (without(noised, rng).noise.combine(mean, torch.sub) for _ in range(2))
-    found["generator_less"] = inner(one, other)
+    drawn = {"generator_less": OrbitTargetConfig(n_draws=n_draws, include_generator=False)}
+    if isinstance(group, TorusShift):
+        drawn["generator_centred"] = OrbitTargetConfig(n_draws=n_draws, proposal=Proposal.GENERATOR)
+    for name, cfg in drawn.items():
+        one, other = (sampled(group, cfg)(noised, rng).noise.combine(mean, torch.sub) for _ in range(2))
+        found[name] = inner(one, other)
     return found
 
 

@@ -70,7 +70,7 @@ QUANTITIES = {
     "torsion": Quantity("torsions", "degree", Bins(-180.0, 180.0, 5.0), period=360.0),
     "valence": Quantity("valences", "", Bins(-0.5, 8.5, 1.0)),
     "size": Quantity("sizes", "atoms", Bins(0.5, 500.5, 1.0)),
-    "element": Quantity("elements", "fraction", Bins(0.5, 86.5, 1.0)),
+    "element": Quantity("elements", "fraction", Bins(0.5, 96.5, 1.0)),
 }
 
 

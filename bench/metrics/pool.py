@@ -29,11 +29,12 @@ class MissingPackageError(ValueError):
     """An optional package that is not installed; the message says how to get it."""
 
 
-def require(package: str, what: str) -> None:
-    """Raise MissingPackageError unless the package is installed. It is not imported: workers do that, each for itself,
-    so that threads and settings of one library are not inherited by processes that use another."""
+def require(package: str, what: str, extra: str = "chemistry") -> None:
+    """Raise MissingPackageError, which names the extra, unless the package is installed. It is not imported: workers do
+    that, each for itself, so that threads and settings of one library are not inherited by processes that use another.
+    """
     if importlib.util.find_spec(package) is None:
-        raise MissingPackageError(f"{what} needs the package {package!r}; pip install 'equibench[chemistry]'")
+        raise MissingPackageError(f"{what} needs the package {package!r}; pip install 'equibench[{extra}]'")
 
 
 class Lost(StrEnum):

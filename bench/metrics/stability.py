@@ -266,7 +266,7 @@ def _determined(numbers: np.ndarray, positions: np.ndarray) -> Chem.Mol | None:
 
 @functools.cache
 def _valences() -> np.ndarray:
-    """Whether an element [87] may have a sum of bond orders [MAX_ORDERS]; none where RDKit has no valences for it."""
+    """Whether an element [97] may have a sum of bond orders [MAX_ORDERS]; none where RDKit has no valences for it."""
     allowed = np.zeros((MAX_NUMBER + 1, MAX_ORDERS), dtype=bool)
     for number in range(1, MAX_NUMBER + 1):
         known = list(Chem.GetPeriodicTable().GetValenceList(number))

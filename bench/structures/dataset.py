@@ -82,10 +82,11 @@ class DataSet:
                 raise DataError(f"{self.label}: the {split} split is empty; every split needs at least one molecule")
             if structures.positions.dtype != np.float32:
                 with np.errstate(over="ignore"):
-                    single = replace(structures, positions=structures.positions.astype(np.float32))
+                    cells = None if structures.cells is None else structures.cells.astype(np.float32)
+                    single = replace(structures, positions=structures.positions.astype(np.float32), cells=cells)
                 object.__setattr__(self, split, single)
                 structures = single
-            if not np.isfinite(structures.positions).all():
+            if not all(np.isfinite(array).all() for array in structures.arrays()):
                 raise DataError(f"{self.label}: the {split} split has a coordinate that is not finite in float32")
             strange = set(np.unique(structures.numbers).tolist()) - set(self.elements)
             if strange:

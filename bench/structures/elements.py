@@ -70,9 +70,9 @@ class Contents:
 SYMBOLS = (  # noqa: SIM905
     "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb "
     "Mo Tc Ru Rh Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Pm Sm Eu Gd Tb Dy Ho Er Tm Yb Lu Hf Ta W Re Os Ir Pt Au "
-    "Hg Tl Pb Bi Po At Rn"
+    "Hg Tl Pb Bi Po At Rn Fr Ra Ac Th Pa U Np Pu Am Cm"
 ).split()
-MAX_NUMBER = len(SYMBOLS)  # 86, radon
+MAX_NUMBER = len(SYMBOLS)  # 96, curium: the last with a covalent radius below
 SYMBOL = dict(enumerate(SYMBOLS, start=1))  # nuclear charge -> element symbol
 # Covalent radii in angstrom, as in RDKit's periodic table (Cordero et al. 2008, doi:10.1039/b801115j).
 COVALENT_RADIUS = np.array(
@@ -81,6 +81,7 @@ COVALENT_RADIUS = np.array(
         1.06, 2.03, 1.76, 1.7, 1.6, 1.52, 1.39, 1.39, 1.32, 1.26, 1.24, 1.32, 1.22, 1.22, 1.2, 1.19, 1.2, 1.2, 1.16,
         2.2, 1.95, 1.9, 1.75, 1.64, 1.54, 1.47, 1.46, 1.42, 1.39, 1.45, 1.44, 1.42, 1.39, 1.39, 1.38, 1.39, 1.4, 2.44,
         2.15, 2.07, 2.04, 2.03, 2.01, 1.99, 1.98, 1.98, 1.96, 1.94, 1.92, 1.92, 1.89, 1.9, 1.87, 1.87, 1.75, 1.7, 1.62,
-        1.51, 1.44, 1.41, 1.36, 1.36, 1.32, 1.45, 1.46, 1.48, 1.4, 1.5, 1.5,
+        1.51, 1.44, 1.41, 1.36, 1.36, 1.32, 1.45, 1.46, 1.48, 1.4, 1.5, 1.5, 2.6, 2.2, 2.15, 2.06, 2.0, 1.96, 1.9,
+        1.87, 1.8, 1.69,
     ]
 )  # fmt: skip

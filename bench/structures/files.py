@@ -8,9 +8,11 @@
                     structures (`contents`). Written as V2000, whose coordinates have four decimals; the other formats
                     keep every digit.
     .npz            `num_atoms` [M], `charges`, `positions`: padded as EDM has it ([M, n_max] and [M, n_max, 3], charge
-                    0 is padding) or with all atoms in one row ([A] and [A, 3]). Other arrays in the file are ignored.
+                    0 is padding) or with all atoms in one row ([A] and [A, 3]); of crystals also `cells` [M, 3, 3],
+                    lattice vectors as rows, which alone of these formats .npz and .xyz (`Lattice=`, written) keep.
+                    Other arrays in the file are ignored.
 
-xyz and sdf files are read compressed too (.xyz.gz). Elements are H to Rn; the isotopes D and T are hydrogen. Nothing is
+xyz and sdf files are read compressed too (.xyz.gz). Elements are H to Cm; the isotopes D and T are hydrogen. Nothing is
 unpickled, and declared sizes are checked against the file before memory is allocated.
 """
 
@@ -22,9 +24,10 @@ import re
 import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -113,7 +116,7 @@ def write(path: Path | str, structures: Structures, bonds: Iterable[np.ndarray] 
     Args:
         bonds: per molecule rows (first atom, second atom, order 1..3), counted from 0 in the molecule; for .sdf alone.
     Raises:
-        FileError: unknown suffix, bonds for a format that holds none, a charge outside 1 to 86 or a position that is
+        FileError: unknown suffix, bonds for a format that holds none, a charge outside 1 to 96 or a position that is
             not finite.
         OSError: no space, no permission; what was there before is untouched.
     """
@@ -221,7 +224,7 @@ def _frame(
             raise FileError(f"{name}:{at}: {frame}: {len(words)} columns, expected {wanted}")
         number = _NUMBERS.get(words[element])
         if number is None:
-            raise FileError(f"{name}:{at}: {frame}: unknown element {_cut(words[element])}, expected H to Rn")
+            raise FileError(f"{name}:{at}: {frame}: unknown element {_cut(words[element])}, expected H to Cm")
         numbers.append(number)
         positions += [_coordinate(word, f"{name}:{at}: {frame}") for word in words[x : x + 3]]
     if len(rows) < n_atoms:
@@ -292,8 +295,10 @@ def _cut(text: str) -> str:
 def _write_xyz(structures: Structures, _: object) -> bytes:
     digits = 9 if structures.positions.dtype == np.float32 else 17  # enough to get the same float back
     lines = []
-    for numbers, positions in structures:
-        lines += [str(len(numbers)), EXTENDED]
+    for k, (numbers, positions) in enumerate(structures):
+        cell = [] if structures.cells is None else structures.cells[k].ravel().tolist()
+        lattice = f'Lattice="{" ".join(f"{x:.{digits}g}" for x in cell)}" ' if cell else ""
+        lines += [str(len(numbers)), lattice + EXTENDED]
         lines += [
             f"{SYMBOL[number]} {x:.{digits}g} {y:.{digits}g} {z:.{digits}g}"
             for number, (x, y, z) in zip(numbers.tolist(), positions.tolist(), strict=True)
@@ -322,11 +327,16 @@ def _write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> by
 
 def _read_npz(path: Path) -> Contents:
     try:
-        arrays = inputs.read_arrays(path, ("num_atoms", "charges", "positions"))
+        arrays = inputs.read_arrays(path, ("num_atoms", "charges", "positions"), ("cells",))
     except inputs.NpzError as error:
         raise FileError(f"{path}: {error}") from error
+    cells = arrays.pop("cells", None)
     _check_layout(arrays, path)
     num_atoms, charges, positions = arrays.values()
+    if cells is not None and (cells.dtype.kind != "f" or cells.shape != (len(num_atoms), 3, 3)):
+        raise FileError(
+            f"{path}: array 'cells' is {cells.dtype} of shape {cells.shape}, expected reals ({len(num_atoms)}, 3, 3)"
+        )
     if not len(num_atoms):
         raise FileError(f"{path}: holds no molecule, expected at least one")
     positions = positions.astype(np.float32 if positions.dtype.itemsize <= 4 else np.float64, copy=False)
@@ -347,6 +357,7 @@ def _read_npz(path: Path) -> Contents:
         raise FileError(f"{path}: num_atoms sums to {num_atoms.sum()}, but there are {len(charges)} charges")
     else:
         structures = Structures.from_sizes(charges, positions, num_atoms)
+    structures = replace(structures, cells=cells)
     faults = _faults(structures)
     good = np.setdiff1d(np.arange(len(structures)), list(faults)) if faults else None
     named = [f"{path}: molecule {k} has {what}" for k, what in faults.items()]
@@ -357,11 +368,14 @@ def _faults(structures: Structures) -> dict[int, str]:
     """What is wrong with the molecules that no file can hold, by their index."""
     found: dict[int, str] = {}
     for wrong, what in (
-        ((structures.numbers < 1) | (structures.numbers > MAX_NUMBER), "a charge outside 1 to 86 (H to Rn)"),
+        ((structures.numbers < 1) | (structures.numbers > MAX_NUMBER), "a charge outside 1 to 96 (H to Cm)"),
         (~np.isfinite(structures.positions).all(axis=1), "a coordinate that is not finite"),
     ):
         molecules = np.unique(np.searchsorted(structures.ptr, np.flatnonzero(wrong), side="right")) - 1
         found |= {k: what for k in molecules.tolist() if k not in found}
+    if structures.cells is not None:
+        broken = np.flatnonzero(~np.isfinite(structures.cells).all((1, 2)))
+        found |= {k: "a cell that is not finite" for k in broken.tolist() if k not in found}
     return dict(sorted(found.items()))
 
 
@@ -389,7 +403,8 @@ def _write_npz(structures: Structures, _: object) -> bytes:
     positions = np.zeros((*real.shape, 3), structures.positions.dtype)
     charges[real], positions[real] = structures.numbers, structures.positions
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, num_atoms=n_atoms, charges=charges, positions=positions)
+    cells: dict[str, Any] = {} if structures.cells is None else {"cells": structures.cells}
+    np.savez_compressed(buffer, num_atoms=n_atoms, charges=charges, positions=positions, **cells)
     return buffer.getvalue()
 
 

@@ -140,7 +140,7 @@ def _ensemble(smiles: Any, found: Any, where: str, at_most: int | None) -> Ensem
         ) from error
     numbers = rows[0, :, 0].astype(np.int64)
     if (rows[:, :, 0] != numbers).any() or numbers.min() < 1 or numbers.max() > MAX_NUMBER:
-        raise FileError(f"{where} ({truncate(smiles)}): conformers list other atoms, or elements other than H to Rn")
+        raise FileError(f"{where} ({truncate(smiles)}): conformers list other atoms, or elements other than H to Cm")
     return Ensemble(smiles, numbers, rows[:, :, 1:], energies)
 
 

@@ -4,7 +4,8 @@
 nuclear charges [A] int64, `pos` positions [A, 3] in angstrom in the dtype of the structures, and in a batch `batch`
 [A], the molecule of each atom, and `ptr` [M + 1].
 
-`bond_graphs`: the graphs of molecules without positions, as the context of a task whose network is given them.
+`bond_graphs`: the graphs of molecules without positions, as the context of a task whose network is given them;
+`compositions`: the elements alone.
 """
 
 from __future__ import annotations
@@ -53,6 +54,16 @@ def to_batch(
     )
     none = torch.zeros(n, dtype=torch.long)
     return _separable(batch, n, {"z": (ptr, none), "pos": (ptr, none)})
+
+
+def compositions(structures: Structures, device: torch.device | str = "cpu") -> Batch:
+    """Elements alone, as the context of a task whose network is given them: `z` [A], `batch` [A], `ptr` [M + 1]."""
+    batch: Any = to_batch(structures, device=device)
+    del batch.pos
+    batch.num_nodes, batch._num_nodes = len(structures.numbers), structures.n_atoms.tolist()
+    for record in (batch._slice_dict, batch._inc_dict):
+        del record["pos"]
+    return batch
 
 
 def bond_graphs(

@@ -89,7 +89,7 @@ def _molecule(lines: list[bytes], where: str, first: int) -> Chem.Mol:
         raise FileError(f"{where} has no atoms with coordinates, expected at least one")
     for atom in mol.GetAtoms():  # pyright: ignore[reportGeneralTypeIssues]
         if not 1 <= atom.GetAtomicNum() <= MAX_NUMBER:
-            raise FileError(f"{where}: unknown element {atom.GetSymbol()!r}, expected H to Rn")
+            raise FileError(f"{where}: unknown element {atom.GetSymbol()!r}, expected H to Cm")
     x = mol.GetConformer().GetPositions()
     if not np.isfinite(x).all():
         raise FileError(f"{where} has a coordinate that is not finite")

@@ -24,9 +24,13 @@ replacing x0 by Q x0 replaces F by F Q^T and the draws R by R Q^T, and R x0 stay
 pi_2..pi_P independent and uniform, the candidates are all pairs (pi_p, R_k): the same R_k for each pi_p if uniform,
 draws of its own from the envelope of F_pi if local; either way the argument holds for the pairs.
 
+Shifts of a torus have the same proposals: `LOCAL` is a wrapped normal about the circular mean of z_t - x0.
+
 Exceptions: draws shared by a batch change the covariance between molecules, not the mean. Without the generating
 element the estimate is ordinary self-normalised importance sampling, biased by O(1/K); a temperature other than 1 has
-another limit. Both are here as controls.
+another limit; `Proposal.GENERATOR` is centred at the generating element, whose weight by its density is then that of a
+draw, which it is not (OrbDiff_WN as published: shifts from N(0, (2 sigma)^2) mod 1, 1000 of them), and is biased by
+O(1/K) too. All are here as controls.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ class Proposal(StrEnum):
 
     UNIFORM = "uniform"  # Haar: at low noise nearly all weight stays on the generating element
     LOCAL = "local"  # about the posterior's mode, with importance weights
+    GENERATOR = "generator"  # about the generating element, as published for crystals: a biased control
 
 
 @dataclass
@@ -58,7 +63,7 @@ class OrbitTargetConfig:
     n_draws: int = 64  # rotations, the generating element included
     include_generator: bool = True  # false: a biased control
     temperature: float = 1.0  # divides log weights; other than 1: a biased control
-    proposal: Proposal = Proposal.UNIFORM
+    proposal: Proposal = Proposal.UNIFORM  # where they are drawn from; `generator`: a biased control
     shared_draws: bool = False  # one set of draws for the whole batch, instead of one for each molecule
     permutations: Permutations = Permutations.NONE
     n_permutations: int = 8  # the identity included
@@ -104,19 +109,22 @@ def orbit_target(
     """
     if isinstance(group, MatrixGroup):  # whose candidates need D x D moments alone
         return _matrix_average(noised, group, rng, cfg, permutations)
-    if cfg.proposal is not Proposal.UNIFORM or cfg.permutations is not Permutations.NONE or permutations is not None:
-        raise ValueError(
-            f"{type(group).__name__} takes proposal 'uniform' and permutations 'none', got "
-            f"{cfg.proposal.value!r} and {cfg.permutations.value!r}"
-        )
-    B = len(noised)
-    n_sets = 1 if cfg.shared_draws else B
-    dtype, device = noised.z_t.dtype, noised.z_t.layout.device
-    g = [group.haar(n_sets, rng, dtype) for _ in range(cfg.n_draws - int(cfg.include_generator))]
+    if cfg.permutations is not Permutations.NONE or permutations is not None:
+        raise ValueError(f"{type(group).__name__} takes permutations 'none', got {cfg.permutations.value!r}")
+    B, dtype, device = len(noised), noised.z_t.dtype, noised.z_t.layout.device
+    n_sets, nu = 1 if cfg.shared_draws else B, None
+    if cfg.proposal is not Proposal.UNIFORM:
+        nu = group.local(noised) if cfg.proposal is Proposal.LOCAL else group.about_identity(noised)
+    g = [
+        group.haar(n_sets, rng, dtype) if nu is None else nu.draw(n_sets, rng).to(dtype)
+        for _ in range(cfg.n_draws - int(cfg.include_generator))
+    ]
     if cfg.include_generator:
         g.insert(0, group.identity(n_sets, device, dtype))
     g = [element.expand(B, *element.shape[1:]) for element in g]
     log_w = torch.stack([group.log_likelihood(element, noised).double() for element in g]) / cfg.temperature
+    if nu is not None:
+        log_w = log_w - torch.stack([nu.log_density(element) for element in g])
     return OrbitTarget(weighted_noise(group, g, log_w, noised), 1 / log_w.softmax(0).square().sum(0))
 
 
@@ -151,6 +159,8 @@ def _matrix_average(
             R = torch.cat([eye.expand(n_sets, 1, 1, D, D), R], dim=2)
         R = R.expand(B, P, K, D, D)
         log_w = _inner(F, R)
+    elif cfg.proposal is Proposal.GENERATOR:
+        raise ValueError(f"proposal 'generator' is that of shifts of a torus; {type(group).__name__} takes others")
     else:
         envelope = group.envelope(F.flatten(0, 1))
         R = envelope.draw(K, rng, cfg.shared_draws).view(B, P, K, D, D)

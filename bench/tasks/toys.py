@@ -21,28 +21,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bench.diffusion.process import DiffusionConfig, Process
-from bench.geometry.groups import O3, SO2, SO3, Group, Permutations, Sign, TorusShift
+from bench.geometry.groups import O3, SO2, SO3, Group, Permutations, Sign
 from bench.geometry.layout import Layout
 from bench.geometry.spaces import Centred, Euclidean, Space, Spaces, Torus
 from bench.geometry.state import State
+from bench.geometry.torus import TorusShift
 from bench.records.values import Better, Kind, Value
-from bench.references import EQUIBENCH, TONG_2025, Reference
+from bench.references import EQUIBENCH, JIAO_2023, TONG_2025
 from bench.registry import tasks
 from bench.streams import Stream, seed_of
 from bench.structures.dataset import DataSet, Facts
 from bench.structures.structures import Structures
 from bench.tasks.contract import Evaluation, Task
 
-JIAO_2023 = Reference(
-    "jiao2023crystal",
-    "Crystal Structure Prediction by Joint Equivariant Diffusion",
-    (
-        *("Jiao, Rui", "Huang, Wenbing", "Lin, Peijia", "Han, Jiaqi", "Chen, Pin"),
-        *("Lu, Yutong", "Liu, Yang"),
-    ),
-    2023,
-    arxiv="2309.04475",
-)
 MAX_PERMUTATIONS = 24  # of points, tried when a sample is compared with an orbit
 
 

@@ -366,7 +366,7 @@ def sensible(structures: Any) -> None:
     assert len(structures) > 0
     assert (structures.n_atoms > 0).all()
     assert np.isfinite(structures.positions).all()
-    assert ((structures.numbers > 0) & (structures.numbers <= 86)).all()
+    assert ((structures.numbers > 0) & (structures.numbers <= 96)).all()
 
 
 def readers() -> list[Reader]:

@@ -9,11 +9,12 @@ from bench.diffusion.parametrisation import LossWeight, Parametrisation
 from bench.diffusion.paths import PathName, make_path
 from bench.diffusion.process import DiffusionConfig, Process
 from bench.diffusion.sampler import Sampler, sample
-from bench.geometry.groups import SO2, TorusShift
+from bench.geometry.groups import SO2
 from bench.geometry.layout import Layout
 from bench.geometry.noised import Level
 from bench.geometry.spaces import Centred, Euclidean, Spaces, Torus
 from bench.geometry.state import State
+from bench.geometry.torus import TorusShift
 from bench.measure.optimum import Optimum
 
 F64 = torch.float64

@@ -66,7 +66,7 @@ BROKEN = {
     "positions": (lambda v: v[:-1], "array 'conf_ptr' .* to end at"),
     "bonds": (lambda v: v[:, :2], r"expected \[K, 3\]"),
     "conf_mol": (lambda v: v + 1, "expected a molecule from 0 to 7"),
-    "atomic_numbers": (lambda v: v * 0, "expected nuclear charges from 1 to 86"),
+    "atomic_numbers": (lambda v: v * 0, "expected nuclear charges from 1 to 96"),
     "atom_ptr": (lambda v: v[::-1], "expected rising from 0"),
     "conf_ptr": (lambda v: v[[0, 2, *range(2, len(v))]], "as many atoms in each conformer as its molecule has"),
 }
