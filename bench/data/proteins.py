@@ -42,11 +42,11 @@ class ProteinsConfig:
 
     dir: str | None = None  # folder with PDB, mmCIF or npz files; null: `PROTEINS_DIR`
     atoms: ChainAtoms = ChainAtoms.CA
-    min_residues: int = 32  # of a piece
-    max_residues: int = 128
+    min_residues: int = 32  # residues of the shortest piece
+    max_residues: int = 128  # residues of the longest piece
     seed: int = 0  # of the lengths of pieces and of the split
     valid_fraction: float = 0.1  # of the families
-    test_fraction: float = 0.1
+    test_fraction: float = 0.1  # of the families
     max_atoms: int | None = None
     n_train: int | None = None
     turned: bool = False

@@ -132,7 +132,7 @@ class Builder:
 
     def _packed(
         self, n: int, loops: Sequence[Float[np.ndarray, "B k 2"]]
-    ) -> tuple[Float[np.ndarray, "B N 3 3"], Bool[np.ndarray, "B"]]:
+    ) -> tuple[Float[np.ndarray, "C N 3 3"], Bool[np.ndarray, "B"]]:
         """Chains of helices of n residues with loops between them, of those that are well packed; and which are."""
         spans, parts, start = [slice(0, n)], [self.around(HELIX, n, HELIX_SPREAD)], n
         for loop in loops:
