@@ -119,7 +119,7 @@ def split_of(chains: Sequence[Chain], cfg: ProteinsConfig) -> tuple[dict[str, St
     order = rng.permutation(family.max() + 1)
     n_valid, n_test = (max(1, int(share * len(order))) for share in (cfg.valid_fraction, cfg.test_fraction))
     valid, test, train = np.split(order, [n_valid, n_valid + n_test])
-    of_split = dict(zip(SPLITS, (train, valid, test), strict=True))
+    of_split: dict[str, np.ndarray] = dict(zip(SPLITS, (train, valid, test), strict=True))
     cut: dict[str, list[np.ndarray]] = {name: [] for name in SPLITS}
     number_of = {int(k): name for name, some in of_split.items() for k in some}
     for chain, k in zip(chains, family.tolist(), strict=True):

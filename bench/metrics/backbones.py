@@ -66,10 +66,10 @@ def radius_of_gyration(x: Float[np.ndarray, "n 3"]) -> float:
 
 def in_clash(x: Float[np.ndarray, "n 3"], nearest: float) -> Bool[np.ndarray, "n"]:
     """Whether a residue has another, two or more places away, within `nearest` angstrom."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     found = np.zeros(len(x), bool)
-    pairs = cKDTree(x).query_pairs(nearest, output_type="ndarray")
+    pairs = KDTree(x).query_pairs(nearest, output_type="ndarray")
     found[pairs[np.diff(pairs, axis=1)[:, 0] > 1]] = True
     return found
 

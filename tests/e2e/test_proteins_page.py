@@ -42,7 +42,7 @@ def test_the_study_of_the_page_runs_on_a_folder_of_pdb_files(tmp_path: Path, mon
     assert main(["run", "my_proteins.yaml", *FEW]) == 0
     assert main(["report", "my_proteins"]) == 0
     table = capsys.readouterr().out
-    for word in ("Left-handed", "Virtual dihedral", "Data", "haar", "orbit_rb_exact", "edm"):
+    for word in ("Left-handed", "dihedral", "Data", "haar", "orbit_rb_exact", "edm"):
         assert word in table
 
 
