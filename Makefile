@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-all test-slurm test-faults perf performance smoke ablation-qm9 ablation-toys ablation-conformers ablation-crystals report publish readme answers clean
+.PHONY: help install lint format test test-all test-slurm test-faults perf performance smoke ablation-qm9 ablation-toys ablation-conformers ablation-crystals ablation-proteins report publish readme answers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ ablation-conformers: $(INSTALLED) ## Run conformer generation with flow matching
 
 ablation-crystals: $(INSTALLED) ## Run crystal structure prediction, seed 0 (under 40 minutes on two cores; ONLY= for all seeds)
 	@$(BIN)/equibench run crystals_laptop $(ARGS) $(if $(ONLY),--only $(ONLY)); ran=$$?; $(BIN)/equibench report crystals_laptop && exit $$ran
+
+ablation-proteins: $(INSTALLED) ## Run protein backbones with flow matching, seed 0 (under 40 minutes on two cores; ONLY= for all seeds)
+	@$(BIN)/equibench run proteins_laptop $(ARGS) $(if $(ONLY),--only $(ONLY)); ran=$$?; $(BIN)/equibench report proteins_laptop && exit $$ran
 
 report: $(INSTALLED) ## Build the report of a study from its records (STUDY=..., by default the preset's)
 	$(BIN)/equibench report $(STUDY)

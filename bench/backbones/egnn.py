@@ -7,8 +7,8 @@ A block, for d_ij^2 the current and d0_ij^2 the initial squared distance:
     m_ij = SiLU(W2 SiLU(W1 [h_i, h_j, d_ij^2, d0_ij^2])),  a_ij = sigmoid(w m_ij + b)
     h_i <- h_i + W4 SiLU(W3 [h_i, sum_{j != i} a_ij m_ij])
     x_i <- x_i + sum_j (x_i - x_j) / (d_ij + 1) 15 tanh(V3 SiLU(V2 SiLU(V1 [h_i, h_j, d_ij^2, d0_ij^2])))
-Where a task gives bond graphs, embeddings of the atoms are added to h at the start, and those of bond and topological
-distance stand beside d_ij^2 and d0_ij^2.
+Where a task gives bond graphs or chains, embeddings of the atoms are added to h at the start, and those of bond and
+topological distance, or of the separation along the chain, stand beside d_ij^2 and d0_ij^2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.geometry.state import State
-from bench.nn.graph import GRAPH, GraphEmbedding
+from bench.nn.chain import CHAIN
+from bench.nn.context import embedding_of
+from bench.nn.graph import GRAPH
 from bench.nn.linear import Float32Linear, answer, features_of
 from bench.nn.pairs import Pairs, differences, pair_linear, pairs_of, sum_over_partners
 from bench.references import Reference
@@ -39,7 +41,7 @@ class EGNNConfig:
     coordinate_range: float = 15.0  # bound of a pair's update in one block, before the weight (x_i - x_j) / (d + 1)
 
 
-N_PAIR = 16  # channels of a pair's bond and topological distance
+N_PAIR = 16  # channels of what the context says of a pair
 
 
 class MessagePassing(nn.Module):
@@ -106,7 +108,7 @@ class EGNN(nn.Module):
     """E(n)-equivariant message passing on all pairs (the network of EDM)."""
 
     equivariant: ClassVar[bool] = True
-    contexts: ClassVar[frozenset[str]] = frozenset({GRAPH})
+    contexts: ClassVar[frozenset[str]] = frozenset({GRAPH, CHAIN})
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "satorras2021en",
@@ -126,7 +128,7 @@ class EGNN(nn.Module):
 
     def __init__(self, cfg: EGNNConfig, channels: Mapping[str, int], context: str | None = None) -> None:
         super().__init__()
-        self.graph = GraphEmbedding(cfg.width, N_PAIR) if context == GRAPH else None
+        self.graph = embedding_of(context, cfg.width, N_PAIR)  # under its first name, so that weights load
         n_pair = 0 if self.graph is None else N_PAIR
         n_features = channels.get("h", 0)
         self.embedding = Float32Linear(n_features + 1, cfg.width)

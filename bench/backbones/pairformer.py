@@ -9,8 +9,8 @@ The kind of network that present generators without equivariance use: pair biase
     block: adaLN-Zero around this attention and around a SwiGLU MLP, as in the DiT
 The DiT differs in its view of the geometry alone: one sum of distance embeddings per token. Directions u_ij enter as
 they are, in the frame of the coordinates. Tokens are real atoms only; attention runs on padded molecules. Where a task
-gives bond graphs, embeddings of the atoms are added to the tokens, and those of bond and topological distance to the
-logits of attention, for each block and head.
+gives bond graphs or chains, embeddings of the atoms are added to the tokens, and those of bond and topological
+distance, or of the separation along the chain, to the logits of attention, for each block and head.
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ from torch import Tensor, nn
 
 from bench.backbones.dit import Block, TimeEmbedding, modulate, xavier_linear, zero_linear
 from bench.geometry.state import State
-from bench.nn.graph import GRAPH, GraphEmbedding
+from bench.nn.chain import CHAIN
+from bench.nn.context import embedding_of
+from bench.nn.graph import GRAPH
 from bench.nn.linear import Float32Linear, answer, features_of
 from bench.nn.padded import Slots, slots_of
 from bench.references import Reference
 from bench.registry import backbones
+
+# nearest and farthest centres of distance features, in scaled units: of molecules in angstrom, of chains in nanometres
+OF_MOLECULES = (0.4, 12.0)
+OF_CHAINS = (0.1, 5.0)
 
 
 @dataclass
@@ -55,7 +61,7 @@ class PairFeatures(nn.Module):
     centres: Tensor
     widths: Tensor
 
-    def __init__(self, n_gaussians: int, nearest: float = 0.4, farthest: float = 12.0) -> None:
+    def __init__(self, n_gaussians: int, nearest: float, farthest: float) -> None:
         super().__init__()
         ratio = (farthest / nearest) ** (1 / (n_gaussians - 1))
         centres = nearest * ratio ** torch.arange(n_gaussians, dtype=torch.float64)
@@ -98,7 +104,7 @@ class Pairformer(nn.Module):
     """Diffusion transformer with pair biases and pair values; not rotation-equivariant."""
 
     equivariant: ClassVar[bool] = False
-    contexts: ClassVar[frozenset[str]] = frozenset({GRAPH})
+    contexts: ClassVar[frozenset[str]] = frozenset({GRAPH, CHAIN})
     references: ClassVar[tuple[Reference, ...]] = (
         Reference(
             "abramson2024accurate",
@@ -125,7 +131,7 @@ class Pairformer(nn.Module):
         n_inputs = D + channels.get("h", 0)
         self.n_heads = cfg.n_heads
         self.embedding = xavier_linear(n_inputs, cfg.width, layer=Float32Linear)
-        self.pair_features = PairFeatures(cfg.n_gaussians)
+        self.pair_features = PairFeatures(cfg.n_gaussians, *(OF_CHAINS if context == CHAIN else OF_MOLECULES))
         # biases of all blocks are one product, since the geometry is the same for all
         self.bias = zero_linear(cfg.n_gaussians, cfg.depth * cfg.n_heads, layer=Float32Linear)
         self.time = TimeEmbedding(cfg.width, cfg.time_scale)
@@ -135,7 +141,7 @@ class Pairformer(nn.Module):
         )
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
         self.head = zero_linear(cfg.width, n_inputs, layer=Float32Linear)
-        self.graph = GraphEmbedding(cfg.width, cfg.depth * cfg.n_heads, pair_std=0.0) if context == GRAPH else None
+        self.graph = embedding_of(context, cfg.width, cfg.depth * cfg.n_heads, pair_std=0.0)
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: x part [A, D] and features [A, F]; zero at initialisation."""

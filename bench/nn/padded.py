@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from bench.geometry.layout import Layout
@@ -28,7 +28,7 @@ class Slots:
     place: Int[Tensor, "A"]
     filled: Bool[Tensor, "B N"]
 
-    def pad(self, values: Float[Tensor, "A ..."]) -> Float[Tensor, "B N ..."]:
+    def pad(self, values: Shaped[Tensor, "A ..."]) -> Shaped[Tensor, "B N ..."]:
         """Atom-wise values in their slots, zeros in empty ones."""
         B, N = self.filled.shape
         out = values.new_zeros(B * N, *values.shape[1:]).index_copy(0, self.place, values)

@@ -4,8 +4,8 @@
 nuclear charges [A] int64, `pos` positions [A, 3] in angstrom in the dtype of the structures, and in a batch `batch`
 [A], the molecule of each atom, and `ptr` [M + 1].
 
-`bond_graphs`: the graphs of molecules without positions, as the context of a task whose network is given them;
-`compositions`: the elements alone.
+`bond_graphs` and `chains_of`: the graphs of molecules, and of chains of atoms, without positions, as the context of a
+task whose network is given them; `compositions`: the elements alone.
 """
 
 from __future__ import annotations
@@ -129,6 +129,47 @@ def bond_graphs(
         slices["automorphisms"] = (of_atoms, of_atoms[:-1])
         slices["n_automorphisms"] = (torch.arange(len(molecule) + 1), none)
     return _separable(batch, len(molecule), slices)
+
+
+def chains_of(n_atoms: Sequence[int] | np.ndarray, per_residue: int, device: torch.device | str = "cpu") -> Batch:
+    """Chains of so many atoms each, as one batch on `device`.
+
+    Attributes of the batch: `place` [A], number of the atom along its chain, from 0 (that of the residue, where there
+    is one atom of each); `atom` [A], 0 for N, 1 for C-alpha and 2 for C; `edge_index` [2, E], neighbours in both
+    directions; `batch` [A] and `ptr` [M + 1].
+
+    Args:
+        per_residue: 1 (C-alpha) or 3 (N, C-alpha, C).
+    """
+    import torch
+    from torch_geometric.data import Batch, Data
+
+    sizes = np.asarray(n_atoms, dtype=np.int64)
+    ptr = np.concatenate([[0], np.cumsum(sizes)])
+    place = np.arange(ptr[-1]) - np.repeat(ptr[:-1], sizes)
+    first = np.flatnonzero(place[1:])  # each atom but the last of a chain
+    # the edges of a chain are its bonds, then its bonds reversed
+    chain = np.repeat(np.arange(len(sizes)), sizes - 1)
+    order = np.argsort(np.concatenate([chain, chain]), kind="stable")
+    edges = np.concatenate([[first, first + 1], [first + 1, first]], axis=1)[:, order]
+
+    def tensor(values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+    batch = Batch(
+        _base_cls=Data,
+        place=tensor(place),
+        atom=tensor(place % per_residue if per_residue > 1 else np.ones_like(place)),
+        edge_index=tensor(edges),
+        batch=tensor(np.repeat(np.arange(len(sizes)), sizes)),
+        ptr=tensor(ptr),
+    )
+    # without positions PyG cannot tell how many nodes there are
+    batch.num_nodes, batch._num_nodes = len(place), sizes.tolist()
+    of_atoms, none = torch.from_numpy(ptr), torch.zeros(len(sizes)).long()
+    of_edges = torch.from_numpy(np.concatenate([[0], np.cumsum(2 * (sizes - 1))]))
+    slices = {"place": (of_atoms, none), "atom": (of_atoms, none), "edge_index": (of_edges, of_atoms[:-1])}
+    return _separable(batch, len(sizes), slices)
 
 
 def _separable(batch: Any, n: int, slices: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> Batch:
