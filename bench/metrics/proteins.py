@@ -145,7 +145,7 @@ def _bond_error(x: Float[np.ndarray, "n 3 3"]) -> float:
     return float(np.mean([np.abs(np.linalg.norm(b - a, axis=1) - ideal).mean() for (a, b), ideal in kinds]))
 
 
-def _ramachandran(chains: Sequence[Float[np.ndarray, "n 3 3"]]) -> Float[np.ndarray, "k"]:
+def _ramachandran(chains: Sequence[Float[np.ndarray, "_ 3 3"]]) -> Float[np.ndarray, "k"]:
     """Counts of (phi, psi) in square bins."""
     counts: Any = 0
     edges = np.arange(-180, 181, RAMACHANDRAN_DEGREES)

@@ -111,7 +111,8 @@ def make() -> dict[str, np.ndarray]:
         chosen = np.sort(rng.permutation(len(some))[:wanted])
         log.info("%s: %d of %d compositions", what, len(chosen), len(some))
         for k in chosen:
-            crystal = distorted(*some[k], rng)
+            species, a = some[k]
+            crystal = distorted(species, a, rng)
             made.append((crystal.composition.reduced_formula, *reduced(crystal)))
             names.append(f"{what}-{crystal.composition.reduced_formula}")
     sizes = [len(numbers) for _, numbers, _, _ in made]

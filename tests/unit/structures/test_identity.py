@@ -67,7 +67,7 @@ def test_a_scaffold_is_murckos_where_there_is_a_ring():
 
 def test_radii_are_those_of_rdkit():
     table = Chem.GetPeriodicTable()
-    assert [table.GetRcovalent(z) for z in range(1, 87)] == pytest.approx(COVALENT_RADIUS[1:].tolist())
+    assert [table.GetRcovalent(z) for z in range(1, 97)] == pytest.approx(COVALENT_RADIUS[1:].tolist())
 
 
 def test_bohr_is_warned_of_and_angstrom_is_not():
