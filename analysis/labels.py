@@ -13,6 +13,7 @@ from typing import Any
 from bench.records.values import Better, Kind
 
 MISSING = "–"
+TINY = 1e-5  # in the unit of the column: values below have an exponent, not zeros
 GUARANTEES = {"exact": "exact", "in_law": "in law", "at_optimum": "at optimum", "none": "none"}
 ARROWS = {Better.HIGHER: " ↑", Better.LOWER: " ↓", Better.NEITHER: ""}
 # units of time: the largest value of a column below the bound, shown in, factor from seconds
@@ -57,9 +58,12 @@ class Column:
         """A recorded value in the column's unit, with the decimals of `like`; a dash if there is no value."""
         if value is None or value != value:
             return MISSING
-        scaled = value * self.scale
-        digits = significant((value if like is None else like) * self.scale) if self.digits is None else self.digits
-        return f"{scaled:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+        scaled, alike = value * self.scale, (value if like is None else like) * self.scale
+        if self.digits is None and 0 < abs(alike) < TINY:
+            form = ".1e"
+        else:
+            form = f".{significant(alike) if self.digits is None else self.digits}f"
+        return f"{scaled:{'+' if signed else ''}{form}}".replace("-", "−")
 
 
 def column_name(name: str, at: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ from analysis.study import AT, Frame, Study
 
 N_ACROSS = 3
 BESIDE = 28  # letters of a title that fit the width of a panel
+N_NAMED = 6  # rows whose names stand at the ends of their curves; names of more would take the width of the panels
 # ratios of the largest to the smallest value between which the vertical axis is logarithmic; beyond, the smallest is 0
 VERY_WIDE, ROUNDING = 1e3, 1e12
 Row = list[tuple[Column, str]]  # panels (column, axis) that stand in one row
@@ -65,7 +66,8 @@ def build(study: Study, out: Path, measure: str = "") -> list[Path]:
     n_across = max(map(len, rows))
     n_shown = max(len(own.groupby(["method", "backbone"])) for _, own in curves.groupby("column"))
     with mpl.rc_context(STYLE):
-        height = max(1.9, 0.5 + 1.2 * n_shown * SMALL / 72)
+        at_ends = n_shown <= N_NAMED
+        height = max(1.9, 0.5 + 1.2 * n_shown * SMALL / 72) if at_ends else 1.9
         figure = Figure(figsize=(WIDTH, 0.3 + height * len(rows)))
         grid = figure.subplots(len(rows), n_across, squeeze=False)
         shown: set[Group] = set()
@@ -79,8 +81,14 @@ def build(study: Study, out: Path, measure: str = "") -> list[Path]:
             for axes in line[len(panels) :]:
                 axes.set_axis_off()
             _share(line[: len(panels)], panels)
-        legend(figure, study, list(shown), [Line2D([], [], **DATA, label="data")] if has_data else [])
-        name_ends(figure, named)
+        of_data = [Line2D([], [], **DATA, label="data")] if has_data else []
+        if at_ends:
+            legend(figure, study, list(shown), of_data)
+            name_ends(figure, named)
+        else:
+            names = short_names([group for group in study.groups if group in shown])
+            lines = [Line2D([], [], **line_look(study, g), lw=1.4, label=text) for g, text in names.items()]
+            legend(figure, study, [], [*lines, *of_data])
         return save(figure, out, f"measured-{measure}" if measure else "positions")
 
 

@@ -52,6 +52,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 GREY = "#666666"
 WIDTH = 7.0  # inches: the text width of a two-column page
+LETTERS = 120  # that fit this width
 TALL = 32  # letters of a label that fit the height of a panel
 SMALL = 6.5  # points: size of names in a panel
 LEADER: Any = {"arrowstyle": "-", "lw": 0.4, "alpha": 0.7, "shrinkA": 0, "shrinkB": 2}  # line from a name to its point
@@ -164,7 +165,7 @@ def short_names(groups: Sequence[Group]) -> dict[Group, str]:
 def legend(
     figure: Figure, study: Study, groups: Sequence[Group], others: Sequence[Line2D] = (), lines: bool = True
 ) -> None:
-    """One line above all panels: what tells the backbones of `groups` apart, if there are several, and `others`."""
+    """Above all panels: what tells the backbones of `groups` apart, if there are several, and `others`."""
     shown = [backbone for backbone in backbones(study) if backbone in {group[1] for group in groups}]
     look = {"color": GREY, "ms": 4, "lw": 1.2}
     handles = [
@@ -172,7 +173,9 @@ def legend(
     ]
     handles = [*(handles if len(shown) > 1 else []), *others]
     if handles:
-        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(handles), 5), handlelength=3)
+        n_fitting = LETTERS // (max(len(str(handle.get_label())) for handle in handles) + 6)
+        ncols = max(1, min(len(handles), 5, n_fitting))
+        figure.legend(handles=handles, loc="outside upper center", ncols=ncols, handlelength=3)
 
 
 @dataclass(frozen=True)

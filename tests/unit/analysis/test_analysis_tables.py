@@ -408,6 +408,11 @@ def test_latex_tables_compile(folder, tmp_path):
         assert fault not in told.stdout
 
 
+def test_latex_has_words_for_the_signs_of_the_notes():
+    """A bar is a dash and a square is lost in the default font of LaTeX."""
+    assert tex("|R|²") == r"\textbar{}R\textbar{}$^2$"
+
+
 def test_text_columns_are_flush_left_and_numbers_flush_right():
     header, _, first, _ = text(TABLE).splitlines()
     assert first.startswith("x_y")
@@ -427,6 +432,19 @@ def test_values_show_in_the_columns_unit():
     assert column.show(-0.01) == "−1.0"
     assert column.show(0.01, signed=True) == "+1.0"
     assert column.show(None) == column.show(float("nan")) == "–"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [(3.2e-6, None, "3.2e−06"), (1.1e-5, None, "0.000011"), (0.0, None, "0.00"), (3.2e-6, 2, "0.00")],
+)
+def test_tiny_values_have_an_exponent_where_the_column_sets_no_decimals(value, digits, shown):
+    assert Column("x", "X", "", digits=digits).show(value) == shown
+
+
+def test_a_half_width_is_shown_as_its_value_is():
+    """3e-6 ± 4e-8: zeros would say that nothing is uncertain."""
+    assert Column("x", "X", "").show(4e-8, like=3e-6) == "4.0e−08"
 
 
 @pytest.mark.parametrize(

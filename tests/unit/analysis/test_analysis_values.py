@@ -172,6 +172,25 @@ def test_values_with_a_position_are_curves(folder, panels):
     assert {row["at.t"] for row in found} == {"0.1", "0.5", "0.9"}
 
 
+@pytest.mark.parametrize(("n_named", "legends", "at_ends"), [(2, 0, 2), (1, 1, 0)])
+def test_rows_too_many_for_names_at_their_curves_stand_in_a_legend(
+    folder, panels, monkeypatch, n_named, legends, at_ends
+):
+    monkeypatch.setattr(positions, "N_NAMED", n_named)
+    for t in (0.1, 0.9):
+        invent(folder, at={"t": t}, value=t)
+    positions.build(load(folder), folder)
+    figure = panels["positions"]
+    (axes,) = [axes for axes in figure.axes if axes.axison]
+    assert len(figure.legends) == legends
+    assert len(axes.texts) == at_ends
+    if legends:
+        colours = {line.get_label(): line.get_color() for line in figure.legends[0].legend_handles}
+        drawn = {line.get_color() for line in axes.lines if line.get_linewidth() == 1.4}
+        assert len(colours) == len({cell[:2] for cell in CELLS})
+        assert set(colours.values()) == drawn
+
+
 @pytest.fixture
 def toys(folder):
     """The same runs as a toy: no molecules, no data row, quality in angstrom, targets by level."""
