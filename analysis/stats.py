@@ -139,17 +139,16 @@ class Difference:
 
 def summarise(study: Study, group: Group, column: Column) -> Summary:
     """`column` over the counted runs of a (method, backbone); seeds without a value are left out."""
-    rows = study.scalars
-    rows = rows[(rows["column"] == column.name) & (rows["method"] == group[0]) & (rows["backbone"] == group[1])]
-    rows = rows[rows["value"].notna()].sort_values("seed", kind="stable")
+    rows = study.scalars_of.get((column.name, *group), study.scalars[:0])
     seeds = [int(seed) for seed in rows["seed"]]
     items = {
         seed: per_molecule(study.items[run][column.name])
         for seed, run in zip(seeds, rows["source"], strict=True)
         if column.name in study.items.get(run, {})
     }
-    counts = study.runs.set_index("run").reindex(rows["source"]).get("eval.n_samples")
-    known = [len(values) for values in items.values()] or ([] if counts is None else counts.dropna().tolist())
+    counts = study.runs.get("eval.n_samples")
+    own = study.runs["run"].isin(rows["source"])
+    known = [len(values) for values in items.values()] or ([] if counts is None else counts[own].dropna().tolist())
     return Summary(
         dict(zip(seeds, rows["value"].astype(float), strict=True)),
         dict(zip(seeds, standard_errors(rows), strict=True)),

@@ -73,6 +73,12 @@ class Study:
         values = self.values
         return values[(values["of"] == "samples") & values["scalar"] & values["counted"]]
 
+    @cached_property
+    def scalars_of(self) -> dict[tuple[str, str, str], Frame]:
+        """Those that are not missing, by column, method and backbone, in the order of seeds."""
+        known = self.scalars[self.scalars["value"].notna()].sort_values("seed", kind="stable")
+        return dict(tuple(known.groupby(["column", "method", "backbone"], sort=False)))
+
     @property
     def measures(self) -> list[str]:
         """Measures that found something of the counted runs, in name order."""

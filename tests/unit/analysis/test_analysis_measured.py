@@ -52,6 +52,7 @@ def wobble(method, seed):
     ]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_measure_has_a_section_of_its_own(folder, monkeypatch):
     """Its scalars as a table, its curves as a figure, a panel for each word; not among the values of samples.
 
@@ -83,6 +84,7 @@ def test_a_measure_has_a_section_of_its_own(folder, monkeypatch):
     assert "Wobble, mean" not in {column.label for column in values._shown(study)}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_initial_weights_stand_beside_the_trained_ones(folder):
     found_by(folder, "shake", wobble)
     found_by(folder, "shake", wobble, weights="initial")
@@ -95,6 +97,7 @@ def test_initial_weights_stand_beside_the_trained_ones(folder):
     report.build(folder)
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_measured_symmetry_stands_beside_the_promised_one(folder):
     """Before the seeds, in tables and on the terminal. Control: without it the table has no such column."""
     before = list(main_table(load(folder)).header)
@@ -141,6 +144,7 @@ def test_spikes_are_counted_against_the_running_median():
     assert not spikes(np.geomspace(1, 100, 20 * WINDOW)).any()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_stability_comes_from_the_curves(folder):
     """Quantiles of gradient norms, spikes, intervals that are not finite, runs that stopped, spread over seeds."""
     for seed in (0, 1):

@@ -49,6 +49,7 @@ def test_pages_show_failures_with_their_reasons(built, page):
         assert run.parent.name in told
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_free_text_of_records_is_shown_and_not_obeyed(tmp_path):
     """By terminal, browser or spreadsheet. Control: the same reason without what they obey."""
     folder = write_study(tmp_path / "made_up")
@@ -157,6 +158,7 @@ def test_figures_without_values_name_the_quantities_and_the_elements(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_steps_are_those_that_were_made(tmp_path):
     """A run that its clock has ended planned more; control: rows of equal steps."""
     folder = write_study(tmp_path / "study")
@@ -167,6 +169,7 @@ def test_steps_are_those_that_were_made(tmp_path):
     assert f"{N_STEPS}, 41 optimiser steps" in page or f"41, {N_STEPS} optimiser steps" in page
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_broken_record_is_reported_on_the_page(tmp_path):
     folder = write_study(tmp_path / "study")
     (folder / run_name("bare", "dit", 0) / "manifest.json").write_text("{ torn")
@@ -175,6 +178,7 @@ def test_broken_record_is_reported_on_the_page(tmp_path):
     assert "5 of 8 runs done" in page
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_each_data_set_has_its_own_report(tmp_path):
     folder = write_study(tmp_path / "study")
     for seed in (0, 1):

@@ -91,6 +91,7 @@ def values_of(text):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_figures")
 def test_the_better_direction_decides_what_is_bold(folder):
     """Two seeds of two rows alone are not enough to say so (control)."""
 
@@ -128,6 +129,7 @@ def test_diagnostics_stand_in_csv_and_figures_and_not_in_the_table(folder, panel
     assert "Wobble ↓" not in titles(panels["values"])
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_costs_that_nobody_knew_of_stand_among_the_costs(folder):
     invent(folder, kind="cost")
     header = next(line for line in (report.build(folder) / "main.md").read_text().splitlines() if line[:1] == "|")
@@ -135,6 +137,7 @@ def test_costs_that_nobody_knew_of_stand_among_the_costs(folder):
     assert "Wobble" not in (folder / "report" / "paired.md").read_text()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_other_words_of_a_position_stand_in_the_label(folder):
     invent(folder)
     invent(folder, at={"sampler": "heun"})
@@ -232,6 +235,7 @@ def test_a_study_whose_runs_measured_nothing_still_has_a_report(folder):
     assert "strict" in print_table(load(folder))
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_values_that_are_undefined_are_dashes(folder):
     for path in folder.glob("*/eval.json"):
         edit_value(path, "novelty", value=None)
@@ -253,6 +257,7 @@ def test_every_data_set_keeps_its_own_values(folder):
     assert "validity" in {column.name for column in one.columns}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_value_of_a_run_that_does_not_count_is_not_shown(folder):
     older = folder / "bare-dit-s0-1111111111"
     shutil.copytree(folder / run_name("bare", "dit", 0), older)
@@ -264,6 +269,7 @@ def test_a_value_of_a_run_that_does_not_count_is_not_shown(folder):
     assert "wobble" not in (report.build(folder) / "values.csv").read_text()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_numbers_of_the_records_reach_the_csv_to_the_last_digit(folder):
     record = json.loads((folder / run_name("bare", "dit", 0) / "eval.json").read_text())
     frame = pd.read_csv(report.build(folder) / "values.csv", float_precision="round_trip")

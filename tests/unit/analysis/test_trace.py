@@ -139,6 +139,7 @@ def queue(folder: Path, seed: int) -> dict:
     return run
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_report_counts_runs_that_have_not_begun(tmp_path: Path):
     folder = write_study(tmp_path / "made_up")
     for path in folder.glob("strict-egnn-s1-*/manifest.json"):
