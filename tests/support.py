@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bench.diffusion.likelihood import DrawnTimes, Times, stratified, times_at
 from bench.diffusion.process import Process
 from bench.geometry.noised import Level, Noised
@@ -47,6 +49,17 @@ from bench.run.contract import (  # noqa: F401
 from bench.run.evaluate import subject_of
 from bench.run.model import Model
 from bench.structures.dataset import DataSet
+
+
+def covering(pairs: list[tuple[str, str]]) -> list[Any]:
+    """Parameters (method, backbone) of a test of what every pair has: slow, but for pairs that bring a new method or a
+    new backbone."""
+    seen: set[str] = set()
+    found = []
+    for pair in pairs:
+        found.append(pytest.param(*pair, marks=[pytest.mark.slow] * (seen >= set(pair))))
+        seen |= set(pair)
+    return found
 
 
 def noised(clean: State, z_t: State, level: Level) -> Noised:

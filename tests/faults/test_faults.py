@@ -106,7 +106,8 @@ def test_a_run_that_dies_before_its_record_is_recorded_too(tmp_path):
     assert "failed" in command("status", "tiny", cwd=tmp_path).stdout
 
 
-@pytest.mark.parametrize("n_parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n_parallel", [1, 2])
 def test_two_launchers_share_a_study_without_clobbering(straight, tmp_path, started, n_parallel):
     path = write_study(tmp_path, launch={"cluster": "local", "n_parallel": n_parallel})
     processes = [started(path), started(path)]
@@ -124,7 +125,7 @@ def test_two_launchers_share_a_study_without_clobbering(straight, tmp_path, star
         assert log.read_text().count("INFO done\n") == 1  # executed once
 
 
-@pytest.mark.parametrize("cluster", ["local", "debug"])
+@pytest.mark.parametrize("cluster", ["local", pytest.param("debug", marks=pytest.mark.slow)])
 def test_an_interrupted_launcher_stops_its_runs_and_leaves_them_resumable(tmp_path, started, cluster):
     """SIGINT to the launcher alone. Control: before it, the workers are alive and nothing is left to continue."""
     launch = {**LOCAL, "cluster": cluster}

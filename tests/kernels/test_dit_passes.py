@@ -167,6 +167,7 @@ def test_rows_after_the_last_molecule_are_zero(name, bf16, monkeypatch, tmp_path
         assert all(rows.count_nonzero() == 0 for rows in rows_after_the_last_molecule(name, bf16))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "right", "wrong"),
     [

@@ -34,6 +34,7 @@ def measured(results, name, values, weights=TRAINED):
         write_measurement(run, record | {"code": code}, values)
 
 
+@pytest.mark.slow
 def test_the_page_shows_what_is_published(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert answers.main(["--check"]) == 0

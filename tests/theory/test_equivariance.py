@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support import fitting_pairs, for_molecules, model_of, run_config, structures
+from support import covering, fitting_pairs, for_molecules, model_of, run_config, structures
 from test_toys import TOYS, Toy, config, exact_subject
 
 from bench.geometry.noised import Level
@@ -237,7 +237,7 @@ def molecular_subject(method: str, backbone: str) -> Subject:
     return subject_of(run_config("plain", "egnn"), model_of(method, backbone, dtype=torch.float32), data)
 
 
-@pytest.mark.parametrize(("method", "backbone"), fitting_pairs())
+@pytest.mark.parametrize(("method", "backbone"), covering(fitting_pairs()))
 def test_the_measured_error_is_what_a_row_promises(method, backbone):
     """Exact: at rounding, as is everything on an equivariant backbone. In law: the law of predictions shows nothing,
     though single ones differ. Else, at initial weights: above the floor."""

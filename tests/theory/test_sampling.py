@@ -15,6 +15,7 @@ from support import (
     Z_MAX,
     atoms_of,
     core,
+    covering,
     fitting_pairs,
     generator,
     model_of,
@@ -312,14 +313,13 @@ def anisotropy_z(model: Model, n: int = 2000, n_steps: int = 20) -> float:
     return z_score(torch.cat([x.square() - x.square().roll(1, dims=1), x * x.roll(1, dims=1)], dim=1))
 
 
-DEAR = ("e3", "visnet")  # backbones on which a method averages for seconds
 INVARIANT = [(m, b) for m, b in fitting_pairs() if methods[m].build.guarantee in (Guarantee.EXACT, Guarantee.IN_LAW)]
 
 
 @pytest.mark.parametrize(
     ("method", "backbone", "group"),
     [
-        *(pytest.param(m, b, O3(), marks=[pytest.mark.slow] * (b in DEAR)) for m, b in INVARIANT),
+        *(pytest.param(*pair.values, O3(), marks=pair.marks) for pair in covering(INVARIANT)),
         ("symdiff", "dit", SO3()),
         ("frames", "dit", SO3()),
     ],

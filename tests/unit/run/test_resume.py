@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import FACTS, fitting_pairs, model_of, run_config, structures
+from support import FACTS, covering, fitting_pairs, model_of, run_config, structures
 from torch import Tensor
 
 from bench.config.run import RunConfig, SampleConfig
@@ -85,7 +85,7 @@ def config(method: str, backbone: str, **train: Any) -> RunConfig:
     return run_config(method, backbone, **{"n_steps": N_STEPS, **SETTINGS, **train})
 
 
-@pytest.mark.parametrize(("method", "backbone"), PAIRS)
+@pytest.mark.parametrize(("method", "backbone"), covering(PAIRS))
 def test_killed_and_resumed_training_equals_straight_training(method, backbone, tmp_path):
     """Kills at random steps, one of them twice in a row; weights, optimiser, queue, losses: bit for bit."""
     cfg = config(method, backbone)
@@ -147,7 +147,7 @@ def sampled(folder: Path, cfg: RunConfig, kill_at: int | None = None) -> Structu
     return sample_run(cfg, model, folder, on_step=on_step)[0]
 
 
-@pytest.mark.parametrize(("method", "backbone"), fitting_pairs())
+@pytest.mark.parametrize(("method", "backbone"), covering(fitting_pairs()))
 def test_cut_and_resumed_sampling_equals_straight_sampling(method, backbone, tmp_path):
     """Killed in the second chunk and, continued, in the third; control: another seed of sampling."""
     cfg = config(method, backbone)
