@@ -100,7 +100,7 @@ def test_of_several_models_the_first_is_read(tmp_path: Path):
         ("a.cif", b"data_\nloop_\n_atom_site.id\n1 '", "it cannot be parsed"),
         ("a.pdb", b"", "it has no residue of a peptide chain"),
         ("a.pdb", b"HELLO WORLD\n", "it has no residue of a peptide chain"),
-        ("a.pdb.gz", gzip.compress(b"HELLO WORLD", mtime=0)[:15], "it cannot be parsed"),  # no time: one name of the test
+        ("a.pdb.gz", gzip.compress(b"HELLO WORLD", mtime=0)[:15], "it cannot be parsed"),  # one name for the test
         (
             "a.pdb",
             b"ATOM      1 CA  ALA A   1       1.000   x.000   1.000  1.00 10.00           C",
