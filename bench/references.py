@@ -104,6 +104,20 @@ JIAO_2023 = Reference(
     2023,
     arxiv="2309.04475",
 )
+DAS_2025 = Reference(
+    "das2025periodic",
+    "Periodic Materials Generation using Text-Guided Joint Diffusion Model",
+    (
+        "Das, Kishalay",
+        "Khastagir, Subhojyoti",
+        "Goyal, Pawan",
+        "Lee, Seung-Cheol",
+        "Bhattacharjee, Satadeep",
+        "Ganguly, Niloy",
+    ),
+    2025,
+    arxiv="2503.00522",
+)
 RDKIT = Reference(
     "rdkit",
     "RDKit: Open-source cheminformatics",

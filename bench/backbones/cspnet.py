@@ -7,6 +7,8 @@ the cell L as lattice vectors, f the fractions and psi(d) = sin|cos(2 pi k d), k
 and at the end
     frac noise_i = W_f h_i,   cell noise = (W_L mean_i h_i) L,   W_L mean h read as a 3 x 3 matrix.
 
+With a description of the crystal, [h, text, t] enters in place of [h, t] at the start, as in TGDMat.
+
 Exact, at any weights: common shifts of the fractions and whole turns of each change nothing; sites permute; a rotation
 of the cell, L -> L Q, turns its noise alike, since L L^T stays.
 """
@@ -24,13 +26,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bench.geometry.state import State
-from bench.nn.composition import COMPOSITION, MAX_NUMBER, harmonics, numbers_of, require_crystals
+from bench.nn.composition import (
+    COMPOSITION,
+    DESCRIBED,
+    MAX_NUMBER,
+    TextHead,
+    harmonics,
+    numbers_of,
+    require_crystals,
+)
 from bench.nn.linear import Float32Linear
 from bench.nn.pairs import Pairs, differences, pair_linear, pairs_of, sum_over_partners
 from bench.references import JIAO_2023, Reference
 from bench.registry import backbones
+from bench.structures.prompts import WIDTH
 
-N_TIMES = 256  # features of t
+N_TIMES, N_TEXT = 256, 256  # features of t, and of a description
 
 
 @dataclass
@@ -76,7 +87,7 @@ class CSPNet(nn.Module):
 
     equivariant: ClassVar[bool] = True  # under the shifts of a torus, the group of its task
     one_size: ClassVar[bool] = True  # so that tasks of molecules, whose states have no cell, refuse it
-    contexts: ClassVar[frozenset[str]] = frozenset({COMPOSITION})
+    contexts: ClassVar[frozenset[str]] = frozenset({COMPOSITION, DESCRIBED})
     references: ClassVar[tuple[Reference, ...]] = (JIAO_2023,)
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 32, "depth": 2, "n_harmonics": 4},
@@ -90,7 +101,9 @@ class CSPNet(nn.Module):
         require_crystals("cspnet", dict(channels), context)
         self.n_harmonics = cfg.n_harmonics
         self.elements = nn.Embedding(MAX_NUMBER, cfg.width)
-        self.embedding = Float32Linear(cfg.width + N_TIMES, cfg.width)
+        self.text = TextHead(WIDTH, N_TEXT) if context == DESCRIBED else None
+        n_given = N_TIMES if self.text is None else N_TEXT + N_TIMES
+        self.embedding = Float32Linear(cfg.width + n_given, cfg.width)
         self.blocks = nn.ModuleList(Block(cfg.width, 9 + 6 * cfg.n_harmonics) for _ in range(cfg.depth))
         self.norm = nn.LayerNorm(cfg.width)
         self.frac = Float32Linear(cfg.width, 3, bias=False)
@@ -102,7 +115,9 @@ class CSPNet(nn.Module):
         gram = (L[:, :, None] * L[:, None]).sum(3).flatten(1)  # no matrix product, which autocast would round to bf16
         waves = harmonics(-differences(z.frac, pairs), range(self.n_harmonics))
         given = torch.cat([z.per_atom(gram).index_select(0, pairs.i), waves], dim=1)
-        h = self.embedding(torch.cat([self.elements(numbers_of(z) - 1), z.per_atom(time_features(t))], dim=1))
+        of_crystal = [time_features(t)] if self.text is None else [self.text(z), time_features(t)]
+        features = [self.elements(numbers_of(z) - 1), *(z.per_atom(some) for some in of_crystal)]
+        h = self.embedding(torch.cat(features, dim=1))
         for block in self.blocks:
             h = block(h, given, pairs)
         h = self.norm(h)

@@ -2,8 +2,9 @@
 
     token_i = E(element_i) + W [sin|cos(2 pi k f_i), k = 1..K, each axis] + V cell,   adaLN-Zero blocks as in the DiT,
     frac noise_i = head(token_i),   cell noise = head'(mean_i token_i).
-The sines make it periodic in each fraction. Equivariant under permutations of sites, not under common shifts, so that
-what shift symmetry is worth, and how a method gives it, can be told from a comparison.
+A description of the crystal, where the task gives one, adds the same features to each of its tokens. The sines make it
+periodic in each fraction. Equivariant under permutations of sites, not under common shifts, so that what shift symmetry
+is worth, and how a method gives it, can be told from a comparison.
 """
 
 from __future__ import annotations
@@ -17,10 +18,19 @@ from torch import Tensor, nn
 
 from bench.backbones.dit import Trunk, modulate, xavier_linear, zero_linear
 from bench.geometry.state import State
-from bench.nn.composition import COMPOSITION, MAX_NUMBER, harmonics, numbers_of, require_crystals
+from bench.nn.composition import (
+    COMPOSITION,
+    DESCRIBED,
+    MAX_NUMBER,
+    TextHead,
+    harmonics,
+    numbers_of,
+    require_crystals,
+)
 from bench.nn.linear import Float32Linear
 from bench.references import EQUIBENCH, Reference
 from bench.registry import backbones
+from bench.structures.prompts import WIDTH
 
 
 @dataclass
@@ -41,7 +51,7 @@ class Fractions(nn.Module):
 
     equivariant: ClassVar[bool] = False
     one_size: ClassVar[bool] = True  # so that tasks of molecules, whose states have no cell, refuse it
-    contexts: ClassVar[frozenset[str]] = frozenset({COMPOSITION})
+    contexts: ClassVar[frozenset[str]] = frozenset({COMPOSITION, DESCRIBED})
     references: ClassVar[tuple[Reference, ...]] = (EQUIBENCH,)
     sizes: ClassVar[dict[str, dict[str, int]]] = {
         "tiny": {"width": 32, "depth": 2, "n_heads": 2, "n_harmonics": 4},
@@ -63,11 +73,14 @@ class Fractions(nn.Module):
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
         self.frac = zero_linear(cfg.width, 3, layer=Float32Linear)
         self.cell = zero_linear(cfg.width, 9, layer=Float32Linear)
+        self.text = TextHead(WIDTH, cfg.width) if context == DESCRIBED else None
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
         """Raw output: frac part [A, 3] and cell part [B, 9]; zero at initialisation."""
         waves = harmonics(z.frac, range(1, self.n_harmonics + 1))
         tokens = self.elements(numbers_of(z) - 1) + self.places(waves) + z.per_atom(self.lattice(z.cell))
+        if self.text is not None:
+            tokens = tokens + z.per_atom(self.text(z))
         tokens, c = self.trunk(tokens, t, z.layout)
         tokens = modulate(tokens, self.modulation(c).to(tokens.dtype), z.layout)
         return z.replace(frac=self.frac(tokens), cell=self.cell(z.mean_over_atoms(tokens)))

@@ -17,9 +17,10 @@ import numpy as np
 
 from bench.references import Reference
 from bench.registry import datasets
-from bench.structures.crystal_files import SUFFIXES, read_entries
+from bench.structures.crystal_files import SUFFIXES, Entries, read_entries
 from bench.structures.dataset import SPLITS, DataError, DataSet, grouped
 from bench.structures.elements import BadMoleculesError
+from bench.structures.prompts import described, label_of
 from bench.structures.structures import Structures
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,9 @@ class CrystalsConfig:
     seed: int = 0  # of the split
     valid_fraction: float = 0.1  # of all crystals or, where files name a training part alone, of that part
     test_fraction: float = 0.1  # of all crystals; not read where files name a test part
+    # for task 'crystals_text': the attributes of each crystal as a prompt, encoded by 'hashed' (a stand-in) or by the
+    # Hugging Face text encoder in this folder (needs transformers); null: none
+    text: str | None = None
     skip_bad: bool = False  # leave out entries that cannot be used: malformed, disordered, partial occupancies
     max_atoms: int | None = None
     n_train: int | None = None
@@ -70,7 +74,7 @@ def load(cfg: CrystalsConfig) -> DataSet:
     name, parts = _files(cfg)
     read = {part: read_entries(paths) for part, paths in parts.items()}
     notes = _faults([fault for entries in read.values() for fault in entries.faults], cfg.skip_bad)
-    splits, how = _split({part: entries.structures for part, entries in read.items()}, cfg)
+    splits, how = _split({part: _with_text(entries, cfg.text) for part, entries in read.items()}, cfg)
     for split, structures in splits.items():
         if not len(structures):
             raise DataError(f"{name}: the {split} split is empty; choose larger fractions, or a folder with more")
@@ -78,7 +82,8 @@ def load(cfg: CrystalsConfig) -> DataSet:
     for note in notes:
         log.warning("%s", note)
     elements = tuple(np.unique(np.concatenate([part.numbers for part in splits.values()])).tolist())
-    data = DataSet("crystals", f"{name}, {how}", f"crystals, {how}", elements, notes=notes, **splits)
+    label = f"{name}, {how}" + (f", {label_of(cfg.text)}" if cfg.text else "")
+    data = DataSet("crystals", label, f"crystals, {how}", elements, notes=notes, **splits)
     return data.limited(cfg.max_atoms, cfg.n_train)
 
 
@@ -117,6 +122,11 @@ def _files(cfg: CrystalsConfig) -> tuple[str, dict[str, list[Path]]]:
         choices = ", ".join(sorted(some.removeprefix("crystals_") for some in sets))
         raise DataError(f"{folder} has several data sets: {choices}; choose one by data.of")
     return name, parts
+
+
+def _with_text(entries: Entries, encoder: str | None) -> Structures:
+    """The crystals, with the vectors of their prompts where an encoder is chosen."""
+    return described(entries.structures, entries.prompts, encoder) if encoder else entries.structures
 
 
 def _faults(faults: list[str], skip: bool) -> list[str]:

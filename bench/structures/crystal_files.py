@@ -2,9 +2,10 @@
 
     .cif    any number of data blocks
     .csv    columns `cif`, `material_id`, and where there is one `formula` or `pretty_formula`, with which the sites of
-            the CIF must agree
+            the CIF must agree; `spacegroup.number` and other attributes that prompts name (`bench.structures.prompts`)
     .npz    `cell` [M, 6] (lengths in angstrom, angles in degrees), `ptr` [M + 1], `atomic_numbers` [A], `frac` [A, 3],
-            and where they are there `material_id` [M] and `formula` [M]
+            and where they are there `material_id` [M], `formula` [M], `spacegroup` [M] (0: unknown), and `props` [M, K]
+            with `prop_names` [K]
 
 All go through pymatgen: cells are Niggli-reduced and put into the standard orientation, as in CDVAE and DiffCSP. A
 reduction takes milliseconds, the parsing of CIF text more, so that what was read is kept in the cache, under the
@@ -19,7 +20,7 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -33,6 +34,7 @@ from bench.records.store import write_atomically
 from bench.structures.elements import MAX_NUMBER, FileError
 from bench.structures.fetch import cache_folder
 from bench.structures.lattices import crystals, standard_cells
+from bench.structures.prompts import SENTENCES, prompt
 from bench.structures.structures import Structures
 
 if TYPE_CHECKING:
@@ -41,8 +43,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".cif", ".csv", ".npz")
-VERSION = 1  # of the reader: what the cache holds of another one is not read
+VERSION = 2  # of the reader: what the cache holds of another one is not read
 FORMULAE = ("formula", "pretty_formula")
+OPTIONAL = ("material_id", "formula", "spacegroup", "props", "prop_names")  # arrays of npz files
 MAX_FIELD = 1 << 24  # characters of a csv field
 
 
@@ -57,11 +60,13 @@ class Entries:
     Attributes:
         structures: reduced, in the standard orientation; positions in float64.
         names: of each crystal: its `material_id`, or its file.
+        prompts: of each crystal: what is known of it, in words; its formula at least.
         faults: entries that cannot be used, one line each, named.
     """
 
     structures: Structures
     names: list[str]
+    prompts: list[str]
     faults: list[str] = field(default_factory=list)
 
 
@@ -93,7 +98,7 @@ def read_entries(paths: Sequence[Path]) -> Entries:
     return found
 
 
-Named = tuple[str, "Structure | FaultyEntryError"]
+Named = tuple[str, "Structure | FaultyEntryError", Mapping[str, float]]  # name, crystal, its attributes
 
 
 def _entries(path: Path, content: bytes) -> Iterator[Named]:
@@ -109,10 +114,10 @@ def _cif(path: Path, content: bytes) -> Iterator[Named]:
     try:
         blocks = parsed(content.decode())
     except FaultyEntryError as fault:
-        yield path.name, fault
+        yield path.name, fault, {}
         return
     for k, structure in enumerate(blocks):
-        yield (path.name if len(blocks) == 1 else f"{path.name} block {k + 1}"), structure
+        yield (path.name if len(blocks) == 1 else f"{path.name} block {k + 1}"), structure, {}
 
 
 def _csv(path: Path, content: bytes) -> Iterator[Named]:
@@ -130,9 +135,18 @@ def _csv(path: Path, content: bytes) -> Iterator[Named]:
                 raise FaultyEntryError(f"its CIF has {len(blocks)} data blocks, expected one")
             _check_formula(blocks[0], formula)
         except FaultyEntryError as fault:
-            yield name, fault
+            yield name, fault, {}
         else:
-            yield name, blocks[0]
+            given = {key: row.get(key) for key in SENTENCES} | {"space_group": row.get("spacegroup.number")}
+            yield name, blocks[0], {key: number for key, text in given.items() if (number := _number(text)) is not None}
+
+
+def _number(text: str | None) -> float | None:
+    """The number of a csv field; None where it holds none."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return None
 
 
 def _npz(path: Path, content: bytes) -> Iterator[Named]:
@@ -140,7 +154,7 @@ def _npz(path: Path, content: bytes) -> Iterator[Named]:
 
     del content  # read again, by the safe reader
     try:
-        arrays = inputs.read_arrays(path, ("cell", "ptr", "atomic_numbers", "frac"), ("material_id", "formula"))
+        arrays = inputs.read_arrays(path, ("cell", "ptr", "atomic_numbers", "frac"), OPTIONAL)
     except inputs.NpzError as error:
         raise FileError(f"{path}: {error}") from error
     cell, ptr, numbers, frac = (arrays[name] for name in ("cell", "ptr", "atomic_numbers", "frac"))
@@ -149,6 +163,7 @@ def _npz(path: Path, content: bytes) -> Iterator[Named]:
     if not fits or ptr[0] != 0 or ptr[-1] != n_sites or (np.diff(ptr.astype(np.int64)) < 1).any():
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise FileError(f"{path}: arrays {shapes}; expected cell [M, 6], ptr [M + 1], atomic_numbers [A], frac [A, 3]")
+    known = _columns(path, arrays, n)
     for k in range(n):
         sites = slice(int(ptr[k]), int(ptr[k + 1]))
         name = f"{path.name} {arrays['material_id'][k] if 'material_id' in arrays else f'number {k}'}"
@@ -159,9 +174,21 @@ def _npz(path: Path, content: bytes) -> Iterator[Named]:
             structure = Structure(lattice, numbers[sites].tolist(), frac[sites].astype(np.float64))
             _check_formula(structure, str(arrays["formula"][k]) if "formula" in arrays else "")
         except (FaultyEntryError, ValueError) as error:
-            yield name, FaultyEntryError(one_line(error))
+            yield name, FaultyEntryError(one_line(error)), {}
         else:
-            yield name, structure
+            yield name, structure, {key: float(column[k]) for key, column in known.items()}
+
+
+def _columns(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    """Attributes of `n` crystals that prompts name, each [n]; raises FileError for arrays of other lengths."""
+    names = [str(name) for name in arrays.get("prop_names", ())]
+    props, groups = arrays.get("props", np.zeros((n, 0))), arrays.get("spacegroup", np.zeros(n))
+    if props.shape != (n, len(names)) or groups.shape != (n,):
+        raise FileError(
+            f"{path}: arrays props {props.shape}, prop_names ({len(names)},) and spacegroup {groups.shape}; "
+            f"expected props [M, K], prop_names [K] and spacegroup [M] for {n} crystals"
+        )
+    return {name: props[:, k] for k, name in enumerate(names) if name in SENTENCES} | {"space_group": groups}
 
 
 def parsed(text: str) -> list[Structure]:
@@ -210,15 +237,17 @@ def reduced(structure: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _collect(entries: Iterator[Named]) -> Entries:
     made, names, faults = list[tuple[np.ndarray, np.ndarray, np.ndarray]](), list[str](), list[str]()
-    for name, entry in entries:
+    prompts = list[str]()
+    for name, entry, attributes in entries:
         try:
             if isinstance(entry, FaultyEntryError):
                 raise entry
             made.append(reduced(entry))
             names.append(name)
+            prompts.append(prompt({**attributes, "formula": entry.composition.reduced_formula}))
         except FaultyEntryError as fault:
             faults.append(f"{name}: {fault}")
-    return Entries(_structures(made), names, faults)
+    return Entries(_structures(made), names, prompts, faults)
 
 
 def _structures(made: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Structures:
@@ -233,7 +262,7 @@ def _structures(made: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Struct
 def _to_cache(path: Path, found: Entries) -> None:
     buffer, structures = io.BytesIO(), found.structures
     arrays: dict[str, Any] = {name: getattr(structures, name) for name in ("numbers", "positions", "ptr", "cells")}
-    arrays |= {"names": np.array(found.names, dtype=str), "faults": np.array(found.faults, dtype=str)}
+    arrays |= {name: np.array(getattr(found, name), dtype=str) for name in ("names", "prompts", "faults")}
     np.savez_compressed(buffer, **arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,9 +274,9 @@ def _to_cache(path: Path, found: Entries) -> None:
 def _from_cache(path: Path) -> Entries | None:
     """What an earlier reading found; None where the file is damaged."""
     try:
-        arrays = inputs.read_arrays(path, ("numbers", "positions", "ptr", "cells", "names", "faults"))
+        arrays = inputs.read_arrays(path, ("numbers", "positions", "ptr", "cells", "names", "prompts", "faults"))
         structures = Structures(arrays["numbers"], arrays["positions"], arrays["ptr"], cells=arrays["cells"])
-        return Entries(structures, arrays["names"].tolist(), arrays["faults"].tolist())
+        return Entries(structures, *(arrays[name].tolist() for name in ("names", "prompts", "faults")))
     except (inputs.NpzError, OSError, ValueError, IndexError):
         log.warning("%s is damaged; reading the files again", path)
         return None

@@ -56,13 +56,23 @@ def to_batch(
     return _separable(batch, n, {"z": (ptr, none), "pos": (ptr, none)})
 
 
-def compositions(structures: Structures, device: torch.device | str = "cpu") -> Batch:
-    """Elements alone, as the context of a task whose network is given them: `z` [A], `batch` [A], `ptr` [M + 1]."""
+def compositions(structures: Structures, device: torch.device | str = "cpu", text: np.ndarray | None = None) -> Batch:
+    """Elements alone, as the context of a task whose network is given them: `z` [A], `batch` [A], `ptr` [M + 1].
+
+    Args:
+        text: if given, also `text` [M, D], a vector for each crystal.
+    """
+    import torch
+
     batch: Any = to_batch(structures, device=device)
     del batch.pos
     batch.num_nodes, batch._num_nodes = len(structures.numbers), structures.n_atoms.tolist()
     for record in (batch._slice_dict, batch._inc_dict):
         del record["pos"]
+    if text is not None:
+        batch.text = torch.tensor(text, device=device)
+        batch._slice_dict["text"] = torch.arange(len(structures) + 1)
+        batch._inc_dict["text"] = torch.zeros(len(structures), dtype=torch.long)
     return batch
 
 

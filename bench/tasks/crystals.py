@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
@@ -26,16 +26,20 @@ from bench.geometry.layout import Layout
 from bench.geometry.spaces import Euclidean, Spaces, Torus
 from bench.geometry.state import State
 from bench.geometry.torus import TorusShift
-from bench.nn.composition import COMPOSITION, MAX_NUMBER
+from bench.nn.composition import COMPOSITION, DESCRIBED, MAX_NUMBER
 from bench.records.store import read_json, write_json
 from bench.records.values import Value
-from bench.references import JIAO_2023, TONG_2025
+from bench.references import DAS_2025, JIAO_2023, TONG_2025
 from bench.registry import tasks
 from bench.structures.dataset import DataSet, Facts, grouped
 from bench.structures.graphs import compositions
 from bench.structures.lattices import crystals, fractions_of
+from bench.structures.prompts import HASHED, Described
 from bench.structures.structures import Structures
 from bench.tasks.contract import Evaluation, Prompt, Task
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
 
 log = logging.getLogger("equibench")
 
@@ -98,7 +102,11 @@ class Crystals(Task):
         assert structures.cells is not None  # else there are no fractions
         cell = torch.from_numpy(np.ascontiguousarray(structures.cells)).flatten(1).to(device, dtype)
         layout = Layout(structures.n_atoms, device)
-        return self.process.spaces.wrap(State({"frac": frac, "cell": cell}, layout, compositions(structures, device)))
+        return self.process.spaces.wrap(State({"frac": frac, "cell": cell}, layout, self.given(structures, device)))
+
+    def given(self, structures: Structures, device: torch.device | str = "cpu") -> Batch:
+        """The context of these crystals' states."""
+        return compositions(structures, device)
 
     def decode(self, state: State) -> Structures:
         """Crystals in angstrom, of the elements of the context."""
@@ -125,7 +133,7 @@ class Crystals(Task):
         prompts = []
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            context = compositions(chosen.select(places))
+            context = self.given(chosen.select(places))
             prompts.append(Prompt(start // batch_size, places, sizes[places], int(sizes.max()), context))
         return prompts
 
@@ -142,6 +150,23 @@ class Crystals(Task):
             write_json(path, {"values": [value.to_dict() for value in evaluate_crystals(test, test)]})
         data_values = [Value.from_dict(value, str(path)) for value in read_json(path)["values"]]
         return Evaluation(values, data_values)
+
+
+@tasks.register("crystals_text", CrystalOptions)
+class DescribedCrystals(Crystals):
+    """Crystal structures, given the composition and a description in words, which the data set encodes."""
+
+    references = (JIAO_2023, TONG_2025, DAS_2025)
+    context = DESCRIBED
+
+    def given(self, structures: Structures, device: torch.device | str = "cpu") -> Batch:
+        """Compositions and descriptions; raises ValueError for crystals without."""
+        if not isinstance(structures, Described):
+            raise ValueError(
+                f"task 'crystals_text' asks for descriptions, and these crystals have none; set data.text to "
+                f"'{HASHED}' or to the folder of a text encoder, or choose task 'crystals'"
+            )
+        return compositions(structures, device, structures.vectors)
 
 
 def judged_crystals(test: Structures, n_samples: int) -> Structures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from crystal_examples import examples
@@ -16,21 +17,22 @@ from bench.geometry.groups import O3
 from bench.geometry.layout import Layout
 from bench.geometry.state import State
 from bench.geometry.torus import TorusShift
-from bench.nn.composition import COMPOSITION
+from bench.nn.composition import COMPOSITION, DESCRIBED
 from bench.registry import backbones
 from bench.structures.graphs import compositions
+from bench.structures.prompts import WIDTH
 
 CHANNELS = {"frac": 3, "cell": 9}
 BOTH = ["cspnet", "fractions"]
 F64 = torch.float64
 
 
-def network(name: str, seed: int = 0) -> nn.Module:
+def network(name: str, seed: int = 0, context: str = COMPOSITION) -> nn.Module:
     """A tiny one with random weights, none of them zero."""
     entry = backbones[name]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = entry.build(entry.config(**entry.build.sizes["tiny"]), CHANNELS, context=COMPOSITION)
+        made = entry.build(entry.config(**entry.build.sizes["tiny"]), CHANNELS, context=context)
     randomise(made, seed)
     return made.double()
 
@@ -52,14 +54,15 @@ def error(a: State, b: State) -> float:
 def test_cspnet_has_the_published_count():
     """12 294 656 parameters at 512 x 6; one more layer, or another width, gives another count."""
 
-    def count(**options: int) -> int:
+    def count(context: str = COMPOSITION, **options: int) -> int:
         with torch.device("meta"):
-            return sum(p.numel() for p in CSPNet(CSPNetConfig(**options), CHANNELS, COMPOSITION).parameters())
+            return sum(p.numel() for p in CSPNet(CSPNetConfig(**options), CHANNELS, context).parameters())
 
     assert count(**CSPNet.sizes["published"]) == 12_294_656
     assert count() == 12_294_656  # the default is the published size
     assert count(depth=5) != 12_294_656
     assert count(n_harmonics=127) != 12_294_656
+    assert count(DESCRIBED) == 12_688_896  # TGDMat's, with its text head
 
 
 def test_time_features_are_those_of_the_published_index():
@@ -130,6 +133,34 @@ def test_sites_permute_and_crystals_do_not_see_one_another(name: str):
     assert relative_error(alone.frac, here.frac[5:]) < 1e-9
     assert relative_error(alone.cell, here.cell[1:]) < 1e-9
     assert relative_error(alone.cell, here.cell[:1]) > 1e-3  # control: the other crystal
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_description_reaches_the_prediction_of_its_own_crystal_alone(name: str):
+    """Another one changes what is predicted; descriptions change nothing about shifts, and the others' change nothing.
+    Control: without the context's text the network refuses, and one built for compositions does not read it."""
+    made = examples(["SrTiO3", "NaCl"])
+    z, t = states(["SrTiO3", "NaCl"])
+    net = network(name, context=DESCRIBED)
+    text = torch.randn(2, WIDTH, generator=generator(6), dtype=F64).numpy()
+
+    def of(net: nn.Module, text: np.ndarray, z: State = z) -> State:
+        return net(State(z.parts, z.layout, compositions(made, text=text)), t)
+
+    here = of(net, text)
+    shuffled, changed = of(net, text[::-1].copy()), of(net, np.stack([text[0], -text[1]]))
+    assert error(shuffled, here) > 1e-3
+    assert relative_error(changed.frac[:5], here.frac[:5]) < 1e-12
+    assert relative_error(changed.cell[:1], here.cell[:1]) < 1e-12
+    assert relative_error(changed.frac[5:], here.frac[5:]) > 1e-3
+    assert relative_error(changed.cell[1:], here.cell[1:]) > 1e-3
+    group = TorusShift()
+    moved = of(net, text, group.act(group.haar(2, generator(3), F64), z))
+    assert (error(moved, here) < 1e-9) == (name == "cspnet")
+    with pytest.raises(ValueError, match="without descriptions in its context"):
+        net(z, t)
+    bare = network(name)
+    assert error(of(bare, text), bare(z, t)) == 0
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from crystal_examples import cif, examples
 
-from bench.data.mini_crystals import PATH
+from bench.data.mini_crystals import PATH, system_of
 from bench.records.inputs import read_arrays
 from bench.records.store import read_json
 from bench.registry import datasets
 from bench.structures.dataset import SPLITS, DataError, DataSet
-from bench.structures.elements import BadMoleculesError
+from bench.structures.elements import BadMoleculesError, FileError
 from bench.structures.lattices import fractions_of, parameters_of, volumes
+from bench.structures.prompts import HASHED, Described
 
 
 def load(**options) -> DataSet:
@@ -133,3 +134,42 @@ def test_embedded_crystals_are_neutral_prototypes_without_clashes():
 def test_limits_apply_to_crystals():
     assert set(mini(max_atoms=2).train.n_atoms.tolist()) == {2}
     assert len(mini(n_train=7).train) == 7
+
+
+@pytest.mark.parametrize("name", ["mini_crystals", "crystals"])
+def test_descriptions_are_part_of_the_data(name: str, tmp_path: Path):
+    """Reproducible, told in the label, in the fingerprint; control: without text no crystal has any."""
+    options = {}
+    if name == "crystals":
+        pytest.importorskip("pymatgen.core")
+        for k in range(6):
+            (tmp_path / f"{k:02d}.cif").write_text(cif(a=3.9 + 0.05 * k))
+        options["dir"] = str(tmp_path)
+    entry = datasets[name]
+    bare, one, again = (entry.build(entry.config(text=text, **options)) for text in (None, HASHED, HASHED))
+    assert one.fingerprint == again.fingerprint != bare.fingerprint
+    assert one.label == f"{bare.label}, prompts as hashed attributes (a stand-in for a text encoder)"
+    for split in SPLITS:
+        described, without = one.splits[split], bare.splits[split]
+        assert isinstance(described, Described)
+        assert not isinstance(without, Described)
+        assert np.array_equal(described.positions, without.positions)
+    with pytest.raises(FileError, match=r"has no config\.json"):
+        entry.build(entry.config(text=str(tmp_path / "none"), **options))
+
+
+def test_embedded_crystal_systems_are_those_that_spglib_finds():
+    """Of a sample; the polar displacement of the B site lowers none of them."""
+    pytest.importorskip("pymatgen.core")
+    from pymatgen.core import Lattice, Structure
+    from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+    arrays = read_arrays(PATH, ("cell", "ptr", "atomic_numbers", "frac"))
+    found = []
+    for k in range(0, len(arrays["cell"]), 7):
+        sites = slice(arrays["ptr"][k], arrays["ptr"][k + 1])
+        lattice = Lattice.from_parameters(*arrays["cell"][k].tolist())
+        crystal = Structure(lattice, arrays["atomic_numbers"][sites].tolist(), arrays["frac"][sites])
+        found.append(SpacegroupAnalyzer(crystal, symprec=1e-4).get_crystal_system())
+        assert system_of(arrays["cell"][k]) == found[-1]
+    assert set(found) == {"cubic", "tetragonal", "orthorhombic"}

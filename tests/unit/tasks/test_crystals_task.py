@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 from crystal_examples import examples
-from support import structures
+from support import randomise, structures
 
 from bench.config.run import RunConfig, build
 from bench.diffusion.paths import PathName
 from bench.diffusion.process import DiffusionConfig
 from bench.records.measured import values_of
-from bench.records.store import RunFolder
+from bench.records.store import RunFolder, read_json
 from bench.registry import tasks
 from bench.run.batches import load_data
 from bench.run.execute import execute
 from bench.run.model import Model
 from bench.run.sample import in_order, sample_prompt
 from bench.structures.dataset import DataSet, Facts
+from bench.structures.prompts import HASHED, Described, described
 from bench.structures.structures import Structures
 from bench.tasks.crystals import Crystals, judged_crystals
 
@@ -145,3 +146,60 @@ def test_every_method_trains_and_samples(method, tmp_path: Path):
     assert {"target_variance_removed", "target_bias", "gradient_variance"} <= set(found)
     biases = {v.at.get("estimator") for v in values_of(RunFolder(folder)) if v.name == "target_bias"}
     assert {"generator_less", "generator_centred"} <= biases
+
+
+TEXT = {"task": "crystals_text", "data": {"name": "mini_crystals", "text": "hashed"}}
+
+
+def test_prompts_carry_the_descriptions_of_their_crystals():
+    """Those of the test crystals, in the order of the places; crystals without any are refused with a line."""
+    entry = tasks["crystals_text"]
+    made = entry.build(entry.config(), DiffusionConfig(PathName.VARIANCE_EXPLODING), "torus", FACTS)
+    part = described(examples(), [f"The formula is {name}." for name in ("SrTiO3", "KNbO3", "NaCl", "UO")], HASHED)
+    chosen = judged_crystals(part, 4)
+    assert isinstance(chosen, Described)
+    for prompt in made.prompts(4, 3, 0, data_set(part)):
+        assert np.array_equal(prompt.context.text.numpy(), chosen.vectors[prompt.places])
+        singles = prompt.context.to_data_list()
+        assert [len(one.text) for one in singles] == [1] * len(prompt.places)
+    state = made.encode(part, dtype=torch.float64)
+    assert state.context is not None
+    assert np.array_equal(state.context.text.numpy(), part.vectors)
+    with pytest.raises(ValueError, match=r"crystals have none; set data\.text to 'hashed'"):
+        made.encode(examples())
+    plain = task().encode(part)  # control: the other task reads no description
+    assert plain.context is not None
+    assert "text" not in plain.context
+
+
+def test_samples_follow_the_descriptions():
+    """Shuffled among the crystals of a batch they give other samples; the same ones give the same."""
+    cfg = page(**TEXT)
+    data = load_data(cfg)
+    assert "stand-in" in data.label
+    model = Model.build(cfg, data.facts)
+    randomise(model, 0)
+    (prompt,) = model.task.prompts(4, 4, 0, data)
+
+    def drawn(text: torch.Tensor) -> Structures:
+        context = prompt.context.clone()
+        context.text = text
+        return sample_prompt(model, dataclasses.replace(prompt, context=context), cfg.sample)
+
+    text = prompt.context.text
+    one, again, other = drawn(text), drawn(text.clone()), drawn(text.flip(0))
+    assert np.array_equal(one.positions, again.positions)
+    assert not np.allclose(one.cells, other.cells, rtol=1e-3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backbone", ["cspnet", "fractions"])
+def test_a_run_with_text_trains_and_is_judged(backbone: str, tmp_path: Path):
+    """The data's label says what the encoder is."""
+    pytest.importorskip("pymatgen.core")
+    pytest.importorskip("smact")
+    cfg = page("orbit_rb_exact", backbone, **TEXT)
+    folder = tmp_path / "study" / cfg.run_name(load_data(cfg).fingerprint)
+    folder.mkdir(parents=True)
+    execute(cfg, folder)
+    assert "match_rate" in {value.name for value in values_of(RunFolder(folder))}
+    assert "stand-in for a text encoder" in read_json(RunFolder(folder).manifest)["data"]["label"]
