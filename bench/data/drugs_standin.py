@@ -59,7 +59,9 @@ def load(cfg: DrugsStandInConfig) -> DataSet:
     """
     given = cfg.dir or os.environ.get("CONFORMERS_DIR")
     if not given:
-        raise DataError(f"drugs_standin is read from a folder with {' and '.join(FILES)}; set data.dir or CONFORMERS_DIR")
+        raise DataError(
+            f"drugs_standin is read from a folder with {' and '.join(FILES)}; set data.dir or CONFORMERS_DIR"
+        )
     paths = [Path(given).expanduser() / name for name in FILES]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise DataError(f"{given} lacks {' and '.join(missing)}; correct data.dir or CONFORMERS_DIR")

@@ -25,7 +25,11 @@ log = logging.getLogger("equibench")
 SCHEMA = 1
 BATCH_OF_ATOMS_AXIS = 4  # molecules, while atoms are swept
 ATOMS_OF_BATCH_AXIS = 18  # QM9's mean, while the batch is swept
-LEAST = {"step_seconds": 0.0, "step_memory_mb": 1.0, "sampling_seconds": 0.0}  # cost -> bound below which a cell is left out of the fit
+LEAST = {
+    "step_seconds": 0.0,
+    "step_memory_mb": 1.0,
+    "sampling_seconds": 0.0,
+}  # cost -> bound below which a cell is left out of the fit
 
 
 def sweep(

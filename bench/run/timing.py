@@ -176,7 +176,9 @@ def time_samples_of(cfg: RunConfig, model: Model, n_atoms: int, n_steps: int) ->
         ValueError: samples need a context, such as a bond graph, and there is none of any given size.
     """
     if model.task.context is not None:
-        raise ValueError(f"samples of task '{cfg.task.name}' are of given molecules, not of a given size; leave out one")
+        raise ValueError(
+            f"samples of task '{cfg.task.name}' are of given molecules, not of a given size; leave out one"
+        )
     device, batch = torch.device(cfg.train.device), cfg.train.batch_size
     prompt = Prompt(0, np.arange(batch), np.full(batch, n_atoms), n_atoms)
     sample_prompt(model, prompt, dataclasses.replace(cfg.sample, n_steps=1), cfg.train.device)

@@ -66,7 +66,11 @@ def section(record: dict[str, Any]) -> str:
         if "error" in row:
             lines.append(f"| {head} | {row['error']} |" + " |" * (len(columns) - 2))
             continue
-        values = [f"{row['parameters']:,}".replace(",", " "), f"{row['step_seconds']:.2f}", f"{row['step_memory_mb']:.0f}"]
+        values = [
+            f"{row['parameters']:,}".replace(",", " "),
+            f"{row['step_seconds']:.2f}",
+            f"{row['step_memory_mb']:.0f}",
+        ]
         values += [f"{row['sampling_seconds']:.1f}", f"{peak(row):.0f}"]
         lines.append(f"| {' | '.join([head, *values, *(exponent(row['method'], cost) for cost in LEAST)])} |")
     first = good[0]

@@ -226,7 +226,7 @@ def test_the_stand_in_is_both_files_split_by_molecule_with_the_elements_of_geom_
     np.savez(tmp_path / "conformers_druglike.npz", **arrays())
     entry = datasets["drugs_standin"]
     cfg = entry.config(dir=str(tmp_path), valid_fraction=0.2, test_fraction=0.2)
-    with pytest.raises(DataError, match="lacks ligands_fep.npz"):
+    with pytest.raises(DataError, match=r"lacks ligands_fep\.npz"):
         entry.build(cfg)
     np.savez(tmp_path / "ligands_fep.npz", **one_conformer_each())
     data = entry.build(cfg)

@@ -173,7 +173,6 @@ def test_ensembles_of_one_conformer_have_no_halves_and_are_judged_all_the_same(t
         assert {v.name: v for v in found.values}["amr_p"].value == pytest.approx(0, abs=1e-3)
 
 
-
 def test_o3_teaches_mirror_images():
     """Augmented over O(3), half of the examples of a chiral molecule are its mirror image; over SO(3), none is."""
     part = ensembles(1)
