@@ -225,8 +225,8 @@ def _check_rdkit(structures: Structures) -> None:
 def determined_bonds(structures: Structures) -> Bonds:
     """Bonds and formal charges by RDKit's rdDetermineBonds for neutral molecules, in a Kekule form.
 
-    None are found where an element has no valence in RDKit: a model of GEOM-Drugs' sixteen elements may draw mercury, and
-    such a sample is an invalid one.
+    None are found where an element has no valence in RDKit: a model of GEOM-Drugs' sixteen elements may draw mercury,
+    and such a sample is an invalid one.
 
     Raises:
         ValueError: a position that is not finite.

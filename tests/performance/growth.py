@@ -1,9 +1,9 @@
 """Growth of training and sampling with the number of atoms, for every method that trains: `make growth`.
 
-Each method on the network of the laptop studies that it fits, the parameters of all within 5 %, `symdiff` with its
-kernel; on synthetic clouds of 23 to 181 atoms, the size of GEOM-Drugs' largest molecule, with the elements of the embedded
-set (GEOM-Drugs' sixteen widen the first and the last layer alone). Each cell has a process of its own. Writes results/performance/growth.json; the page is made by
-`make performance ARGS=--render`. On other cores than idle ones times do not hold; memory does.
+Each method on the network of the laptop studies that it fits, `symdiff` with its kernel, on synthetic clouds of 23 to
+181 atoms, the size of GEOM-Drugs' largest molecule, with the elements of the embedded set (sixteen widen the
+first and the last layer alone). Each cell has a process of its own. Writes results/performance/growth.json; the page is
+made by `make performance ARGS=--render`. On other cores than idle ones times do not hold; memory does.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def section(record: dict[str, Any]) -> str:
             "",
             f"{first['device']}, {first['threads']} threads, torch {first['versions']['torch']}, commit "
             f"{(first['code']['commit'] or 'unknown')[:10]}, load up to {max(row['load'] for row in good):.1f}: "
-            f"{first['batch']} molecules of {largest} atoms, a training step and {first['sampling_steps']} sampling steps. "
-            f"{within} of {len(rows)} methods stay within {LIMIT_GIB} GiB. Exponents p, with 95 % intervals, over "
+            f"{first['batch']} molecules of {largest} atoms, a training step and {first['sampling_steps']} sampling "
+            f"steps. {within} of {len(rows)} methods stay within {LIMIT_GIB} GiB. Exponents p, with 95 % intervals, over "
             f"{sizes} atoms; at small sizes constant overheads dominate, so they lie below those of the arithmetic.",
             "",
             *lines,
