@@ -80,11 +80,11 @@ def section(record: dict[str, Any]) -> str:
         [
             "## Growth with the number of atoms",
             "",
-            f"{first['device']}, {first['threads']} threads, torch {first['versions']['torch']}, commit "
+            f"{first['device']}, threads: {first['threads']}, torch {first['versions']['torch']}, commit "
             f"{(first['code']['commit'] or 'unknown')[:10]}, load up to {max(row['load'] for row in good):.1f}: "
             f"{first['batch']} molecules of {largest} atoms, a training step and {first['sampling_steps']} sampling "
-            f"steps. {within} of {len(rows)} methods stay within {LIMIT_GIB} GiB. Exponents p, with 95 % intervals, over "
-            f"{sizes} atoms; at small sizes constant overheads dominate, so they lie below those of the arithmetic.",
+            f"steps. {within} of {len(rows)} methods stay within {LIMIT_GIB} GiB. Exponents p, with 95 % intervals, "
+            f"over {sizes} atoms; at small sizes constant overheads dominate, so they lie below those of the arithmetic.",
             "",
             *lines,
         ]
