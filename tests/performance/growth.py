@@ -84,7 +84,7 @@ def section(record: dict[str, Any]) -> str:
             f"{(first['code']['commit'] or 'unknown')[:10]}, load up to {max(row['load'] for row in good):.1f}: "
             f"{first['batch']} molecules of {largest} atoms, a training step and {first['sampling_steps']} sampling "
             f"steps. {within} of {len(rows)} methods stay within {LIMIT_GIB} GiB. Exponents p, with 95 % intervals, "
-            f"over {sizes} atoms; at small sizes constant overheads dominate, so they lie below those of the arithmetic.",
+            f"over {sizes} atoms; at small sizes constant overheads dominate, so they lie below the arithmetic's.",
             "",
             *lines,
         ]
