@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-all test-slurm test-faults perf performance smoke ablation-qm9 ablation-toys ablation-conformers ablation-crystals ablation-proteins report publish readme answers clean
+.PHONY: help install lint format test test-all test-slurm test-faults perf performance growth smoke ablation-qm9 ablation-toys ablation-conformers ablation-crystals ablation-proteins report publish readme answers clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +54,10 @@ perf: $(INSTALLED) ## Time hooks, networks and stages, ours against the padded r
 
 performance: $(INSTALLED) ## Measure the table of docs/performance.md on all cores (20 to 25 minutes on two, if nothing else runs)
 	PYTHONPATH=.:tests $(BIN)/python -m performance.performance $(ARGS)
+
+growth: $(INSTALLED) ## Measure the growth of steps and sampling with atoms, one thread, every method, then the page (some minutes)
+	PYTHONPATH=.:tests $(BIN)/python -m performance.growth $(ARGS)
+	PYTHONPATH=.:tests $(BIN)/python -m performance.performance --render
 
 smoke: ## Run every method and backbone for a few steps on the embedded set (two minutes)
 	@$(MAKE) --no-print-directory ablation-qm9 PRESET=smoke

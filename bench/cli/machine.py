@@ -48,6 +48,9 @@ def timing_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     command.add_argument("--compile", action="store_true", help="as train.compile=true")
     command.add_argument("--kernels", choices=["auto", "off"], default="auto", help="off: plain torch (default: auto)")
+    command.add_argument(
+        "--sampling-steps", type=int, default=0, metavar="K", help="time K steps of sampling too (default: none)"
+    )
     add_plugin(command)
 
 
@@ -55,8 +58,11 @@ def time(args: argparse.Namespace) -> int:
     """`equibench time`."""
     from bench.run.timing import run_config, table, time_steps
 
-    if args.steps < 1 or (args.atoms is not None and args.atoms < 1):
-        raise ValueError(f"--steps {args.steps} --atoms {args.atoms}: expected at least 1")
+    if args.steps < 1 or (args.atoms is not None and args.atoms < 1) or args.sampling_steps < 0:
+        raise ValueError(
+            f"--steps {args.steps} --atoms {args.atoms} --sampling-steps {args.sampling_steps}: expected at least 1, "
+            "or 0 sampling steps"
+        )
     train = {
         "batch_size": args.batch,
         "bf16": args.dtype == "bf16",
@@ -66,7 +72,7 @@ def time(args: argparse.Namespace) -> int:
         "kernels": args.kernels,
     }
     cfg = run_config(args.method, args.backbone, args.size, args.data, args.overrides, **train)
-    result = time_steps(cfg, args.steps, args.atoms)
+    result = time_steps(cfg, args.steps, args.atoms, n_sampling_steps=args.sampling_steps)
     print(json.dumps(result) if args.json else table(result))  # noqa: T201
     return 0
 
@@ -77,7 +83,8 @@ def scaling(args: argparse.Namespace) -> int:
     from bench.run.scaling import sweep, table
 
     shared = [*args.overrides, "--dtype", args.dtype, "--device", args.device, "--threads", str(args.threads)]
-    shared += ["--kernels", args.kernels, "--steps", str(args.steps), *(["--compile"] if args.compile else [])]
+    shared += ["--kernels", args.kernels, "--steps", str(args.steps)]
+    shared += ["--sampling-steps", str(args.sampling_steps), *(["--compile"] if args.compile else [])]
     shared += [part for file in args.plugin for part in ("--plugin", str(file))]
     shared += [part for flag in ("size", "data") if (value := getattr(args, flag)) for part in (f"--{flag}", value)]
     record = sweep(args.method, args.backbone, args.atoms, args.batch, shared)

@@ -225,19 +225,21 @@ def _check_rdkit(structures: Structures) -> None:
 def determined_bonds(structures: Structures) -> Bonds:
     """Bonds and formal charges by RDKit's rdDetermineBonds for neutral molecules, in a Kekule form.
 
+    None are found where an element has no valence in RDKit: a model of GEOM-Drugs' sixteen elements may draw mercury,
+    and such a sample is an invalid one.
+
     Raises:
-        UnknownElementError: an element without valences in RDKit.
         ValueError: a position that is not finite.
     """
-    _check_rdkit(structures)
     _check_finite(structures)
+    unknown = unknown_to(BondRule.RDKIT, Contents(structures))
     rows: list[np.ndarray | None] = []
     charges = np.zeros(len(structures.numbers), np.int64)
     n_gave_up = 0
     with rdBase.BlockLogs():
         for k, (numbers, positions) in enumerate(structures):
             try:
-                mol = _determined(numbers, positions)
+                mol = None if k in unknown else _determined(numbers, positions)
             except RuntimeError:  # too many orders to try
                 mol, n_gave_up = None, n_gave_up + 1
             rows.append(None if mol is None else bonds_of(mol))

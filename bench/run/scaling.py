@@ -25,7 +25,11 @@ log = logging.getLogger("equibench")
 SCHEMA = 1
 BATCH_OF_ATOMS_AXIS = 4  # molecules, while atoms are swept
 ATOMS_OF_BATCH_AXIS = 18  # QM9's mean, while the batch is swept
-LEAST = {"step_seconds": 0.0, "step_memory_mb": 1.0}  # cost -> bound below which a cell is left out of the fit
+LEAST = {
+    "step_seconds": 0.0,
+    "step_memory_mb": 1.0,
+    "sampling_seconds": 0.0,
+}  # cost -> bound below which a cell is left out of the fit
 
 
 def sweep(
@@ -34,6 +38,7 @@ def sweep(
     atoms: Sequence[int],
     batches: Sequence[int],
     shared: Sequence[str],
+    batch_of_atoms_axis: int = BATCH_OF_ATOMS_AXIS,
 ) -> dict[str, Any]:
     """Time every cell and fit.
 
@@ -41,6 +46,7 @@ def sweep(
         chosen_methods, chosen_backbones: names; None for all compatible ones that train.
         atoms, batches: values of the two axes.
         shared: further arguments of `equibench time`.
+        batch_of_atoms_axis: molecules, while atoms are swept.
     Returns:
         the record: 'rows', the result or the error of each cell, with its axis; 'fits', one for each method, backbone,
         axis and cost.
@@ -48,7 +54,7 @@ def sweep(
         ValueError: no chosen method fits a chosen backbone.
     """
     axes = {
-        "atoms": [(n, BATCH_OF_ATOMS_AXIS) for n in atoms],
+        "atoms": [(n, batch_of_atoms_axis) for n in atoms],
         "batch": [(ATOMS_OF_BATCH_AXIS, b) for b in batches],
     }
     rows: list[dict[str, Any]] = []
@@ -97,7 +103,7 @@ def fits(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     made = []
     for (method, backbone, axis), cells in groups.items():
         for cost, least in LEAST.items():
-            points = [(cell["value"], cell[cost]) for cell in cells if cell[cost] > least]
+            points = [(cell["value"], cell[cost]) for cell in cells if cell.get(cost, 0.0) > least]
             if len({x for x, _ in points}) >= 3:
                 slope, low, high = exponent(*np.array(points, dtype=float).T)
                 made.append({"method": method, "backbone": backbone, "axis": axis, "cost": cost, "exponent": slope})

@@ -37,6 +37,7 @@ from bench.run.train import BatchLoss, training_loss, training_step
 from bench.streams import Streams
 from bench.structures.dataset import DataSet
 from bench.structures.structures import Structures
+from bench.tasks.contract import Prompt
 
 WARM_UP = 3  # untimed steps, which fault in the memory of the later ones
 DENSITY = 0.1  # atoms per cubic angstrom of a synthetic cloud, about that of an organic solid
@@ -60,7 +61,8 @@ def time_steps(
         n_atoms: time on molecules of this size alone, synthetic ones if the data set has less than a batch of them.
         change: called on the model before anything is timed (tests swap in another implementation).
         data: the run's data set, if it is loaded already.
-        n_sampling_steps: steps of each batch of samples to time (`time_sampling`), if any.
+        n_sampling_steps: steps of each batch of samples to time, if any: `time_sampling`, or `time_samples_of` where
+            `n_atoms` is given.
         on_step: called before each training step.
     Returns:
         the printed result: medians and quartiles of seconds, memory in MiB, sizes, provenance.
@@ -105,7 +107,11 @@ def time_steps(
     spent = None if joules is None else (energy(device) or joules) - joules
     peak = peak_memory_mb(settings.device)
     forwards = seconds_of(forward, prepared, device)
-    sampling = time_sampling(cfg, model, data, n_sampling_steps) if n_sampling_steps else {}
+    sampling: dict[str, float] = {}
+    if n_sampling_steps and n_atoms is None:
+        sampling = time_sampling(cfg, model, data, n_sampling_steps)
+    elif n_sampling_steps and n_atoms is not None:
+        sampling = time_samples_of(cfg, model, n_atoms, n_sampling_steps)
     return {
         **sampling,
         **({} if spent is None else {"step_joules": spent / len(prepared)}),
@@ -158,6 +164,31 @@ def time_sampling(cfg: RunConfig, model: Model, data: DataSet, n_steps: int) -> 
     return {
         "call_seconds": seconds,
         "sample_seconds_per_molecule": seconds * asked * len(prompts) / settings.n_molecules,
+    }
+
+
+def time_samples_of(cfg: RunConfig, model: Model, n_atoms: int, n_steps: int) -> dict[str, float]:
+    """Seconds and peak memory of sampling one batch, of training's size, of molecules of one size, after a warm-up.
+
+    Returns:
+        `sampling_steps`, `sampling_seconds` of all of them, and `sampling_peak_memory_mb` of the process, as of steps.
+    Raises:
+        ValueError: samples need a context, such as a bond graph, and there is none of any given size.
+    """
+    if model.task.context is not None:
+        raise ValueError(
+            f"samples of task '{cfg.task.name}' are of given molecules, not of a given size; leave out one"
+        )
+    device, batch = torch.device(cfg.train.device), cfg.train.batch_size
+    prompt = Prompt(0, np.arange(batch), np.full(batch, n_atoms), n_atoms)
+    sample_prompt(model, prompt, dataclasses.replace(cfg.sample, n_steps=1), cfg.train.device)
+    forget_peak_memory(cfg.train.device)
+    started = clock(device)
+    sample_prompt(model, prompt, dataclasses.replace(cfg.sample, n_steps=n_steps), cfg.train.device)
+    return {
+        "sampling_steps": n_steps,
+        "sampling_seconds": clock(device) - started,
+        "sampling_peak_memory_mb": round(peak_memory_mb(cfg.train.device), 1),
     }
 
 

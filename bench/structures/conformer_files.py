@@ -5,6 +5,7 @@
         conformers by pointer: `conf_mol` [C] (their molecule), `conf_ptr` [C + 1] and `positions` in angstrom.
         Instead of `bonds`, `bonds_i_j_twice_order` has twice the order, and 3 for aromatic. Optional: `split` [M],
         one of train, valid and test; `bond_source` [M], where 0 marks molecules whose bonds are not known.
+        With one conformer of each molecule, `ptr` [M + 1] stands for `atom_ptr`, `conf_mol` and `conf_ptr`.
 .sdf    records of one conformer each, all of one molecule or of many, in any order and with atoms in any order. The
         bonds and charges of a record are read, its stereochemistry follows from its coordinates. All hydrogens
         must be there.
@@ -25,7 +26,9 @@ from bench.structures.elements import MAX_NUMBER, FileError
 from bench.structures.ensembles import Ensembles
 
 POINTERS = ("atom_ptr", "bond_ptr", "conf_ptr")
-NEEDED = (*POINTERS, "atomic_numbers", "formal_charge", "conf_mol", "positions")
+ALWAYS = ("bond_ptr", "atomic_numbers", "formal_charge", "positions")
+LAYOUT = ("atom_ptr", "conf_mol", "conf_ptr")
+OPTIONAL = ("bonds", "bonds_i_j_twice_order", "bond_source", "split")
 TWICE_ORDER = {2: 1, 4: 2, 6: 3, 3: 4}  # -> type
 SPLITS = ("train", "valid", "test")
 
@@ -45,40 +48,48 @@ class Found:
     split: np.ndarray | None = None
 
 
-def read_npz(path: Path) -> Found:
-    """Conformers of an npz file.
+def read_npz(*paths: Path) -> Found:
+    """Conformers of npz files; molecules that are in several are one.
 
     Raises:
-        FileError: it is missing or damaged, lacks an array, or has arrays that do not fit one another.
+        FileError: one is missing or damaged, lacks an array, or has arrays that do not fit one another.
     """
     from bench.structures.perception import Record, collected  # here: it loads RDKit
 
-    arrays = _arrays(path)
-    atoms, bonds, conformers = (arrays[name] for name in POINTERS)
-    numbers, charges, table = arrays["atomic_numbers"], arrays["formal_charge"], arrays["bonds"]
-    known = arrays["bond_source"] > 0 if "bond_source" in arrays else np.ones(len(atoms) - 1, bool)
-    faults = [f"{path.name}: molecule {k}: its bonds are not known" for k in np.flatnonzero(~known).tolist()]
-    chosen = np.flatnonzero(known[arrays["conf_mol"]])
+    faults: list[str] = []
+    splits: list[str | None] = []  # of each record
 
     def records() -> Iterator[Record]:
-        for c in chosen.tolist():
-            k = arrays["conf_mol"][c]
-            mine, of_bonds = slice(*atoms[k : k + 2]), slice(*bonds[k : k + 2])
-            x = arrays["positions"][conformers[c] : conformers[c + 1]]
-            yield Record(numbers[mine], table[of_bonds], charges[mine], x, f"{path.name}: conformer {c}")
+        for path in paths:
+            arrays = _arrays(path)
+            atoms, bonds, conformers = (arrays[name] for name in POINTERS)
+            numbers, charges, table = arrays["atomic_numbers"], arrays["formal_charge"], arrays["bonds"]
+            known = arrays["bond_source"] > 0 if "bond_source" in arrays else np.ones(len(atoms) - 1, bool)
+            faults.extend(f"{path.name}: molecule {k}: its bonds are not known" for k in np.flatnonzero(~known))
+            for c in np.flatnonzero(known[arrays["conf_mol"]]).tolist():
+                k = arrays["conf_mol"][c]
+                mine, of_bonds = slice(*atoms[k : k + 2]), slice(*bonds[k : k + 2])
+                x = arrays["positions"][conformers[c] : conformers[c + 1]]
+                splits.append(str(arrays["split"][k]) if "split" in arrays else None)
+                yield Record(numbers[mine], table[of_bonds], charges[mine], x, f"{path.name}: conformer {c}")
 
     found = collected(records())
-    split = arrays["split"][arrays["conf_mol"][chosen[found.taken]]] if "split" in arrays else None
+    named = [splits[i] for i in found.taken]
+    split = None if None in named else np.array(named)
     return Found(found.ensembles(), [*faults, *found.faults], split)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz file, which fit one another; `bonds` with types 1 to 4, whichever way they are stored."""
     try:
-        names = ("bonds", "bonds_i_j_twice_order", "bond_source", "split")
-        arrays = inputs.read_arrays(path, NEEDED, names)
+        arrays = inputs.read_arrays(path, ALWAYS, (*LAYOUT, "ptr", *OPTIONAL))
     except (inputs.NpzError, OSError) as error:
         raise FileError(f"{path}: {one_line(error)}") from error
+    if "ptr" in arrays and not set(LAYOUT) & set(arrays):
+        ptr = arrays.pop("ptr")
+        arrays |= {"atom_ptr": ptr, "conf_ptr": ptr, "conf_mol": np.arange(max(0, ptr.size - 1))}
+    if missing := [name for name in LAYOUT if name not in arrays]:
+        raise FileError(f"{path}: array {missing[0]!r} is missing; its layout is told in docs/data.md")
     given = arrays.pop("bonds_i_j_twice_order", None)
     if given is not None:
         _expect(path, "bonds_i_j_twice_order", given, given.ndim == 2 and given.shape[1:] == (3,), "[K, 3]")

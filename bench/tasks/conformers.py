@@ -153,7 +153,8 @@ class Conformers(Task):
         path = cache / f"conformers-{data.fingerprint}-{len(chosen)}-rdkit{metadata.version('rdkit')}.json"
         if not path.exists():
             log.info("comparing halves of the test ensembles (once)")
-            halves = evaluate_ensembles(*row_samples(Row.HALVES, references))
+            known, second = row_samples(Row.HALVES, references)
+            halves = evaluate_ensembles(known, second) if known else []  # no ensemble of one conformer has halves
             write_json(path, {"values": [value.to_dict() for value in halves]})
         data_values = [Value.from_dict(value, str(path)) for value in read_json(path)["values"]]
         shown = np.repeat(chosen, [len(some) for some in drawn])[:N_DRAWN]

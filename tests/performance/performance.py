@@ -24,6 +24,7 @@ from analysis.readme import filled
 from bench.records.store import read_json, write_atomically, write_json
 from bench.run.roofline import Machine, Work
 from bench.run.timing import quartiles
+from performance import growth
 from performance.cell import ROOT, measured
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -294,7 +295,8 @@ def row(*cells: str) -> str:
 def rendered() -> str:
     """The page with the tables of all records."""
     records = {d: read_json(RECORDS / f"{d}.json") for d in DEVICES if (RECORDS / f"{d}.json").exists()}
-    return filled(PAGE.read_text(), page(records), *MARKS)
+    parts = [page(records), growth.section(read_json(growth.RECORD))] if growth.RECORD.exists() else [page(records)]
+    return filled(PAGE.read_text(), "\n\n".join(parts), *MARKS)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,10 +10,13 @@ from conformer_examples import SYMMETRIES, ensembles, mirrored, records_of, shuf
 from rdkit import Chem
 
 from bench.data.conformers import ConformersConfig, ConformerSplit, load
+from bench.diffusion.process import DiffusionConfig
+from bench.registry import datasets
 from bench.structures.conformer_files import read_npz
 from bench.structures.dataset import DataError
 from bench.structures.elements import FileError
 from bench.structures.perception import Record
+from bench.tasks.denovo import Denovo, DenovoConfig
 
 LINEAR = ["C" * n + end for n in range(1, 7) for end in ("O", "N", "F")]  # 18 molecules
 
@@ -184,3 +187,55 @@ def test_what_is_missing_is_told_in_one_line(tmp_path: Path, monkeypatch):
         load(ConformersConfig(file="b.npz", valid_fraction=0.0))
     with pytest.raises(DataError, match="the train split is empty: 2 molecules with 6 conformers"):
         load(ConformersConfig(file="b.npz", max_atoms=6))
+
+
+def one_conformer_each() -> dict[str, np.ndarray]:
+    """The first conformer of each molecule, in the layout of one pointer."""
+    some, stored = ensembles(1), arrays()
+    return {
+        "ptr": some.ptr,
+        "positions": some.positions,
+        **{name: stored[name] for name in ("atomic_numbers", "formal_charge", "bond_ptr", "bonds")},
+    }
+
+
+def test_one_pointer_stands_for_molecules_of_one_conformer(tmp_path: Path):
+    """Control: a pointer that is none is refused, and so is no pointer."""
+    stored = one_conformer_each()
+    np.savez(tmp_path / "a.npz", **stored)
+    found = read_npz(tmp_path / "a.npz")
+    assert np.array_equal(found.ensembles.positions, ensembles(1).positions)
+    assert len(found.ensembles) == len(SYMMETRIES)
+    for wrong in ({**stored, "ptr": stored["ptr"][:-1]}, {k: v for k, v in stored.items() if k != "ptr"}):
+        np.savez(tmp_path / "b.npz", **wrong)
+        with pytest.raises(FileError, match="atom_ptr"):
+            read_npz(tmp_path / "b.npz")
+
+
+def test_molecules_of_several_files_are_one(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", **arrays())
+    np.savez(tmp_path / "b.npz", **one_conformer_each())
+    found = read_npz(tmp_path / "a.npz", tmp_path / "b.npz")
+    assert found.ensembles.graphs.smiles == ensembles().graphs.smiles
+    assert len(found.ensembles) == 4 * len(SYMMETRIES)
+    assert read_npz(tmp_path / "a.npz").ensembles.molecule.max() == found.ensembles.molecule.max()
+
+
+def test_the_stand_in_is_both_files_split_by_molecule_with_the_elements_of_geom_drugs(tmp_path: Path):
+    """Control: without one of the files it is refused, with its name."""
+    np.savez(tmp_path / "conformers_druglike.npz", **arrays())
+    entry = datasets["drugs_standin"]
+    cfg = entry.config(dir=str(tmp_path), valid_fraction=0.2, test_fraction=0.2)
+    with pytest.raises(DataError, match=r"lacks ligands_fep\.npz"):
+        entry.build(cfg)
+    np.savez(tmp_path / "ligands_fep.npz", **one_conformer_each())
+    data = entry.build(cfg)
+    parts = [set(part.molecule.tolist()) for part in data.splits.values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(SYMMETRIES)
+    assert sum(map(len, data.splits.values())) == 4 * len(SYMMETRIES)
+    assert len(data.elements) == 16
+    assert "stand-in" in data.label
+    task = Denovo(DenovoConfig(include_charges=False), DiffusionConfig(), "O3", data.facts)
+    state = task.encode(data.train)
+    assert state.h.shape[1] == 16
+    assert np.array_equal(task.decode(state).numbers, data.train.numbers)

@@ -9,7 +9,7 @@ import pytest
 
 from bench.metrics import stability
 from bench.metrics.molecules import evaluate_molecules
-from bench.metrics.stability import BondTable, UnknownElementError, infer_bonds
+from bench.metrics.stability import BondTable, UnknownElementError, determined_bonds, infer_bonds, natural_rule
 from bench.structures.structures import Structures
 
 SYMBOL = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}
@@ -172,3 +172,14 @@ def test_positions_that_are_not_finite_are_refused(bad):
 
 def test_atoms_too_far_apart_for_float32_are_not_bonded():
     assert order_of(pair(1, 1, 1e300)) == 0
+
+
+def test_a_sample_of_an_element_without_valences_has_no_bonds_by_rdkit_and_stops_nothing():
+    """Control: data that consist of it are refused, and its neighbour in the batch has its bond."""
+    x = np.array([[0.0, 0, 0], [0, 0, 0.74]])
+    some = Structures.from_list([(np.array([80, 1]), x), (np.array([1, 1]), x)])
+    found = determined_bonds(some).found
+    assert found is not None
+    assert found.tolist() == [False, True]
+    with pytest.raises(UnknownElementError, match="element Hg"):
+        natural_rule(some)

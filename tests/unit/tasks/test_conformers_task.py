@@ -161,6 +161,18 @@ def test_the_data_as_samples_are_perfect_and_mirror_images_are_not(tmp_path: Pat
     assert {v.name for v in found.data_values} >= {"cov_r_0.1", "amr_p"}
 
 
+def test_ensembles_of_one_conformer_have_no_halves_and_are_judged_all_the_same(tmp_path: Path):
+    """Control: those of three have a row of the data."""
+    for n, has_row in ((1, False), (3, True)):
+        part = ensembles(n)
+        order = judged_molecules(part, 1000)
+        index = np.concatenate([np.tile(np.flatnonzero(part.molecule == k), 2) for k in order])
+        perfect = Structures(*(getattr(part.select(index), name) for name in ("numbers", "positions", "ptr")))
+        found = task().evaluate(perfect, data_set(part), tmp_path)
+        assert bool(found.data_values) == has_row
+        assert {v.name: v for v in found.values}["amr_p"].value == pytest.approx(0, abs=1e-3)
+
+
 def test_o3_teaches_mirror_images():
     """Augmented over O(3), half of the examples of a chiral molecule are its mirror image; over SO(3), none is."""
     part = ensembles(1)
