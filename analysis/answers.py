@@ -24,17 +24,18 @@ from bench.records.store import StudyFolder, write_atomically
 
 RESULTS, PAGE = Path("results"), Path("docs/answers.md")
 TIME = "at.t"
-ROW = ["study", "method", "backbone", "words"]
+ROW = ["study", "method", "backbone", "step", "n_train"]
 NOT_YET = "Not measured yet: no published run has {}."
 ERROR, SHARE, GAIN = "equivariance_error_mean", "equivariance_loss_share", "orientation_gain"
 LAPTOP, TURNED = "qm9_laptop", "qm9_turned"  # the same data as stored, and each molecule turned at random
 OUTCOMES = ("nll", "validation_loss", "molecule_stability", "validity")
 LEAD = """# Answers
 
-Made by `python -m analysis.answers` from the published runs in `results/`; no number is typed by hand. In brackets: the
-95 % interval over what was drawn, this trained model held fixed. How each quantity is measured, and what can be
-misread in it: [metrics.md](metrics.md). What is missing is measured by `equibench measure results/STUDY`. Tables by t
-show means over runs; values of runs and intervals are in `report/values.csv` of each study."""
+Made by `python -m analysis.answers` from the published runs in `results/`; no number is typed by hand. Means over the
+runs of a row, in square brackets their smallest and largest; of a single run, in round brackets, the 95 % interval over
+what was drawn, this trained model held fixed. *Trained on*: training molecules. How each quantity is measured, and what
+can be misread in it: [metrics.md](metrics.md). What is missing is measured by `equibench measure results/STUDY`. Values
+of runs and their intervals are in `report/values.csv` of each study."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,14 @@ class Question:
 
 
 def published(results: Path) -> Frame:
-    """Values of all counted runs in `results/`, with `study`, `step`, `guarantee` and `data` of their run."""
+    """Values of all counted runs in `results/`, with `study`, `step`, `guarantee`, `data` and `n_train` of their
+    run."""
     frames = []
     for folder in sorted(path for path in results.glob("*") if StudyFolder(path).runs()):
         study = load(folder)
-        about = study.counted.set_index("run")[["eval.step", "guarantee", "data.name"]]
+        about = study.counted.set_index("run")[["eval.step", "guarantee", "data.name", "data.n_train"]]
         values = study.values[study.values["counted"] & (study.values["of"] == "samples")]
-        about.columns = ["step", "guarantee", "data"]
+        about.columns = ["step", "guarantee", "data", "n_train"]
         frames.append(values.merge(about, left_on="run", right_index=True).assign(study=folder.name))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
@@ -85,38 +87,46 @@ def interval(row: Frame, show: Callable[[float], str]) -> str:
     return "" if low != low else f"({show(low)} to {show(high)})"
 
 
+def spread(values: Frame, show: Callable[[float], str]) -> str:
+    """The smallest and the largest of several runs in brackets, or the interval of a single one."""
+    if len(values) == 1:
+        return interval(values.iloc[0], show)
+    return f"[{show(values['value'].min())} to {show(values['value'].max())}]"
+
+
 def scalars(rows: Frame, title: str) -> list[Table]:
-    """A row for each run; a column for each quantity, with the words of its position."""
+    """A row for each method on its backbone, steps and size of the training set: means over its runs, and in brackets
+    their range or, of a single one, its interval; a column for each quantity, with the words of its position."""
     if rows.empty:
         return []
     shown, body = columns(rows), []
-    for (study, run), own in rows.groupby(["study", "run"], sort=False):
-        first, by = own.iloc[0], own.set_index("column")
-        cells = [Cell(first["method"]), Cell(first["backbone"]), Cell(GUARANTEES.get(first["guarantee"], MISSING))]
-        cells.append(Cell(f"{first['step']:.0f}"))
+    for (study, method, backbone, step, n_train), own in rows.groupby(ROW, sort=False):
+        by = dict(tuple(own.groupby("column")))
+        cells = [Cell(method), Cell(backbone), Cell(GUARANTEES.get(own["guarantee"].iloc[0], MISSING))]
+        cells += [Cell(f"{step:.0f}"), Cell(f"{n_train:.0f}")]
         for column in shown:
-            value = by.loc[column.name] if column.name in by.index else None
-            text = MISSING if value is None else column.show(value["value"])
-            cells.append(Cell(text, "" if value is None else interval(value, column.show)))
-        body.append([*cells, Cell(f"{study}/{run}")])
-    header = ["Method", "Backbone", "Guarantee", "Steps", *(column.title for column in shown), "Run"]
-    return [Table(header, body, title, n_text=4, last_is_text=True)]
+            values = by.get(column.name)
+            text = MISSING if values is None else column.show(values["value"].mean())
+            cells.append(Cell(text, "" if values is None else spread(values, column.show)))
+        body.append([*cells, Cell(str(own["run"].nunique())), Cell(study)])
+    header = ["Method", "Backbone", "Guarantee", "Steps", "Trained on", *(column.title for column in shown)]
+    return [Table([*header, "Runs", "Study"], body, title, n_text=3, last_is_text=True)]
 
 
 def over_time(rows: Frame, title: str) -> list[Table]:
-    """A table for each quantity: a row for each method on its backbone and words, its mean over runs; a column for each
-    time."""
+    """A table for each quantity: a row for each of `scalars` and words, its mean over runs; a column for each time."""
     tables = []
     for _, own in rows.groupby("name", sort=False):
         column = columns(own)[0]
         times, body = sorted(own[TIME].unique()), []
-        for (study, method, backbone, words), curve in own.groupby(ROW, sort=False):
+        for (study, method, backbone, step, n_train, words), curve in own.groupby([*ROW, "words"], sort=False):
             by = curve.groupby(TIME)["value"].mean()
             cells = [Cell(f"{method} / {backbone}"), Cell(words_of(words) or MISSING)]
+            cells += [Cell(f"{step:.0f}"), Cell(f"{n_train:.0f}")]
             cells += [Cell(column.show(by[t]) if t in by.index else MISSING) for t in times]
             body.append([*cells, Cell(str(curve["run"].nunique())), Cell(study)])
         label = f"{title}: {str(own['label'].iloc[-1]).lower()}{f' ({column.unit})' if column.unit else ''}, by t."
-        header = ["Row", "", *(f"{t:.3g}" for t in times), "Runs", "Study"]
+        header = ["Row", "", "Steps", "Trained on", *(f"{t:.3g}" for t in times), "Runs", "Study"]
         tables.append(Table(header, body, label, n_text=2, last_is_text=True))
     return tables
 
@@ -146,7 +156,7 @@ def orientation(values: Frame) -> list[Table]:
     outcomes = chosen(values, *OUTCOMES)
     outcomes = outcomes[outcomes["study"].isin([LAPTOP, TURNED])]
     rows = outcomes.groupby(["method", "backbone", "seed"])["study"].transform("nunique") == 2
-    outcomes = outcomes[rows].sort_values(["method", "seed", "study"], kind="stable")
+    outcomes = outcomes[rows].sort_values(["method", "study"], kind="stable")
     return gain + scalars(outcomes, f"Trained on the data as stored ({LAPTOP}) and turned ({TURNED}), row by row.")
 
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fabricated_study import edit
 
 from analysis import answers
 from bench.records.measured import write_measurement
@@ -23,8 +24,8 @@ def results(tmp_path):
     return tmp_path / "results"
 
 
-def measured(results, name, values, weights=TRAINED):
-    for path in results.glob("*/haar-*"):
+def measured(results, name, values, weights=TRAINED, runs="haar-*"):
+    for path in results.glob(f"*/{runs}"):
         run = RunFolder(path)
         manifest = read_json(run.manifest)
         environment = {"device": "CPU", "n_threads": 1, "platform": "Linux", "versions": {}}
@@ -46,17 +47,14 @@ def test_what_is_missing_is_said_to_be(results):
     assert answers.page(results / "nothing").count("Not measured yet") == len(answers.QUESTIONS)
 
 
-def test_a_measured_value_is_quoted_with_interval_and_run(results, monkeypatch, tmp_path):
+def test_a_measured_value_is_quoted_with_its_interval(results, monkeypatch, tmp_path):
     """Initial weights beside the trained ones. Control: the other questions stay open."""
     error = {"name": answers.ERROR, "label": "Equivariance error, mean"}
     measured(results, "equivariance", [Value(**error, value=0.125, low=0.1, high=0.15, kind=Kind.SYMMETRY)])
     measured(results, "equivariance", [Value(**error, value=0.75, sem=0.01, kind=Kind.SYMMETRY)], INITIAL)
     page = answers.page(results)
-    (run,) = results.glob("*/haar-*")
-    (line,) = [line for line in page.splitlines() if run.name in line]
-    assert "0.125 (0.100 to 0.150)" in line
-    assert "0.750 (0.730 to 0.770)" in line
-    assert f"qm9_laptop/{run.name}" in line
+    (line,) = [line for line in page.splitlines() if line.startswith("| haar |")]
+    assert "| 6500 | 11262 | 0.125 (0.100 to 0.150) | 0.750 (0.730 to 0.770) | 1 | qm9_laptop |" in line
     assert page.count("Not measured yet") == len(answers.QUESTIONS) - 1
 
     points = [
@@ -65,8 +63,15 @@ def test_a_measured_value_is_quoted_with_interval_and_run(results, monkeypatch, 
     ]
     measured(results, "variance", points)
     page = answers.page(results)
-    assert "| Row |  | 0.1 | 0.9 | Runs | Study |" in page
+    assert "| Row |  | Steps | Trained on | 0.1 | 0.9 | Runs | Study |" in page
     assert "part data" in page
+
+    (run,) = results.glob("*/haar-*")
+    shutil.copytree(run, other := run.with_name("haar-again"))
+    edit(RunFolder(other).manifest, seed=1, run=other.name)
+    measured(results, "equivariance", [Value(**error, value=0.375, kind=Kind.SYMMETRY)], runs=other.name)
+    assert "| 0.250 [0.125 to 0.375] |" in answers.page(results)  # the mean of two runs, and both
+    shutil.rmtree(other)
     monkeypatch.chdir(tmp_path)
     assert answers.main(["--check"]) == 1
     assert answers.main([]) == 0
