@@ -181,7 +181,7 @@ def measure(cfg: RunConfig) -> dict[str, float]:
     per_molecule = time_sampling(cfg, model, data, SAMPLING_STEPS)["sample_seconds_per_molecule"]
     found["sample_seconds"] = per_molecule * cfg.sample.n_molecules
     few = dataclasses.replace(data, test=data.test.select(np.arange(min(MEASURED_MOLECULES, len(data.test)))))
-    subject, found["measure_seconds"] = subject_of(cfg, model, few), 0.0
+    subject, found["measure_seconds"] = subject_of(cfg, model, few, few.test), 0.0  # in place of samples
     for name, chosen in active_measures(cfg).items():
         started = time.perf_counter()
         measures[name].build(subject, chosen.options)

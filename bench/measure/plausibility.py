@@ -36,7 +36,7 @@ def measure(subject: Subject, cfg: PlausibilityConfig) -> list[Value]:
         raise ValueError("measure 'plausibility' judges samples, and this run has none; sample first")
     strange = ValueError(f"measure 'plausibility' takes molecules, got {subject.data.label}; leave it out")
     try:
-        rule = natural_rule(test)
+        rule = natural_rule(subject.data.train)  # that of the evaluation
         if not are_molecules(test, rule):
             raise strange
         rows, others = rows_of(Contents(samples), Contents(test), seed=subject.seed)
