@@ -23,6 +23,7 @@ import numpy as np
 from bench.records import inputs
 from bench.records.inputs import one_line
 from bench.structures.chains import UNKNOWN, Chain, ChainAtoms
+from bench.structures.dataset import grouped
 from bench.structures.elements import FileError
 
 COORDINATES = (".pdb", ".ent", ".cif", ".mmcif")
@@ -62,8 +63,13 @@ class Found:
 
 def kind(path: Path) -> str:
     """Suffix that decides how a file is read, in lower case, without that of compression; '' for other files."""
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    return suffix if suffix in COORDINATES or path.name.lower().endswith(".npz") else ""
+    suffix = _unpacked(path).suffix.lower()
+    return suffix if suffix in COORDINATES or path.suffix.lower() == ".npz" else ""
+
+
+def _unpacked(path: Path) -> Path:
+    """The path without the suffix of compression."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 def read_files(paths: Sequence[Path], atoms: ChainAtoms) -> Found:
@@ -74,11 +80,11 @@ def read_files(paths: Sequence[Path], atoms: ChainAtoms) -> Found:
     """
     found = Found()
     for path in paths:
-        if kind(path) == ".npz":
-            found.chains += read_npz(path, atoms)
-            continue
         try:
-            chains, flaws = read_entry(path, atoms)
+            if kind(path) == ".npz":
+                chains, flaws = read_npz(path, atoms), Counter[Flaw]()
+            else:
+                chains, flaws = read_entry(path, atoms)
         except EntryError as error:
             found.faults.append(f"{path.name}: {error}")
             continue
@@ -88,13 +94,18 @@ def read_files(paths: Sequence[Path], atoms: ChainAtoms) -> Found:
     return found
 
 
+class EntryError(ValueError):
+    """A file that cannot be used; the message says why."""
+
+
 # ---------------------------------------------------------------------- npz
 
 
 def read_npz(path: Path, atoms: ChainAtoms) -> list[Chain]:
-    """Chains of an npz file; none from a file of C-alpha traces where N, C-alpha and C are wanted.
+    """Chains of an npz file.
 
     Raises:
+        EntryError: N, C-alpha and C are wanted, and it holds C-alphas alone.
         FileError: it is missing or damaged, lacks an array, or has arrays that do not fit one another.
     """
     try:
@@ -122,7 +133,7 @@ def read_npz(path: Path, atoms: ChainAtoms) -> list[Chain]:
     elif atoms is ChainAtoms.CA and trace is not None:
         x = trace[:, None]
     else:
-        return []
+        raise EntryError(f"its {grouped(len(names))} chains have C-alphas alone, and 'atoms' is {atoms}")
     text, bounds = letters.tobytes().decode("ascii"), ptr.astype(np.int64).tolist()
     return [
         Chain(str(name).rpartition(":")[0] or str(name), text[start:stop], x[start:stop] * CENTI_ANGSTROM)
@@ -133,13 +144,9 @@ def read_npz(path: Path, atoms: ChainAtoms) -> list[Chain]:
 # ---------------------------------------------------------------------- PDB and mmCIF
 
 
-class EntryError(ValueError):
-    """A file that cannot be used; the message says why."""
-
-
 def entry_of(path: Path) -> str:
     """Name of the entry of a file: what comes before the suffix."""
-    return Path(path.name.removesuffix(".gz")).stem
+    return _unpacked(path).stem
 
 
 def read_entry(path: Path, atoms: ChainAtoms) -> tuple[list[Chain], Counter[Flaw]]:

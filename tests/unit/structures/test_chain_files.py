@@ -39,11 +39,9 @@ def test_a_clean_entry_comes_back(tmp_path: Path, suffix: str):
 
 
 def test_only_known_suffixes_are_read():
-    assert [kind(Path(name)) for name in ("a.PDB", "a.cif.gz", "a.npz", "a.txt", "a.gz")] == [
-        *(".pdb", ".cif", ".npz"),
-        *("", ""),
-    ]
-    assert entry_of(Path("1abc.pdb.gz")) == "1abc"
+    given = ("a.PDB", "a.cif.gz", "A.PDB.GZ", "a.NPZ", "a.txt", "a.gz", "a.npz.gz")
+    assert [kind(Path(name)) for name in given] == [".pdb", ".cif", ".pdb", ".npz", "", "", ""]
+    assert [entry_of(Path(name)) for name in ("1abc.pdb.gz", "1ABC.PDB.GZ", "1abc.pdb")] == ["1abc", "1ABC", "1abc"]
 
 
 def test_of_alternate_locations_the_likeliest_is_kept_and_counted(tmp_path: Path):
@@ -128,6 +126,21 @@ def test_npz_holds_chains_of_entries(tmp_path: Path):
     ca = {"ca_centi_angstrom": np.zeros((17, 3), np.int16)}
     both = write_npz(tmp_path / "b.npz", [("1abc:A", LETTERS, x), ("2xyz:0", LETTERS[:5], x[:5])], **ca)
     assert read_npz(both, ChainAtoms.CA)[0].positions.shape == (12, 1, 3)
+
+
+def test_traces_are_left_out_of_backbones_with_a_line(tmp_path: Path):
+    """Control: for C-alphas they are read."""
+    path = tmp_path / "traces.npz"
+    write_npz(path, [("1abc:A", LETTERS, helix(12))])
+    with np.load(path) as arrays:
+        kept = {name: arrays[name] for name in ("ptr", "seq", "name")}
+        np.savez(path, **kept, ca_centi_angstrom=arrays["xyz_centi_angstrom"][:, 1])
+    found = read(path)
+    assert found.faults == ["traces.npz: its 1 chains have C-alphas alone, and 'atoms' is backbone"]
+    assert found.chains == []
+    found = read(path, ChainAtoms.CA)
+    assert [len(chain) for chain in found.chains] == [12]
+    assert found.faults == []
 
 
 @pytest.mark.parametrize(
