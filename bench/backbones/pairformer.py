@@ -12,10 +12,10 @@ they are, in the frame of the coordinates. Tokens are real atoms only; attention
 gives bond graphs or chains, embeddings of the atoms are added to the tokens, and those of bond and topological
 distance, or of the separation along the chain, to the logits of attention, for each block and head.
 
-Two options follow Proteina (Geffner et al., 2025). `qk_norm` normalises q_i and k_j over the channels of each head,
-with learned scales and shifts (Dehghani et al., 2023); it bounds the part of the logits that does not come from pairs.
-`n_registers` adds learned tokens without a position to each molecule (Darcet et al., 2024): all tokens attend to all, a
-pair with a register has no bias and no values p, and registers are dropped before the output.
+Two options; Proteina (Geffner et al., 2025) has the like of both. `qk_norm` normalises q_i and k_j over the channels of
+each head, with learned scales and shifts (Dehghani et al., 2023); it bounds the part of the logits that does not come
+from pairs. `n_registers` adds learned tokens without a position to each molecule (Darcet et al., 2024): all tokens
+attend to all, a pair with a register has no bias and no values p, and registers are dropped before the output.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ N_CA_C, CA_C_N, C_N_CA = 111.0, 117.2, 121.7
 OMEGA, OMEGA_SPREAD = 180.0, 3.0
 
 HELIX, HELIX_SPREAD = (-62.0, -43.0), 3.0
-STRAND, STRAND_COMMON, STRAND_SPREAD = (-125.0, 135.0), 12.0, 4.0  # a shift common to a strand, then one per residue
+STRAND, STRAND_COMMON, STRAND_SPREAD = (-125.0, 135.0), 12.0, 4.0  # a shift common to both strands, one per residue
 TURN, TURN_SPREAD = ((50.0, 60.0), (90.0, 38.0)), 15.0  # the two inner residues of a turn, near type I'
 # dihedral angles of the residues of a loop: helical, extended, polyproline, left-handed, equally likely
 LOOP, LOOP_SPREAD = ((-65.0, -40.0), (-120.0, 130.0), (-70.0, 145.0), (57.0, 42.0)), 12.0

@@ -3,9 +3,10 @@
 .npz    chains by pointer: `ptr` [M + 1]; `xyz_centi_angstrom` [A, 4, 3] (N, CA, C, O) or `ca_centi_angstrom` [A, 3],
         integers; `seq` [A], letters as bytes; `name` [M], ENTRY:CHAIN.
 .pdb .ent .cif .mmcif, also .gz
-        of the first model, the polymers of L-amino acids. Of alternate locations the likeliest is kept. A residue
-        breaks its chain if it lacks an atom, if its occupancy is below one half, or if it is a D-amino acid; so does a
-        distance of two C-alphas that no peptide bond has.
+        of the first model, the polymers of L-amino acids. Of alternate locations, and of point mutations, the likeliest
+        is kept. A residue breaks its chain if it lacks an atom, if its occupancy is below one half, all locations
+        together, or if it is a D-amino acid; so does a distance of two C-alphas that no peptide bond has. In an entry
+        whose occupancies are all 0 none is given, and all residues count as present.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from bench.records import inputs
 from bench.records.inputs import one_line
 from bench.structures.chains import UNKNOWN, Chain, ChainAtoms
+from bench.structures.dataset import grouped
 from bench.structures.elements import FileError
 
 COORDINATES = (".pdb", ".ent", ".cif", ".mmcif")
@@ -30,6 +32,7 @@ PDB = (".pdb", ".ent")
 MAX_BYTES = 1 << 29
 COORDINATE_COLUMNS = (30, 38, 46)
 LEAST_OCCUPANCY = 0.5
+DECIMALS = 3  # of occupancies, which are single precision: 0.45 + 0.05 falls short of a half
 BONDED = (2.5, 4.4)  # angstrom, C-alphas of neighbours: 2.9 around a cis peptide bond, 3.8 around a trans one
 CENTI_ANGSTROM = 0.01
 PRINTABLE = 128  # letters are ASCII
@@ -38,8 +41,8 @@ PRINTABLE = 128  # letters are ASCII
 class Flaw(StrEnum):
     """What makes residues of an entry unusable, or needs a choice."""
 
-    ALTERNATE = "residues have alternate locations, of which the likeliest is kept"
-    OCCUPANCY = "residues have an occupancy below one half and break their chain"
+    ALTERNATE = "residues have alternate locations or amino acids, of which the likeliest is kept"
+    OCCUPANCY = "residues have an occupancy below one half, all locations together, and break their chain"
     INCOMPLETE = "residues lack a backbone atom and break their chain"
     D_AMINO_ACID = "residues are D-amino acids and break their chain"
     GAP = "neighbours are farther apart, or closer, than a peptide bond allows, and the chain is broken there"
@@ -62,8 +65,13 @@ class Found:
 
 def kind(path: Path) -> str:
     """Suffix that decides how a file is read, in lower case, without that of compression; '' for other files."""
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    return suffix if suffix in COORDINATES or path.name.lower().endswith(".npz") else ""
+    suffix = _unpacked(path).suffix.lower()
+    return suffix if suffix in COORDINATES or path.suffix.lower() == ".npz" else ""
+
+
+def _unpacked(path: Path) -> Path:
+    """The path without the suffix of compression."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 def read_files(paths: Sequence[Path], atoms: ChainAtoms) -> Found:
@@ -74,11 +82,11 @@ def read_files(paths: Sequence[Path], atoms: ChainAtoms) -> Found:
     """
     found = Found()
     for path in paths:
-        if kind(path) == ".npz":
-            found.chains += read_npz(path, atoms)
-            continue
         try:
-            chains, flaws = read_entry(path, atoms)
+            if kind(path) == ".npz":
+                chains, flaws = read_npz(path, atoms), Counter[Flaw]()
+            else:
+                chains, flaws = read_entry(path, atoms)
         except EntryError as error:
             found.faults.append(f"{path.name}: {error}")
             continue
@@ -88,13 +96,18 @@ def read_files(paths: Sequence[Path], atoms: ChainAtoms) -> Found:
     return found
 
 
+class EntryError(ValueError):
+    """A file that cannot be used; the message says why."""
+
+
 # ---------------------------------------------------------------------- npz
 
 
 def read_npz(path: Path, atoms: ChainAtoms) -> list[Chain]:
-    """Chains of an npz file; none from a file of C-alpha traces where N, C-alpha and C are wanted.
+    """Chains of an npz file.
 
     Raises:
+        EntryError: N, C-alpha and C are wanted, and it holds C-alphas alone.
         FileError: it is missing or damaged, lacks an array, or has arrays that do not fit one another.
     """
     try:
@@ -122,7 +135,7 @@ def read_npz(path: Path, atoms: ChainAtoms) -> list[Chain]:
     elif atoms is ChainAtoms.CA and trace is not None:
         x = trace[:, None]
     else:
-        return []
+        raise EntryError(f"its {grouped(len(names))} chains have C-alphas alone, and 'atoms' is {atoms}")
     text, bounds = letters.tobytes().decode("ascii"), ptr.astype(np.int64).tolist()
     return [
         Chain(str(name).rpartition(":")[0] or str(name), text[start:stop], x[start:stop] * CENTI_ANGSTROM)
@@ -133,20 +146,16 @@ def read_npz(path: Path, atoms: ChainAtoms) -> list[Chain]:
 # ---------------------------------------------------------------------- PDB and mmCIF
 
 
-class EntryError(ValueError):
-    """A file that cannot be used; the message says why."""
-
-
 def entry_of(path: Path) -> str:
     """Name of the entry of a file: what comes before the suffix."""
-    return Path(path.name.removesuffix(".gz")).stem
+    return _unpacked(path).stem
 
 
 def read_entry(path: Path, atoms: ChainAtoms) -> tuple[list[Chain], Counter[Flaw]]:
     """Chains of a PDB or mmCIF file, and its flaws.
 
     Raises:
-        EntryError: it cannot be parsed, or holds no peptide chain.
+        EntryError: it cannot be parsed, or has no residue of a peptide chain that can be used.
         FileError: gemmi is not installed.
     """
     try:
@@ -163,6 +172,7 @@ def read_entry(path: Path, atoms: ChainAtoms) -> tuple[list[Chain], Counter[Flaw
         raise
     except Exception as error:  # gzip, zlib and gemmi raise whatever they meet
         raise EntryError(f"it cannot be parsed ({one_line(error)})") from error
+    _fill_occupancies(structure)
     flaws: Counter[Flaw] = Counter()
     chains = [
         Chain(entry_of(path), "".join(letter for letter, _ in part), np.stack([x for _, x in part]))
@@ -170,7 +180,8 @@ def read_entry(path: Path, atoms: ChainAtoms) -> tuple[list[Chain], Counter[Flaw
         for part in _stretches(gemmi, polymer, atoms, flaws)
     ]
     if not chains:
-        raise EntryError("it has no residue of a peptide chain with the atoms wanted")
+        counts = "".join(f"; {grouped(flaws[flaw])} {flaw}" for flaw in Flaw if flaws[flaw])
+        raise EntryError(f"it has no residue of a peptide chain that can be used{counts}")
     return chains, flaws
 
 
@@ -191,6 +202,13 @@ def _contents(path: Path) -> bytes:
     return content
 
 
+def _fill_occupancies(structure: Any) -> None:
+    """Sets the occupancies of the first model to 1 if all are 0: some programs write 0.00, and a blank is read as 0."""
+    if len(structure) and not any(found.atom.occ for found in structure[0].all()):
+        for found in structure[0].all():
+            found.atom.occ = 1.0
+
+
 def _polymers(gemmi: Any, structure: Any) -> Iterator[Any]:
     """Peptides of the first model."""
     for chain in structure[0] if len(structure) else ():
@@ -205,44 +223,49 @@ def _stretches(
     """Letters and positions [K, 3] of residues that follow one another."""
     part: list[tuple[str, np.ndarray]] = []
     alpha = atoms.names.index("CA")
-    # of residues that differ between conformers in their amino acid, the first
-    for residue in polymer.first_conformer():
-        x = _positions(gemmi, residue, atoms, flaws)
-        if x is not None and part and not BONDED[0] < np.linalg.norm(x[alpha] - part[-1][1][alpha]) < BONDED[1]:
+    for group in polymer.residue_groups():
+        residue = _residue(gemmi, group, atoms, flaws)
+        if part and residue and not BONDED[0] < np.linalg.norm(residue[1][alpha] - part[-1][1][alpha]) < BONDED[1]:
             flaws[Flaw.GAP] += 1
             yield part
             part = []
-        if x is None:
-            if part:
-                yield part
+        if residue:
+            part.append(residue)
+        elif part:
+            yield part
             part = []
-        else:
-            letter = gemmi.find_tabulated_residue(residue.name).one_letter_code.upper().strip()
-            part.append((letter or UNKNOWN, x))
     if part:
         yield part
 
 
-def _positions(gemmi: Any, residue: Any, atoms: ChainAtoms, flaws: Counter[Flaw]) -> np.ndarray | None:
-    """Positions of a residue's atoms [K, 3], of the likeliest location; None where it cannot be used."""
-    if gemmi.find_tabulated_residue(residue.name).kind == gemmi.ResidueKind.AAD:
+def _residue(gemmi: Any, group: Any, atoms: ChainAtoms, flaws: Counter[Flaw]) -> tuple[str, np.ndarray] | None:
+    """Letter and positions [K, 3] of the likeliest conformer at one place of a chain; None where it cannot be used.
+
+    The group has one residue for each amino acid that was seen at this place; a residue has one conformer for each
+    label of its alternate locations, or a single one. Atoms without a label belong to all of its conformers.
+    """
+    conformers = []
+    present: Counter[str] = Counter()
+    for residue in group:
+        # C-alpha and calcium have one name and differ in their element
+        mine = [a for a in residue if a.name in atoms.names and a.element.name in ("N", "C")]
+        for atom in mine:
+            present[atom.name] += atom.occ
+        for label in sorted({a.altloc for a in mine if a.has_altloc()}) or [None]:
+            chosen = {a.name: a for a in mine if not a.has_altloc() or a.altloc == label}
+            conformers.append((residue.name, chosen))
+    if len(conformers) > 1:
+        flaws[Flaw.ALTERNATE] += 1
+    name, chosen = max(conformers, key=lambda conformer: sum(atom.occ for atom in conformer[1].values()))
+    amino_acid = gemmi.find_tabulated_residue(name)
+    if amino_acid.kind == gemmi.ResidueKind.AAD:
         flaws[Flaw.D_AMINO_ACID] += 1
         return None
-    # C-alpha and calcium have one name and differ in their element
-    mine = [a for a in residue if a.name in atoms.names and a.element.name in ("N", "C")]
-    weight: Counter[str] = Counter()
-    for atom in mine:
-        if atom.has_altloc():
-            weight[atom.altloc] += atom.occ
-    if weight:
-        flaws[Flaw.ALTERNATE] += 1
-    label = max(sorted(weight), key=weight.__getitem__) if weight else None
-    chosen = {a.name: a for a in mine if not a.has_altloc() or a.altloc == label}
-    x = np.array([[*chosen[name].pos] if name in chosen else [np.nan] * 3 for name in atoms.names])
+    x = np.array([[*chosen[wanted].pos] if wanted in chosen else [np.nan] * 3 for wanted in atoms.names])
     if not np.isfinite(x).all():
         flaws[Flaw.INCOMPLETE] += 1
         return None
-    if min(atom.occ for atom in chosen.values()) < LEAST_OCCUPANCY:
+    if round(min(present.values()), DECIMALS) < LEAST_OCCUPANCY:
         flaws[Flaw.OCCUPANCY] += 1
         return None
-    return x
+    return amino_acid.one_letter_code.upper().strip() or UNKNOWN, x

@@ -39,25 +39,61 @@ def test_a_clean_entry_comes_back(tmp_path: Path, suffix: str):
 
 
 def test_only_known_suffixes_are_read():
-    assert [kind(Path(name)) for name in ("a.PDB", "a.cif.gz", "a.npz", "a.txt", "a.gz")] == [
-        *(".pdb", ".cif", ".npz"),
-        *("", ""),
+    given = ("a.PDB", "a.cif.gz", "A.PDB.GZ", "a.NPZ", "a.txt", "a.gz", "a.npz.gz")
+    assert [kind(Path(name)) for name in given] == [".pdb", ".cif", ".pdb", ".npz", "", "", ""]
+    assert [entry_of(Path(name)) for name in ("1abc.pdb.gz", "1ABC.PDB.GZ", "1abc.pdb")] == ["1abc", "1ABC", "1abc"]
+
+
+def lines_with_conformers(x: np.ndarray, conformers: list[tuple[str, str, float]]) -> list[str]:
+    """Lines of a chain whose sixth residue has these conformers (label, residue, occupancy), each 0.5 angstrom on."""
+    lines = lines_of(x, LETTERS)
+    lines[15:18] = [
+        atom_line(1, name, residue, 6, x[5, k] + 0.5 * step, alt=label, occ=occupancy)
+        for step, (label, residue, occupancy) in enumerate(conformers)
+        for k, name in enumerate(("N", "CA", "C"))
     ]
-    assert entry_of(Path("1abc.pdb.gz")) == "1abc"
+    return lines
 
 
-def test_of_alternate_locations_the_likeliest_is_kept_and_counted(tmp_path: Path):
-    x, lines = helix(12), []
-    for i, letter in enumerate(LETTERS):
-        for k, name in enumerate(("N", "CA", "C")):
-            if i != 5:
-                lines.append(atom_line(1, name, THREE[letter], i + 1, x[i, k]))
-                continue
-            lines.append(atom_line(1, name, THREE[letter], i + 1, x[i, k] + 0.5, alt="A", occ=0.4))
-            lines.append(atom_line(1, name, THREE[letter], i + 1, x[i, k], alt="B", occ=0.6))
-    found = read(write_pdb(tmp_path / "1alt.pdb", lines))
+@pytest.mark.parametrize(
+    ("conformers", "kept"),
+    [
+        ([("A", "SER", 0.4), ("B", "SER", 0.6)], 1),
+        ([("A", "SER", 0.25), ("B", "SER", 0.4), ("C", "SER", 0.35)], 1),
+        ([("A", "SER", 0.3), ("B", "THR", 0.7)], 1),
+        ([("A", "SER", 0.4), ("B", "THR", 0.3), ("C", "THR", 0.3)], 0),
+        ([("A", "SER", 0.45), ("B", "SER", 0.05)], 0),
+    ],
+)
+def test_of_conformers_the_likeliest_is_kept_and_counted(tmp_path: Path, conformers: list, kept: int):
+    """A residue is present if all of its conformers together are. Control: the next test."""
+    x = helix(12)
+    found = read(write_pdb(tmp_path / "1alt.pdb", lines_with_conformers(x, conformers)))
     assert found.flaws == {"1alt": {Flaw.ALTERNATE: 1}}
-    assert np.abs(found.chains[0].positions - x).max() < 1e-3  # and not 0.5 off, as the other location
+    (chain,) = found.chains
+    letter = {"SER": "S", "THR": "T"}[conformers[kept][1]]
+    assert chain.sequence == LETTERS[:5] + letter + LETTERS[6:]
+    x[5] += 0.5 * kept
+    assert np.abs(chain.positions - x).max() < 1e-3
+
+
+def test_conformers_that_are_rare_together_break_the_chain(tmp_path: Path):
+    lines = lines_with_conformers(helix(12), [("A", "SER", 0.3), ("B", "THR", 0.19)])
+    found = read(write_pdb(tmp_path / "1rare.pdb", lines))
+    assert found.flaws == {"1rare": {Flaw.ALTERNATE: 1, Flaw.OCCUPANCY: 1}}
+    assert [chain.sequence for chain in found.chains] == [LETTERS[:5], LETTERS[6:]]
+
+
+@pytest.mark.parametrize("written", ["  0.00", "      "])
+def test_occupancies_that_are_all_zero_are_none_given(tmp_path: Path, written: str):
+    """Control: with 0.10 everywhere no residue is present, and the reason is the occupancy."""
+    lines = lines_of(helix(12), LETTERS)
+    found = read(write_pdb(tmp_path / "model.pdb", [line.replace("  1.00", written) for line in lines]))
+    assert (found.faults, found.flaws) == ([], {})
+    assert [chain.sequence for chain in found.chains] == [LETTERS]
+    found = read(write_pdb(tmp_path / "model.pdb", [line.replace("  1.00", "  0.10") for line in lines]))
+    said = f"model.pdb: it has no residue of a peptide chain that can be used; 12 {Flaw.OCCUPANCY}"
+    assert (found.faults, found.chains) == ([said], [])
 
 
 @pytest.mark.parametrize("flaw", [Flaw.OCCUPANCY, Flaw.INCOMPLETE, Flaw.D_AMINO_ACID, Flaw.GAP])
@@ -67,7 +103,7 @@ def test_a_flaw_breaks_the_chain_and_is_counted_under_the_entry(tmp_path: Path, 
         x[6:] += [0, 0, 30]
     lines = lines_of(x, LETTERS)
     if flaw is Flaw.OCCUPANCY:
-        lines[16] = lines[16].replace("  1.00", "  0.30")
+        lines[16] = lines[16].replace("  1.00", "  0.00")
     if flaw is Flaw.INCOMPLETE:
         del lines[16]
     if flaw is Flaw.D_AMINO_ACID:
@@ -128,6 +164,21 @@ def test_npz_holds_chains_of_entries(tmp_path: Path):
     ca = {"ca_centi_angstrom": np.zeros((17, 3), np.int16)}
     both = write_npz(tmp_path / "b.npz", [("1abc:A", LETTERS, x), ("2xyz:0", LETTERS[:5], x[:5])], **ca)
     assert read_npz(both, ChainAtoms.CA)[0].positions.shape == (12, 1, 3)
+
+
+def test_traces_are_left_out_of_backbones_with_a_line(tmp_path: Path):
+    """Control: for C-alphas they are read."""
+    path = tmp_path / "traces.npz"
+    write_npz(path, [("1abc:A", LETTERS, helix(12))])
+    with np.load(path) as arrays:
+        kept = {name: arrays[name] for name in ("ptr", "seq", "name")}
+        np.savez(path, **kept, ca_centi_angstrom=arrays["xyz_centi_angstrom"][:, 1])
+    found = read(path)
+    assert found.faults == ["traces.npz: its 1 chains have C-alphas alone, and 'atoms' is backbone"]
+    assert found.chains == []
+    found = read(path, ChainAtoms.CA)
+    assert [len(chain) for chain in found.chains] == [12]
+    assert found.faults == []
 
 
 @pytest.mark.parametrize(
