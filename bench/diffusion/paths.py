@@ -101,13 +101,21 @@ class TablePath(Path):
         gamma: -log_snr = log(sigma^2 / alpha^2) of each level, strictly increasing.
         n_levels: T, in which t = i / T.
         last: index of the noisiest level.
+        start: index of the level at which sampling in fewer steps than `last` starts.
+
+    Args:
+        jump: the step to the last level is a jump, after which next to nothing of the data is left. The reverse step
+            multiplies by 1 / alpha_{t|s}, and so do a network's errors: by 100 on the published cosine path, by 500
+            where a step also spans four levels more. Fewer steps start before the jump, where with 1000 levels alpha is
+            1.6e-3.
     """
 
     gamma: Tensor
 
-    def __init__(self, gamma: np.ndarray, n_levels: int) -> None:
+    def __init__(self, gamma: np.ndarray, n_levels: int, jump: bool = False) -> None:
         super().__init__()
         self.n_levels, self.last = n_levels, len(gamma) - 1
+        self.start = self.last - jump
         # kept out of checkpoints: it follows from the configuration
         self.register_buffer("gamma", torch.from_numpy(gamma), persistent=False)
 
@@ -130,7 +138,8 @@ class TablePath(Path):
         return self.at(i.clamp(max=self.last), dtype)
 
     def grid(self, n_steps: int, device: torch.device | str) -> Int[Tensor, "S_plus_1"]:
-        return torch.tensor(time_grid(self.last, n_steps), device=device)
+        first = self.start if 1 <= n_steps < self.last else self.last
+        return torch.tensor(time_grid(first, n_steps), device=device)
 
 
 class VariancePreserving(TablePath):
@@ -187,6 +196,7 @@ class ByPart(TablePath):
     def __init__(self, main: TablePath, own: Mapping[str, TablePath]) -> None:
         super().__init__(main.gamma.numpy(), main.n_levels)
         self.main, self.own, self.prior_sigma = main, nn.ModuleDict(own), main.prior_sigma
+        self.start = min(path.start for path in (main, *own.values()))
 
     def of(self, part: str) -> TablePath:
         path = self.own[part] if part in self.own else self.main  # noqa: SIM401 - a ModuleDict has no get
@@ -333,7 +343,7 @@ def make_path(
     if name is PathName.VARIANCE_EXPLODING:
         return VarianceExploding(geometric_sigma(n_levels), n_levels)
     if name is PathName.COSINE:
-        return VariancePreserving(cosine(n_levels), n_levels)
+        return VariancePreserving(cosine(n_levels), n_levels, jump=True)
     if name is PathName.LINEAR_SIGMA:
         return VariancePreserving(linear_sigma(n_levels), n_levels)
     if name is PathName.POLYNOMIAL:

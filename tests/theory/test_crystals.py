@@ -400,3 +400,28 @@ def test_cells_of_gaussian_data_are_sampled_by_the_cosine_path():
 
     assert spread(0.7) == (pytest.approx(mean, abs=0.05), pytest.approx(0.7, rel=0.05))
     assert spread(1.0)[1] != pytest.approx(0.7, rel=0.05)
+
+
+@pytest.mark.parametrize("n_steps", [50, 200])
+def test_few_steps_start_before_the_jump_of_the_cosine_path(n_steps):
+    """Cells of N(4, 0.5^2) by their optimal denoiser, 1 % wrong and bounded as a network's output is, keep their law;
+    control: a grid that steps over the jump. All levels, as published, and other paths start at the last one."""
+    of, n = process(), 1000
+
+    def spread() -> float:
+        def predict(z: State, level: Level) -> State:
+            cell = level.of("cell")
+            alpha, sigma = cell.alpha[:, None], cell.sigma[:, None]
+            noise = 1.01 * sigma * (z.cell - alpha * 4) / (alpha**2 * 0.5**2 + sigma**2)
+            return z.replace(frac=torch.zeros_like(z.frac), cell=noise.clamp(-4, 4))
+
+        return float(sample(of, predict, Layout([1] * n), n_steps, generator(7)).cell.std())
+
+    assert isinstance(of.path, ByPart)
+    assert spread() == pytest.approx(0.5, rel=0.1)
+    assert of.path.grid(999, "cpu").tolist() == list(range(999, -1, -1))
+    assert of.path.grid(n_steps, "cpu")[0] == of.path.start == 998
+    of.path.start = of.path.last
+    assert spread() > 50
+    plain = Process(Spaces({"x": Centred(3)}), DiffusionConfig(n_levels=1000))
+    assert plain.path.grid(n_steps, "cpu")[0] == 1000
