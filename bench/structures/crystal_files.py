@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".cif", ".csv", ".npz")
-VERSION = 2  # of the reader: what the cache holds of another one is not read
+VERSION = 3  # of the reader: what the cache holds of another one is not read
 FORMULAE = ("formula", "pretty_formula")
 OPTIONAL = ("material_id", "formula", "spacegroup", "props", "prop_names")  # arrays of npz files
 MAX_FIELD = 1 << 24  # characters of a csv field
@@ -219,11 +219,16 @@ def reduced(structure: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nuclear charges [n], lengths and angles [6] and fractions [n, 3] of a crystal's Niggli cell.
 
     Raises:
-        FaultyEntryError: partial occupancies or disorder, or elements beyond curium.
+        FaultyEntryError: partial occupancies or disorder, sites of no element, or elements beyond curium.
     """
+    from pymatgen.core import DummySpecies  # pyright: ignore[reportMissingImports] - optional
+
     if not structure.is_ordered:
         site = next(site for site in structure if not site.is_ordered)
         raise FaultyEntryError(f"partial occupancy or disorder: a site of {truncate(site.species_string, 40)}")
+    dummy = next((site for site in structure if isinstance(site.specie, DummySpecies)), None)
+    if dummy is not None:  # pymatgen gives it a number that differs by process
+        raise FaultyEntryError(f"a site of {truncate(dummy.species_string, 40)}, which is no element")
     numbers = np.array([int(site.specie.Z) for site in structure])
     if numbers.max() > MAX_NUMBER:
         raise FaultyEntryError(f"element {int(numbers.max())}, expected 1 to {MAX_NUMBER} (H to Cm)")

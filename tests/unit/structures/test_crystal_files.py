@@ -51,8 +51,9 @@ def test_cif_files_are_read_in_order_and_named(tmp_path: Path):
         ("no cif at all", "no CIF that pymatgen can read"),
         (cif().replace("_cell_length_a", "_length"), "no CIF that pymatgen can read"),
         (cif(symbols=["Es", "Ti", "O", "O", "O"]), "element 99, expected 1 to 96"),
+        (cif(symbols=["X", "Ti", "O", "O", "O"]), "which is no element"),
     ],
-    ids=["occupancy", "text", "no length", "element"],
+    ids=["occupancy", "text", "no length", "element", "dummy"],
 )
 def test_what_is_no_ordered_crystal_is_a_named_fault(text: str, reason: str, tmp_path: Path):
     """Control: the good file beside it is read."""

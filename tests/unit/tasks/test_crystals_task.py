@@ -14,6 +14,7 @@ from support import randomise, structures
 from bench.config.run import RunConfig, build
 from bench.diffusion.paths import PathName
 from bench.diffusion.process import DiffusionConfig
+from bench.launch.plan import measure
 from bench.records.measured import values_of
 from bench.records.store import RunFolder, read_json
 from bench.registry import tasks
@@ -21,6 +22,7 @@ from bench.run.batches import load_data
 from bench.run.execute import execute
 from bench.run.model import Model
 from bench.run.sample import in_order, sample_prompt
+from bench.run.timing import time_steps
 from bench.structures.dataset import DataSet, Facts
 from bench.structures.prompts import HASHED, Described, described
 from bench.structures.structures import Structures
@@ -77,6 +79,16 @@ def test_molecules_are_refused_with_a_line():
     for option in ("cell_weight", "corrector_step"):
         with pytest.raises(ValueError, match=rf"task\.{option}"):
             task(**{option: 0.0})
+
+
+def test_plans_are_measured_on_crystals():
+    """Sites are counted by the layout; control: positions, by which they were counted, are no part of a state."""
+    cfg = page()
+    sizes = load_data(cfg).facts.sizes
+    assert 8 * min(sizes) <= time_steps(cfg, 1)["atoms"] <= 8 * max(sizes)  # a batch
+    assert measure(cfg).keys() >= {"step_seconds", "sample_seconds", "measure_seconds"}
+    with pytest.raises(AttributeError, match="has no part 'x'"):
+        _ = task().encode(examples()).x
 
 
 def test_the_cell_weighs_as_published_unless_told():
