@@ -44,7 +44,7 @@ class DrugsStandInConfig:
     dir: str | None = None  # folder with the two files; null: `CONFORMERS_DIR`
     seed: int = 0  # of the split
     valid_fraction: float = 0.1  # of the molecules
-    test_fraction: float = 0.1
+    test_fraction: float = 0.1  # of the molecules
     max_atoms: int | None = 100
     n_train: int | None = None
 
