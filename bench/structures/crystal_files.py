@@ -9,8 +9,8 @@
 
 All go through pymatgen: cells are Niggli-reduced and put into the standard orientation, as in CDVAE and DiffCSP. A
 reduction takes milliseconds, the parsing of CIF text more, so that what was read is kept in the cache, under the
-content of its files. An entry with partial occupancies or disorder, of elements beyond curium, or that cannot be read
-is a fault.
+content of its files. An entry with partial occupancies or disorder, of elements beyond curium, whose sites are not its
+formula, or that cannot be read is a fault. Bytes that are not UTF-8, mostly of authors' names, do not matter.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import csv
 import hashlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,9 +44,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SUFFIXES = (".cif", ".csv", ".npz")
-VERSION = 3  # of the reader: what the cache holds of another one is not read
+VERSION = 4  # of the reader: what the cache holds of another one is not read
 FORMULAE = ("formula", "pretty_formula")
 OPTIONAL = ("material_id", "formula", "spacegroup", "props", "prop_names")  # arrays of npz files
+UNKNOWN = ("", "?", ".")  # values of CIF that say nothing
 MAX_FIELD = 1 << 24  # characters of a csv field
 
 
@@ -106,23 +108,19 @@ def _entries(path: Path, content: bytes) -> Iterator[Named]:
     read = {".cif": _cif, ".csv": _csv, ".npz": _npz}[path.suffix.lower()]
     try:
         yield from read(path, content)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise FileError(f"{path}: {one_line(error)}") from error
 
 
 def _cif(path: Path, content: bytes) -> Iterator[Named]:
-    try:
-        blocks = parsed(content.decode())
-    except FaultyEntryError as fault:
-        yield path.name, fault, {}
-        return
-    for k, structure in enumerate(blocks):
-        yield (path.name if len(blocks) == 1 else f"{path.name} block {k + 1}"), structure, {}
+    blocks = parsed(content.decode(errors="replace"))
+    for k, block in enumerate(blocks):
+        yield (path.name if len(blocks) == 1 else f"{path.name} block {k + 1}"), block, {}
 
 
 def _csv(path: Path, content: bytes) -> Iterator[Named]:
     csv.field_size_limit(MAX_FIELD)
-    rows = csv.DictReader(io.StringIO(content.decode(), newline=""))
+    rows = csv.DictReader(io.StringIO(content.decode(errors="replace"), newline=""))
     if "cif" not in (rows.fieldnames or ()):
         columns = truncate(", ".join(rows.fieldnames or ()))
         raise FileError(f"{path}: its columns are {columns}; expected one called cif, with CIF text")
@@ -132,7 +130,9 @@ def _csv(path: Path, content: bytes) -> Iterator[Named]:
         try:
             blocks = parsed(row["cif"] or "")
             if len(blocks) != 1:
-                raise FaultyEntryError(f"its CIF has {len(blocks)} data blocks, expected one")
+                raise FaultyEntryError(f"its CIF has {len(blocks)} data blocks with sites, expected one")
+            if isinstance(blocks[0], FaultyEntryError):
+                raise blocks[0]
             _check_formula(blocks[0], formula)
         except FaultyEntryError as fault:
             yield name, fault, {}
@@ -191,27 +191,47 @@ def _columns(path: Path, arrays: Mapping[str, np.ndarray], n: int) -> dict[str, 
     return {name: props[:, k] for k, name in enumerate(names) if name in SENTENCES} | {"space_group": groups}
 
 
-def parsed(text: str) -> list[Structure]:
-    """Crystals of CIF text, their cells as written.
+def parsed(text: str) -> list[Structure | FaultyEntryError]:
+    """Crystals of CIF text, their cells as written: one for each data block that has sites, a fault where it is none.
 
-    Raises:
-        FaultyEntryError: it is no CIF, or a site has an occupancy above 1.
+    Text without such a block is one fault.
     """
+    blocks = [block for block in re.split(r"^\s*(?=data_)", text, flags=re.MULTILINE) if "_atom_site_" in block]
+    return [_parsed_block(block) for block in blocks] or [FaultyEntryError("no CIF that pymatgen can read: no sites")]
+
+
+def _parsed_block(text: str) -> Structure | FaultyEntryError:
     from pymatgen.io.cif import CifParser  # pyright: ignore[reportMissingImports] - optional
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return CifParser.from_str(text).parse_structures(primitive=False)
+            parser = CifParser.from_str(text)
+            (structure,) = parser.parse_structures(primitive=False, on_error="raise")
+            (items,) = parser.as_dict().values()
         except Exception as error:  # pymatgen raises whatever its parts do
-            raise FaultyEntryError(f"no CIF that pymatgen can read: {one_line(error, 80)}") from error
+            return FaultyEntryError(f"no CIF that pymatgen can read: {one_line(error, 80)}")
+    formula = str(items.get("_chemical_formula_sum", "?"))
+    if formula in UNKNOWN or not structure.is_ordered:  # disorder is a fault of its own
+        return structure
+    try:  # pymatgen leaves out sites without occupancy, and reads a vacancy, `Vac`, as vanadium
+        _check_formula(structure, formula)
+    except FaultyEntryError as fault:
+        return fault
+    return structure
 
 
 def _check_formula(structure: Structure, formula: str) -> None:
     from pymatgen.core import Composition  # pyright: ignore[reportMissingImports] - optional
 
+    if not formula:
+        return
     found = structure.composition.reduced_formula
-    if formula and Composition(formula).reduced_formula != found:
+    try:
+        expected = Composition(formula).reduced_formula
+    except ValueError as error:
+        raise FaultyEntryError(f"its formula, {truncate(formula, 40)}, cannot be read") from error
+    if expected != found:
         raise FaultyEntryError(f"its formula is {truncate(formula, 40)}, that of its sites {found}")
 
 

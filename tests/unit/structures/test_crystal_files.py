@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,11 @@ def test_cif_files_are_read_in_order_and_named(tmp_path: Path):
     assert sorted(found.structures[0][0].tolist()) == [8, 8, 8, 22, 38]
 
 
+def with_sum(formula: str, **options: Any) -> str:
+    """CIF text that states its formula."""
+    return cif(**options).replace("loop_", f"_chemical_formula_sum '{formula}'\nloop_", 1)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -52,8 +58,12 @@ def test_cif_files_are_read_in_order_and_named(tmp_path: Path):
         (cif().replace("_cell_length_a", "_length"), "no CIF that pymatgen can read"),
         (cif(symbols=["Es", "Ti", "O", "O", "O"]), "element 99, expected 1 to 96"),
         (cif(symbols=["X", "Ti", "O", "O", "O"]), "which is no element"),
+        (with_sum("H2 Sr Ti O3"), "formula is H2 Sr Ti O3, that of its sites SrTiO3"),
+        (with_sum("Ti O3", symbols=["Vac", "Ti", "O", "O", "O"]), "that of its sites TiVO3"),
+        (with_sum("Sr Ti O3", occupancy="0"), "that of its sites TiO3"),
+        (with_sum("Sr-Ti"), "its formula, Sr-Ti, cannot be read"),
     ],
-    ids=["occupancy", "text", "no length", "element", "dummy"],
+    ids=["occupancy", "text", "no length", "element", "dummy", "no H", "vacancy", "no occupancy", "no formula"],
 )
 def test_what_is_no_ordered_crystal_is_a_named_fault(text: str, reason: str, tmp_path: Path):
     """Control: the good file beside it is read."""
@@ -62,6 +72,30 @@ def test_what_is_no_ordered_crystal_is_a_named_fault(text: str, reason: str, tmp
     assert found.faults[0].startswith("bad.cif")
     assert reason in found.faults[0]
     assert found.names == ["good.cif"]
+
+
+def test_each_block_of_a_cif_stands_for_itself(tmp_path: Path):
+    """A bad one is a fault, its neighbours are read, those of one name too; control: a block without sites is none."""
+    bad = cif("bad").replace("_cell_length_a", "_length")
+    text = "data_global\n_journal_year 2026\n" + with_sum("?") + bad + with_sum("O3 Sr Ti", a=4.2)
+    found = read_entries([written(tmp_path / "a.cif", text)])
+    assert found.names == ["a.cif block 1", "a.cif block 3"]
+    assert np.allclose(volumes(found.structures.cells), [3.9**3, 4.2**3])  # type: ignore[arg-type]
+    assert len(found.faults) == 1
+    assert found.faults[0].startswith("a.cif block 2: no CIF that pymatgen can read")
+
+
+def test_bytes_that_are_no_utf_8_stop_nothing(tmp_path: Path):
+    """Of an author's name they do not matter; control: of a formula they make a fault, of that entry alone."""
+    latin = "_publ_author_name 'J\xf6rg'\nloop_"
+    (tmp_path / "a.cif").write_bytes(cif().replace("loop_", latin, 1).encode("latin-1"))
+    assert read_entries([tmp_path / "a.cif"]).names == ["a.cif"]
+    rows = f'material_id,formula,cif\n1,SrTiO\xf6,"{cif()}"\n2,nan,"{cif()}"\n3,SrTiO3,"{cif()}"\n'
+    (tmp_path / "a.csv").write_bytes(rows.encode("latin-1"))
+    found = read_entries([tmp_path / "a.csv"])
+    assert found.names == ["a.csv 3"]
+    assert [fault.split(":")[0] for fault in found.faults] == ["a.csv 1", "a.csv 2"]
+    assert "its formula, nan, cannot be read" in found.faults[1]
 
 
 def test_official_csv_files_are_read_and_their_formula_checked(tmp_path: Path):
