@@ -3,7 +3,8 @@
 A prediction matches the crystal of its composition where StructureMatcher maps one onto the other, cells included,
 within stol 0.5, ltol 0.3 and 10 degrees, those of the code that made the published numbers (CDVAE's and DiffCSP's; the
 text of arXiv:2502.09890 exchanges ltol and stol). Its RMSE is the root mean square distance of sites over (V/N)^(1/3),
-averaged over matches.
+averaged over matches. Cells so long that they cannot match are not given to it (`is_too_long`), for its time and memory
+grow with the cube of their length.
 
 `match_rate_valid` is the published match rate: prediction and reference must both be valid, or nothing matches. Valid
 is what CDVAE calls so: some charges of its elements balance (SMACT), no two sites are nearer than 0.5 angstrom,
@@ -17,7 +18,9 @@ doi:10.21105/joss.01361; Xie et al. (2022), CDVAE, arXiv:2110.06197.
 from __future__ import annotations
 
 import itertools
+import math
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
 STOL, LTOL, ANGLE_TOL = 0.5, 0.3, 10.0
 CPU_SECONDS = 60  # for one crystal; a matcher that is slower than this is lost
+STRETCH = 8.1  # of the longest edge, which no match reaches: 2 x 1.3 x 1.3^3 sqrt(2) = 8.08, see `is_too_long`
 NEAREST, SMALLEST = 0.5, 0.1  # angstrom, cubic angstrom
 OXIDATION_STATES = "smact14"  # SMACT's list at the time of the published numbers
 DALTON = 1.66053906660  # g/cm3 of one dalton per cubic angstrom
@@ -53,12 +57,14 @@ class Judged:
         plausible: whether the prediction's sites and volume are, by CDVAE's limits.
         reference_plausible: the same of the reference.
         balanced: whether SMACT finds charges that balance in the composition.
+        too_long: whether the prediction's cell is too long for any match, so that none was tried.
     """
 
     distance: float | None
     plausible: bool
     reference_plausible: bool
     balanced: bool
+    too_long: bool = False
 
     @property
     def valid(self) -> bool:
@@ -80,26 +86,47 @@ def to_list(structures: Structures) -> list[Crystal]:
     return [(structures.numbers[a:b], flat[a:b], cell.astype(np.float64)) for (a, b), cell in rows]
 
 
-def judge(pair: tuple[Crystal, Crystal]) -> Judged:
-    """One prediction and its reference, by pymatgen and SMACT."""
+def judge(pair: tuple[Crystal, Crystal]) -> Judged | Lost:
+    """One prediction and its reference, by pymatgen and SMACT; lost where pymatgen fails on them."""
     from pymatgen.analysis.structure_matcher import StructureMatcher  # pyright: ignore[reportMissingImports] - optional
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made, known = (structure_of(crystal) for crystal in pair)
-        distance = None
+        distance, too_long = None, False
         if made is not None and known is not None:
-            found = StructureMatcher(stol=STOL, ltol=LTOL, angle_tol=ANGLE_TOL).get_rms_dist(made, known)
+            try:
+                too_long = is_too_long(made, known)
+                matcher = StructureMatcher(stol=STOL, ltol=LTOL, angle_tol=ANGLE_TOL)
+                found = None if too_long else matcher.get_rms_dist(made, known)
+            except Exception:  # a network can predict any cell; pymatgen raises whatever its parts do
+                return Lost.CRASH
             distance = None if found is None else float(found[0])
-        return Judged(distance, is_plausible(made), is_plausible(known), is_balanced(tuple(pair[1][0].tolist())))
+        balanced = is_balanced(tuple(pair[1][0].tolist()))
+        return Judged(distance, is_plausible(made), is_plausible(known), balanced, too_long)
+
+
+def is_too_long(made: Structure, known: Structure) -> bool:
+    """Whether the longest edge of the prediction's reduced cell, at equal volumes, is too long for any match.
+
+    A match maps bases of the two primitive lattices onto each other, at equal volumes V; one of them is reduced, so the
+    product of its lengths is at most sqrt(2) V. Lengths differ by 1 + ltol = 1.3 at most, so the other basis has a
+    product of at most D V, D = 1.3^3 sqrt(2), and its longest vector is at most D times the longest edge of its own
+    reduced cell. So longest edges differ by a factor of at most 1.3 D = 4.04. A cell of g primitive ones is at most g
+    times as long, and g divides the number of sites of each element. The reduction here is LLL's, whose longest edge is
+    at most twice the shortest possible one; pymatgen's Niggli reduction is itself what takes minutes.
+    """
+    repeats = math.gcd(*Counter(site.specie.Z for site in known).values())
+    longest = [max(one.lattice.get_lll_reduced_lattice().abc) / one.lattice.volume ** (1 / 3) for one in (made, known)]
+    return longest[0] > STRETCH * repeats * longest[1]
 
 
 def structure_of(crystal: Crystal) -> Structure | None:
-    """For pymatgen; None for a cell without a volume."""
+    """For pymatgen; None for a cell without a volume, or whose volume is no number."""
     from pymatgen.core import Lattice, Structure  # pyright: ignore[reportMissingImports] - optional
 
     numbers, fractions, cell = crystal
-    if volumes(cell[None])[0] < 1e-6:
+    if not 1e-6 <= volumes(cell[None])[0] < math.inf:
         return None
     return Structure(Lattice(cell), numbers.tolist(), fractions)
 
@@ -168,6 +195,7 @@ def evaluate_crystals(samples: Structures, test: Structures, n_workers: int | No
             Kind.DIAGNOSTIC,
         ),
         Value("lost", "Comparisons lost", float(lost), "count", Better.LOWER, Kind.DIAGNOSTIC),
+        share("too_long", "Cells too long", lambda one: one.too_long, "too long for any match", Kind.DIAGNOSTIC),
         *_distributions(samples, test),
     ]
 

@@ -79,6 +79,26 @@ def test_flat_cells_are_no_crystals():
     assert found["match_rate"] == found["plausible"] == 0.5
 
 
+def test_cells_too_long_for_a_match_are_no_match(monkeypatch: pytest.MonkeyPatch):
+    """Nothing is tried; control: a cell twice as long is tried, and what pymatgen cannot compare is lost and counted."""
+    test = examples(["SrTiO3", "NaCl"])
+    assert test.cells is not None
+    found = values(dataclasses.replace(test, cells=test.cells * [[[1, 1, 1e7]], [[1, 1, 2]]]), test)
+    assert found["too_long"] == 0.5
+    assert found["lost"] == found["match_rate"] == 0
+    huge = dataclasses.replace(test, cells=test.cells * 2)
+    one, other = (to_list(some)[0] for some in (huge, test))
+    from pymatgen.analysis.structure_matcher import StructureMatcher
+
+    assert isinstance(judge((one, other)), metrics.Judged)
+
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(StructureMatcher, "get_rms_dist", fails)
+    assert judge((one, other)) is Lost.CRASH
+
+
 def test_samples_must_be_those_of_the_test_crystals():
     test = examples(["SrTiO3", "NaCl"])
     with pytest.raises(ValueError, match="differ in composition or order"):
