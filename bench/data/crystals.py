@@ -42,7 +42,7 @@ class CrystalsConfig:
     """Options: the folder, a data set in it, the split where files do not name one; limits as in all data sets."""
 
     dir: str | None = None  # folder with cif, csv or npz files; null: `CRYSTALS_DIR`
-    of: str | None = None  # data set: a folder in it, or its files crystals_OF_*.npz; null: all files of the folder
+    of: str | None = None  # data set: a folder in it, or its files crystals_OF_PART.*; null: all files of the folder
     seed: int = 0  # of the split
     valid_fraction: float = 0.1  # of all crystals or, where files name a training part alone, of that part
     test_fraction: float = 0.1  # of all crystals; not read where files name a test part
@@ -101,11 +101,12 @@ def _files(cfg: CrystalsConfig) -> tuple[str, dict[str, list[Path]]]:
         name, folder, prefix = (cfg.of, inner, "") if inner.is_dir() else (cfg.of, folder, f"crystals_{cfg.of}_")
     named = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.name in WORDS]
     inside = [path for home in (folder, *named) for path in sorted(home.iterdir())]
-    inside = [p for p in inside if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.name.startswith(prefix)]
+    fits = re.compile(rf"{re.escape(prefix)}({'|'.join(WORDS)})" if prefix else r"[^.].*")
+    inside = [path for path in inside if path.suffix.lower() in SUFFIXES and fits.fullmatch(path.stem)]
     kinds = sorted({path.suffix.lower() for path in inside})
     if len(kinds) != 1:
         what = f"files of several kinds ({', '.join(kinds)})" if kinds else f"no file ending in {', '.join(SUFFIXES)}"
-        raise DataError(f"{folder} has {what}{f' called {prefix}*' if prefix else ''}; correct data.dir or data.of")
+        raise DataError(f"{folder} has {what}{f' called {prefix}PART' if prefix else ''}; correct data.dir or data.of")
     parts: dict[str, list[Path]] = {}
     sets = set[str]()
     for path in inside:
@@ -151,10 +152,10 @@ def _split(parts: Mapping[str, Structures], cfg: CrystalsConfig) -> tuple[dict[s
 
     names = set(parts)
     if names == set(SPLITS):
-        return {split: parts[split] for split in SPLITS}, "official split"
-    if names == {"valid", "test"}:  # the official training part is missing
+        return {split: parts[split] for split in SPLITS}, "split as the files name it"
+    if names == {"valid", "test"}:  # the training part is missing
         valid, train = cut(parts["valid"], cfg.valid_fraction)
-        how = f"reduced split: trained on the official validation part, of which {cfg.valid_fraction:g} validate"
+        how = f"reduced split: trained on the validation part, of which {cfg.valid_fraction:g} validate"
         return {"train": train, "valid": valid, "test": parts["test"]}, how
     if names == {"train", "test"}:
         valid, train = cut(parts["train"], cfg.valid_fraction)

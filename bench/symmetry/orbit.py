@@ -49,7 +49,7 @@ from bench.symmetry.permutations import Permutations, draw_permutations
 
 
 class Proposal(StrEnum):
-    """Where rotations are drawn from."""
+    """Where group elements are drawn from."""
 
     UNIFORM = "uniform"  # Haar: at low noise nearly all weight stays on the generating element
     LOCAL = "local"  # about the posterior's mode, with importance weights
@@ -60,7 +60,7 @@ class Proposal(StrEnum):
 class OrbitTargetConfig:
     """Options of the average; the defaults are the published practice, with which it is unbiased."""
 
-    n_draws: int = 64  # rotations, the generating element included
+    n_draws: int = 64  # group elements, the generating element included
     include_generator: bool = True  # false: a biased control
     temperature: float = 1.0  # divides log weights; other than 1: a biased control
     proposal: Proposal = Proposal.UNIFORM  # where they are drawn from; `generator`: a biased control

@@ -66,13 +66,19 @@ def test_validation_and_test_parts_alone_are_a_reduced_split(tmp_path: Path):
     save(tmp_path / "crystals_a_val.npz")
     save(tmp_path / "crystals_a_test.npz", (5.0, 5.0, 5.1))
     data = load(dir=str(tmp_path), of="a")
-    assert data.label.startswith("a, reduced split: trained on the official validation part")
+    assert data.label.startswith("a, reduced split: trained on the validation part")
     assert "reduced split" in data.source
     assert [len(part) for part in data.splits.values()] == [3, 1, 4]
     save(tmp_path / "crystals_a_train.npz", (6.0, 6.0, 6.1))
     whole = load(dir=str(tmp_path), of="a")
-    assert "reduced" not in whole.label
+    assert whole.label == "a, split as the files name it"
     assert [len(part) for part in whole.splits.values()] == [4, 4, 4]
+    for part in ("val", "test"):  # a set whose name only begins so is another one
+        save(tmp_path / f"crystals_a_binary_{part}.npz", (7.0, 7.0, 7.1))
+    assert load(dir=str(tmp_path), of="a").fingerprint == whole.fingerprint
+    assert load(dir=str(tmp_path), of="a_binary").fingerprint != whole.fingerprint
+    for part in ("val", "test"):
+        (tmp_path / f"crystals_a_binary_{part}.npz").unlink()
     save(tmp_path / "crystals_b_test.npz")
     with pytest.raises(DataError, match=r"several data sets: a, b; choose one by data\.of"):
         load(dir=str(tmp_path))
@@ -84,7 +90,7 @@ def test_validation_and_test_parts_alone_are_a_reduced_split(tmp_path: Path):
         ({}, "set data.dir or CRYSTALS_DIR"),
         ({"dir": "{}/none"}, "does not exist"),
         ({"dir": "{}"}, "no file ending in .cif, .csv, .npz"),
-        ({"dir": "{}", "of": "perov5"}, r"called crystals_perov5_\*"),
+        ({"dir": "{}", "of": "perov5"}, "called crystals_perov5_PART"),
     ],
     ids=["nothing", "missing", "empty", "no such set"],
 )
