@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,6 +71,11 @@ class Judged:
     def valid(self) -> bool:
         """Whether the published filter lets the pair be compared."""
         return self.plausible and self.reference_plausible and self.balanced
+
+
+def version() -> str:
+    """Of what the cached values of a data set depend on beside the data."""
+    return f"2-pymatgen{metadata.version('pymatgen-core')}-smact{metadata.version('smact')}"
 
 
 def to_list(structures: Structures) -> list[Crystal]:

@@ -46,7 +46,7 @@ ANIONS = {-1: "F Cl Br I", -2: "O S Se Te"}
 ROCK_SALT_CATIONS = {1: "Li Na K Rb Cs Ag Tl", 2: "Mg Ca Sr Ba Ti V Mn Fe Co Ni Zn Cd Pb Eu Yb"}
 # Goldschmidt's tolerance factor and the octahedral factor of stable perovskites; radius ratio of rock salts
 TOLERANCE, OCTAHEDRAL, RATIO = (0.82, 1.06), (0.38, 0.9), (0.35, 1.0)
-STRAIN, SHIFT = 0.02, 0.03  # standard deviations: of each length relative to the ideal one, of cations in cell lengths
+STRAIN, SHIFT = 0.02, 0.03  # standard deviations: of lengths relative to ideal ones, of the B site in cell lengths
 
 
 def radius(symbol: str, charge: int, coordination: str) -> float | None:

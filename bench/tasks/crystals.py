@@ -12,7 +12,6 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -140,11 +139,11 @@ class Crystals(Task):
     def evaluate(self, samples: Structures, data: DataSet, cache: Path) -> Evaluation:
         """Match rate and RMSE against the test crystals, validity, volumes, densities, cells; data: those crystals
         themselves."""
-        from bench.metrics.crystals import evaluate_crystals  # here: it asks for pymatgen
+        from bench.metrics.crystals import evaluate_crystals, version  # here: it asks for pymatgen
 
         test = judged_crystals(data.test, len(samples))
         values = evaluate_crystals(samples, test)
-        path = cache / f"crystals-{data.fingerprint}-{len(test)}-pymatgen{metadata.version('pymatgen-core')}.json"
+        path = cache / f"crystals-{data.fingerprint}-{len(test)}-{version()}.json"
         if not path.exists():
             log.info("comparing %s test crystals with themselves (once)", grouped(len(test)))
             write_json(path, {"values": [value.to_dict() for value in evaluate_crystals(test, test)]})

@@ -64,7 +64,8 @@ def test_what_is_not_valid_does_not_match_with_the_filter():
     clash = values(crystals(test.numbers, close, test.cells, test.ptr), test)
     assert clash["plausible"] == clash["match_rate_valid"] == 0
     argon = dataclasses.replace(examples(["NaCl"]), numbers=np.array([11, 18]))  # which no charge balances
-    found = [judge((one, one)) for made in (argon, test) for one in to_list(made)]
+    judged = [judge((one, one)) for made in (argon, test) for one in to_list(made)]
+    found = [one for one in judged if isinstance(one, metrics.Judged)]
     assert [one.balanced for one in found] == [False, True]
     assert all(one.distance is not None for one in found)
     assert [one.valid for one in found] == [one.balanced for one in found]
@@ -80,7 +81,7 @@ def test_flat_cells_are_no_crystals():
 
 
 def test_cells_too_long_for_a_match_are_no_match(monkeypatch: pytest.MonkeyPatch):
-    """Nothing is tried; control: a cell twice as long is tried, and what pymatgen cannot compare is lost and counted."""
+    """Nothing is tried; control: a cell twice as long is tried. What pymatgen cannot compare is lost."""
     test = examples(["SrTiO3", "NaCl"])
     assert test.cells is not None
     found = values(dataclasses.replace(test, cells=test.cells * [[[1, 1, 1e7]], [[1, 1, 2]]]), test)
@@ -97,6 +98,16 @@ def test_cells_too_long_for_a_match_are_no_match(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(StructureMatcher, "get_rms_dist", fails)
     assert judge((one, other)) is Lost.CRASH
+
+
+def test_cached_values_depend_on_both_packages(monkeypatch: pytest.MonkeyPatch):
+    """Control: not on others."""
+    before = metrics.version()
+    for package, changes in (("pymatgen-core", True), ("smact", True), ("numpy", False)):
+        with monkeypatch.context() as patch:
+            real = metrics.metadata.version
+            patch.setattr(metrics.metadata, "version", lambda name, p=package, r=real: "0" if name == p else r(name))
+            assert (metrics.version() != before) == changes
 
 
 def test_samples_must_be_those_of_the_test_crystals():
