@@ -64,7 +64,8 @@ class Task(ABC):
     Class attributes:
         groups: symmetry groups of the data, by their name in a configuration; the first is the default.
         references: papers to cite for it.
-        one_size: whether all states have the same number of points, as some backbones require.
+        one_size: whether it takes backbones marked `one_size`: those for states of one number of points, and those of
+            crystals, whose states have a cell.
         context: what the context of its states holds, such as 'graph'; backbones that name it in their `contexts` are
             built with it, others are refused. None: states have none, or one that a backbone may leave unread.
 
