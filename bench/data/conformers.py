@@ -18,7 +18,7 @@ from bench.references import EQUIBENCH
 from bench.registry import datasets
 from bench.structures import files
 from bench.structures.conformer_files import SPLITS, Found, read_npz, read_sdf_files
-from bench.structures.dataset import DataError, DataSet, grouped
+from bench.structures.dataset import DataError, DataSet, grouped, require_fractions
 from bench.structures.ensembles import Ensembles
 
 log = logging.getLogger(__name__)
@@ -116,19 +116,14 @@ def split_of(
     found: Found, split: ConformerSplit, seed: int, valid_fraction: float, test_fraction: float
 ) -> tuple[dict[str, np.ndarray], str]:
     """Conformers of each split, and how they were chosen; DataError for fractions that are none."""
-    fractions = (valid_fraction, test_fraction)
-    if min(fractions) <= 0 or sum(fractions) >= 1:
-        raise DataError(
-            f"valid_fraction and test_fraction are {fractions[0]:g} and {fractions[1]:g}; "
-            "expected positive ones below 1 in sum"
-        )
+    require_fractions(valid_fraction, test_fraction)
     ensembles, rng = found.ensembles, np.random.default_rng(seed)
     if split is ConformerSplit.CONFORMER:
-        parts = _cut(rng.permutation(len(ensembles)), *fractions)
+        parts = _cut(rng.permutation(len(ensembles)), valid_fraction, test_fraction)
         return dict(zip(SPLITS, parts, strict=True)), f"by conformer, seed {seed}"
     if found.split is not None and {"train", "test"} <= set(found.split.tolist()):
         return _split_as_named(ensembles, found.split, valid_fraction, rng), "by molecule, as the file names it"
-    parts = _cut(rng.permutation(ensembles.present), *fractions)
+    parts = _cut(rng.permutation(ensembles.present), valid_fraction, test_fraction)
     index = {name: _of(ensembles, part) for name, part in zip(SPLITS, parts, strict=True)}
     return index, f"by molecule, seed {seed}"
 

@@ -18,7 +18,7 @@ import numpy as np
 from bench.references import Reference
 from bench.registry import datasets
 from bench.structures.crystal_files import SUFFIXES, Entries, read_entries
-from bench.structures.dataset import SPLITS, DataError, DataSet, grouped
+from bench.structures.dataset import SPLITS, DataError, DataSet, grouped, require_fractions
 from bench.structures.elements import BadMoleculesError
 from bench.structures.prompts import described, label_of
 from bench.structures.structures import Structures
@@ -54,12 +54,7 @@ class CrystalsConfig:
     n_train: int | None = None
 
     def __post_init__(self) -> None:
-        fractions = (self.valid_fraction, self.test_fraction)
-        if min(fractions) <= 0 or sum(fractions) >= 1:
-            raise ValueError(
-                f"valid_fraction and test_fraction are {fractions[0]:g} and {fractions[1]:g}; "
-                "expected positive ones below 1 in sum"
-            )
+        require_fractions(self.valid_fraction, self.test_fraction)
 
 
 # whose splits and files the benchmarks are; crystals of your own are yours to cite

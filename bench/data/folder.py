@@ -19,7 +19,7 @@ import numpy as np
 from bench.references import EQUIBENCH
 from bench.registry import datasets
 from bench.structures import files
-from bench.structures.dataset import SPLITS, DataError, DataSet, grouped
+from bench.structures.dataset import SPLITS, DataError, DataSet, grouped, require_fractions
 from bench.structures.elements import BadMoleculesError
 from bench.structures.identity import graph_keys, scaffold_keys, unit_warning
 from bench.structures.structures import Structures
@@ -135,15 +135,10 @@ def _words(path: Path) -> set[str]:
 
 
 def _split(molecules: Structures, cfg: FolderConfig) -> dict[str, Structures]:
-    fractions = (cfg.valid_fraction, cfg.test_fraction)
-    if min(fractions) <= 0 or sum(fractions) >= 1:
-        raise DataError(
-            f"valid_fraction and test_fraction are {fractions[0]:g} and {fractions[1]:g}; "
-            "expected positive ones below 1 in sum"
-        )
+    require_fractions(cfg.valid_fraction, cfg.test_fraction)
     if len(molecules) < len(SPLITS):
         raise DataError(f"{cfg.dir} has {len(molecules)} usable molecules; a split needs at least 3")
-    n_valid, n_test = (max(1, int(fraction * len(molecules))) for fraction in fractions)
+    n_valid, n_test = (max(1, int(fraction * len(molecules))) for fraction in (cfg.valid_fraction, cfg.test_fraction))
     rng = np.random.default_rng(cfg.seed)
     if cfg.split is Split.RANDOM:
         order = rng.permutation(len(molecules))

@@ -20,7 +20,7 @@ from bench.references import EQUIBENCH
 from bench.registry import datasets
 from bench.structures.chain_files import Flaw, Found, kind, read_files
 from bench.structures.chains import Chain, ChainAtoms, families, pieces, structures_of
-from bench.structures.dataset import SPLITS, DataError, DataSet, grouped
+from bench.structures.dataset import SPLITS, DataError, DataSet, grouped, require_fractions
 from bench.structures.fetch import CannotStartError
 from bench.structures.structures import Structures
 
@@ -58,12 +58,7 @@ class ProteinsConfig:
                 f"'min_residues' and 'max_residues' are {self.min_residues} and {self.max_residues}, expected at least "
                 "2 and no fewer at most than at least"
             )
-        fractions = (self.valid_fraction, self.test_fraction)
-        if min(fractions) <= 0 or sum(fractions) >= 1:
-            raise ValueError(
-                f"'valid_fraction' and 'test_fraction' are {fractions[0]:g} and {fractions[1]:g}, expected positive "
-                "ones below 1 in sum"
-            )
+        require_fractions(self.valid_fraction, self.test_fraction)
 
 
 # the reader alone: the structures are another's to cite

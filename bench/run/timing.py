@@ -107,7 +107,7 @@ def time_steps(
     spent = None if joules is None else (energy(device) or joules) - joules
     peak = peak_memory_mb(settings.device)
     forwards = seconds_of(forward, prepared, device)
-    sampling: dict[str, float] = {}
+    sampling: dict[str, float | int] = {}
     if n_sampling_steps and n_atoms is None:
         sampling = time_sampling(cfg, model, data, n_sampling_steps)
     elif n_sampling_steps and n_atoms is not None:
@@ -167,7 +167,7 @@ def time_sampling(cfg: RunConfig, model: Model, data: DataSet, n_steps: int) -> 
     }
 
 
-def time_samples_of(cfg: RunConfig, model: Model, n_atoms: int, n_steps: int) -> dict[str, float]:
+def time_samples_of(cfg: RunConfig, model: Model, n_atoms: int, n_steps: int) -> dict[str, float | int]:
     """Seconds and peak memory of sampling one batch, of training's size, of molecules of one size, after a warm-up.
 
     Returns:

@@ -39,6 +39,14 @@ def grouped(n: int) -> str:
     return f"{n:,}".replace(",", " ")
 
 
+def require_fractions(valid: float, test: float) -> None:
+    """DataError unless validation and test split, and what they leave for training, are positive parts of a whole."""
+    if min(valid, test) <= 0 or valid + test >= 1:
+        raise DataError(
+            f"valid_fraction and test_fraction are {valid:g} and {test:g}; expected positive ones below 1 in sum"
+        )
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a model, and sampling from it, must know of the training set.

@@ -343,7 +343,15 @@ def test_gradients_fall_by_the_conditional_scatter():
 # ---------------------------------------------------------------------- everywhere
 
 
-@pytest.mark.parametrize("method", ["plain", {"name": "orbit_rb", "n_draws": 4}], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        "plain",
+        {"name": "orbit_rb", "n_draws": 4},
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("haar", "orbit_rb_exact")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("toy", [Toy.SIGN_FLIP, Toy.MOLECULE, Toy.THREE_POINTS, Toy.TORUS_PAIR], ids=str)
 def test_it_runs_on_every_group(toy, method):
     found = measure(subject_with(toy, method), SMALL)

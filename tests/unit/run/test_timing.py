@@ -49,6 +49,24 @@ def timed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
 # ---------------------------------------------------------------------- equibench time
 
 
+def test_sampling_is_timed_at_a_given_size_where_it_needs_no_context(capsys, monkeypatch):
+    """Control: without `--sampling-steps` none is timed (below); conformers are of given molecules."""
+    sizes = []
+    drawn = timing.sample_prompt
+    monkeypatch.setattr(timing, "sample_prompt", lambda *given: sizes.append(given[1].sizes.tolist()) or drawn(*given))
+    at_nine = ("--method", "plain", "--backbone", "dit", "--batch", "3", "--atoms", "9", "--sampling-steps", "2")
+    result = timed(capsys, *at_nine)
+    assert sizes == [[9, 9, 9]] * 2  # a warm-up, and the one that counts
+    assert result["sampling_steps"] == 2
+    assert result["sampling_seconds"] > 0
+    assert result["sampling_peak_memory_mb"] > 0
+
+    model = model_of("plain", "dit")
+    monkeypatch.setattr(model.task, "context", "graph", raising=False)
+    with pytest.raises(ValueError, match="not of a given size"):
+        timing.time_samples_of(run_config("plain", "dit"), model, 9, 2)
+
+
 @pytest.mark.parametrize(("method", "backbone"), [("edm", "egnn"), ("symdiff", "dit")])
 def test_time_prints_one_object_with_what_it_timed(capsys, method, backbone):
     result = timed(capsys, "--method", method, "--backbone", backbone, "--batch", "8")
@@ -68,6 +86,8 @@ def test_atoms_and_edges_are_those_of_the_timed_batches(capsys):
     result = timed(capsys, "--method", "plain", "--backbone", "dit", "--batch", "4", "--atoms", "9")
     assert (result["atoms"], result["edges"]) == (4 * 9, 4 * 9 * 8)
     assert "synthetic" not in result["molecules"]
+
+    assert "sampling_steps" not in result
 
     big = timed(capsys, "--method", "plain", "--backbone", "dit", "--batch", "2", "--atoms", "40", "--dtype", "bf16")
     assert (big["atoms"], big["edges"], big["dtype"]) == (2 * 40, 2 * 40 * 39, "bf16")
