@@ -68,13 +68,13 @@ ablation-qm9: $(INSTALLED) ## Run the comparison and print its table (PRESET=smo
 ablation-toys: $(INSTALLED) ## Run the toys whose law is known in closed form (minutes; TOYS=toys_sign_flip: the published toy, hours)
 	@for toys in $(TOYS); do $(BIN)/equibench run $$toys $(ARGS) && $(BIN)/equibench report $$toys || exit 1; done
 
-ablation-conformers: $(INSTALLED) ## Run conformer generation with flow matching, seed 0 (under 40 minutes on two cores; ONLY= for all seeds)
+ablation-conformers: $(INSTALLED) ## Run conformer generation with flow matching, seed 0 (`equibench plan` says the time; ONLY= for all seeds)
 	@$(BIN)/equibench run conformers_laptop $(ARGS) $(if $(ONLY),--only $(ONLY)); ran=$$?; $(BIN)/equibench report conformers_laptop && exit $$ran
 
-ablation-crystals: $(INSTALLED) ## Run crystal structure prediction, seed 0 (under 40 minutes on two cores; ONLY= for all seeds)
+ablation-crystals: $(INSTALLED) ## Run crystal structure prediction, seed 0 (`equibench plan` says the time; ONLY= for all seeds)
 	@$(BIN)/equibench run crystals_laptop $(ARGS) $(if $(ONLY),--only $(ONLY)); ran=$$?; $(BIN)/equibench report crystals_laptop && exit $$ran
 
-ablation-proteins: $(INSTALLED) ## Run protein backbones with flow matching, seed 0 (under 40 minutes on two cores; ONLY= for all seeds)
+ablation-proteins: $(INSTALLED) ## Run protein backbones with flow matching, seed 0 (`equibench plan` says the time; ONLY= for all seeds)
 	@$(BIN)/equibench run proteins_laptop $(ARGS) $(if $(ONLY),--only $(ONLY)); ran=$$?; $(BIN)/equibench report proteins_laptop && exit $$ran
 
 report: $(INSTALLED) ## Build the report of a study from its records (STUDY=..., by default the preset's)
