@@ -209,7 +209,7 @@ def test_runs_on_subsets_of_the_data_become_lines_of_data_efficiency(folder, sav
     assert sweep.title == "Data efficiency"
     scaling.build(study, sweep, tmp_path)
     figure = saved["scaling-data.n_train"]
-    panels = {axes.get_ylabel(): axes for axes in figure.axes if axes.axison}
+    panels = {axes.get_ylabel().replace("\n", " "): axes for axes in figure.axes if axes.axison}
     assert {"Final validation loss ↓", "Atom stability (%) ↑", "NLL (nats/molecule) ↓"} <= set(panels)
     axes = panels["Atom stability (%) ↑"]
     assert axes.get_xscale() == "log"
