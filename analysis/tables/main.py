@@ -330,6 +330,8 @@ def notes(study: Study, short: bool = False) -> list[str]:
     if any(_has_bounds(study, column) for column in study.columns):
         long = ": the quantity itself is lower; not to be compared with rows without this mark"
         out.append(f"{BOUND} upper bound{'' if short else long}.")
+    if failed := _failed_samples(study):
+        out.append(f"Samples with positions that are not finite, which count as failures in every rate: {failed}.")
     if not short and (lacking := without_items(study)):
         out.append(
             f"Without values of single molecules in the records: {', '.join(lacking)}. There the molecules' part of a "
@@ -353,6 +355,12 @@ def notes(study: Study, short: bool = False) -> list[str]:
     if differing := [column.label for column in study.columns if len(set(study.data_values(column))) > 1]:
         out.append(f"Runs disagree on the data row's {', '.join(differing)}; that of the newest run is shown.")
     return out
+
+
+def _failed_samples(study: Study) -> str:
+    """The share of diverged samples of each row that has some."""
+    shares = study.scalars[study.scalars["name"] == "failed_samples"].groupby(["method", "backbone"])["value"].mean()
+    return _join(f"{' on '.join(group)} {100 * share:.2g} %" for group, share in shares.items() if share > 0)
 
 
 def label(study: Study, table: str) -> str:

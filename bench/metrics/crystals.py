@@ -83,6 +83,7 @@ def to_list(structures: Structures) -> list[Crystal]:
     cells, ptr = structures.cells, structures.ptr.tolist()
     if cells is None:
         raise ValueError("molecules have no cells; choose a data set of crystals")
+    cells = np.where(structures.is_finite()[:, None, None], cells, 0.0)  # what is not finite has no volume
     broken = np.flatnonzero(~(volumes(cells) > 0))
     flat = np.zeros((len(structures.numbers), 3))
     if len(broken) < len(structures):
@@ -202,7 +203,7 @@ def evaluate_crystals(samples: Structures, test: Structures, n_workers: int | No
         ),
         Value("lost", "Comparisons lost", float(lost), "count", Better.LOWER, Kind.DIAGNOSTIC),
         share("too_long", "Cells too long", lambda one: one.too_long, "too long for any match", Kind.DIAGNOSTIC),
-        *_distributions(samples, test),
+        *_distributions(*(some.select(samples.is_finite()) for some in (samples, test))),
     ]
 
 

@@ -181,13 +181,14 @@ def evaluate_molecules(
     """Evaluate molecules as EDM's published code does.
 
     Args:
-        structures: at least one molecule; positions in angstrom.
+        structures: at least one molecule; positions in angstrom. One with a position that is not finite has no stable
+            atom and is not valid.
         train_smiles: of `bench.metrics.validity.smiles_of(training molecules)`; None leaves novelty out.
         n_workers: worker processes for the SMILES; by default one per core, and one in all for small sets.
         table: bond lengths and valences; by default EDM's.
         bonds: by another rule (`bench.metrics.stability.perceived`), instead of those of the table.
     Raises:
-        ValueError: no molecule, or a position that is not finite.
+        ValueError: no molecule.
         UnknownElementError: an element without bond lengths.
     References: Hoogeboom et al. (2022), Equivariant Diffusion for Molecule Generation in 3D, arXiv:2203.17003.
     """

@@ -127,8 +127,8 @@ class Bonds:
         ptr: [M + 1] int64.
         rule: where they come from.
         charges: formal charges [A], None where the rule knows none.
-        found: whether the rule finds bonds of each molecule [M], None: always. The others have none here, no stable
-            atom, and are not valid.
+        found: whether the rule finds bonds of each molecule [M], None: always; never of one with a position that is not
+            finite. The others have none here, no stable atom, and are not valid.
         n_gave_up: molecules without bonds because there were too many bond orders to try.
     """
 
@@ -180,7 +180,7 @@ def perceived(structures: Structures, rule: BondRule, given: Contents | None = N
         given: the file's contents, for rule `file`.
     Raises:
         UnknownElementError: an element that the rule does not know.
-        ValueError: a position that is not finite; rule `file` for a file without bonds.
+        ValueError: rule `file` for a file without bonds.
     """
     if rule.table is not None:
         return infer_bonds(structures, rule.table)
@@ -227,12 +227,8 @@ def determined_bonds(structures: Structures) -> Bonds:
 
     None are found where an element has no valence in RDKit: a model of GEOM-Drugs' sixteen elements may draw mercury,
     and such a sample is an invalid one.
-
-    Raises:
-        ValueError: a position that is not finite.
     """
-    _check_finite(structures)
-    unknown = unknown_to(BondRule.RDKIT, Contents(structures))
+    unknown = {*unknown_to(BondRule.RDKIT, Contents(structures)), *np.flatnonzero(~structures.is_finite()).tolist()}
     rows: list[np.ndarray | None] = []
     charges = np.zeros(len(structures.numbers), np.int64)
     n_gave_up = 0
@@ -280,10 +276,11 @@ def stable_atoms(structures: Structures, bonds: Bonds, table: BondTable | None =
     """Whether the bond orders of each atom add up to a valence of its element [A]."""
     sums = np.minimum(bonds.order_sums(structures), MAX_ORDERS - 1)
     if (table := table or bonds.rule.table) is not None:
-        return table.valences[structures.numbers, sums]
-    charges = 0 if bonds.charges is None else bonds.charges
-    like = np.clip(structures.numbers - charges, 0, MAX_NUMBER)  # the neutral element of as many electrons
-    stable = _valences()[like, sums]
+        stable = table.valences[structures.numbers, sums]
+    else:
+        charges = 0 if bonds.charges is None else bonds.charges
+        like = np.clip(structures.numbers - charges, 0, MAX_NUMBER)  # the neutral element of as many electrons
+        stable = _valences()[like, sums]
     return stable if bonds.found is None else stable & np.repeat(bonds.found, structures.n_atoms)
 
 
@@ -292,30 +289,23 @@ def infer_bonds(structures: Structures, table: BondTable | None = None) -> Bonds
 
     Raises:
         UnknownElementError: an element that the table does not cover.
-        ValueError: a position that is not finite.
     References: Hoogeboom et al. (2022), Equivariant Diffusion for Molecule Generation in 3D, arXiv:2203.17003.
     """
     table = BondTable.load() if table is None else table
     table.check(structures)
-    _check_finite(structures)
     found = list(_bonds_by_size(structures, table))
     molecule = np.concatenate([part[0] for part in found] or [np.zeros(0, np.int64)])
     pairs = np.concatenate([part[1] for part in found] or [np.zeros((0, 2), np.int32)])
     order = np.concatenate([part[2] for part in found] or [np.zeros(0, np.int8)])
+    finite = structures.is_finite()
+    if not finite.all():
+        kept = finite[molecule]
+        molecule, pairs, order = molecule[kept], pairs[kept], order[kept]
     by_molecule = np.argsort(molecule, kind="stable")
     counts = np.bincount(molecule, minlength=len(structures))
     ptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     rule = next((rule for rule, name in TABLES.items() if name == table.name), BondRule.EDM)
-    return Bonds(pairs[by_molecule], order[by_molecule], ptr, rule)
-
-
-def _check_finite(structures: Structures) -> None:
-    finite = np.isfinite(structures.positions).all(axis=1)
-    if not finite.all():
-        molecule = structures.of_atom(int(np.argmin(finite)))
-        raise ValueError(
-            f"molecule {molecule} (counted from 0) has a position that is not finite; it cannot be evaluated"
-        )
+    return Bonds(pairs[by_molecule], order[by_molecule], ptr, rule, found=None if finite.all() else finite)
 
 
 def _bonds_by_size(structures: Structures, table: BondTable) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -329,7 +319,7 @@ def _bonds_by_size(structures: Structures, table: BondTable) -> Iterator[tuple[n
                 atoms = structures.ptr[chunk][:, None] + np.arange(n)
                 numbers = structures.numbers[atoms]
                 reach = table.reach[:, numbers[:, first], numbers[:, second]]  # [3, g, pairs]
-                with np.errstate(over="ignore"):  # atoms too far apart for float32 are not bonded
+                with np.errstate(over="ignore", invalid="ignore"):  # atoms too far apart for float32 are not bonded
                     x = structures.positions[atoms].astype(np.float32)
                     d = 100 * np.sqrt(sum((x[:, first, k] - x[:, second, k]) ** 2 for k in range(3)))
                 single = d < reach[0]

@@ -37,10 +37,11 @@ from bench.tasks.contract import N_DRAWN
 log = logging.getLogger("equibench.evaluate")
 
 N_VALIDATION = 2048  # validation molecules of the final loss, whatever `train.n_valid` says of the curves
+FAILED = "failed_samples"
 
 
 class SamplingError(RuntimeError):
-    """Samples with positions that are not finite."""
+    """No sample has finite positions."""
 
 
 def sample_run(
@@ -57,11 +58,11 @@ def sample_run(
     Returns:
         molecules in the order of the prompts' `places`, and their cost (keys of the manifest's 'cost').
     Raises:
-        SamplingError: positions are not finite; the message says how many.
+        SamplingError: no sample has finite positions. One that has not is kept, and counts as a failed one.
     """
     settings, whole, costs = cfg.sample, RunFolder(folder).samples, RunFolder(folder).sample_costs
     if whole.exists() and costs.exists():
-        return files.read(whole), records.read_json(costs)
+        return files.read_samples(whole), records.read_json(costs)
     prompts = model.task.prompts(settings.n_molecules, settings.batch_size, settings.seed, data)
     parts, seconds, calls = [], 0.0, 0
     for prompt in prompts:
@@ -71,30 +72,29 @@ def sample_run(
             started, before = time.perf_counter(), model.denoiser.n_calls
             part = sample_prompt(model, prompt, settings, cfg.train.device, on_step)
             spent = time.perf_counter() - started
-            require_finite(part)
-            files.write(path, part)
+            files.write_samples(path, part)
             records.write_json(clock, {"seconds": spent, "calls": model.denoiser.n_calls - before})
-        parts.append(files.read(path))
+        parts.append(files.read_samples(path))
         costs_of_prompt = records.read_json(clock)
         seconds, calls = seconds + costs_of_prompt["seconds"], costs_of_prompt["calls"]
     samples = in_order(prompts, parts)
+    finite_of(samples)
     cost = {
         "sample_seconds_per_molecule": seconds / len(samples),
         "sample_network_calls": calls,
     }
-    files.write(whole, samples)
+    files.write_samples(whole, samples)
     records.write_json(costs, cost)
     shutil.rmtree(RunFolder(folder).chunks, ignore_errors=True)
     return samples, cost
 
 
-def require_finite(samples: Structures) -> None:
-    """Raise SamplingError for positions that are not finite."""
-    broken = np.count_nonzero(~np.isfinite(samples.positions).all(1))
-    if broken:
-        raise SamplingError(
-            f"{broken} atoms of {len(samples.numbers)} have positions that are not finite; the run has diverged"
-        )
+def finite_of(samples: Structures) -> Structures:
+    """The samples with finite positions; raises SamplingError where there is none."""
+    finite = samples.is_finite()
+    if not finite.any():
+        raise SamplingError(f"none of {len(samples)} samples has finite positions: the run has diverged")
+    return samples.select(finite)
 
 
 def subject_of(
@@ -130,12 +130,17 @@ def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str
 
     Needs no model.
     """
-    samples = files.read(RunFolder(folder).samples)
+    samples = files.read_samples(RunFolder(folder).samples)
+    finite = samples.is_finite()
     found = make_task(cfg, data.facts).evaluate(samples, data, StudyFolder(folder.parent).cache)
     if found.bonds is not None:
-        first = np.arange(min(N_DRAWN, len(samples)))
-        files.write(RunFolder(folder).drawn, samples.select(first), bonds=found.bonds or None)
-    if items := items_of(found.values):
+        first = np.flatnonzero(finite[:N_DRAWN])
+        bonds = [found.bonds[k] for k in first] if found.bonds else None
+        files.write(RunFolder(folder).drawn, samples.select(first), bonds=bonds)
+    values = found.values
+    if all(value.name != FAILED for value in values):  # unless the task has its own
+        values = [*values, failed_samples(finite)]
+    if items := items_of(values):
         write_items(RunFolder(folder).sample_items, items)
     record = {
         "schema": schema.SCHEMA_VERSION,
@@ -145,13 +150,20 @@ def evaluate_run(cfg: RunConfig, data: DataSet, folder: Path, manifest: dict[str
         "n_sampling_steps": cfg.sample.n_steps,
         "sampling_seed": cfg.sample.seed,
         "n_samples": len(samples),
-        "values": [value.to_dict() for value in found.values] + costs(manifest),
+        "values": [value.to_dict() for value in values] + costs(manifest),
         "data_values": [value.to_dict() for value in found.data_values],
         "versions": versions(),
         "written_by": schema.package_version(),
     }
     records.write_json(RunFolder(folder).eval, record, schema.EVALUATION)
     return record
+
+
+def failed_samples(finite: np.ndarray) -> Value:
+    """The share of samples [S] that are not finite."""
+    about = "samples with a position that is not finite; they count as failures in every rate"
+    failed = 1 - float(finite.mean())
+    return Value(FAILED, "Failed samples", failed, "fraction", Better.LOWER, Kind.DIAGNOSTIC, definition=about)
 
 
 def validation_loss(cfg: RunConfig, model: Model, data: DataSet) -> list[Value]:

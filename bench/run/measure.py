@@ -29,7 +29,7 @@ from bench.run.acceleration import accelerate
 from bench.run.batches import load_data
 from bench.run.checkpoint import hash_of_model, hash_of_weights, load_average
 from bench.run.code import code_version
-from bench.run.evaluate import N_VALIDATION, require_finite, subject_of, validation_loss, versions
+from bench.run.evaluate import N_VALIDATION, finite_of, subject_of, validation_loss, versions
 from bench.run.model import Model
 from bench.run.provenance import device_name, now
 from bench.run.sample import in_order, sample_prompt, weights_file
@@ -129,8 +129,7 @@ class Bench:
             settings = self.cfg.sample
             prompts = self.model.task.prompts(n, settings.batch_size, settings.seed, self.data)
             parts = [sample_prompt(self.model, p, settings, self.cfg.train.device, on_batch) for p in prompts]
-            self._drawn[n] = in_order(prompts, parts)
-            require_finite(self._drawn[n])
+            self._drawn[n] = finite_of(in_order(prompts, parts))
         return self._drawn[n]
 
 
@@ -209,7 +208,7 @@ def opened(folder: Path, weights: str = TRAINED, device: str | None = None) -> I
             path = weights_file(folder, manifest["weights_from"], cfg.sample.weights)
             step, sha256 = load_average(path, model.named_weights()), hash_of_weights(path)
             if run.samples.exists() and manifest.get("weights_sha256", sha256) == sha256:
-                samples = files.read(run.samples)
+                samples = finite_of(files.read_samples(run.samples))  # eval.json counts the others
         model.to(cfg.train.device).eval()
         accelerate(model, cfg.train)
         yield Bench(run, cfg, model, data, weights, sha256, step, samples)

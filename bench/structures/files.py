@@ -39,6 +39,7 @@ from bench.structures.structures import Structures
 
 T = TypeVar("T")
 EXTENDED = "Properties=species:S:1:pos:R:3"
+NO_CHARGE = f"a charge outside 1 to {MAX_NUMBER} (H to {SYMBOL[MAX_NUMBER]})"
 
 
 _ISOTOPES = {"D": 1, "T": 1}
@@ -68,14 +69,7 @@ def contents(path: Path | str, skip_bad: bool = False) -> Contents:
         FileError: as for `read`, but for bad molecules; also where the end of one cannot be told.
     """
     path = Path(path)
-    reader = _of_suffix(path, _READERS)
-    try:
-        size_of(path)
-        found = reader(path)
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that is cut short or damaged
-        raise FileError(f"{path}: {one_line(error)}") from error
-    except MemoryError as error:
-        raise FileError(f"{path}: does not fit in memory; split it into several files") from error
+    found = _attempt(_of_suffix(path, _READERS), path)
     n_bad = len(found.faults)
     n = len(found.structures) + n_bad
     if n == 0:
@@ -83,6 +77,34 @@ def contents(path: Path | str, skip_bad: bool = False) -> Contents:
     if n_bad and not skip_bad:
         raise BadMoleculesError(found.faults[0] + (f" ({n_bad} of {n} molecules are bad)" if n > 1 else ""))
     return found
+
+
+def read_samples(path: Path) -> Structures:
+    """A run's samples as `write_samples` keeps them: those that diverged have positions that are not finite.
+
+    Raises:
+        FileError: the file is missing, cut short or otherwise no such file.
+    """
+    samples = _attempt(_structures_of_npz, path)
+    if not _is_charge(samples.numbers).all():
+        raise FileError(f"{path}: holds {NO_CHARGE}")
+    return samples
+
+
+def write_samples(path: Path, samples: Structures) -> None:
+    """Write a run's samples (.npz), those with positions that are not finite included, atomically."""
+    write_atomically(path, _write_npz(samples, None))
+
+
+def _attempt(reader: Callable[[Path], T], path: Path) -> T:
+    """What a reader makes of a file, with errors of the system as FileError."""
+    try:
+        size_of(path)
+        return reader(path)
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a .gz that is cut short or damaged
+        raise FileError(f"{path}: {one_line(error)}") from error
+    except MemoryError as error:
+        raise FileError(f"{path}: does not fit in memory; split it into several files") from error
 
 
 def expand(paths: Iterable[Path]) -> list[Path]:
@@ -326,6 +348,15 @@ def _write_sdf(structures: Structures, bonds: Sequence[np.ndarray] | None) -> by
 
 
 def _read_npz(path: Path) -> Contents:
+    structures = _structures_of_npz(path)
+    faults = _faults(structures)
+    good = np.setdiff1d(np.arange(len(structures)), list(faults)) if faults else None
+    named = [f"{path}: molecule {k} has {what}" for k, what in faults.items()]
+    return Contents(structures if good is None else structures.select(good), named)
+
+
+def _structures_of_npz(path: Path) -> Structures:
+    """Whatever the charges and coordinates are."""
     try:
         arrays = inputs.read_arrays(path, ("num_atoms", "charges", "positions"), ("cells",))
     except inputs.NpzError as error:
@@ -357,18 +388,14 @@ def _read_npz(path: Path) -> Contents:
         raise FileError(f"{path}: num_atoms sums to {num_atoms.sum()}, but there are {len(charges)} charges")
     else:
         structures = Structures.from_sizes(charges, positions, num_atoms)
-    structures = replace(structures, cells=cells)
-    faults = _faults(structures)
-    good = np.setdiff1d(np.arange(len(structures)), list(faults)) if faults else None
-    named = [f"{path}: molecule {k} has {what}" for k, what in faults.items()]
-    return Contents(structures if good is None else structures.select(good), named)
+    return replace(structures, cells=cells)
 
 
 def _faults(structures: Structures) -> dict[int, str]:
     """What is wrong with the molecules that no file can hold, by their index."""
     found: dict[int, str] = {}
     for wrong, what in (
-        ((structures.numbers < 1) | (structures.numbers > MAX_NUMBER), "a charge outside 1 to 96 (H to Cm)"),
+        (~_is_charge(structures.numbers), NO_CHARGE),
         (~np.isfinite(structures.positions).all(axis=1), "a coordinate that is not finite"),
     ):
         molecules = np.unique(np.searchsorted(structures.ptr, np.flatnonzero(wrong), side="right")) - 1
@@ -377,6 +404,10 @@ def _faults(structures: Structures) -> dict[int, str]:
         broken = np.flatnonzero(~np.isfinite(structures.cells).all((1, 2)))
         found |= {k: "a cell that is not finite" for k in broken.tolist() if k not in found}
     return dict(sorted(found.items()))
+
+
+def _is_charge(numbers: np.ndarray) -> np.ndarray:
+    return (numbers >= 1) & (numbers <= MAX_NUMBER)
 
 
 def _check_layout(arrays: dict[str, np.ndarray], path: Path) -> None:

@@ -101,6 +101,12 @@ class Structures:
         """Index of the molecule of each atom [A]."""
         return np.repeat(np.arange(len(self)), self.n_atoms)
 
+    def is_finite(self) -> np.ndarray:
+        """Whether all coordinates of a molecule, and those of its cell, are finite [M]."""
+        broken = self.of_atoms()[~np.isfinite(self.positions).all(axis=1)]
+        finite = np.bincount(broken, minlength=len(self)) == 0
+        return finite if self.cells is None else finite & np.isfinite(self.cells).all((1, 2))
+
     def select(self, index: np.ndarray) -> Structures:
         """The molecules at `index` (integers, in that order) or where `index` is True (booleans [M])."""
         index = np.asarray(index)

@@ -10,13 +10,14 @@ the wrong choice, kept as a control, under which half of all helices turn to the
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 
 from bench.diffusion.process import DiffusionConfig, Process
 from bench.geometry.groups import O3, SO3, Group
@@ -118,9 +119,23 @@ class Proteins(Task):
             known = evaluate_backbones(data.valid, data.test, data.train)
             write_json(path, {"values": [value.to_dict() for value in known]})
         data_values = [Value.from_dict(value, str(path)) for value in read_json(path)["values"]]
-        values = evaluate_backbones(samples, data.test, data.train)
+        finite = samples.is_finite()
+        values = of_all_samples(evaluate_backbones(samples.select(finite), data.test, data.train), finite)
         shown = [bonds_along(int(n)) for n in samples.n_atoms[:N_DRAWN]]
         return Evaluation(values, data_values, shown)
+
+
+def of_all_samples(values: Sequence[Value], finite: Bool[np.ndarray, "S"]) -> list[Value]:
+    """Values of the finite samples alone, with items for all S samples: NaN for one that is not finite."""
+
+    def spread(items: np.ndarray | None) -> np.ndarray | None:
+        if items is None:
+            return None
+        whole = np.full((len(finite), *items.shape[1:]), np.nan)
+        whole[finite] = items
+        return whole
+
+    return [replace(value, items=spread(value.items)) for value in values]
 
 
 def bonds_along(n_atoms: int) -> np.ndarray:

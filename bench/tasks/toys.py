@@ -116,6 +116,7 @@ class ToyTask(Task):
         """Distance to the nearest element of an orbit, share of each shape, uniformity over the group; and the same for
         equally many exact draws from the distribution."""
         del cache
+        samples = samples.select(samples.is_finite())
         rng = torch.Generator().manual_seed(seed_of(0, Stream.SAMPLING, len(samples)))
         many = data.test.select(np.arange(len(samples)) % len(data.test))
         clean = self.encode(many, dtype=torch.float64)

@@ -219,6 +219,22 @@ def test_a_value_of_fewer_seeds_than_its_row_is_marked(folder, tmp_path):
     assert "¶ of fewer seeds than its row" in (tmp_path / "out" / "main.md").read_text()
 
 
+def test_rows_with_samples_that_diverged_are_named(folder, tmp_path):
+    """Control: where none has, there is no such note."""
+    failed = {"name": "failed_samples", "label": "Failed samples", "unit": "fraction", "kind": "diagnostic"}
+
+    def notes_with(share: float) -> list[str]:
+        path = folder / run_name("bare", "dit", 1) / "eval.json"
+        kept = [value for value in read_json(path)["values"] if value["name"] != "failed_samples"]
+        edit(path, values=[*kept, failed | {"value": share}])
+        return [note for note in main.notes(load(folder)) if "not finite" in note]
+
+    assert notes_with(0.0) == []
+    assert notes_with(0.004) == [
+        "Samples with positions that are not finite, which count as failures in every rate: bare on dit small 0.4 %."
+    ]
+
+
 def test_older_and_uncommitted_code_is_marked(folder, tmp_path):
     _, rows = rows_of(folder, tmp_path / "out")
     assert ("bare", "dit small") in rows

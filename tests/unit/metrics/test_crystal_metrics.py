@@ -80,6 +80,18 @@ def test_flat_cells_are_no_crystals():
     assert found["match_rate"] == found["plausible"] == 0.5
 
 
+@pytest.mark.parametrize("part", ["positions", "cells"])
+def test_samples_that_are_not_finite_match_nothing(part: str):
+    """Their volumes count in no mean. Control: the crystal beside them matches."""
+    test = examples(["SrTiO3", "NaCl"])
+    assert test.cells is not None
+    broken = {"positions": test.positions.copy(), "cells": test.cells.copy()}[part]
+    broken[0] = np.nan
+    found = values(dataclasses.replace(test, **{part: broken}), test)
+    assert found["match_rate"] == found["plausible"] == 0.5
+    assert found["lost"] == found["volume_error"] == found["volume_w1"] == found["length_w1"] == 0
+
+
 def test_cells_too_long_for_a_match_are_no_match(monkeypatch: pytest.MonkeyPatch):
     """Nothing is tried; control: a cell twice as long is tried. What pymatgen cannot compare is lost."""
     test = examples(["SrTiO3", "NaCl"])

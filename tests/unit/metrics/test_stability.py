@@ -9,7 +9,16 @@ import pytest
 
 from bench.metrics import stability
 from bench.metrics.molecules import evaluate_molecules
-from bench.metrics.stability import BondTable, UnknownElementError, determined_bonds, infer_bonds, natural_rule
+from bench.metrics.stability import (
+    BondRule,
+    BondTable,
+    UnknownElementError,
+    determined_bonds,
+    infer_bonds,
+    natural_rule,
+    perceived,
+    stable_atoms,
+)
 from bench.structures.structures import Structures
 
 SYMBOL = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}
@@ -165,9 +174,22 @@ def test_an_element_outside_the_table_is_named():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_positions_that_are_not_finite_are_refused(bad):
-    with pytest.raises(ValueError, match=r"molecule 1 .* not finite"):
-        infer_bonds(Structures.concatenate([pair(1, 1, 0.74), pair(1, 1, bad)]))
+@pytest.mark.parametrize("rule", [BondRule.EDM, BondRule.RDKIT])
+def test_a_molecule_that_is_not_finite_has_no_bonds_no_stable_atom_and_is_not_valid(rule, bad):
+    """Even where some of its atoms are bonded. Controls: its neighbours; finite atoms out of reach are valid to EDM,
+    which looks at the largest piece."""
+    numbers, x = np.array([1, 1, 1]), np.array([[0.0, 0, 0], [0, 0, 0.74], [9, 0, 0]])
+    broken = x.copy()
+    broken[2, 1] = bad
+    some = Structures.concatenate([pair(1, 1, 0.74), Structures.from_list([(numbers, broken)]), pair(1, 1, 0.74)])
+    found = perceived(some, rule)
+    assert [len(rows) for rows in found] == [1, 0, 1]
+    assert stable_atoms(some, found).tolist() == [True, True, False, False, False, True, True]
+    evaluation = evaluate_molecules(some, bonds=found)
+    assert evaluation.valid.tolist() == [True, False, True]
+    assert evaluation.connected_and_valid.tolist() == [True, False, True]
+    apart = Structures.from_list([(numbers, x)])
+    assert evaluate_molecules(apart).valid.tolist() == [True]
 
 
 def test_atoms_too_far_apart_for_float32_are_not_bonded():

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -22,8 +23,11 @@ from bench.records.items import read_items
 from bench.records.measured import values_of
 from bench.records.values import Kind
 from bench.registry import methods
+from bench.run import evaluate
 from bench.run.checkpoint import about_of, hash_of_weights, read_tensors, write_tensors
 from bench.run.execute import Until, evaluate_folder, execute, is_done, reason_of
+from bench.run.measure import opened
+from bench.structures import files
 
 STUDY = {
     "study": "tiny",
@@ -148,6 +152,39 @@ def test_a_value_is_the_mean_of_its_items(tmp_path):
     assert np.isfinite(of_test["nll"]).sum() == 4  # `n_molecules`
     assert len(of_test["nll"]) == records.read_json(folder.manifest, schema.MANIFEST)["data"]["n_test"]
     assert len(of_samples["validity"]) == 6
+
+
+def breaking(places: set[int]):
+    """`sample_prompt` whose samples at some places have diverged."""
+    drawn = evaluate.sample_prompt
+
+    def broken(model, prompt, *given):
+        samples = drawn(model, prompt, *given)
+        gone = np.isin(prompt.places, list(places))[samples.of_atoms()]
+        return replace(samples, positions=np.where(gone[:, None], np.nan, samples.positions))
+
+    return mock.patch("bench.run.evaluate.sample_prompt", broken)
+
+
+def test_a_sample_that_diverges_counts_as_a_failed_one(tmp_path):
+    """Control: a run all of whose samples diverge fails, and says so."""
+    run, other, all_gone = (item(tmp_path / name) for name in ("broken", "whole", "gone"))
+    with breaking({4}):
+        execute(run.cfg, run.folder)
+    execute(other.cfg, other.folder)
+    for each, share in ((run, 1 / 6), (other, 0)):
+        values = {value.name: value.value for value in values_of(records.RunFolder(each.folder))}
+        assert values["failed_samples"] == pytest.approx(share)
+    broken, whole = (read_items(records.RunFolder(each.folder).sample_items) for each in (run, other))
+    assert (broken["validity"][4], broken["atom_stability"][4, 0]) == (0, 0)
+    kept = np.arange(6) != 4
+    assert all(np.array_equal(broken[name][kept], whole[name][kept]) for name in whole)
+    assert len(files.read(records.RunFolder(run.folder).drawn)) == 5
+    with opened(run.folder) as found:
+        assert found.samples is not None
+        assert len(found.samples) == 5  # what measures see
+    with breaking(set(range(6))), pytest.raises(evaluate.SamplingError, match="none of 6 samples has finite positions"):
+        execute(all_gone.cfg, all_gone.folder)
 
 
 def test_a_sampled_run_is_evaluated_by_the_plain_command_too(tmp_path):

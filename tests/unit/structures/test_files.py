@@ -6,6 +6,7 @@ import gzip
 import io
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -519,3 +520,24 @@ def test_npz_in_memory_equals_npz_on_disk(tmp_path):
     with np.load(io.BytesIO((tmp_path / "a.npz").read_bytes())) as file:
         assert sorted(file.files) == ["charges", "num_atoms", "positions"]
         assert file["charges"].shape == (5, 29)
+
+
+def test_samples_that_diverged_are_kept_as_they_are(tmp_path):
+    """Controls: other files hold no such molecule, and a charge that no element has is refused here too."""
+    x = np.array([[0.0, 0, 0], [np.nan, np.inf, 0.74]])
+    some = Structures.from_list([(np.array([1, 1]), np.zeros((2, 3))), (np.array([1, 8]), x)])
+    assert some.is_finite().tolist() == [True, False]
+    files.write_samples(tmp_path / "a.npz", some)
+    back = files.read_samples(tmp_path / "a.npz")
+    for mine, theirs in zip(back.arrays(), some.arrays(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    with pytest.raises(FileError, match="molecule 1 has a coordinate that is not finite"):
+        files.read(tmp_path / "a.npz")
+    with pytest.raises(FileError, match="molecule 1 has a coordinate that is not finite"):
+        files.write(tmp_path / "b.npz", some)
+    files.write_samples(tmp_path / "a.npz", replace(some, numbers=some.numbers + 100))
+    with pytest.raises(FileError, match="holds a charge outside 1 to 96"):
+        files.read_samples(tmp_path / "a.npz")
+    (tmp_path / "a.npz").write_bytes(b"PK")
+    with pytest.raises(FileError, match=r"a\.npz: "):
+        files.read_samples(tmp_path / "a.npz")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -126,3 +127,21 @@ def test_evaluation_holds_samples_and_held_out_data_against_the_test_split(
     assert found.bonds is not None
     assert len(found.bonds) == 8
     assert found.bonds[0][-1].tolist() == [int(some.valid.n_atoms[0]) - 2, int(some.valid.n_atoms[0]) - 1, 1]
+
+
+def test_a_backbone_that_diverged_is_left_out_and_keeps_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Control: the others have the values that they had."""
+    monkeypatch.setattr(metrics, "N_COMPARED", 2)
+    monkeypatch.setattr(metrics, "N_KNOWN", 2)
+    some, made = data(), task()
+    positions = some.valid.positions.copy()
+    positions[some.valid.ptr[5]] = np.nan
+    broken, whole = (
+        {value.name: value.items for value in made.evaluate(samples, some, tmp_path).values if value.items is not None}
+        for samples in (replace(some.valid, positions=positions), some.valid)
+    )
+    kept = np.arange(len(some.valid)) != 5
+    assert broken.keys() == whole.keys()
+    for name in whole:
+        assert np.isnan(broken[name][5]).all()
+        np.testing.assert_array_equal(broken[name][kept], whole[name][kept])
