@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
@@ -28,6 +28,9 @@ ROW = ["study", "method", "backbone", "step", "n_train"]
 NOT_YET = "Not measured yet: no published run has {}."
 ERROR, SHARE, GAIN = "equivariance_error_mean", "equivariance_loss_share", "orientation_gain"
 LAPTOP, TURNED = "qm9_laptop", "qm9_turned"  # the same data as stored, and each molecule turned at random
+REMOVED = GRADIENT, TARGET = "gradient_variance_removed", "target_variance_removed"
+LIMIT, ESTIMATORS = "target_variance_removed_limit", ("exact", "local", "uniform")
+LAW = (P := "rotation_law_p", "rotation_law_first_mean", "rotation_law_second_mean", "rotation_law_swap_excess_mean")
 OUTCOMES = ("nll", "validation_loss", "molecule_stability", "validity")
 LEAD = """# Answers
 
@@ -44,18 +47,22 @@ class Question:
 
     Attributes:
         title: the question; reading: how to read the answer.
-        tables: the answer, from all published values; none where nothing was measured of `lacks`.
+        short: the answer in a few sentences, from all published values; none where they lack what it takes.
+        tables: the answer in full; none where nothing was measured of `lacks`.
     """
 
     title: str
     reading: str
     lacks: str
+    short: Callable[[Frame], list[str]]
     tables: Callable[[Frame], list[Table]]
 
     def answer(self, values: Frame) -> str:
         """The section of the page."""
         tables = self.tables(values) if len(values) else []
         told = [markdown(table).strip() for table in tables] or [NOT_YET.format(self.lacks)]
+        if sentences := self.short(values) if len(values) else []:
+            told.insert(0, "\n".join(fill(f"- {line}", 120, subsequent_indent="  ") for line in sentences))
         return "\n\n".join([f"## {self.title}", fill(self.reading, 120), *told])
 
 
@@ -131,21 +138,98 @@ def over_time(rows: Frame, title: str) -> list[Table]:
     return tables
 
 
+def means(rows: Frame, name: str, **words: str) -> dict[str, str]:
+    """Means over runs of a scalar at a position in words, as text by row ('`haar` on egnn 96x7'), smallest first."""
+    own = rows[(rows["name"] == name) & (rows["words"] == tuple(sorted(words.items())))]
+    if own.empty:
+        return {}
+    show, found = columns(own)[0].show, own.groupby(["method", "backbone"])["value"].mean().sort_values()
+    return {f"`{method}` on {backbone}": show(value) for (method, backbone), value in found.items()}
+
+
+def listed(found: Mapping[str, str]) -> str:
+    return ", ".join(f"{row} {value}" for row, value in found.items())
+
+
+def ends(found: Mapping[str, str]) -> str:
+    """The smallest and the largest of `means`."""
+    values = list(dict.fromkeys(found.values()))
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
+
+
+def symmetry_in_short(values: Frame) -> list[str]:
+    rows = chosen(values, ERROR)
+    rows = rows[(rows["n_train"] == rows["n_train"].max()) & (rows["study"] != TURNED)]
+    by_steps = [(step, means(own, ERROR)) for step, own in rows.groupby("step")]
+    return [f"Error after {step:.0f} steps: {listed(found)}." for step, found in by_steps if found]
+
+
+def variance_in_short(values: Frame) -> list[str]:
+    rows, found = chosen(values, *REMOVED, LIMIT), []
+    target, gradient = (
+        {kind: ends(own) for kind in ESTIMATORS if (own := means(rows, name, estimator=kind))}
+        for name in (TARGET, GRADIENT)
+    )
+    if target and (limit := means(rows, LIMIT)):
+        found.append(f"Of the target's variance, at most {ends(limit)} units can be removed: {listed(target)}.")
+    if gradient:
+        unit = columns(rows[rows["name"] == GRADIENT])[0].unit
+        found.append(f"Of the gradient's variance, over all times of training and rows ({unit}): {listed(gradient)}.")
+    return found
+
+
+def frames_in_short(values: Frame) -> list[str]:
+    rows, second = chosen(values, *LAW), "rotation_law_second_mean"
+    own, haar = means(rows, second, rotation="own"), means(rows, second, rotation="Haar")
+    p = means(rows, P, rotation="own")
+    return [
+        f"{row}: second moment {own[row]}, of as many draws from Haar {haar[row]}; p-value of Haar {p[row]}."
+        for row in own
+        if row in haar and row in p
+    ]
+
+
+def orientation_in_short(values: Frame) -> list[str]:
+    gains = chosen(values, f"{GAIN}_mean")
+    gains, found = means(gains[gains["study"] == LAPTOP], f"{GAIN}_mean"), []
+    if gains:
+        told = {row: gains.pop(row) for row in [*gains] if row.startswith("`plain`")}
+        if gains:
+            told["all other rows"] = ends(gains)
+        found.append(f"By how many % the loss is lower on stored than on turned data: {listed(told)}.")
+    for method, own in _of_both(values).groupby("method"):
+        told = []
+        for column in columns(own):
+            mean = own[own["name"] == column.name].groupby("study")["value"].mean()
+            told.append(f"{column.title} {column.show(mean[TURNED])} (stored: {column.show(mean[LAPTOP])})")
+        found.append(f"`{method}` trained on turned data: {', '.join(told)}.")
+    return found
+
+
 def symmetry(values: Frame) -> list[Table]:
     found = scalars(chosen(values, ERROR, "equivariance_error_floor_mean"), "Of trained and of initial weights.")
     return found + over_time(chosen(values, "equivariance_error", SHARE, curves=True), "Within the path")
 
 
 def variance(values: Frame) -> list[Table]:
-    names = ("gradient_variance_removed", "target_variance_removed", "target_variance_removed_limit")
-    return scalars(chosen(values, *names), "Over all times of training.") + over_time(
-        chosen(values, *names, curves=True), "Within the path"
-    )
+    """The target's, which no network changes, of one run for each study; the gradient's of all rows."""
+
+    def of_one(rows: Frame) -> Frame:
+        return rows[rows["run"] == rows.groupby("study")["run"].transform("first")]
+
+    scalar, curves = chosen(values, *REMOVED, LIMIT), chosen(values, *REMOVED, LIMIT, curves=True)
+    gradient, curve = (rows[rows["name"] == GRADIENT] for rows in (scalar, curves))
+    target, target_curve = (of_one(rows[rows["name"] != GRADIENT]) for rows in (scalar, curves))
+    return [
+        *scalars(target, "Of the target, over all times of training; the same for every network, so one run is shown."),
+        *over_time(target_curve, "Of the target, within the path"),
+        *scalars(gradient, "Of the gradient, over all times of training."),
+        *over_time(curve, "Of the gradient, within the path"),
+    ]
 
 
 def frames(values: Frame) -> list[Table]:
-    names = ("rotation_law_first_mean", "rotation_law_second_mean", "rotation_law_p", "rotation_law_swap_excess_mean")
-    return scalars(chosen(values, *names), "Over all times.") + over_time(
+    return scalars(chosen(values, *LAW), "Over all times.") + over_time(
         chosen(values, "rotation_law_first", "rotation_law_second", curves=True), "Within the path"
     )
 
@@ -153,11 +237,16 @@ def frames(values: Frame) -> list[Table]:
 def orientation(values: Frame) -> list[Table]:
     """Outcomes of the rows that both studies have; the gain alone where only the first was published."""
     gain = scalars(chosen(values, f"{GAIN}_mean"), "Of the loss, the same model on turned data and on stored data.")
+    title = f"Trained on the data as stored ({LAPTOP}) and turned ({TURNED}), row by row."
+    return gain + scalars(_of_both(values), title)
+
+
+def _of_both(values: Frame) -> Frame:
+    """Outcomes of rows and seeds that both studies have."""
     outcomes = chosen(values, *OUTCOMES)
     outcomes = outcomes[outcomes["study"].isin([LAPTOP, TURNED])]
-    rows = outcomes.groupby(["method", "backbone", "seed"])["study"].transform("nunique") == 2
-    outcomes = outcomes[rows].sort_values(["method", "study"], kind="stable")
-    return gain + scalars(outcomes, f"Trained on the data as stored ({LAPTOP}) and turned ({TURNED}), row by row.")
+    both = outcomes.groupby(["method", "backbone", "seed"])["study"].transform("nunique") == 2
+    return outcomes[both].sort_values(["method", "study"], kind="stable")
 
 
 QUESTIONS = (
@@ -167,6 +256,7 @@ QUESTIONS = (
         "input is turned. The floor is rounding, or finite draws of a stochastic prediction. Rows with fewer steps, "
         "and the columns of initial weights, say when.",
         "the measure `equivariance`",
+        symmetry_in_short,
         symmetry,
     ),
     Question(
@@ -174,13 +264,16 @@ QUESTIONS = (
         "At fixed weights. What averaging over the group can remove of the target is bounded by the dimension of the "
         "group, in units of the noise; what it removes of the gradient is what a training step gains.",
         "the measure `variance`",
+        variance_in_short,
         variance,
     ),
     Question(
         "Does gamma leave the Haar measure?",
         "First and second moment of the rotation that the method draws given z_t: 0 for Haar. The values under Haar, "
-        "identity and PCA frames are drawn in the same way and stand beside them.",
+        "identity and PCA frames are drawn in the same way and stand beside them. A small p-value says "
+        "that the law is not Haar's.",
         "the measure `rotation_law`",
+        frames_in_short,
         frames,
     ),
     Question(
@@ -188,6 +281,7 @@ QUESTIONS = (
         f"The study `{TURNED}` trains on molecules each turned once at random, otherwise as `{LAPTOP}`. What `plain` "
         "loses there, and a row that is turned at every step in any case does not, came from the stored orientation.",
         f"the measure `equivariance`, and no row is in both `{LAPTOP}` and `{TURNED}`",
+        orientation_in_short,
         orientation,
     ),
 )

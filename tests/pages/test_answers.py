@@ -56,6 +56,9 @@ def test_a_measured_value_is_quoted_with_its_interval(results, monkeypatch, tmp_
     (line,) = [line for line in page.splitlines() if line.startswith("| haar |")]
     assert "| 6500 | 11262 | 0.125 (0.100 to 0.150) | 0.750 (0.730 to 0.770) | 1 | qm9_laptop |" in line
     assert page.count("Not measured yet") == len(answers.QUESTIONS) - 1
+    assert [line for line in page.splitlines() if line.startswith("- ")] == [
+        "- Error after 6500 steps: `haar` on pairformer 80x4 0.125."
+    ]
 
     points = [
         Value("gradient_variance_removed", "Gradient variance removed", t, at={"t": t, "part": "data"})
@@ -77,3 +80,38 @@ def test_a_measured_value_is_quoted_with_its_interval(results, monkeypatch, tmp_
     assert answers.main([]) == 0
     assert answers.main(["--check"]) == 0
     assert (tmp_path / answers.PAGE).read_text() == page
+
+
+def test_answers_in_short_are_those_of_the_tables(results):
+    """Control: a question whose measure says too little has none."""
+    kinds = {"exact": (2.75, 0.125), "uniform": (0.5, 0.0625)}
+    removed = [
+        Value(name, name, value, "fraction" if name == answers.GRADIENT else "", at={"estimator": kind})
+        for kind, values in kinds.items()
+        for name, value in zip((answers.TARGET, answers.GRADIENT), values, strict=True)
+    ]
+    measured(results, "variance", [*removed, Value(answers.LIMIT, "Limit", 3.0)])
+    law = [
+        Value("rotation_law_second_mean", "Second moment", value, at={"rotation": rotation})
+        for rotation, value in (("own", 0.25), ("Haar", 0.5))
+    ]
+    measured(results, "rotation_law", law)
+    measured(results, "equivariance", [Value(f"{answers.GAIN}_mean", "Gain", 0.125, "fraction")])
+    (run,) = results.glob("*/haar-*")
+    shutil.copytree(run, other := results / answers.TURNED / run.name)
+    values = read_json(RunFolder(other).eval)["values"]
+    stable = next(value for value in values if value["name"] == "molecule_stability")
+    stored, stable["value"] = 100 * stable["value"], 0.5
+    edit(RunFolder(other).eval, values=values)
+    page = answers.page(results).replace("\n  ", " ")
+    short = [line for line in page.splitlines() if line.startswith("- ")]
+    assert short[:2] == [
+        "- Of the target's variance, at most 3.00 units can be removed: exact 2.75, uniform 0.500.",
+        "- Of the gradient's variance, over all times of training and rows (%): exact 12.5, uniform 6.2.",
+    ]
+    assert f"Molecule stability (%) 50.0 (stored: {stored:.1f})" in short[-1]
+    assert short[2] == "- By how many % the loss is lower on stored than on turned data: all other rows 12.5."
+    assert len(short) == 4  # nothing of the law of rotations, which has no p-value
+    measured(results, "rotation_law", [*law, Value(answers.P, "p", 0.5, at={"rotation": "own"})])
+    line = "`haar` on pairformer 80x4: second moment 0.250, of as many draws from Haar 0.500; p-value of Haar 0.500."
+    assert line in answers.page(results).replace("\n  ", " ")
