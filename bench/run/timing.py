@@ -276,18 +276,20 @@ def run_config(
 
     Args:
         size: of the backbone, and of the method where it has one of that name.
-        data_dir: folder with QM9, else the environment's QM9_DIR, else the embedded set.
+        data_dir: folder with QM9, else the environment's QM9_DIR, else the embedded set; where no `data.name` is given.
         overrides: e.g. 'method.kernel_width=48'.
     Raises:
         ConfigError: a name or an option that does not exist.
     """
     page: dict[str, Any] = {"study": "time", "method": {"name": method}, "backbone": {"name": backbone}, "train": train}
-    folder = data_dir or os.environ.get("QM9_DIR")
-    page["data"] = {"name": "qm9", "dir": folder} if folder else {"name": "mini"}
     if size is not None:
         page["backbone"]["size"] = size
         if method in methods and size in getattr(methods[method].build, "sizes", {}):
             page["method"]["size"] = size
     for item in overrides:
         set_dotted(page, *parse_override(item))
+    given = page.get("data", {})
+    if isinstance(given, dict) and "name" not in given:
+        folder = data_dir or os.environ.get("QM9_DIR")
+        page["data"] = ({"name": "qm9", "dir": folder} if folder else {"name": "mini"}) | given
     return build(RunConfig, page)

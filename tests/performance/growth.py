@@ -44,6 +44,8 @@ def measure(chosen: list[str], batch: int, steps: int, threads: int, device: str
         shared = [*options, *DENOVO, "--steps", str(steps), "--sampling-steps", str(SAMPLING_STEPS)]
         shared += ["--threads", str(threads), "--device", device]
         rows += sweep([method], [backbone], ATOMS, [], shared, batch)["rows"]
+    if all("error" in row for row in rows):
+        raise SystemExit(f"no cell could be measured: {rows[0]['error']}; nothing is written")
     return {"schema": 1, "kind": "growth", "rows": rows, "fits": fits(rows)}
 
 

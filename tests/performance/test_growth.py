@@ -2,7 +2,10 @@
 
 from typing import Any
 
+import pytest
+
 from bench.run.scaling import fits
+from performance import growth
 from performance.growth import LIMIT_GIB, section
 
 
@@ -25,6 +28,16 @@ def test_the_largest_size_and_the_exponents_are_shown():
     (line,) = [line for line in page.splitlines() if line.startswith("| haar")]
     assert "| 620 297 | 3.28 | 362 | 0.2 | 500 |" in line
     assert [word.split()[0] for word in line.split("|")[7:10]] == ["2.00", "1.00", "1.00"]
+
+
+def test_a_record_without_any_cell_is_not_written(monkeypatch: pytest.MonkeyPatch):
+    """Control: one good cell is enough."""
+    rows = [{"method": "haar", "backbone": "pairformer", "axis": "atoms", "value": 23, "error": "no memory"}]
+    monkeypatch.setattr(growth, "sweep", lambda *_: {"rows": rows})
+    with pytest.raises(SystemExit, match="no cell could be measured: no memory; nothing is written"):
+        growth.measure(["haar"], 1, 1, 1, "cpu")
+    rows.append(row(46))
+    assert growth.measure(["haar"], 1, 1, 1, "cpu")["rows"] == rows
 
 
 def test_a_method_beyond_the_limit_is_not_counted_within_it():

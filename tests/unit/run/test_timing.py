@@ -49,6 +49,15 @@ def timed(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
 # ---------------------------------------------------------------------- equibench time
 
 
+@pytest.mark.parametrize("named", ["data.name=mini", "data=mini"])
+def test_a_data_set_that_is_named_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch, named: str):
+    """Control: where none is named, the environment's folder is QM9's; other options of data are kept."""
+    monkeypatch.setenv("QM9_DIR", "/somewhere")
+    assert timing.run_config("haar", "dit", "tiny", None, [named]).data.name == "mini"
+    other = timing.run_config("haar", "dit", "tiny", None, ["data.max_atoms=14"]).data
+    assert (other.name, other.options.dir, other.options.max_atoms) == ("qm9", "/somewhere", 14)
+
+
 def test_sampling_is_timed_at_a_given_size_where_it_needs_no_context(capsys, monkeypatch):
     """Control: without `--sampling-steps` none is timed (below); conformers are of given molecules."""
     sizes = []
