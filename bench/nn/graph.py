@@ -1,8 +1,10 @@
 """Bond graphs as inputs of networks: numbers of atoms and of pairs that no group changes.
 
 A task whose `context` is `GRAPH` gives each state a PyTorch Geometric batch with `z`, `formal_charge` and `chirality`
-of atoms, and `edge_index`, `bond_type` and `bond_configuration` of bonds (`bench.structures.graphs.bond_graphs`). Of a
-pair of atoms a network sees the bond and the number of bonds on the shortest way between them.
+of atoms, and `edge_index`, `bond_type`, `bond_configuration` and `bond_turn` of bonds
+(`bench.structures.graphs.bond_graphs`). Of a pair of atoms i and j a network sees the bond, the number of bonds on the
+shortest way between them, and the place of j around i where i is a stereocentre: handedness that a network can read
+from three neighbours, where a CIP label follows from the whole molecule.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ MAX_CHARGE = 4  # larger formal charges count as this one
 MAX_STEPS = 8  # bonds on the shortest way; atoms farther apart count as 9 apart
 N_BONDS = 1 + 4 + 2  # none, the four types, and double bonds in configuration Z or E
 FIRST_CONFIGURATION = 4  # configurations 1 and 2 have the codes 5 and 6
+N_TURNS = 1 + 4  # none, and the places around a stereocentre
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,13 @@ class PairCodes:
         context: the batch that they were made from.
         bond: 0 none, 1 to 4 the type, 5 and 6 a double bond in configuration Z and E [P].
         steps: topological distance, at most MAX_STEPS + 1 [P].
+        turn: place of j around i, from 1; 0 where i is no stereocentre or j no neighbour [P].
     """
 
     context: Batch
     bond: Int[Tensor, "P"]
     steps: Int[Tensor, "P"]
+    turn: Int[Tensor, "P"]
 
 
 def graph_of(z: State) -> Batch:
@@ -87,14 +92,15 @@ def _codes(context: Batch, layout: Layout) -> PairCodes:
             steps = torch.where((reached > 0) & (steps > MAX_STEPS), n, steps)
             reached = ((reached @ bonded + reached) > 0).to(torch.float32)
     of_pairs = slots.place[pairs.i] * N + slots.place[pairs.j] % N
-    return PairCodes(context, bond[of_pairs], steps.flatten()[of_pairs])
+    turn = torch.zeros_like(bond).index_copy(0, place, context["bond_turn"])
+    return PairCodes(context, bond[of_pairs], steps.flatten()[of_pairs], turn[of_pairs])
 
 
 class GraphEmbedding(nn.Module):
     """Learned vectors of atoms and of pairs, the same for atoms and pairs that the graph describes alike.
 
-    Atoms: a sum over element, formal charge and CIP label. Pairs: a sum over bond and topological distance. The graph
-    beyond that, such as rings, is for the network to find.
+    Atoms: a sum over element, formal charge and CIP label. Pairs: a sum over bond, topological distance and place around
+    a stereocentre. The graph beyond that, such as rings, is for the network to find.
 
     Args:
         atom_width: channels of an atom.
@@ -109,10 +115,11 @@ class GraphEmbedding(nn.Module):
         self.chirality = nn.Embedding(3, atom_width)
         self.bonds = nn.Embedding(N_BONDS, pair_width)
         self.steps = nn.Embedding(MAX_STEPS + 2, pair_width)
+        self.turns = nn.Embedding(N_TURNS, pair_width)
         for table in (self.elements, self.charges, self.chirality):
             nn.init.normal_(table.weight, std=3**-0.5)
-        for table in (self.bonds, self.steps):
-            nn.init.normal_(table.weight, std=pair_std * 2**-0.5)
+        for table in (self.bonds, self.steps, self.turns):
+            nn.init.normal_(table.weight, std=pair_std * 3**-0.5)
 
     def atoms(self, z: State) -> Float[Tensor, "A H"]:
         context = graph_of(z)
@@ -121,8 +128,8 @@ class GraphEmbedding(nn.Module):
 
     def pairs(self, z: State, pairs: Pairs) -> Float[Tensor, "P K"]:
         codes = pair_codes(graph_of(z), z.layout)
-        table = (self.bonds.weight[:, None] + self.steps.weight).flatten(0, 1)
-        code = codes.bond * (MAX_STEPS + 2) + codes.steps
+        table = (self.bonds.weight[:, None, None] + self.steps.weight[:, None] + self.turns.weight).flatten(0, 2)
+        code = (codes.bond * (MAX_STEPS + 2) + codes.steps) * N_TURNS + codes.turn
         if not pairs.include_self:
             code = code[_others(z.layout)]
         return F.embedding(code, table)

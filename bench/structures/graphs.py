@@ -85,8 +85,9 @@ def bond_graphs(
     """Graphs of molecules, one for each index in `molecule`, which may repeat, as one batch on `device`.
 
     Attributes of the batch: `z` nuclear charges, `formal_charge` and `chirality` [A] as in `Graphs`; `edge_index`
-    [2, E], each bond in both directions, with `bond_type` [E] (1, 2, 3, and 4 for aromatic) and `bond_configuration`
-    [E] (0 none, 1 Z, 2 E); `batch` [A] and `ptr` [M + 1].
+    [2, E], each bond in both directions, with `bond_type` [E] (1, 2, 3, and 4 for aromatic), `bond_configuration` [E] (0
+    none, 1 Z, 2 E) and `bond_turn` [E], the place of the second atom among the neighbours of the first (`Graphs.turns`);
+    `batch` [A] and `ptr` [M + 1].
 
     Args:
         max_automorphisms: if given, also `automorphisms` [A, G], the permutations of `Graphs.automorphisms` as atoms of
@@ -103,9 +104,9 @@ def bond_graphs(
     edge_ptr = np.concatenate([[0], 2 * np.cumsum(n_bonds)]).astype(np.int64)
     forward = np.arange(len(bonds)) + np.repeat(np.cumsum(n_bonds) - n_bonds, n_bonds)
     backward = forward + np.repeat(n_bonds, n_bonds)
-    edges = np.empty((2 * len(bonds), 4), dtype=np.int64)
-    edges[forward] = graphs.bonds[bonds]
-    edges[backward] = graphs.bonds[bonds][:, [1, 0, 2, 3]]
+    edges = np.empty((2 * len(bonds), 5), dtype=np.int64)
+    edges[forward] = np.column_stack([graphs.bonds[bonds], graphs.turns[bonds, 0]])
+    edges[backward] = np.column_stack([graphs.bonds[bonds][:, [1, 0, 2, 3]], graphs.turns[bonds, 1]])
     edges[:, :2] += np.repeat(ptr[:-1], 2 * n_bonds)[:, None]
 
     def tensor(values: np.ndarray) -> torch.Tensor:
@@ -119,6 +120,7 @@ def bond_graphs(
         edge_index=tensor(edges[:, :2].T),
         bond_type=tensor(edges[:, 2]),
         bond_configuration=tensor(edges[:, 3]),
+        bond_turn=tensor(edges[:, 4]),
         batch=tensor(np.repeat(np.arange(len(molecule)), np.diff(ptr))),
         ptr=tensor(ptr),
     )
@@ -128,7 +130,7 @@ def bond_graphs(
     slices = {"edge_index": (of_edges, of_atoms[:-1])}
     for name in ("z", "formal_charge", "chirality"):
         slices[name] = (of_atoms, none)
-    for name in ("bond_type", "bond_configuration"):
+    for name in ("bond_type", "bond_configuration", "bond_turn"):
         slices[name] = (of_edges, none)
     if max_automorphisms is not None:
         listed = [graphs.automorphisms(k, max_automorphisms) for k in molecule.tolist()]

@@ -107,6 +107,7 @@ class Collection:
             chirality=np.concatenate([g.chirality for g in graphs]),
             ptr=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
             bonds=np.concatenate([g.bonds for g in graphs]),
+            turns=np.concatenate([g.turns for g in graphs]),
             bond_ptr=np.concatenate([[0], np.cumsum(n_bonds)]).astype(np.int64),
             smiles=tuple(g.smiles for g in graphs),
         )
@@ -190,6 +191,7 @@ class _Graph:
     charges: np.ndarray
     chirality: np.ndarray
     bonds: np.ndarray
+    turns: np.ndarray
     smiles: str
 
 
@@ -205,6 +207,9 @@ def _graph(mol: Chem.Mol, order: np.ndarray, index: int) -> _Graph:
         )
         for bond in bonds
     ]
+    place = {}
+    for centre in (atom for atom in atoms if _label(atom) in CHIRALITY):
+        place |= {(centre.GetIdx(), j): k for k, j in enumerate(_turn(mol, centre), start=1)}
     return _Graph(
         index,
         order,
@@ -212,8 +217,26 @@ def _graph(mol: Chem.Mol, order: np.ndarray, index: int) -> _Graph:
         np.array([atom.GetFormalCharge() for atom in atoms], np.int64),
         np.array([CHIRALITY.get(_label(atom), 0) for atom in atoms], np.int64),
         np.array(rows, np.int64).reshape(-1, 4),
+        np.array([(place.get((i, j), 0), place.get((j, i), 0)) for i, j, *_ in rows], np.int64).reshape(-1, 2),
         Chem.MolToSmiles(Chem.RemoveHs(mol)),
     )
+
+
+def _turn(mol: Chem.Mol, centre: Chem.Atom) -> list[int]:
+    """The neighbours of a stereocentre, the first three with a positive triple product.
+
+    By falling nuclear charge, then RDKit's canonical rank, which no order of atoms changes; the last two exchanged where
+    the product would be negative. None where two neighbours have one rank: their order would be that of the atoms.
+    """
+    ranks = Chem.CanonicalRankAtoms(mol, breakTies=False)
+    around = sorted(centre.GetNeighbors(), key=lambda atom: (-atom.GetAtomicNum(), ranks[atom.GetIdx()]))
+    found = [atom.GetIdx() for atom in around]
+    if len({ranks[i] for i in found}) < len(found) or len(found) < 3:
+        return []
+    x = mol.GetConformer().GetPositions()
+    if np.linalg.det(x[found[:3]] - x[centre.GetIdx()]) < 0:
+        found[-2:] = found[:-3:-1]
+    return found
 
 
 def _label(item: Chem.Atom | Chem.Bond) -> str:

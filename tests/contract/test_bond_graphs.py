@@ -95,7 +95,7 @@ def test_another_bond_changes_the_output(name: str):
     assert torch.equal(blind(here, times(here)).x, blind(there, times(there)).x)
 
 
-@pytest.mark.parametrize("attribute", ["z", "formal_charge", "chirality", "bond_configuration"])
+@pytest.mark.parametrize("attribute", ["z", "formal_charge", "chirality", "bond_configuration", "bond_turn"])
 @pytest.mark.parametrize("name", SEEING)
 def test_all_that_is_given_is_seen(name: str, attribute: str):
     z = state()
@@ -186,7 +186,7 @@ def test_every_table_gets_a_gradient_and_kernels_change_nothing(name: str):
         loss.backward()
         losses.append(loss.item())
         tables = [weight.grad for key, weight in model.named_parameters() if ".graph." in key]
-        assert len(tables) == 5
+        assert len(tables) == 6
         for grad in tables:
             assert grad is not None
             assert grad.isfinite().all()

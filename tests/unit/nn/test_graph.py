@@ -29,6 +29,9 @@ def test_codes_are_those_of_each_molecule():
         found = torch.stack([pairs.i[bonded], pairs.j[bonded], codes.bond[bonded]], dim=1)
         given = torch.cat([batch.edge_index, kinds[None]]).T
         assert sorted(found.tolist()) == sorted(given.tolist())
+        turned = torch.stack([pairs.i, pairs.j, codes.turn], dim=1)[codes.turn > 0]
+        given = torch.cat([batch.edge_index, batch.bond_turn[None]]).T
+        assert sorted(turned.tolist()) == sorted(row for row in given.tolist() if row[2])
     assert max(expected) == MAX_STEPS + 1
     assert {5, 6} <= set(pair_codes(bond_graphs(ensembles(1).graphs, [3, 4]), two_layout()).bond.tolist())
 

@@ -54,6 +54,50 @@ def test_stereoisomers_are_different_molecules():
     assert sorted(graphs.bonds_of(trans)[:, 3].tolist())[-1] == 2
 
 
+def places(found: Ensembles, index: int) -> dict[int, list[int]]:
+    """The neighbours of each stereocentre of a molecule, in their order."""
+    rows = slice(*found.graphs.bond_ptr[index : index + 2])
+    around: dict[int, dict[int, int]] = {}
+    for (i, j, *_), (first, second) in zip(found.graphs.bonds[rows], found.graphs.turns[rows], strict=True):
+        for centre, other, place in ((i, j, first), (j, i, second)):
+            if place:
+                around.setdefault(int(centre), {})[int(place)] = int(other)
+    return {centre: [by[k] for k in sorted(by)] for centre, by in around.items()}
+
+
+@pytest.mark.parametrize(
+    "smiles", ["C[C@H](O)F", "C[C@H](F)[C@H](C)F", "C[C@H]1CC[C@@H](O)N1", "CS(=O)CC", "CC(=O)[O-]"]
+)
+def test_places_around_a_stereocentre_tell_its_hand(smiles: str):
+    """Every centre with a label has its neighbours in an order of positive volume, the same whatever the order of the
+    atoms. Controls: a mirror image has other places, and its coordinates a negative volume in these; no label, no
+    place."""
+    record = records_of(smiles, 1)[0]
+    found, _ = collect([record, mirrored(record)])
+    mine, x = places(found, 0), found.conformers(0)[0].astype(np.float64)
+    labels = found.graphs.chirality[found.graphs.atoms(0)]
+    assert sorted(mine) == np.flatnonzero(labels).tolist()
+    assert bool(mine) == (smiles != "CC(=O)[O-]")
+    for centre, around in mine.items():
+        assert len(around) == (3 if smiles == "CS(=O)CC" else 4)
+        assert np.linalg.det(x[around[:3]] - x[centre]) > 0
+        assert np.linalg.det((x[around[:3]] - x[centre]) * [1, 1, -1]) < 0
+    again, _ = collect([shuffled(record)])
+    theirs, y = places(again, 0), again.conformers(0)[0].astype(np.float64)
+    numbers = [part.graphs.numbers for part in (found, again)]
+
+    def seen(by: dict[int, list[int]], z: np.ndarray, positions: np.ndarray) -> list:
+        return sorted(
+            [[int(z[k]) for k in around], *np.linalg.norm(positions[around] - positions[c], axis=1).round(3).tolist()]
+            for c, around in by.items()
+        )
+
+    assert seen(mine, numbers[0], x) == seen(theirs, numbers[1], y)
+    other = places(found, 1)
+    assert len(other) == len(mine)
+    assert all(around != mine[centre] for centre, around in other.items())
+
+
 def test_kekule_and_aromatic_bonds_are_one_molecule():
     record = records_of("Cc1ccccc1", 1)[0]
     kekule = record.bonds.copy()
@@ -142,7 +186,9 @@ def test_selection_keeps_molecules_and_the_fingerprint_knows_bonds():
     graphs = some.graphs
     other = graphs.bonds.copy()
     other[0, 2] = 2
-    same = Graphs(graphs.numbers, graphs.charges, graphs.chirality, graphs.ptr, graphs.bonds, graphs.bond_ptr, ())
+    same = Graphs(
+        graphs.numbers, graphs.charges, graphs.chirality, graphs.ptr, graphs.bonds, graphs.turns, graphs.bond_ptr, ()
+    )
     changed = dataclasses.replace(same, bonds=other)
     assert fingerprint(dataclasses.replace(some, graphs=same)) == fingerprint(some)
     assert fingerprint(dataclasses.replace(some, graphs=changed)) != fingerprint(some)
