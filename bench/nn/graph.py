@@ -99,8 +99,8 @@ def _codes(context: Batch, layout: Layout) -> PairCodes:
 class GraphEmbedding(nn.Module):
     """Learned vectors of atoms and of pairs, the same for atoms and pairs that the graph describes alike.
 
-    Atoms: a sum over element, formal charge and CIP label. Pairs: a sum over bond, topological distance and place around
-    a stereocentre. The graph beyond that, such as rings, is for the network to find.
+    Atoms: a sum over element, formal charge and CIP label. Pairs: a sum over bond, topological distance and place
+    around a stereocentre. The graph beyond that, such as rings, is for the network to find.
 
     Args:
         atom_width: channels of an atom.

@@ -33,9 +33,9 @@ class Graphs:
         bonds: [K, 4], int64: two atoms of the molecule, counted from 0, the type (1, 2, 3, and 4 for aromatic), and the
             configuration of a double bond (0 none, 1 Z, 2 E); each bond once.
         turns: [K, 2], int64: of each bond, the place of its second atom among the neighbours of its first, and of the
-            first among those of the second, from 1; 0 around an atom without a CIP label. With unit vectors u_1, u_2 and
-            u_3 from a centre to its neighbours at places 1, 2 and 3, u_1 (u_2 x u_3) > 0: the handedness, without the
-            rules by which a label follows from the whole molecule.
+            first among those of the second, from 1; 0 around an atom without a CIP label. With unit vectors u_1, u_2
+            and u_3 from a centre to its neighbours at places 1, 2 and 3, u_1 (u_2 x u_3) > 0: the handedness, without
+            the rules by which a label follows from the whole molecule.
         bond_ptr: [M + 1], first bonds.
         smiles: canonical isomeric SMILES of each molecule, without hydrogens.
     """

@@ -85,9 +85,9 @@ def bond_graphs(
     """Graphs of molecules, one for each index in `molecule`, which may repeat, as one batch on `device`.
 
     Attributes of the batch: `z` nuclear charges, `formal_charge` and `chirality` [A] as in `Graphs`; `edge_index`
-    [2, E], each bond in both directions, with `bond_type` [E] (1, 2, 3, and 4 for aromatic), `bond_configuration` [E] (0
-    none, 1 Z, 2 E) and `bond_turn` [E], the place of the second atom among the neighbours of the first (`Graphs.turns`);
-    `batch` [A] and `ptr` [M + 1].
+    [2, E], each bond in both directions, with `bond_type` [E] (1, 2, 3, and 4 for aromatic), `bond_configuration` [E]
+    (0 none, 1 Z, 2 E) and `bond_turn` [E], the place of the second atom among the neighbours of the first
+    (`Graphs.turns`); `batch` [A] and `ptr` [M + 1].
 
     Args:
         max_automorphisms: if given, also `automorphisms` [A, G], the permutations of `Graphs.automorphisms` as atoms of

@@ -225,8 +225,9 @@ def _graph(mol: Chem.Mol, order: np.ndarray, index: int) -> _Graph:
 def _turn(mol: Chem.Mol, centre: Chem.Atom) -> list[int]:
     """The neighbours of a stereocentre, the first three with a positive triple product.
 
-    By falling nuclear charge, then RDKit's canonical rank, which no order of atoms changes; the last two exchanged where
-    the product would be negative. None where two neighbours have one rank: their order would be that of the atoms.
+    By falling nuclear charge, then RDKit's canonical rank, which no order of atoms changes; the last two exchanged
+    where the product would be negative. None where two neighbours have one rank: their order would be that of the
+    atoms.
     """
     ranks = Chem.CanonicalRankAtoms(mol, breakTies=False)
     around = sorted(centre.GetNeighbors(), key=lambda atom: (-atom.GetAtomicNum(), ranks[atom.GetIdx()]))
