@@ -34,7 +34,7 @@ from bench.geometry.layout import Layout
 from bench.geometry.state import State
 from bench.nn.chain import CHAIN
 from bench.nn.context import embedding_of
-from bench.nn.graph import GRAPH
+from bench.nn.graph import GRAPH, handedness
 from bench.nn.linear import Float32Linear, answer, features_of
 from bench.nn.padded import Slots, slots_of
 from bench.references import Reference
@@ -187,6 +187,7 @@ class Pairformer(nn.Module):
         self.modulation = zero_linear(cfg.width, 2 * cfg.width)
         self.head = zero_linear(cfg.width, n_inputs, layer=Float32Linear)
         self.graph = embedding_of(context, cfg.width, cfg.depth * cfg.n_heads, pair_std=0.0)
+        self.hands = xavier_linear(10, cfg.width, layer=Float32Linear) if context == GRAPH else None
         self.registers = Registers(cfg.n_registers, cfg.width) if cfg.n_registers else None
 
     def forward(self, z: State, t: Float[Tensor, "B"]) -> State:
@@ -199,6 +200,8 @@ class Pairformer(nn.Module):
         if self.graph is not None:
             tokens = tokens + self.graph.atoms(z)
             bias = bias + self.graph.padded_pairs(z)
+        if self.hands is not None:
+            tokens = tokens + self.hands(handedness(z)).to(tokens.dtype)
         joined, atoms = layout, None
         if self.registers is not None:
             joined, atoms = self.registers.joined(layout)

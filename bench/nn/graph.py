@@ -96,6 +96,33 @@ def _codes(context: Batch, layout: Layout) -> PairCodes:
     return PairCodes(context, bond[of_pairs], steps.flatten()[of_pairs], turn[of_pairs])
 
 
+def handedness(z: State) -> Float[Tensor, "A 10"]:
+    """What the positions say of the hand of each stereocentre, zeros for other atoms.
+
+    With unit vectors u_1, u_2, u_3 to its neighbours at places 1 to 3: u_1 (u_2 x u_3), positive where the hand is the
+    right one (its sign changes under reflections), and the vectors u_2 x u_3, u_3 x u_1 and u_1 x u_2, on whose side of
+    the centre the neighbours 1, 2 and 3 belong.
+    """
+    centre, around = _centres(graph_of(z), z.layout)
+    r = z.x[around] - z.x[centre][:, None]
+    u = r / (r.square().sum(2, keepdim=True) + 1e-12).sqrt()
+    normals = torch.linalg.cross(u[:, [1, 2, 0]], u[:, [2, 0, 1]])
+    volume = (u[:, 0] * normals[:, 0]).sum(1, keepdim=True)
+    return z.x.new_zeros(len(z.x), 10).index_copy(0, centre, torch.cat([volume, normals.flatten(1)], dim=1))
+
+
+def _centres(context: Batch, layout: Layout) -> tuple[Int[Tensor, "C"], Int[Tensor, "C 3"]]:
+    """Stereocentres and their neighbours at places 1 to 3; cached in the layout."""
+    known = layout.memo.get("centres")
+    if known is None or known[0] is not context:
+        turn, (first, second) = context["bond_turn"], context["edge_index"]
+        # each centre has one neighbour at each place, so that sorted by centre the three lists agree
+        by_place = [(first[turn == k], second[turn == k]) for k in (1, 2, 3)]
+        around = torch.stack([other[centre.argsort()] for centre, other in by_place], dim=1)
+        known = layout.memo["centres"] = context, by_place[0][0].sort().values, around
+    return known[1], known[2]
+
+
 class GraphEmbedding(nn.Module):
     """Learned vectors of atoms and of pairs, the same for atoms and pairs that the graph describes alike.
 

@@ -101,7 +101,8 @@ def test_all_that_is_given_is_seen(name: str, attribute: str):
     z = state()
     assert z.context is not None
     other = z.context.clone()
-    other[attribute] = (other[attribute] == 0).long() if attribute != "z" else 9 - other.z % 3
+    changes = {"z": lambda z: 9 - z % 3, "bond_turn": lambda turn: torch.tensor([0, 2, 1, 3, 4])[turn]}
+    other[attribute] = changes.get(attribute, lambda given: (given == 0).long())(other[attribute])
     net = network(name)
     changed = State(z.parts, Layout(z.layout.sizes), other)
     assert error(net(changed, times(z)).x, net(z, times(z)).x) > 1e-5
