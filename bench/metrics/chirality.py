@@ -32,3 +32,13 @@ def tags_violated(mol: Chem.Mol, positions: np.ndarray) -> np.ndarray:
         Chem.AssignAtomChiralTagsFromStructure(conformers, confId=k, replaceExistingTags=True)
         violated[k] = sum(conformers.GetAtomWithIdx(i).GetChiralTag() != tag for i, tag in given.items())
     return violated
+
+
+def nearer_hand(mol: Chem.Mol, positions: np.ndarray) -> np.ndarray:
+    """Each conformer [n, A, 3], or its mirror image where that violates fewer of the molecule's tags; those that are
+    not finite as they are."""
+    finite = np.isfinite(positions).all(axis=(1, 2))
+    out = positions.copy()
+    as_drawn, mirrored = (tags_violated(mol, sign * positions[finite]) for sign in (1, -1))
+    out[finite] = np.where((mirrored < as_drawn)[:, None, None], -1, 1) * positions[finite]
+    return out

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from rdkit import Chem
 
-from bench.metrics.chirality import chiral_tags, tags_violated
+from bench.metrics.chirality import chiral_tags, nearer_hand, tags_violated
 from bench.metrics.molecules import error_of_ratio
 from bench.metrics.pool import in_workers, n_cores
 from bench.metrics.rmsd import SECONDS_PER_MOLECULE, rmsd_between
@@ -88,6 +88,10 @@ def compare(mol: Chem.Mol, references: np.ndarray, samples: np.ndarray, seconds:
 
 def _compare(task: tuple[Chem.Mol, np.ndarray, np.ndarray, float]) -> Compared:
     return compare(*task)
+
+
+# metrics that are taken of mirrored samples too, and where they are shown
+MATCHED = {"amr_r": Kind.QUALITY, "amr_p": Kind.QUALITY, "cov_r_0.5": Kind.DIAGNOSTIC, "cov_p_0.5": Kind.DIAGNOSTIC}
 
 
 @dataclass(frozen=True)
@@ -254,8 +258,24 @@ def evaluate_ensembles(
     n_workers: int | None = None,
     seconds: float = SECONDS_PER_MOLECULE,
 ) -> list[Value]:
-    """The metrics of this module; arguments and exceptions as of `compare_ensembles`."""
-    return compare_ensembles(references, samples, n_workers, seconds).values()
+    """The metrics of this module; arguments and exceptions as of `compare_ensembles`.
+
+    Where molecules have tags, some of them again at {'hand': 'matched'}, of samples or of their mirror images,
+    whichever violate fewer tags: ETFlow mirrors its samples so. It mends molecules with one centre, not the rest.
+    """
+    found = compare_ensembles(references, samples, n_workers, seconds)
+    tagged = [k for k, (mol, _) in enumerate(references) if chiral_tags(mol)]
+    if not tagged:
+        return found.values()
+    chosen, mirrored = [references[k] for k in tagged], [nearer_hand(references[k][0], samples[k]) for k in tagged]
+    again = dict(zip(tagged, compare_ensembles(chosen, mirrored, n_workers, seconds).molecules, strict=True))
+    matched = EnsembleEvaluation([again.get(k, one) for k, one in enumerate(found.molecules)])
+    about = "of each sample, or of its mirror image where that violates fewer tags"
+    return found.values() + [
+        replace(value, at={"hand": "matched"}, kind=MATCHED[value.name], definition=f"{value.definition}; {about}")
+        for value in matched.values()
+        if value.name in MATCHED
+    ]
 
 
 def _check(references: Sequence[Reference], samples: Sequence[np.ndarray]) -> None:

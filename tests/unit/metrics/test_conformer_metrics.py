@@ -8,7 +8,7 @@ from rdkit import Chem
 from rdkit.Chem.rdDistGeom import EmbedMultipleConfs, ETKDGv3
 
 from bench.metrics import conformers, rmsd
-from bench.metrics.chirality import chiral_tags, tags_violated
+from bench.metrics.chirality import chiral_tags, nearer_hand, tags_violated
 from bench.metrics.conformers import CURVE, compare_ensembles, evaluate_ensembles
 from bench.metrics.rmsd import rmsd_between, without_hydrogens
 from bench.records.values import Value
@@ -128,6 +128,23 @@ def test_a_mirror_image_violates_the_tags_and_costs_distance():
     assert found["amr_p"] > 0.1
     half = scalars(evaluate_ensembles([(CHIRAL, CHIRAL_X)], [np.concatenate([-CHIRAL_X, CHIRAL_X])]))
     assert half["chirality_violations"] == 0.5
+
+
+def test_mirror_images_are_matched_where_that_violates_fewer_tags():
+    """The values of a wrong hand stay beside those of the right one. Controls: one of two centres wrong stays so, and a
+    molecule without tags has no such value."""
+    x = np.concatenate([CHIRAL_X, -CHIRAL_X])
+    found = evaluate_ensembles([(CHIRAL, CHIRAL_X)], [x])
+    by = {(v.name, v.at.get("hand")): v.value for v in found if "threshold" not in v.at}
+    assert by["amr_p", "matched"] == pytest.approx(0, abs=1e-3)
+    assert (by["amr_p", None] or 0) > 0.05
+    assert by["chirality_violations", None] == 0.5
+    lost = np.concatenate([x, np.full_like(x[:1], np.nan)])
+    np.testing.assert_array_equal(nearer_hand(CHIRAL, lost), [*CHIRAL_X, *CHIRAL_X, lost[-1]])
+    (two, _), (_, other) = embedded("C[C@H](O)[C@H](C)N", 1), embedded("C[C@H](O)[C@@H](C)N", 1)
+    assert tags_violated(two, other).tolist() == tags_violated(two, -other).tolist() == [1]
+    np.testing.assert_array_equal(nearer_hand(two, other), other)
+    assert not [v for v in evaluate_ensembles([(ACHIRAL, ACHIRAL_X)], [-ACHIRAL_X]) if "hand" in v.at]
 
 
 def test_a_flat_centre_violates_its_tag():
