@@ -125,7 +125,7 @@ def references_of(arrays: dict[str, np.ndarray], split: str) -> list[Reference]:
 def rows_table(references: list[Reference], n_workers: int) -> list[str]:
     """Reference rows of the metrics of conformers, as a Markdown table."""
     values = row_values(references, n_workers=n_workers)
-    found = {(str(one.at["samples"]), one.name): one for one in values if "threshold" not in one.at}
+    found = {(str(one.at["samples"]), one.name): one for one in values if set(one.at) == {"samples"}}
 
     def cell(row: Row, name: str) -> str:
         value = found[str(row), name]
