@@ -10,7 +10,8 @@ The kind of network that present generators without equivariance use: pair biase
 The DiT differs in its view of the geometry alone: one sum of distance embeddings per token. Directions u_ij enter as
 they are, in the frame of the coordinates. Tokens are real atoms only; attention runs on padded molecules. Where a task
 gives bond graphs or chains, embeddings of the atoms are added to the tokens, and those of bond and topological
-distance, or of the separation along the chain, to the logits of attention, for each block and head.
+distance, or of the separation along the chain, to the logits of attention, for each block and head. The tokens of
+stereocentres also see their hand in the positions (`bench.nn.graph.handedness`).
 
 Two options; Proteina (Geffner et al., 2025) has the like of both. `qk_norm` normalises q_i and k_j over the channels of
 each head, with learned scales and shifts (Dehghani et al., 2023); it bounds the part of the logits that does not come

@@ -5,10 +5,11 @@ from __future__ import annotations
 import networkx as nx
 import numpy as np
 import torch
-from conformer_examples import ensembles, records_of
+from conformer_examples import ensembles, mirrored, records_of
 
 from bench.geometry.layout import Layout
-from bench.nn.graph import MAX_STEPS, pair_codes, topological_distance
+from bench.geometry.state import State
+from bench.nn.graph import MAX_STEPS, handedness, pair_codes, topological_distance
 from bench.nn.pairs import pairs_of
 from bench.structures.graphs import bond_graphs
 from bench.structures.perception import collect
@@ -47,3 +48,30 @@ def test_codes_are_cached_for_one_context_alone():
     assert pair_codes(cis, layout) is first
     assert not torch.equal(pair_codes(trans, layout).bond, first.bond)
     assert np.array_equal(pair_codes(cis, layout).bond, first.bond)
+
+
+def test_handedness_is_positive_for_the_hand_that_was_asked_for():
+    """Of each stereocentre, and each neighbour lies on the side of its normal. Controls: mirrored positions with the
+    same graph have the other sign; other atoms have zeros; a mirrored molecule with its own graph is right again."""
+    record = records_of("C[C@H](F)[C@@H](O)CS(=O)C", 1)[0]
+    both, _ = collect([record, mirrored(record)])
+    layout = Layout(both.n_atoms)
+    x = torch.from_numpy(both.positions).double()
+    graph = bond_graphs(both.graphs, both.molecule)
+    z = State({"x": x}, layout, graph)
+    found = handedness(z)
+    centres = torch.from_numpy(both.graphs.chirality != 0)
+    assert centres.sum() == 6
+    assert (found[centres, 0] > 0.1).all()
+    assert not found[~centres].any()
+    torch.testing.assert_close(handedness(z.replace(x=-x))[:, 0], -found[:, 0])
+    first, second = graph["edge_index"]
+    for k in (1, 2, 3):
+        chosen = graph["bond_turn"] == k
+        normal = found[first[chosen], 3 * k - 2 : 3 * k + 1]
+        assert (((x[second[chosen]] - x[first[chosen]]) * normal).sum(1) > 0.1).all()
+    Q = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).Q
+    Q = Q * torch.linalg.det(Q)
+    turned = handedness(z.replace(x=x @ Q.T))
+    torch.testing.assert_close(turned[:, 0], found[:, 0])
+    torch.testing.assert_close(turned[:, 1:].unflatten(1, (3, 3)), found[:, 1:].unflatten(1, (3, 3)) @ Q.T)
