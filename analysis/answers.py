@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import fill
 
@@ -31,6 +32,7 @@ LAPTOP, TURNED = "qm9_laptop", "qm9_turned"  # the same data as stored, and each
 REMOVED = GRADIENT, TARGET = "gradient_variance_removed", "target_variance_removed"
 LIMIT, ESTIMATORS = "target_variance_removed_limit", ("exact", "local", "uniform")
 LAW = (P := "rotation_law_p", "rotation_law_first_mean", "rotation_law_second_mean", "rotation_law_swap_excess_mean")
+QM9, OTHERS = ("qm9",), ("mini_conformers", "mini_crystals", "crystals", "mini_proteins", "proteins")  # data sets
 OUTCOMES = ("nll", "validation_loss", "molecule_stability", "validity")
 LEAD = """# Answers
 
@@ -79,9 +81,9 @@ def published(results: Path) -> Frame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def chosen(values: Frame, *names: str, curves: bool = False, data: str = "qm9") -> Frame:
-    """Values of these names on one data set: scalars, or points of curves over t."""
-    rows = values[values["name"].isin(names) & (values["data"] == data) & values["value"].notna()]
+def chosen(values: Frame, *names: str, curves: bool = False, data: Sequence[str] = QM9) -> Frame:
+    """Values of these names on some data sets: scalars, or points of curves over t."""
+    rows = values[values["name"].isin(names) & values["data"].isin(data) & values["value"].notna()]
     over_time = rows[TIME].notna() if TIME in rows else rows["scalar"] & False
     return rows[over_time if curves else rows["scalar"]]
 
@@ -164,17 +166,19 @@ def symmetry_in_short(values: Frame) -> list[str]:
     return [f"Error after {step:.0f} steps: {listed(found)}." for step, found in by_steps if found]
 
 
-def variance_in_short(values: Frame) -> list[str]:
-    rows, found = chosen(values, *REMOVED, LIMIT), []
-    target, gradient = (
-        {kind: ends(own) for kind in ESTIMATORS if (own := means(rows, name, estimator=kind))}
-        for name in (TARGET, GRADIENT)
-    )
-    if target and (limit := means(rows, LIMIT)):
-        found.append(f"Of the target's variance, at most {ends(limit)} units can be removed: {listed(target)}.")
-    if gradient:
-        unit = columns(rows[rows["name"] == GRADIENT])[0].unit
-        found.append(f"Of the gradient's variance, over all times of training and rows ({unit}): {listed(gradient)}.")
+def variance_in_short(values: Frame, data: Sequence[str] = QM9) -> list[str]:
+    rows, found = chosen(values, *REMOVED, LIMIT, data=data), []
+    for study, own in rows.groupby("study"):
+        target, gradient = (
+            {kind: ends(of) for kind in ESTIMATORS if (of := means(own, name, estimator=kind))}
+            for name in (TARGET, GRADIENT)
+        )
+        if target and (limit := means(own, LIMIT)):
+            units = f"at most {ends(limit)} units can be removed: {listed(target)}"
+            found.append(f"{study}: of the target's variance, {units}.")
+        if gradient:
+            unit = columns(own[own["name"] == GRADIENT])[0].unit
+            found.append(f"{study}: of the gradient's variance, over all times and rows ({unit}): {listed(gradient)}.")
     return found
 
 
@@ -211,21 +215,20 @@ def symmetry(values: Frame) -> list[Table]:
     return found + over_time(chosen(values, "equivariance_error", SHARE, curves=True), "Within the path")
 
 
-def variance(values: Frame) -> list[Table]:
-    """The target's, which no network changes, of one run for each study; the gradient's of all rows."""
-
-    def of_one(rows: Frame) -> Frame:
-        return rows[rows["run"] == rows.groupby("study")["run"].transform("first")]
-
-    scalar, curves = chosen(values, *REMOVED, LIMIT), chosen(values, *REMOVED, LIMIT, curves=True)
-    gradient, curve = (rows[rows["name"] == GRADIENT] for rows in (scalar, curves))
-    target, target_curve = (of_one(rows[rows["name"] != GRADIENT]) for rows in (scalar, curves))
-    return [
-        *scalars(target, "Of the target, over all times of training; the same for every network, so one run is shown."),
-        *over_time(target_curve, "Of the target, within the path"),
-        *scalars(gradient, "Of the gradient, over all times of training."),
-        *over_time(curve, "Of the gradient, within the path"),
-    ]
+def variance(values: Frame, data: Sequence[str] = QM9) -> list[Table]:
+    """Study by study: the target's, which no network changes, of one run; the gradient's of all rows."""
+    scalar, curves = (chosen(values, *REMOVED, LIMIT, curves=over_t, data=data) for over_t in (False, True))
+    found = []
+    for study in dict.fromkeys([*scalar["study"], *curves["study"]]):
+        means_here, curves_here = (rows[rows["study"] == study] for rows in (scalar, curves))
+        target, of_t = (rows[rows["name"] != GRADIENT] for rows in (means_here, curves_here))
+        target, of_t = (rows[rows["run"] == rows["run"].head(1).squeeze()] for rows in (target, of_t))
+        about = f"{study}, over all times of training: of the"
+        found += scalars(target, f"{about} target, the same for every network, so that one run is shown.")
+        found += over_time(of_t, f"{study}, within the path")
+        found += scalars(means_here[means_here["name"] == GRADIENT], f"{about} gradient.")
+        found += over_time(curves_here[curves_here["name"] == GRADIENT], f"{study}, within the path")
+    return found
 
 
 def frames(values: Frame) -> list[Table]:
@@ -266,6 +269,13 @@ QUESTIONS = (
         "the measure `variance`",
         variance_in_short,
         variance,
+    ),
+    Question(
+        "And on conformers, crystals and proteins?",
+        "The same, of rotations and of shifts of the torus. With flow matching the units are those of the velocity.",
+        "the measure `variance` on such data",
+        partial(variance_in_short, data=OTHERS),
+        partial(variance, data=OTHERS),
     ),
     Question(
         "Does gamma leave the Haar measure?",

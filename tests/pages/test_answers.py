@@ -106,12 +106,13 @@ def test_answers_in_short_are_those_of_the_tables(results):
     page = answers.page(results).replace("\n  ", " ")
     short = [line for line in page.splitlines() if line.startswith("- ")]
     assert short[:2] == [
-        "- Of the target's variance, at most 3.00 units can be removed: exact 2.75, uniform 0.500.",
-        "- Of the gradient's variance, over all times of training and rows (%): exact 12.5, uniform 6.2.",
+        "- qm9_laptop: of the target's variance, at most 3.00 units can be removed: exact 2.75, uniform 0.500.",
+        "- qm9_laptop: of the gradient's variance, over all times and rows (%): exact 12.5, uniform 6.2.",
     ]
     assert f"Molecule stability (%) 50.0 (stored: {stored:.1f})" in short[-1]
-    assert short[2] == "- By how many % the loss is lower on stored than on turned data: all other rows 12.5."
-    assert len(short) == 4  # nothing of the law of rotations, which has no p-value
+    assert all(line.startswith("- qm9_turned: of the") for line in short[2:4])
+    assert short[4] == "- By how many % the loss is lower on stored than on turned data: all other rows 12.5."
+    assert len(short) == 6  # nothing of the law of rotations, which has no p-value
     measured(results, "rotation_law", [*law, Value(answers.P, "p", 0.5, at={"rotation": "own"})])
     line = "`haar` on pairformer 80x4: second moment 0.250, of as many draws from Haar 0.500; p-value of Haar 0.500."
     assert line in answers.page(results).replace("\n  ", " ")
