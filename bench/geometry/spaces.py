@@ -126,19 +126,25 @@ class Torus(Space):
 
     def displacement(self, z: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         del alpha
-        images = self._images(z - clean)
-        weight = (-0.5 * (images / sigma[..., None]).square()).softmax(-1)
-        return (weight * images).sum(-1) / sigma
+        return self.wrapped(z - clean, sigma)[1]
 
     def log_likelihood(self, z: Tensor, clean: Tensor, alpha: Tensor, sigma: Tensor) -> Float[Tensor, "N"]:
         del alpha
-        return torch.logsumexp(-0.5 * (self._images(z - clean) / sigma[..., None]).square(), dim=-1).sum(-1)
+        return self.wrapped(z - clean, sigma)[0].sum(-1)
 
-    def _images(self, d: Tensor) -> Tensor:
-        """d + k for all k, with d first brought into [-1/2, 1/2)."""
+    def wrapped(self, d: Float[Tensor, "*N"], sigma: Tensor) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
+        """log sum_k exp(-(d + k)^2 / (2 sigma^2)) and E[eps | d], of displacements one by one.
+
+        Args:
+            sigma: of each, broadcast against d.
+        """
         nearest = d - (d + 0.5).floor()
-        k = torch.arange(-self.IMAGES, self.IMAGES + 1, device=d.device, dtype=d.dtype)
-        return nearest[..., None] + k
+        images = nearest[..., None] + torch.arange(-self.IMAGES, self.IMAGES + 1, device=d.device, dtype=d.dtype)
+        exponents = -0.5 * (images / sigma[..., None]).square()
+        largest = exponents[..., self.IMAGES]  # of the nearest image
+        weights = (exponents - largest[..., None]).exp()
+        total = weights.sum(-1)
+        return largest + total.log(), (weights * images).sum(-1) / (total * sigma)
 
 
 class Spaces(Mapping[str, Space]):

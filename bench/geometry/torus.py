@@ -112,16 +112,10 @@ class TorusShift(Group):
         state, space = noised.z_t, noised.spaces[self.part]
         d = state.parts[self.part].double() - noised.clean.parts[self.part].double()
         tau, spacing = self.nodes(noised)
-        moved = (d[..., None] - state.per_atom(tau)).reshape(-1, 1)  # each axis of each atom at each node on its own
-        sigma = (
-            state.per_atom(noised.level.of(self.part).sigma.double())[:, None, None]
-            .expand(len(d), 3, self.n_nodes)
-            .reshape(-1, 1)
-        )
-        zero, one = torch.zeros_like(moved), torch.ones_like(moved)
-        shape = (len(d), 3, self.n_nodes)
-        log_w = state.sum_over_atoms(space.log_likelihood(moved, zero, one, sigma).view(shape))
-        return log_w, space.displacement(moved, zero, one, sigma).view(shape), spacing
+        assert isinstance(space, Torus)
+        sigma = state.per_atom(noised.level.of(self.part).sigma.double())[:, None, None]
+        log_p, noise = space.wrapped(d[..., None] - state.per_atom(tau), sigma)
+        return state.sum_over_atoms(log_p), noise, spacing
 
     @torch.no_grad()
     def posterior_mean(self, noised: Noised) -> State:
