@@ -174,11 +174,10 @@ def variance_in_short(values: Frame, data: Sequence[str] = QM9) -> list[str]:
             for name in (TARGET, GRADIENT)
         )
         if target and (limit := means(own, LIMIT)):
-            units = f"at most {ends(limit)} units can be removed: {listed(target)}"
-            found.append(f"{study}: of the target's variance, {units}.")
+            found.append(f"{study}: of the target's variance, {listed(target)} units (at small noise {ends(limit)}).")
         if gradient:
             unit = columns(own[own["name"] == GRADIENT])[0].unit
-            found.append(f"{study}: of the gradient's variance, over all times and rows ({unit}): {listed(gradient)}.")
+            found.append(f"{study}: of the gradient's, {listed(gradient)} {unit}, from row to row.")
     return found
 
 
@@ -264,8 +263,9 @@ QUESTIONS = (
     ),
     Question(
         "How much variance does each estimator remove on QM9, and at which t?",
-        "At fixed weights. What averaging over the group can remove of the target is bounded by the dimension of the "
-        "group, in units of the noise; what it removes of the gradient is what a training step gains.",
+        "At fixed weights, over all times of training. At small noise, averaging over the group can remove as many "
+        "units of the target's variance as the group has dimensions, one unit being that of one coordinate of the "
+        "noise; what it removes of the gradient's is what a training step gains.",
         "the measure `variance`",
         variance_in_short,
         variance,

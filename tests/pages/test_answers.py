@@ -106,8 +106,8 @@ def test_answers_in_short_are_those_of_the_tables(results):
     page = answers.page(results).replace("\n  ", " ")
     short = [line for line in page.splitlines() if line.startswith("- ")]
     assert short[:2] == [
-        "- qm9_laptop: of the target's variance, at most 3.00 units can be removed: exact 2.75, uniform 0.500.",
-        "- qm9_laptop: of the gradient's variance, over all times and rows (%): exact 12.5, uniform 6.2.",
+        "- qm9_laptop: of the target's variance, exact 2.75, uniform 0.500 units (at small noise 3.00).",
+        "- qm9_laptop: of the gradient's, exact 12.5, uniform 6.2 %, from row to row.",
     ]
     assert f"Molecule stability (%) 50.0 (stored: {stored:.1f})" in short[-1]
     assert all(line.startswith("- qm9_turned: of the") for line in short[2:4])
