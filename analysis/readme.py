@@ -20,7 +20,7 @@ NONE_YET = "No published results yet; `make ablation-qm9 publish readme` makes t
 
 
 def section(report: Path) -> str:
-    """The published main table, the figure and a link to the report; one line if nothing is published."""
+    """The published main table, the figure, and links to all reports; one line if nothing is published."""
     table = report / "main.md"
     if not table.is_file():
         return NONE_YET
@@ -28,6 +28,12 @@ def section(report: Path) -> str:
         f"![{title}]({report.as_posix()}/{name})" for name, title in FIGURES.items() if (report / name).is_file()
     ]
     link = f"All tables, figures and the provenance of every run: [{report.as_posix()}]({report.as_posix()}/report.md)."
+    others = [
+        f"[{path.parents[1].name}]({path.as_posix()})"
+        for path in sorted(report.parents[1].glob("*/report/report.md"))
+        if path.parent != report
+    ]
+    link += f" Other studies: {', '.join(others)}." if others else ""
     return "\n\n".join([table.read_text().strip(), *figures, link])
 
 

@@ -45,6 +45,18 @@ def test_a_readme_out_of_date_is_found_and_filled(checkout):
     assert text.endswith("tail\n")
 
 
+def test_other_published_studies_are_linked(checkout):
+    """Control: where there is none, nothing is said of others."""
+    (readme.REPORT / "main.md").write_text("| Method |\n")
+    assert readme.main([]) == 0
+    assert "Other studies" not in (checkout / "README.md").read_text()
+    other = checkout / "results" / "another" / "report"
+    other.mkdir(parents=True)
+    (other / "report.md").touch()
+    assert readme.main([]) == 0
+    assert "Other studies: [another](results/another/report/report.md)." in (checkout / "README.md").read_text()
+
+
 def test_a_study_that_is_not_published_leaves_a_line(checkout):
     assert readme.main([]) == 0
     assert readme.NONE_YET in (checkout / "README.md").read_text()
