@@ -84,5 +84,5 @@ def _panel(axes: Axes, study: Study, groups: list[Group], column: Column) -> Non
     for value in set(study.data_values(column)):
         axes.axvline(value * column.scale, **DATA)
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.set_title(fill(f"{column.label}{ARROWS[column.better]}", 32), fontsize=7.5)
+    axes.set_title(fill(f"{column.label}{ARROWS[column.better]}", 26), fontsize=7.5)
     axes.set_xlabel(column.unit, fontsize=7)
