@@ -223,7 +223,7 @@ def variance(values: Frame, data: Sequence[str] = QM9) -> list[Table]:
         target, of_t = (rows[rows["name"] != GRADIENT] for rows in (means_here, curves_here))
         target, of_t = (rows[rows["run"] == rows["run"].head(1).squeeze()] for rows in (target, of_t))
         about = f"{study}, over all times of training: of the"
-        found += scalars(target, f"{about} target, the same for every network, so that one run is shown.")
+        found += scalars(target, f"{about} target, which no network changes, so that one run is shown.")
         found += over_time(of_t, f"{study}, within the path")
         found += scalars(means_here[means_here["name"] == GRADIENT], f"{about} gradient.")
         found += over_time(curves_here[curves_here["name"] == GRADIENT], f"{study}, within the path")
